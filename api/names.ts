@@ -1,0 +1,76 @@
+/**
+ * Every name that other software sees: API group, labels, kernel objects, marks, ports, rule priorities.
+ * One place, so that an operator can find what Sluice owns (design §2) and two programs cannot disagree.
+ */
+
+/** API group and version of every kind of ours. */
+export const API_GROUP = 'sluice.dev';
+export const API_VERSION = 'sluice.dev/v1alpha1';
+
+/** Namespace whose ExternalServices a cluster rule names without a prefix. */
+export const CONTROLLER_NAMESPACE = 'sluice-system';
+/** A namespace with this label "true" lends its ExternalServices to cluster rules as `namespace/name`. */
+export const LABEL_TRUSTED_SERVICES = 'sluice.dev/trusted-services';
+/** Label that the API server puts on every namespace: its own name. */
+export const LABEL_NAMESPACE_NAME = 'kubernetes.io/metadata.name';
+/** Label by which an EndpointSlice names its Service. */
+export const LABEL_SERVICE_NAME = 'kubernetes.io/service-name';
+
+/** nftables tables, both of family inet. Nothing outside tables named `sluice*` is touched. */
+export const NFT_TABLE_GATEWAY = 'sluice';
+export const NFT_TABLE_NODE = 'sluice_node';
+
+/** VXLAN device in metadata mode, on nodes and gateways. */
+export const TUNNEL_DEVICE = 'sluice-vx';
+/** Default UDP port: not the CNI's 4789 or 8472, since a metadata device cannot share a port. */
+export const TUNNEL_PORT = 4793;
+/** Bytes that VXLAN adds over an IPv4 and an IPv6 underlay: outer IP, UDP 8, VXLAN 8, inner Ethernet 14. */
+export const TUNNEL_OVERHEAD = { 4: 50, 6: 70 } as const;
+/**
+ * One MAC for all gateways, another for all nodes. Were they one, the receiver would drop every frame as a loop
+ * (measured.md, part 0). Locally administered.
+ */
+export const TUNNEL_MAC_GATEWAY = '02:73:6c:75:00:01';
+export const TUNNEL_MAC_NODE = '02:73:6c:75:00:02';
+/** On-link next hops that stand for "the other end" on the tunnel device; permanent neighbour entries carry the MAC. */
+export const TUNNEL_PEER = { 4: '169.254.77.1', 6: 'fe80::5:1c:77:1' } as const;
+
+/** Routing tables. Nodes: NODE_TABLE_BASE + shard index. */
+export const TABLE_GATEWAY_RETURN = 7790;
+export const TABLE_GATEWAY_EGRESS = 7791;
+export const NODE_TABLE_BASE = 7800;
+/** `ip rule` priorities; before `main` (32766). Nodes: NODE_RULE_PRIORITY + shard index. */
+export const RULE_PRIORITY_RETURN = 7790;
+export const RULE_PRIORITY_EGRESS = 7791;
+export const RULE_PRIORITY_NODE = 7800;
+/** Routing protocol number put on every route of ours (rtnetlink `rtm_protocol`), so that list → diff sees only ours. */
+export const ROUTE_PROTOCOL = 177;
+
+/**
+ * Node: bits of packet mark and ct mark that are ours. The value is the shard's index (1 to 253) or MARK_HELD.
+ * Low bits, since kube-proxy uses 0xc000, Cilium 0x0f00, Calico 0xffff0000.
+ */
+export const NODE_MARK_MASK = 0x000000ff;
+export const NODE_SHARDS_MAX = 253;
+/** Value (before shifting into the mask) of a packet that waits in the hold queue. */
+export const NODE_MARK_HELD = 0xfe;
+
+/**
+ * Gateway: bits of the ct mark that are ours: the top one says *decided*, the others carry the deciding rule.
+ * The packet mark is ours only between the forward hook's first and last rule: it is zero again when a packet leaves.
+ */
+export const GATEWAY_CT_MASK = 0xffffff00;
+export const CT_DECIDED = 0x80000000;
+export const CT_RULE_MASK = 0x7fffff00;
+export const CT_RULE_SHIFT = 8;
+
+/** nfnetlink_log group of denials on a gateway, NFQUEUE number of held packets on a node. */
+export const NFLOG_GROUP = 7790;
+export const HOLD_QUEUE = 7790;
+
+/** TCP ports: plan stream (controller, mutual TLS); metrics and health of each program. */
+export const PORT_PLAN_STREAM = 7790;
+export const PORT_METRICS = { controller: 7791, gateway: 7792, node: 7793 } as const;
+
+/** URI subject alternative name in a certificate: `sluice://gateway/gw-a`. */
+export const CERT_URI_PREFIX = 'sluice://';

@@ -1,0 +1,180 @@
+/**
+ * Plans: everything that one gateway or one node must have in force, as plain JSON data (design §1, "plan").
+ * A plan is a set of named collections of keyed values, so that a delta is "set these keys, delete those" and
+ * needs no knowledge of what the values mean (plan-delta.ts). All addresses are canonical text (address.ts).
+ */
+
+export type Family = 4 | 6;
+export const families = [4, 6] as const;
+/** A value per address family; a family that is absent has none. */
+export interface PerFamily<T> {
+  4?: T;
+  6?: T;
+}
+
+export type Context = 'cluster' | 'namespace' | 'service';
+export const contexts = ['cluster', 'namespace', 'service'] as const;
+export type Action = 'accept' | 'accept-decisively' | 'drop' | 'reject';
+export type SteeringMode = 'VXLAN' | 'Direct';
+
+export interface PoolSettings {
+  pool: string;
+  defaultAction: 'Drop' | 'Accept';
+  unassigned: 'Drop' | 'Bypass';
+  internalInterface: string;
+  externalInterface: string;
+  /** Routers on the external link; absent: the machine's own routes decide. */
+  externalGateway: PerFamily<string>;
+  steering: { mode: SteeringMode; vni: number; port: number; mtu: number | null };
+  /** Prefixes that are never steered and that a gateway never forwards to. */
+  clusterCIDRs: string[];
+  excludedCIDRs: string[];
+}
+
+export interface GatewayEntry {
+  /** Underlay address; its family is the family of the tunnel's outer header. */
+  internalAddress: string;
+  /** Every address that the gateway reported as its own (inside, outside): hairpin destinations. */
+  addresses: string[];
+}
+
+export interface NodeEntry {
+  /** Underlay addresses, from which tunnel packets of this node may come. */
+  addresses: string[];
+  podCIDRs: string[];
+}
+
+export interface ShardEntry {
+  /** 1 to 253, unique among all pools; the node's mark. */
+  index: number;
+  nextHops: PerFamily<string>;
+  /** Gateways in rendezvous order; the first holds the shard (until the HA work). */
+  order: string[];
+  /** Egress IPs given out that hash to this shard. */
+  egressIPs: string[];
+}
+
+export interface Egress {
+  address: string;
+  shard: string;
+}
+
+/** A pod that the pool carries. Keyed by uid. */
+export interface WorkloadEntry {
+  namespace: string;
+  name: string;
+  uid: string;
+  node: string;
+  /** Names of the Services that list it as an endpoint. */
+  services: string[];
+  addresses: string[];
+  /** Key into `groups`. */
+  group: string;
+  egress: PerFamily<Egress>;
+}
+
+/** Workloads with one policy: the rules that can apply to them, in the order in which they are walked. */
+export interface GroupEntry {
+  namespace: string;
+  rules: Record<Context, string[]>;
+}
+
+/** Keyed by id: `cluster/NAME`, `namespace/NS/NAME`, `service/NS/NAME`. */
+export interface RuleEntry {
+  context: Context;
+  /** Namespace of the rule; absent for a cluster rule. */
+  namespace?: string;
+  name: string;
+  action: Action;
+  priority: number;
+  /** Keys into `services`, or '*' for any destination. */
+  services: string[] | '*';
+}
+
+/** A set of destinations: any of `addresses`, with any of `ports`. Keyed by `namespace/name`. */
+export interface ServiceEntry {
+  /** Canonical prefixes (`10.0.0.0/8`, `10.0.0.1/32`) or ranges (`10.0.0.1-10.0.0.9`), both families. */
+  addresses: string[];
+  /** null: every protocol. */
+  ports: PortEntry[] | null;
+}
+
+export interface PortEntry {
+  /** IP protocol number. */
+  protocol: number;
+  /** Inclusive ranges; null: all of the protocol. Only for TCP, UDP and SCTP. */
+  ports: [number, number][] | null;
+}
+
+export interface GatewayPlan {
+  settings: { pool: PoolSettings } | Record<string, never>;
+  gateways: Record<string, GatewayEntry>;
+  nodes: Record<string, NodeEntry>;
+  shards: Record<string, ShardEntry>;
+  workloads: Record<string, WorkloadEntry>;
+  groups: Record<string, GroupEntry>;
+  rules: Record<string, RuleEntry>;
+  services: Record<string, ServiceEntry>;
+}
+
+/** What the data path's policy is made of; a GatewayPlan has it all. */
+export type Policy = Pick<GatewayPlan, 'settings' | 'workloads' | 'groups' | 'rules' | 'services'>;
+
+export interface NodeSettings {
+  node: string;
+  podCIDRs: string[];
+  /** UDP port of the tunnel and its device MTU (null: the underlay's less the overhead). */
+  port: number;
+  mtu: number | null;
+  clusterCIDRs: string[];
+  excludedCIDRs: string[];
+}
+
+/** A shard as a node sees it. Keyed by `pool/shard`. */
+export interface NodeShardEntry {
+  index: number;
+  mode: SteeringMode;
+  vni: number;
+  nextHops: PerFamily<string>;
+}
+
+/** Where a workload's off-cluster packets of one family go. */
+export type Steer = { shard: string } | 'bypass' | 'drop';
+
+/**
+ * A pod of this node. A pod that the pool carries appears only after the gateways of its shard acknowledged it
+ * (design §6): its presence here *is* the release. Keyed by uid.
+ */
+export interface NodeWorkloadEntry {
+  namespace: string;
+  name: string;
+  uid: string;
+  addresses: string[];
+  steer: PerFamily<Steer>;
+}
+
+export interface NodePlan {
+  settings: { node: NodeSettings } | Record<string, never>;
+  shards: Record<string, NodeShardEntry>;
+  /** Gateways' addresses: tunnel packets may come from them; workloads may not send to them. */
+  gateways: Record<string, GatewayEntry>;
+  workloads: Record<string, NodeWorkloadEntry>;
+}
+
+export type PlanRole = 'gateway' | 'node';
+export interface PlanOf {
+  gateway: GatewayPlan;
+  node: NodePlan;
+}
+
+export const emptyGatewayPlan = (): GatewayPlan => ({
+  settings: {},
+  gateways: {},
+  nodes: {},
+  shards: {},
+  workloads: {},
+  groups: {},
+  rules: {},
+  services: {},
+});
+export const emptyNodePlan = (): NodePlan => ({ settings: {}, shards: {}, gateways: {}, workloads: {} });
