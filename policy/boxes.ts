@@ -1,0 +1,166 @@
+/**
+ * External services as disjoint boxes, the form in which nftables takes them: a concatenated interval set (pipapo)
+ * refuses elements that overlap in part, so the union of all services of a rule is cut into boxes that do not.
+ * Three lists, one per set: any protocol (address), all of a protocol (address, protocol), ports (address, protocol,
+ * port). Each list is disjoint in itself and neighbours are merged; the union of the three is exactly the services'.
+ * Left out: boxes of one list are not taken away from another's, since three lookups do not mind overlap.
+ */
+
+import type { Range } from '../api/address.ts';
+import { parseRange } from '../api/address.ts';
+import type { Family, ServiceEntry } from '../api/plan.ts';
+import { portRangesOf } from './destination.ts';
+
+export interface ProtocolBox {
+  range: Range;
+  protocol: number;
+}
+
+export interface PortBox {
+  range: Range;
+  protocol: number;
+  first: number;
+  last: number;
+}
+
+export interface Boxes {
+  /** Every protocol. */
+  addresses: Range[];
+  /** Every port, type and code of a protocol. */
+  protocols: ProtocolBox[];
+  ports: PortBox[];
+}
+
+type Interval = [first: bigint, last: bigint];
+/** Addresses (disjoint, sorted) with any of `ports`. */
+interface Slab {
+  intervals: Interval[];
+  ports: [number, number][];
+}
+
+export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
+  const everything: Interval[] = [];
+  const wholeProtocols = new Map<number, Interval[]>();
+  const slabs = new Map<number, Slab[]>();
+  for (const service of services) {
+    const intervals = merge(intervalsOf(service, family));
+    if (intervals.length === 0) continue;
+    if (service.ports === null) {
+      everything.push(...intervals);
+      continue;
+    }
+    for (const entry of service.ports) {
+      const ports = portRangesOf(entry);
+      if (ports === null) getOr(wholeProtocols, entry.protocol).push(...intervals);
+      else getOr(slabs, entry.protocol).push({ intervals, ports });
+    }
+  }
+  const range = ([first, last]: Interval): Range => ({ family, first, last });
+  return {
+    addresses: merge(everything).map(range),
+    protocols: byNumber(wholeProtocols).flatMap(([protocol, intervals]) =>
+      merge(intervals).map((interval) => ({ range: range(interval), protocol })),
+    ),
+    ports: byNumber(slabs).flatMap(([protocol, list]) =>
+      sweep(list).map(({ interval, first, last }) => ({ range: range(interval), protocol, first, last })),
+    ),
+  };
+}
+
+function intervalsOf(service: ServiceEntry, family: Family): Interval[] {
+  const intervals: Interval[] = [];
+  for (const text of service.addresses) {
+    const parsed = parseRange(text);
+    // A plan holds canonical text (plan.ts): anything else is our own mistake.
+    if (!parsed.ok) throw new TypeError(`service address ${JSON.stringify(text)}: ${parsed.error}`);
+    if (parsed.value.family === family) intervals.push([parsed.value.first, parsed.value.last]);
+  }
+  return intervals;
+}
+
+/** Sorted, disjoint, neighbours merged. */
+function merge(intervals: Interval[]): Interval[] {
+  const merged: Interval[] = [];
+  for (const [first, last] of intervals.toSorted((a, b) => compare(a[0], b[0]))) {
+    const open = merged.at(-1);
+    if (open !== undefined && first <= open[1] + 1n) {
+      if (last > open[1]) open[1] = last;
+    } else merged.push([first, last]);
+  }
+  return merged;
+}
+
+/**
+ * A line swept over the addresses. Port numbers are cut at every bound that occurs; each segment counts the slabs
+ * that cover it where the line stands. Where the covered runs of ports change, boxes whose run ended are closed and
+ * new ones opened; a run that stays keeps its box, which is what merges neighbours.
+ */
+function sweep(slabs: Slab[]): { interval: Interval; first: number; last: number }[] {
+  const cuts = [...new Set(slabs.flatMap(({ ports }) => ports.flatMap(([first, last]) => [first, last + 1])))];
+  cuts.sort((a, b) => a - b);
+  const indexOf = new Map(cuts.map((cut, index) => [cut, index]));
+  const events: { at: bigint; slab: Slab; step: 1 | -1 }[] = [];
+  for (const slab of slabs) {
+    for (const [first, last] of slab.intervals) {
+      events.push({ at: first, slab, step: 1 }, { at: last + 1n, slab, step: -1 });
+    }
+  }
+  events.sort((a, b) => compare(a.at, b.at));
+
+  const cover = new Int32Array(cuts.length);
+  const touched = new Map<number, boolean>();
+  let open = new Map<string, { from: bigint; first: number; last: number }>();
+  const boxes: { interval: Interval; first: number; last: number }[] = [];
+  for (let i = 0; i < events.length; ) {
+    const at = events[i]?.at ?? 0n;
+    touched.clear();
+    for (let event = events[i]; event !== undefined && event.at === at; event = events[++i]) {
+      for (const [first, last] of event.slab.ports) {
+        const end = indexOf.get(last + 1) ?? 0;
+        for (let segment = indexOf.get(first) ?? 0; segment < end; segment++) {
+          const before = cover[segment] ?? 0;
+          if (!touched.has(segment)) touched.set(segment, before > 0);
+          cover[segment] = before + event.step;
+        }
+      }
+    }
+    // Most events of a big list (an address ends where its neighbour begins) change nothing.
+    if (![...touched].some(([segment, covered]) => (cover[segment] ?? 0) > 0 !== covered)) continue;
+    const next: typeof open = new Map();
+    for (const [first, last] of coveredRuns(cuts, cover)) {
+      const key = `${first}-${last}`;
+      next.set(key, open.get(key) ?? { from: at, first, last });
+      open.delete(key);
+    }
+    for (const { from, first, last } of open.values()) boxes.push({ interval: [from, at - 1n], first, last });
+    open = next;
+  }
+  return boxes.sort((a, b) => compare(a.interval[0], b.interval[0]) || a.first - b.first);
+}
+
+function coveredRuns(cuts: number[], cover: Int32Array): [number, number][] {
+  const runs: [number, number][] = [];
+  for (let segment = 0; segment + 1 < cuts.length; segment++) {
+    if ((cover[segment] ?? 0) === 0) continue;
+    const first = cuts[segment] ?? 0;
+    const last = (cuts[segment + 1] ?? 0) - 1;
+    const open = runs.at(-1);
+    if (open !== undefined && open[1] + 1 === first) open[1] = last;
+    else runs.push([first, last]);
+  }
+  return runs;
+}
+
+function compare(a: bigint, b: bigint): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}
+
+function byNumber<T>(map: Map<number, T>): [number, T][] {
+  return [...map].sort((a, b) => a[0] - b[0]);
+}
+
+function getOr<T>(map: Map<number, T[]>, key: number): T[] {
+  const list = map.get(key) ?? [];
+  map.set(key, list);
+  return list;
+}

@@ -1,0 +1,60 @@
+/**
+ * The words of the evaluator: what goes in, what comes out, and the walk written down as data (design §4, §9 explain).
+ * Types only, so that the walk (evaluate.ts) and its wording (explain.ts) need not know each other.
+ */
+
+import type { Action, Context, RuleEntry } from '../api/plan.ts';
+import type { Reason } from '../api/reasons.ts';
+import type { ServiceTest } from './destination.ts';
+
+/** A flow as its first packet shows it, before SNAT. Addresses are canonical text of one family. */
+export interface Flow {
+  source: string;
+  destination: string;
+  protocol: number;
+  /** TCP, UDP and SCTP only. */
+  destinationPort?: number;
+}
+
+export interface Decision {
+  verdict: 'accept' | 'drop' | 'reject';
+  reason: Reason;
+  /** Where the walk ended, if a rule decided. */
+  context?: Context;
+  rule?: string;
+}
+
+/** A rule that the walk considered. */
+export interface Step {
+  context: Context;
+  /** Rule id. */
+  rule: string;
+  action: Action;
+  matched: boolean;
+  why: string;
+}
+
+export interface ContextOutcome {
+  context: Context;
+  outcome: 'accepted' | 'decided' | 'no-match' | 'not-reached';
+  /** The rule that decided the context. */
+  rule?: string;
+  why: string;
+}
+
+export interface Explanation {
+  decision: Decision;
+  steps: Step[];
+  contexts: ContextOutcome[];
+  /** The decision in one or two plain sentences. */
+  summary: string;
+  /** Key of the workload that the source belongs to. */
+  workload?: string;
+}
+
+export interface CompiledRule {
+  id: string;
+  entry: RuleEntry;
+  /** One per name; undefined: there is no such external service, and it matches nothing. */
+  services: { name: string; test: ServiceTest | undefined }[];
+}

@@ -1,0 +1,152 @@
+/**
+ * What a policy means for a flow (design §4.1–4.4, §4.9): the one evaluator. `explain`, the re-check of established
+ * flows and the tests' oracle call it, and the nftables compiler must agree with it on every packet.
+ * decide and explain are one walk; explain only writes down what the walk saw.
+ * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits, audit.
+ */
+
+import type { Address } from '../api/address.ts';
+import { parseAddress } from '../api/address.ts';
+import type { Context, GroupEntry, Policy, WorkloadEntry } from '../api/plan.ts';
+import { contexts } from '../api/plan.ts';
+import type { CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
+import type { Destination } from './destination.ts';
+import { compileService, hasPorts } from './destination.ts';
+import { describeContext, describeDecision, describeMatch } from './explain.ts';
+
+export type { ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
+
+export interface Evaluator {
+  decide(flow: Flow): Decision;
+  explain(flow: Flow): Explanation;
+}
+
+/** What the walk saw of one rule; `service` is the index of the one that matched. */
+type Seen = (rule: CompiledRule, matched: boolean, service: number) => void;
+
+interface Source {
+  key: string;
+  workload: WorkloadEntry;
+  rules: Record<Context, CompiledRule[]>;
+}
+
+const ANY = 0;
+const NONE = -1;
+
+export function compilePolicy(policy: Policy): Evaluator {
+  const defaultAction = 'pool' in policy.settings ? policy.settings.pool.defaultAction : 'Drop';
+  const sources = compileSources(policy);
+
+  function walk(source: Source | undefined, destination: Destination, seen?: Seen): Decision {
+    if (source === undefined) return { verdict: 'drop', reason: 'unknown-source' };
+    let permitted: Decision | undefined;
+    for (const context of contexts) {
+      const rule = firstMatch(source.rules[context], destination, seen);
+      if (rule === undefined) continue;
+      const { action } = rule.entry;
+      if (action === 'accept') {
+        // Only in the service context does an accept permit; above it, it hands on.
+        if (context === 'service') permitted = { verdict: 'accept', reason: 'service-accept', context, rule: rule.id };
+        continue;
+      }
+      const verdict = action === 'accept-decisively' ? 'accept' : action;
+      return { verdict, reason: 'rule', context, rule: rule.id };
+    }
+    return permitted ?? { verdict: defaultAction === 'Accept' ? 'accept' : 'drop', reason: 'default-action' };
+  }
+
+  return {
+    decide: (flow) => walk(sources.get(flow.source), destinationOf(flow)),
+    explain(flow) {
+      const source = sources.get(flow.source);
+      const destination = destinationOf(flow);
+      const steps: Step[] = [];
+      const decision = walk(source, destination, (rule, matched, service) => {
+        const { context, action } = rule.entry;
+        steps.push({ context, rule: rule.id, action, matched, why: describeMatch(rule, flow, destination, service) });
+      });
+      const outcomes = contexts.map((context) => outcomeOf(context, steps, decision));
+      return {
+        decision,
+        steps,
+        contexts: outcomes,
+        summary: describeDecision(decision, outcomes, defaultAction, flow, source?.workload),
+        ...(source && { workload: source.key }),
+      };
+    },
+  };
+}
+
+function firstMatch(rules: CompiledRule[], destination: Destination, seen?: Seen): CompiledRule | undefined {
+  for (const rule of rules) {
+    const service = matchingService(rule, destination);
+    seen?.(rule, service !== NONE, service);
+    if (service !== NONE) return rule;
+  }
+  return undefined;
+}
+
+function matchingService(rule: CompiledRule, destination: Destination): number {
+  if (rule.entry.services === '*') return ANY;
+  return rule.services.findIndex(({ test }) => test?.(destination) === 'match');
+}
+
+function outcomeOf(context: Context, steps: Step[], decision: Decision): ContextOutcome {
+  const matched = steps.find((step) => step.context === context && step.matched);
+  const ended = decision.reason === 'rule' ? decision.context : undefined;
+  const beyond = ended !== undefined && contexts.indexOf(context) > contexts.indexOf(ended);
+  const reached = !beyond && decision.reason !== 'unknown-source';
+  const outcome = !reached
+    ? 'not-reached'
+    : !matched
+      ? 'no-match'
+      : matched.action === 'accept'
+        ? 'accepted'
+        : 'decided';
+  const considered = steps.filter((step) => step.context === context).length;
+  const why = describeContext(context, outcome, matched, considered, ended);
+  return { context, outcome, ...(matched && { rule: matched.rule }), why };
+}
+
+/** Address text → who sends from it and which rules can apply to it. */
+function compileSources(policy: Policy): Map<string, Source> {
+  const tests = new Map(Object.entries(policy.services).map(([name, entry]) => [name, compileService(entry)]));
+  const rules = new Map<string, CompiledRule>();
+  for (const [id, entry] of Object.entries(policy.rules)) {
+    const names = entry.services === '*' ? [] : entry.services;
+    rules.set(id, { id, entry, services: names.map((name) => ({ name, test: tests.get(name) })) });
+  }
+  const compileGroup = (group: GroupEntry): Record<Context, CompiledRule[]> => ({
+    cluster: pick(group.rules.cluster),
+    namespace: pick(group.rules.namespace),
+    service: pick(group.rules.service),
+  });
+  const pick = (ids: string[]): CompiledRule[] => ids.flatMap((id) => rules.get(id) ?? missing('rule', id));
+  const groups = new Map(Object.entries(policy.groups).map(([key, group]) => [key, compileGroup(group)]));
+  const sources = new Map<string, Source>();
+  for (const [key, workload] of Object.entries(policy.workloads)) {
+    const source = { key, workload, rules: groups.get(workload.group) ?? missing('group', workload.group) };
+    for (const address of workload.addresses) sources.set(address, source);
+  }
+  return sources;
+}
+
+/** A plan that names what it does not hold must not come into force: half a policy may permit what all of it forbids. */
+function missing(what: string, name: string): never {
+  throw new TypeError(`policy: no ${what} ${JSON.stringify(name)}`);
+}
+
+function destinationOf(flow: Flow): Destination {
+  const source = addressOf(flow.source);
+  const address = addressOf(flow.destination);
+  if (source.family !== address.family)
+    throw new TypeError(`flow of two families: ${flow.source}, ${flow.destination}`);
+  const port = hasPorts(flow.protocol) ? flow.destinationPort : undefined;
+  return { address, protocol: flow.protocol, ...(port !== undefined && { port }) };
+}
+
+function addressOf(text: string): Address {
+  const parsed = parseAddress(text);
+  if (!parsed.ok) throw new TypeError(`flow address ${JSON.stringify(text)}: ${parsed.error}`);
+  return parsed.value;
+}

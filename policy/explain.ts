@@ -1,0 +1,100 @@
+/**
+ * The evaluator's walk in plain words (design §4.4, §9): why a rule matched or not, what became of a context, and the
+ * decision in a sentence. Wording only; evaluate.ts decides. `why` texts start in lower case and have no full stop.
+ */
+
+import type { Context, WorkloadEntry } from '../api/plan.ts';
+import type { CompiledRule, ContextOutcome, Decision, Flow, Step } from './decision.ts';
+import type { Destination } from './destination.ts';
+import { protocolNames } from './destination.ts';
+
+/** `service`: index of the external service that matched, negative if none did. */
+export function describeMatch(rule: CompiledRule, flow: Flow, destination: Destination, service: number): string {
+  if (rule.entry.services === '*') return 'the rule names any destination';
+  const matched = rule.services[service];
+  if (matched) return `${traffic(destination)} to ${flow.destination} is in external service ${matched.name}`;
+  if (rule.services.length === 0) return 'none of the external services that the rule names exists';
+
+  const reasons: string[] = [];
+  const elsewhere: string[] = [];
+  for (const { name, test } of rule.services) {
+    if (test === undefined) {
+      reasons.push(`external service ${name} does not exist`);
+      continue;
+    }
+    const probe = test(destination);
+    if (probe === 'address') elsewhere.push(name);
+    else if (probe === 'protocol') {
+      reasons.push(`${flow.destination} is in external service ${name}, but not with ${protocol(destination)}`);
+    } else reasons.push(`${flow.destination} is in external service ${name}, but not with ${traffic(destination)}`);
+  }
+  const [only] = elsewhere;
+  if (only !== undefined) {
+    const which =
+      elsewhere.length === 1
+        ? `not in external service ${only}`
+        : `in none of the ${elsewhere.length}${reasons.length > 0 ? ' other' : ''} external services`;
+    reasons.push(`destination ${flow.destination} is ${which}`);
+  }
+  return reasons.join('; ');
+}
+
+/** `ended`: the context in which a rule ended the walk. */
+export function describeContext(
+  context: Context,
+  outcome: ContextOutcome['outcome'],
+  matched: Step | undefined,
+  considered: number,
+  ended: Context | undefined,
+): string {
+  switch (outcome) {
+    case 'not-reached':
+      return ended ? `the walk ended in the ${ended} context` : 'the source is no workload, so no rule applies to it';
+    case 'no-match':
+      if (considered === 0) return `no rule of the ${context} context applies to this workload`;
+      return considered === 1 ? 'its only rule does not match' : `none of its ${considered} rules matches`;
+    case 'accepted':
+      return context === 'service'
+        ? `${matched?.rule} accepts, which permits the flow`
+        : `${matched?.rule} accepts, which hands on to the next context and permits nothing by itself`;
+    case 'decided':
+      return `${matched?.rule} says ${matched?.action}, which ends the walk`;
+  }
+}
+
+export function describeDecision(
+  decision: Decision,
+  outcomes: ContextOutcome[],
+  defaultAction: 'Drop' | 'Accept',
+  flow: Flow,
+  workload: WorkloadEntry | undefined,
+): string {
+  switch (decision.reason) {
+    case 'rule':
+    case 'service-accept':
+      return `${verdicts[decision.verdict]} by ${decision.rule} in the ${decision.context} context.`;
+    case 'default-action':
+      break;
+    default:
+      return `Dropped: ${flow.source} is an address of no workload.`;
+  }
+  const end = `${verdicts[decision.verdict]} by the pool's default action (${defaultAction})`;
+  const handedOn = outcomes.filter(({ outcome }) => outcome === 'accepted').map(({ context }) => context);
+  if (handedOn.length === 0) return `${end}: no rule of any context matches.`;
+  const remedy =
+    workload?.services.length === 0
+      ? ' The workload is in no Service, so no service rule can accept it; an accept-decisively rule could.'
+      : '';
+  const where = handedOn.length === 2 ? 'cluster and namespace contexts' : `${handedOn[0]} context`;
+  return `${end}: accept in the ${where} alone permits nothing, and no service rule accepts.${remedy}`;
+}
+
+const verdicts = { accept: 'Accepted', drop: 'Dropped', reject: 'Rejected' } as const;
+
+function protocol(destination: Destination): string {
+  return protocolNames[destination.protocol] ?? `protocol ${destination.protocol}`;
+}
+
+function traffic(destination: Destination): string {
+  return destination.port === undefined ? protocol(destination) : `${protocol(destination)} port ${destination.port}`;
+}
