@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Lint and format, then every compiled test under dist/test. The last line is `N passed, N failed`; the exit code is
+# non-zero when anything failed, when the linter complained, or when no test ran. Arguments: compiled test files to run
+# instead of all (`bash test/run.sh dist/test/unit/address.test.js`).
+set -uo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+passed=0 failed=0
+colors=$([ -t 1 ] && echo force || echo off)
+if npx --no-install biome ci --colors="$colors" --error-on-warnings .; then passed=1; else failed=1; fi
+
+if [ $# -gt 0 ]; then files=("$@"); else mapfile -t files < <(find dist/test -name '*.test.js' 2>/dev/null | sort); fi
+if [ ${#files[@]} -eq 0 ]; then
+  echo "no compiled tests under dist/test" >&2
+  echo "0 passed, 1 failed"
+  exit 1
+fi
+
+# No terminal control characters in a log; two jobs, since this is measured on two cores.
+reporter=terse
+[ -t 1 ] || reporter=tap
+tap_log=$(mktemp)
+trap 'rm -f "$tap_log"' EXIT
+if [ "$reporter" = terse ]; then
+  npx --no-install tap --disable-coverage --jobs=2 --timeout=300 --reporter=terse --output-file="$tap_log" "${files[@]}"
+else
+  # Passing assertions are noise in a log: only top-level results, failures with their diagnostics, and the summary.
+  npx --no-install tap --disable-coverage --jobs=2 --timeout=300 --reporter=tap "${files[@]}" |
+    tee "$tap_log" | grep -v -E '^ +(ok |# Subtest|1\.\.|# time=)|^ *$'
+fi
+code=${PIPESTATUS[0]}
+
+# tap's closing comment: `# { total: 6, pass: 4, fail: 2, skip: 1, todo: 1 }`
+summary=$(grep -E '^# \{ total: ' "$tap_log" | tail -n 1)
+count() { sed -n "s/.*[ {]$1: \([0-9]*\).*/\1/p" <<<"$summary"; }
+pass=$(count pass) fail=$(count fail)
+passed=$((passed + ${pass:-0}))
+failed=$((failed + ${fail:-0}))
+# A file that crashed or timed out, an empty run, a skipped test (there are to be none): never a success.
+if [ "${pass:-0}" -eq 0 ] || { [ "$code" -ne 0 ] && [ "${fail:-0}" -eq 0 ]; }; then failed=$((failed + 1)); fi
+if [ -n "$(count skip)$(count todo)" ]; then
+  echo "skipped or todo tests: $summary" >&2
+  failed=$((failed + 1))
+fi
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
