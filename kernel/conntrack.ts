@@ -1,0 +1,99 @@
+/**
+ * The kernel's connection table: list it, end flows by deleting their entries (ctnetlink, own codec and socket).
+ * One socket per call, so that calls cannot mix their answers. A dump of a large table yields to the event loop
+ * between datagrams: the kernel makes each part when it is asked for it.
+ */
+
+import { families } from '../api/plan.ts';
+import { type ConntrackEntry, decodeConntrack, encodeConntrackDelete, encodeConntrackDump } from '../wire/conntrack.ts';
+import { messageErrno, messageSequence, messageType, NLMSG_DONE, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
+import { ENOENT, SystemError } from './libc.ts';
+import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
+
+export type { ConntrackEntry } from '../wire/conntrack.ts';
+
+export interface TableOptions {
+  /** Only entries with `(mark & mask) === value`: the kernel filters. */
+  mark?: { value: number; mask: number };
+  /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
+  namespace?: string;
+}
+
+const RECEIVE_SIZE = 64 * 1024;
+const DATAGRAMS_PER_TURN = 16;
+const DELETES_PER_SEND = 64;
+
+/** Every entry of both families. */
+export async function listFlows(options: TableOptions = {}): Promise<ConntrackEntry[]> {
+  const entries: ConntrackEntry[] = [];
+  const socket = open(options);
+  try {
+    for (const family of families) await dump(socket, family, options, (entry) => entries.push(entry));
+  } finally {
+    socket.close();
+  }
+  return entries;
+}
+
+/** Deletes the entries that match; says how many were there to delete. */
+export async function endFlows(match: (entry: ConntrackEntry) => boolean, options: TableOptions = {}): Promise<number> {
+  const doomed: ConntrackEntry[] = [];
+  const socket = open(options);
+  let ended = 0;
+  try {
+    for (const family of families) {
+      await dump(socket, family, options, (entry) => {
+        if (match(entry)) doomed.push(entry);
+      });
+    }
+    for (const [index, entry] of doomed.entries()) {
+      const errno = socket.tryRequest(encodeConntrackDelete(entry, index + 1));
+      if (errno === 0) ended++;
+      // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
+      else if (errno !== ENOENT) throw new SystemError('conntrack delete', errno);
+      if (index % DELETES_PER_SEND === DELETES_PER_SEND - 1) await turn();
+    }
+  } finally {
+    socket.close();
+  }
+  return ended;
+}
+
+function open(options: TableOptions): NetlinkSocket {
+  return NetlinkSocket.open({
+    protocol: NETLINK_NETFILTER,
+    receiveBuffer: 1 << 20,
+    ...(options.namespace === undefined ? {} : { namespace: options.namespace }),
+  });
+}
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+async function dump(
+  socket: NetlinkSocket,
+  family: 4 | 6,
+  options: TableOptions,
+  visit: (entry: ConntrackEntry) => void,
+): Promise<void> {
+  socket.send(encodeConntrackDump(family, family, options.mark));
+  const buffer = new Uint8Array(RECEIVE_SIZE);
+  for (let datagrams = 1; ; datagrams++) {
+    const length = socket.receive(buffer);
+    for (const message of splitMessages(buffer.subarray(0, length))) {
+      if (messageSequence(message) !== family) continue;
+      const type = messageType(message);
+      if (type === NLMSG_DONE || type === NLMSG_ERROR) {
+        const errno = messageErrno(message) ?? 0;
+        if (errno !== 0) throw new SystemError('conntrack dump', errno);
+        return;
+      }
+      const decoded = decodeConntrack(message);
+      if (!decoded.ok) continue;
+      const { type: _, ...entry } = decoded.value;
+      visit(entry);
+    }
+    if (datagrams % DATAGRAMS_PER_TURN === 0) await turn();
+  }
+}

@@ -1,0 +1,95 @@
+/**
+ * A netlink socket: open, send, receive, close. Blocking with a time limit (requests and dumps, on the caller's
+ * thread) or polled (event-worker.ts). No queue, no thread of its own.
+ * `npm:netlink` does not serve here: an overrun aborts the process (measured.md, part 1, finding 3).
+ */
+
+import { messageErrno, messageSequence, messageType, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
+import * as libc from './libc.ts';
+
+export const NETLINK_NETFILTER = 12;
+const SOL_NETLINK = 270;
+const NETLINK_NO_ENOBUFS = 5;
+
+export interface NetlinkSocketOptions {
+  protocol: number;
+  /** Bit mask of multicast groups 1 to 32: group n is bit n - 1. */
+  groups?: number;
+  /** Bytes; past the limit of net.core.rmem_max, which needs CAP_NET_ADMIN. */
+  receiveBuffer?: number;
+  /** Lose messages silently instead of ENOBUFS. */
+  noEnobufs?: boolean;
+  /** Network namespace `/run/netns/NAME` to live in; absent: the thread's own. */
+  namespace?: string;
+  /** A blocking receive fails after so many milliseconds. */
+  timeoutMs?: number;
+}
+
+export class NetlinkSocket {
+  readonly fd: number;
+  #open = true;
+
+  private constructor(fd: number) {
+    this.fd = fd;
+  }
+
+  static open(options: NetlinkSocketOptions): NetlinkSocket {
+    const create = () => libc.socket(libc.AF_NETLINK, libc.SOCK_RAW, options.protocol);
+    const socket = new NetlinkSocket(
+      options.namespace === undefined ? create() : libc.withNamespace(options.namespace, create),
+    );
+    try {
+      if (options.receiveBuffer !== undefined) {
+        libc.setOption(socket.fd, libc.SOL_SOCKET, libc.SO_RCVBUFFORCE, options.receiveBuffer);
+      }
+      if (options.noEnobufs) libc.setOption(socket.fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, 1);
+      libc.setReceiveTimeout(socket.fd, options.timeoutMs ?? 2000);
+      // struct sockaddr_nl: family, padding, port id (0: the kernel chooses), groups.
+      const address = new Uint8Array(12);
+      const view = new DataView(address.buffer);
+      view.setUint16(0, libc.AF_NETLINK, true);
+      view.setUint32(8, options.groups ?? 0, true);
+      libc.bind(socket.fd, address);
+    } catch (error) {
+      socket.close();
+      throw error;
+    }
+    return socket;
+  }
+
+  send(bytes: Uint8Array): void {
+    libc.send(this.fd, bytes);
+  }
+
+  /** Bytes of one datagram; throws SystemError (EAGAIN after the time limit). */
+  receive(into: Uint8Array): number {
+    return libc.receive(this.fd, into, 0);
+  }
+
+  /** Sends one request and waits for its acknowledgement; throws SystemError with the kernel's errno. */
+  request(op: string, message: Uint8Array): void {
+    const errno = this.tryRequest(message);
+    if (errno !== 0) throw new libc.SystemError(op, errno);
+  }
+
+  /** Like `request`, but gives the errno back: 0 is success. Other messages that come before the answer are lost. */
+  tryRequest(message: Uint8Array): number {
+    this.send(message);
+    const sequence = messageSequence(message);
+    const buffer = new Uint8Array(32 * 1024);
+    for (;;) {
+      const length = this.receive(buffer);
+      for (const answer of splitMessages(buffer.subarray(0, length))) {
+        if (messageType(answer) !== NLMSG_ERROR || messageSequence(answer) !== sequence) continue;
+        const errno = messageErrno(answer);
+        if (errno !== undefined) return errno;
+      }
+    }
+  }
+
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    libc.close(this.fd);
+  }
+}
