@@ -1,0 +1,22 @@
+/**
+ * Texts of set elements, in the one form that compilers write and that listings are brought to (nft-json.ts), so that
+ * a diff compares plain strings: canonical addresses, `first-last` for every range and prefix, numeric protocols,
+ * `0x%08x` marks, raw payload integers in lower-case hex.
+ */
+
+/** Canonical address text (api/address.ts) as it is. */
+export const addressText = (canonical: string): string => canonical;
+
+/** A range of anything; one value stands for itself. */
+export const rangeText = (first: string, last: string): string => (first === last ? first : `${first}-${last}`);
+
+export const markText = (mark: number): string => `0x${(mark >>> 0).toString(16).padStart(8, '0')}`;
+
+export const protocolText = (protocol: number): string => String(protocol);
+
+export const portsText = (low: number, high: number): string => rangeText(String(low), String(high));
+
+/** A raw payload integer (`@th,336,32`). */
+export const rawText = (value: bigint): string => `0x${value.toString(16)}`;
+
+export const concat = (...parts: string[]): string => parts.join(' . ');
