@@ -1,0 +1,55 @@
+/**
+ * What the planner must remember from one run to the next, and across restarts, because it cannot be computed from the
+ * objects: who was given which address, when an address was given back, shard numbers, which pods are released, and
+ * the last lists that drop and reject rules enforced. Plain JSON; a file that does not hold it is read as empty.
+ */
+import type { NodeWorkloadEntry, ServiceEntry } from '../../api/plan.ts';
+import { isRecord } from '../../api/plan-delta.ts';
+
+/** An address that is given out, or was and is in quarantine. Keyed by canonical address. */
+export interface Allocation {
+  /** EgressIPPool and EgressIP by name. */
+  pool: string;
+  owner: string;
+  /** Milliseconds since the epoch; absent while in use. */
+  releasedAt?: number;
+}
+
+/** A pod that its node may steer: what was acknowledged, and what the node does with it. Keyed by uid. */
+export interface Release {
+  fingerprint: string;
+  node: string;
+  entry: NodeWorkloadEntry;
+}
+
+export interface PlannerMemory {
+  allocations: Record<string, Allocation>;
+  /** `pool/shard` → 1 to 253. Shards that are gone keep their number until it is needed. */
+  shardIndices: Record<string, number>;
+  released: Record<string, Release>;
+  lastServices: Record<string, ServiceEntry>;
+  /** Own addresses that a gateway or node last reported, so that plans do not change when it disconnects. */
+  gatewayAddresses: Record<string, string[]>;
+}
+
+export const emptyMemory = (): PlannerMemory => ({
+  allocations: {},
+  shardIndices: {},
+  released: {},
+  lastServices: {},
+  gatewayAddresses: {},
+});
+
+/** Shape check of our own file: enough that a damaged one cannot crash the planner. */
+export function readMemory(input: unknown): PlannerMemory | undefined {
+  if (!isRecord(input)) return undefined;
+  const names = Object.keys(emptyMemory()) as (keyof PlannerMemory)[];
+  if (!names.every((name) => isRecord(input[name]))) return undefined;
+  const memory = input as unknown as PlannerMemory;
+  const sound =
+    Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
+    Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
+    Object.values(memory.released).every((r) => isRecord(r) && isRecord(r.entry) && isRecord(r.entry.steer)) &&
+    Object.values(memory.gatewayAddresses).every(Array.isArray);
+  return sound ? memory : undefined;
+}

@@ -1,0 +1,29 @@
+/**
+ * What the planner starts from: the objects in force, by kind, and the order in which age decides between them.
+ * `older` is total: equal creation times (one manifest, one second) fall back to the name, so that no decision
+ * depends on the order in which files or objects were read.
+ */
+import { type AnyObject, objectKey } from '../../api/kinds.ts';
+
+export type Snapshot = ReadonlyMap<string, AnyObject>;
+export type Kind = AnyObject['kind'];
+
+export function ofKind<K extends Kind>(snapshot: Snapshot, kind: K): Extract<AnyObject, { kind: K }>[] {
+  const found: Extract<AnyObject, { kind: K }>[] = [];
+  for (const object of snapshot.values()) {
+    if (object.kind === kind) found.push(object as Extract<AnyObject, { kind: K }>);
+  }
+  return found.sort(older);
+}
+
+export const createdAt = (object: AnyObject): number => Date.parse(object.metadata.creationTimestamp ?? '') || 0;
+
+/** Comparison: the older object first. */
+export function older(a: AnyObject, b: AnyObject): number {
+  return createdAt(a) - createdAt(b) || compareText(objectKey(a), objectKey(b));
+}
+
+/** Code-unit order, the same on every machine (localeCompare is not). */
+export function compareText(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}
