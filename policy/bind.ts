@@ -1,0 +1,195 @@
+/**
+ * From what people wrote to what is walked: rules, the external services they name, and for every pod the ordered
+ * rules of each context that can apply to it (design §3 rule, §4.1–4.2). Pods with the same lists share a *group*, so
+ * that a pod coming or going changes no rule. Pure: the same objects in any order give the same binding.
+ * Left out: which pods a pool carries, and egress IPs (controller/).
+ */
+
+import { createHash } from 'node:crypto';
+import type {
+  ClusterEgressRule,
+  EndpointSlice,
+  ExternalService,
+  Namespace,
+  NamespaceEgressRule,
+  Pod,
+  Service,
+  ServiceEgressRule,
+} from '../api/kinds.ts';
+import { objectKey } from '../api/kinds.ts';
+import { LABEL_NAMESPACE_NAME } from '../api/names.ts';
+import type { Context, GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import type { ServiceEndpoints } from './endpoints.ts';
+import { endpointsOf, isSource, podKey } from './endpoints.ts';
+import { compareRules, qualifiedName } from './order.ts';
+import type { RefusalReason, Resolution } from './reference.ts';
+import { serviceCatalog } from './reference.ts';
+import { matches } from './selector.ts';
+
+export interface BindInput {
+  namespaces: Namespace[];
+  pods: Pod[];
+  services: Service[];
+  endpointSlices: EndpointSlice[];
+  externalServices: ExternalService[];
+  clusterRules: ClusterEgressRule[];
+  namespaceRules: NamespaceEgressRule[];
+  serviceRules: ServiceEgressRule[];
+  controllerNamespace: string;
+  /** Lists that were in force last, for drop and reject rules whose ExternalService is gone. */
+  lastServices: Record<string, ServiceEntry>;
+}
+
+export interface RuleCondition {
+  objectKey: string;
+  type: 'Accepted';
+  status: 'True' | 'False';
+  reason: 'Accepted' | 'NoEndpoints' | 'ForeignEndpoint' | RefusalReason;
+  message: string;
+}
+
+export interface Binding {
+  rules: Record<string, RuleEntry>;
+  services: Record<string, ServiceEntry>;
+  groups: Record<string, GroupEntry>;
+  /** Pod key (its uid; podKey) → key into `groups`; pods that can never be a source are absent. */
+  groupOf: Map<string, string>;
+  /** Pod key → names of the Services that list it, ready or not. */
+  servicesOf: Map<string, string[]>;
+  /** One per rule object, in the order of the input. */
+  conditions: RuleCondition[];
+}
+
+type AnyRule = ClusterEgressRule | NamespaceEgressRule | ServiceEgressRule;
+interface BoundRule<R extends AnyRule> {
+  id: string;
+  rule: R;
+}
+
+export function bind(input: BindInput): Binding {
+  const catalog = serviceCatalog(input);
+  const endpoints = endpointsOf(input.pods, input.endpointSlices);
+  const rules: Record<string, RuleEntry> = {};
+  const conditions: RuleCondition[] = [];
+
+  /** Resolves, reports and records; returns the rules that are in force, in walking order. */
+  function admit<R extends AnyRule>(context: Context, objects: R[]): BoundRule<R>[] {
+    const bound: BoundRule<R>[] = [];
+    for (const rule of objects) {
+      const { metadata, spec } = rule;
+      const tenant = context === 'cluster' ? {} : { namespace: metadata.namespace ?? '' };
+      const resolution = catalog.resolve({ ...tenant, action: spec.action, names: spec.externalServices });
+      conditions.push(conditionOf(rule, resolution, endpoints));
+      if (!resolution.ok) continue;
+      const id = `${context}/${qualifiedName(metadata)}`;
+      const { action, priority } = spec;
+      rules[id] = { context, ...tenant, name: metadata.name, action, priority, services: resolution.services };
+      bound.push({ id, rule });
+    }
+    return bound.sort((a, b) => compareRules(a.rule, b.rule));
+  }
+
+  const clusterRules = admit('cluster', input.clusterRules);
+  const namespaceRules = byNamespace(admit('namespace', input.namespaceRules));
+  const serviceRules = byNamespace(admit('service', input.serviceRules));
+
+  const namespaceLabels = new Map(input.namespaces.map(({ metadata }) => [metadata.name, metadata.labels]));
+  const clusterRulesOf = new Map<string, BoundRule<ClusterEgressRule>[]>();
+  const groups: Record<string, GroupEntry> = {};
+  const groupOf = new Map<string, string>();
+  for (const pod of input.pods) {
+    if (!isSource(pod)) continue;
+    const namespace = pod.metadata.namespace ?? '';
+    const { labels } = pod.metadata;
+    let cluster = clusterRulesOf.get(namespace);
+    if (cluster === undefined) {
+      // The API server puts the name there and lets nobody change it; a manifest on disk may lack or forge it.
+      const trusted = { ...namespaceLabels.get(namespace), [LABEL_NAMESPACE_NAME]: namespace };
+      cluster = clusterRules.filter(({ rule }) => matches(rule.spec.namespaceSelector, trusted));
+      clusterRulesOf.set(namespace, cluster);
+    }
+    const selects = ({ rule }: BoundRule<AnyRule>): boolean => matches(rule.spec.podSelector, labels);
+    const serves = ({ rule }: BoundRule<ServiceEgressRule>): boolean =>
+      sourcesOf(rule, endpoints)?.has(podKey(pod)) === true;
+    const entry: GroupEntry = {
+      namespace,
+      rules: {
+        cluster: cluster.filter(selects).map(idOf),
+        namespace: (namespaceRules.get(namespace) ?? []).filter(selects).map(idOf),
+        service: (serviceRules.get(namespace) ?? []).filter((bound) => selects(bound) && serves(bound)).map(idOf),
+      },
+    };
+    const key = groupKey(entry);
+    groups[key] ??= entry;
+    groupOf.set(podKey(pod), key);
+  }
+  return { rules, services: catalog.used, groups, groupOf, servicesOf: servicesByPod(endpoints), conditions };
+}
+
+/** The pods that a service rule speaks of; undefined: its Service lists none. */
+function sourcesOf(rule: ServiceEgressRule, endpoints: Map<string, ServiceEndpoints>): Set<string> | undefined {
+  const service = endpoints.get(`${rule.metadata.namespace ?? ''}/${rule.spec.service}`);
+  return rule.spec.endpoints === 'Ready' ? service?.ready : service?.all;
+}
+
+function conditionOf(rule: AnyRule, resolution: Resolution, endpoints: Map<string, ServiceEndpoints>): RuleCondition {
+  const condition = { objectKey: objectKey(rule), type: 'Accepted' } as const;
+  if (!resolution.ok) return { ...condition, status: 'False', reason: resolution.reason, message: resolution.message };
+
+  const remarks: { reason: RuleCondition['reason']; message: string }[] = [];
+  if (resolution.missing.length > 0) {
+    const { action } = rule.spec;
+    const effect = action === 'drop' || action === 'reject' ? 'the last list stays in force' : 'it matches nothing';
+    const message = `external service ${resolution.missing.join(', ')} not found: ${effect}`;
+    remarks.push({ reason: 'ExternalServiceNotFound', message });
+  }
+  if (rule.kind === 'ServiceEgressRule') {
+    const { service } = rule.spec;
+    const foreign = [...(endpoints.get(`${rule.metadata.namespace ?? ''}/${service}`)?.foreign ?? [])].sort();
+    if (foreign.length > 0) {
+      const shown =
+        foreign.length > 5 ? `${foreign.slice(0, 5).join(', ')} and ${foreign.length - 5} more` : foreign.join(', ');
+      remarks.push({ reason: 'ForeignEndpoint', message: `no pod of the namespace, ignored: ${shown}` });
+    }
+    if ((sourcesOf(rule, endpoints)?.size ?? 0) === 0) {
+      remarks.push({ reason: 'NoEndpoints', message: `service ${service} lists no pod, so the rule has no source` });
+    }
+  }
+  return {
+    ...condition,
+    status: 'True',
+    reason: remarks[0]?.reason ?? 'Accepted',
+    message: remarks.map(({ message }) => message).join('; ') || 'the rule is in force',
+  };
+}
+
+/** Content in the key: a group whose rules change is another group, and the data path can add it before it moves pods. */
+function groupKey({ namespace, rules }: GroupEntry): string {
+  const content = JSON.stringify([rules.cluster, rules.namespace, rules.service]);
+  return `${namespace}/${createHash('sha256').update(content).digest('hex').slice(0, 12)}`;
+}
+
+function servicesByPod(endpoints: Map<string, ServiceEndpoints>): Map<string, string[]> {
+  const services = new Map<string, string[]>();
+  for (const [key, { all }] of [...endpoints].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const name = key.slice(key.indexOf('/') + 1);
+    for (const pod of all) services.set(pod, [...(services.get(pod) ?? []), name]);
+  }
+  return services;
+}
+
+function idOf({ id }: BoundRule<AnyRule>): string {
+  return id;
+}
+
+/** Keeps the order. */
+function byNamespace<R extends AnyRule>(bound: BoundRule<R>[]): Map<string, BoundRule<R>[]> {
+  const namespaces = new Map<string, BoundRule<R>[]>();
+  for (const item of bound) {
+    const namespace = item.rule.metadata.namespace ?? '';
+    const list = namespaces.get(namespace);
+    if (list === undefined) namespaces.set(namespace, [item]);
+    else list.push(item);
+  }
+  return namespaces;
+}
