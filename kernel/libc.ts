@@ -24,6 +24,7 @@ const call = {
   write: declare('int64_t write(int, void*, size_t)'),
   close: declare('int close(int)'),
   setns: declare('int setns(int, int)'),
+  ioctl: declare('int ioctl(int, unsigned long, void*)'),
   if_nametoindex: declare('unsigned int if_nametoindex(const char*)'),
 };
 
@@ -139,6 +140,11 @@ export function drainEvent(fd: number): void {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
   }
+}
+
+/** Writes the answer into `argument`. */
+export function ioctl(fd: number, request: number, argument: Uint8Array): void {
+  checked('ioctl', call.ioctl(fd, request, argument));
 }
 
 export function close(fd: number): void {

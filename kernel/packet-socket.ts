@@ -1,0 +1,87 @@
+/**
+ * Whole Ethernet frames on one interface: AF_PACKET, SOCK_RAW (packet(7)). For announcements and for tests that must
+ * send what no honest stack sends. Blocking with a time limit; no filter, no ring, no thread of its own.
+ * The socket may live in another network namespace than the thread that uses it.
+ */
+
+import { macText } from '../wire/address-text.ts';
+import * as libc from './libc.ts';
+
+const ETH_P_ALL = 0x0003;
+const SOL_PACKET = 263;
+const PACKET_IGNORE_OUTGOING = 23;
+const SIOCGIFHWADDR = 0x8927;
+const IFREQ_LENGTH = 40;
+const IFNAMSIZ = 16;
+
+export interface PacketSocketOptions {
+  device: string;
+  /** Ether type to receive; absent: all; 0: none (a socket that only sends). */
+  etherType?: number;
+  /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
+  namespace?: string;
+  /** A receive gives up after so many milliseconds (default 1000). */
+  timeoutMs?: number;
+}
+
+export class PacketSocket {
+  readonly device: string;
+  readonly #fd: number;
+  readonly #buffer = new Uint8Array(64 * 1024);
+  #open = true;
+
+  private constructor(fd: number, device: string) {
+    this.#fd = fd;
+    this.device = device;
+  }
+
+  static open(options: PacketSocketOptions): PacketSocket {
+    const create = () => openBound(options);
+    const fd = options.namespace === undefined ? create() : libc.withNamespace(options.namespace, create);
+    return new PacketSocket(fd, options.device);
+  }
+
+  send(frame: Uint8Array): void {
+    libc.send(this.#fd, frame);
+  }
+
+  /** The next frame that comes in, or undefined after the time limit. Frames that go out are not among them. */
+  receive(): Uint8Array | undefined {
+    const length = libc.receive(this.#fd, this.#buffer, 0, [libc.EAGAIN, libc.EINTR]);
+    return length < 0 ? undefined : this.#buffer.slice(0, length);
+  }
+
+  /** MAC address of the device, as the kernel of the socket's own namespace has it (sysfs may show another's). */
+  mac(): string {
+    const request = new Uint8Array(IFREQ_LENGTH);
+    request.set(Buffer.from(this.device).subarray(0, IFNAMSIZ - 1));
+    libc.ioctl(this.#fd, SIOCGIFHWADDR, request);
+    return macText(request, IFNAMSIZ + 2);
+  }
+
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    libc.close(this.#fd);
+  }
+}
+
+function openBound(options: PacketSocketOptions): number {
+  // Protocol 0 until bound to the interface: else frames of every interface would be queued in between.
+  const fd = libc.socket(libc.AF_PACKET, libc.SOCK_RAW, 0);
+  try {
+    libc.setReceiveTimeout(fd, options.timeoutMs ?? 1000);
+    libc.setOption(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1);
+    // struct sockaddr_ll: family, protocol (network order), interface index; the rest is for receiving.
+    const address = new Uint8Array(20);
+    const view = new DataView(address.buffer);
+    view.setUint16(0, libc.AF_PACKET, true);
+    view.setUint16(2, options.etherType ?? ETH_P_ALL, false);
+    view.setInt32(4, libc.interfaceIndex(options.device), true);
+    libc.bind(fd, address);
+  } catch (error) {
+    libc.close(fd);
+    throw error;
+  }
+  return fd;
+}
