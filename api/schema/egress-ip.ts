@@ -1,0 +1,51 @@
+/**
+ * EgressIPPool and EgressIP (design §3): from which ranges source addresses are given out, and to whom. EgressAddress,
+ * which only the controller writes, comes with the Kubernetes source.
+ */
+
+import { Type } from 'typebox';
+import { addressText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
+
+const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${field} cannot be changed` }];
+
+export const egressIPPoolSpec = Type.Object(
+  {
+    gatewayPool: objectName({ cel: immutable('gatewayPool') }),
+    ranges: Type.Array(rangeText(), { minItems: 1, maxItems: 256, description: 'CIDR, FIRST-LAST or one address' }),
+    exclude: Type.Array(rangeText(), { default: [], maxItems: 256 }),
+    namespaceSelector: labelSelectorSchema({ description: 'Who may draw from it; {} is every namespace' }),
+    quarantineSeconds: Type.Integer({
+      minimum: 0,
+      maximum: 604_800,
+      default: 300,
+      description: 'How long a released address is given to nobody',
+    }),
+  },
+  { additionalProperties: false },
+);
+
+export const egressIPSpec = Type.Object(
+  {
+    pool: objectName({ cel: immutable('pool') }),
+    addresses: Type.Optional(Type.Array(addressText(), { minItems: 1, maxItems: 64 })),
+    count: Type.Optional(Type.Integer({ minimum: 1, maximum: 64, description: 'Per family that the pool has' })),
+    allocation: oneOf(['Shared'], { default: 'Shared' }),
+    namespaces: Type.Optional(Type.Array(label(), { minItems: 1, maxItems: 256, listType: 'set' })),
+    namespaceSelector: Type.Optional(labelSelectorSchema()),
+    podSelector: Type.Optional(labelSelectorSchema()),
+    spread: oneOf(['Pod'], { default: 'Pod' }),
+    priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),
+  },
+  {
+    additionalProperties: false,
+    cel: [
+      { rule: 'has(self.addresses) != has(self.count)', message: 'exactly one of addresses and count is required' },
+      {
+        rule: 'has(self.namespaces) != has(self.namespaceSelector)',
+        message: 'exactly one of namespaces and namespaceSelector is required',
+      },
+    ],
+  },
+);
+
+export const egressIPAbsent = ['destinations', 'bandwidth', 'maxConnections'] as const;

@@ -1,0 +1,42 @@
+/**
+ * The three rule kinds (design §3 and §4): one rule, written in the cluster, the namespace or the service context.
+ */
+
+import { Type } from 'typebox';
+import { labelSelectorSchema, objectName, oneOf } from './common.ts';
+
+const rule = {
+  action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
+  externalServices: Type.Array(
+    Type.String({ pattern: '^(\\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)$', maxLength: 317 }),
+    { minItems: 1, maxItems: 256, listType: 'set', description: 'Names of ExternalServices; "*" is any destination' },
+  ),
+  priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),
+  podSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every pod' })),
+};
+
+export const clusterEgressRuleSpec = Type.Object(
+  { ...rule, namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every namespace' })) },
+  { additionalProperties: false },
+);
+export const namespaceEgressRuleSpec = Type.Object(rule, { additionalProperties: false });
+export const serviceEgressRuleSpec = Type.Object(
+  {
+    ...rule,
+    service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
+    endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
+  },
+  { additionalProperties: false },
+);
+
+export const ruleAbsent = [
+  'serviceAccounts',
+  'mode',
+  'logging',
+  'schedule',
+  'bandwidth',
+  'maxConnections',
+  'connectionsPerSecond',
+  'redirect',
+  'webhook',
+] as const;

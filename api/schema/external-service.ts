@@ -1,0 +1,62 @@
+/**
+ * ExternalService (design §3): a named set of destinations. In this version destinations are addresses; names, lists
+ * fetched from elsewhere and checks of application bytes are refused by name.
+ */
+
+import { Type } from 'typebox';
+import { label, rangeText } from './common.ts';
+
+/** Protocols that may be written by name. A number is taken as text or integer. */
+export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
+/** The protocols that have ports. */
+export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
+
+const protocol = Type.Union(
+  [
+    Type.String({ pattern: '^(TCP|UDP|SCTP|ICMP|ICMPv6|[1-9][0-9]{0,2})$', maxLength: 6 }),
+    Type.Integer({ minimum: 1, maximum: 255 }),
+  ],
+  { intOrString: true, description: 'TCP, UDP, SCTP, ICMP, ICMPv6 or an IP protocol number' },
+);
+
+const servicePort = Type.Object(
+  {
+    name: label(),
+    protocol,
+    port: Type.Optional(
+      Type.String({
+        pattern: '^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*$',
+        maxLength: 512,
+        description: 'Ports and ranges, as in 443,8000-8100; absent: all of the protocol',
+      }),
+    ),
+  },
+  {
+    additionalProperties: false,
+    cel: [
+      {
+        rule: "!has(self.port) || self.protocol in ['TCP', 'UDP', 'SCTP', '6', '17', '132', 6, 17, 132]",
+        message: 'port is only for TCP, UDP and SCTP',
+      },
+    ],
+  },
+);
+export type ServicePort = Type.Static<typeof servicePort>;
+
+export const externalServiceSpec = Type.Object(
+  {
+    addresses: Type.Array(rangeText(), { minItems: 1, maxItems: 4096, description: 'Address, CIDR or FIRST-LAST' }),
+    ports: Type.Optional(
+      Type.Array(servicePort, {
+        minItems: 1,
+        maxItems: 64,
+        listMapKeys: ['name'],
+        description: 'Absent: every protocol',
+      }),
+    ),
+  },
+  { additionalProperties: false },
+);
+
+export const externalServiceAbsent = ['addressesFrom'] as const;
+export const servicePortAbsent = ['appProtocol', 'bandwidth', 'tls', 'http', 'dns', 'conformance'] as const;

@@ -1,0 +1,100 @@
+/**
+ * GatewayPool (design §3): the gateways that carry one cluster's traffic, where their next hops are, how nodes steer
+ * to them and what happens to a flow that no rule permits.
+ */
+
+import { Type } from 'typebox';
+import { TUNNEL_PORT } from '../names.ts';
+import { addressText, interfaceName, label, labelSelectorSchema, oneOf, prefixText, rangeText } from './common.ts';
+
+const gateway = Type.Object(
+  {
+    name: label({ description: 'Name by which the gateway program says hello' }),
+    internalAddress: addressText({ description: 'Underlay address on the inside, the end of the tunnels' }),
+    weight: Type.Integer({
+      minimum: 1,
+      maximum: 100,
+      default: 1,
+      description: 'Share of the shards, relative to the other gateways',
+    }),
+  },
+  { additionalProperties: false },
+);
+
+const routers = Type.Object(
+  {
+    v4: Type.Optional(addressText()),
+    v6: Type.Optional(addressText()),
+  },
+  { additionalProperties: false, description: 'Routers on the external link; absent: the routes of the machine' },
+);
+
+const nextHopRanges = () => Type.Optional(Type.Array(rangeText(), { maxItems: 64, minItems: 1 }));
+
+export const gatewayPoolSpec = Type.Object(
+  {
+    namespaceSelector: labelSelectorSchema({ description: 'Whom this pool carries; {} is every namespace' }),
+    mode: oneOf(['Enforce'], { default: 'Enforce' }),
+    gateways: Type.Array(gateway, { minItems: 1, maxItems: 64, listMapKeys: ['name'] }),
+    interfaces: Type.Object(
+      {
+        internal: interfaceName(),
+        external: Type.Object(
+          { name: interfaceName(), gateway: Type.Optional(routers) },
+          { additionalProperties: false },
+        ),
+      },
+      { additionalProperties: false },
+    ),
+    nextHops: Type.Object(
+      { v4: nextHopRanges(), v6: nextHopRanges() },
+      {
+        additionalProperties: false,
+        description: 'Virtual addresses on the inside: one per shard and family, equally many of each family',
+        cel: [{ rule: 'has(self.v4) || has(self.v6)', message: 'v4 or v6 is required' }],
+      },
+    ),
+    steering: Type.Object(
+      {
+        mode: oneOf(['VXLAN'], { default: 'VXLAN' }),
+        vni: Type.Integer({ minimum: 1, maximum: 16_777_215, default: 7790 }),
+        port: Type.Integer({ minimum: 1, maximum: 65_535, default: TUNNEL_PORT }),
+        mtu: Type.Optional(
+          Type.Integer({
+            minimum: 1280,
+            maximum: 65_000,
+            description: 'Of the tunnel; absent: measured from the link',
+          }),
+        ),
+      },
+      { additionalProperties: false, default: {} },
+    ),
+    defaultAction: oneOf(['Drop', 'Accept'], {
+      default: 'Drop',
+      description: 'What a flow meets that no rule permits',
+    }),
+    unassigned: oneOf(['Drop', 'Bypass'], {
+      default: 'Bypass',
+      description: 'What a workload meets that no EgressIP selects: dropped, or not steered at all',
+    }),
+    clusterCIDRs: Type.Array(prefixText(), {
+      default: [],
+      maxItems: 256,
+      description: 'Pods, services and nodes: never steered, never forwarded to',
+    }),
+    excludedCIDRs: Type.Array(prefixText(), { default: [], maxItems: 256, description: 'Destinations left alone' }),
+  },
+  { additionalProperties: false },
+);
+
+/** Fields of the design that are refused by name until they do something. */
+export const gatewayPoolAbsent = [
+  'gatewaySelector',
+  'hosts',
+  'vrrp',
+  'announce',
+  'dns',
+  'fetch',
+  'logging',
+  'inspection',
+] as const;

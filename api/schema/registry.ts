@@ -1,0 +1,220 @@
+/**
+ * The table of kinds: what each is called, where it lives, its schema, and the fields of the design that are refused
+ * by name until they are carried out. Parsing (validate.ts), CRDs (crd.ts) and `sluice get` all read this one table.
+ */
+
+import { Type } from 'typebox';
+import { API_VERSION } from '../names.ts';
+import { objectMetaSchema, type Scope } from './common.ts';
+import { egressIPAbsent, egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
+import { clusterEgressRuleSpec, namespaceEgressRuleSpec, ruleAbsent, serviceEgressRuleSpec } from './egress-rule.ts';
+import { externalServiceAbsent, externalServiceSpec, servicePortAbsent } from './external-service.ts';
+import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
+import {
+  configMapFields,
+  endpointSliceFields,
+  namespaceFields,
+  nodeFields,
+  podFields,
+  serviceFields,
+} from './kubernetes.ts';
+
+const sluiceObject = <Kind extends string, Spec extends Type.TSchema>(kind: Kind, spec: Spec) =>
+  Type.Object({
+    apiVersion: Type.Enum([API_VERSION]),
+    kind: Type.Enum([kind]),
+    metadata: objectMetaSchema,
+    spec,
+  });
+const kubeObject = <Kind extends string, Version extends string, Fields extends Type.TProperties>(
+  apiVersion: Version,
+  kind: Kind,
+  fields: Fields,
+) =>
+  Type.Object({ apiVersion: Type.Enum([apiVersion]), kind: Type.Enum([kind]), metadata: objectMetaSchema, ...fields });
+
+export const schemas = {
+  GatewayPool: sluiceObject('GatewayPool', gatewayPoolSpec),
+  EgressIPPool: sluiceObject('EgressIPPool', egressIPPoolSpec),
+  EgressIP: sluiceObject('EgressIP', egressIPSpec),
+  ExternalService: sluiceObject('ExternalService', externalServiceSpec),
+  ClusterEgressRule: sluiceObject('ClusterEgressRule', clusterEgressRuleSpec),
+  NamespaceEgressRule: sluiceObject('NamespaceEgressRule', namespaceEgressRuleSpec),
+  ServiceEgressRule: sluiceObject('ServiceEgressRule', serviceEgressRuleSpec),
+  Namespace: kubeObject('v1', 'Namespace', namespaceFields),
+  Pod: kubeObject('v1', 'Pod', podFields),
+  Service: kubeObject('v1', 'Service', serviceFields),
+  EndpointSlice: kubeObject('discovery.k8s.io/v1', 'EndpointSlice', endpointSliceFields),
+  Node: kubeObject('v1', 'Node', nodeFields),
+  ConfigMap: kubeObject('v1', 'ConfigMap', configMapFields),
+} as const;
+
+export type KindName = keyof typeof schemas;
+export type ObjectOf<Kind extends KindName> = Type.Static<(typeof schemas)[Kind]>;
+
+export interface PrinterColumn {
+  name: string;
+  type: 'string' | 'integer' | 'date';
+  jsonPath: string;
+  priority?: number;
+}
+export interface KindInfo {
+  kind: SluiceKindName;
+  plural: string;
+  singular: string;
+  shortNames: string[];
+  scope: Scope;
+  description: string;
+  /** Schema of `spec`. */
+  schema: Type.TSchema;
+  columns: PrinterColumn[];
+}
+
+export type KubeKindName = 'Namespace' | 'Pod' | 'Service' | 'EndpointSlice' | 'Node' | 'ConfigMap';
+export type SluiceKindName = Exclude<KindName, KubeKindName>;
+
+const spec = (name: string, field: string, type: PrinterColumn['type'] = 'string'): PrinterColumn => ({
+  name,
+  type,
+  jsonPath: `.spec.${field}`,
+});
+const condition = (type: string): PrinterColumn => ({
+  name: type,
+  type: 'string',
+  jsonPath: `.status.conditions[?(@.type=="${type}")].status`,
+});
+const ageColumn: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp' };
+const states = [condition('Accepted'), condition('Programmed'), ageColumn];
+
+export const sluiceKinds: readonly KindInfo[] = [
+  {
+    kind: 'GatewayPool',
+    plural: 'gatewaypools',
+    singular: 'gatewaypool',
+    shortNames: ['gwp'],
+    scope: 'cluster',
+    description: 'The gateways that carry the off-cluster traffic of one cluster, with one configuration.',
+    schema: gatewayPoolSpec,
+    columns: [
+      spec('Steering', 'steering.mode'),
+      spec('Default', 'defaultAction'),
+      spec('Unassigned', 'unassigned'),
+      ...states,
+    ],
+  },
+  {
+    kind: 'EgressIPPool',
+    plural: 'egressippools',
+    singular: 'egressippool',
+    shortNames: ['eipp'],
+    scope: 'cluster',
+    description: 'Ranges from which egress IPs are given out, and who may draw from them.',
+    schema: egressIPPoolSpec,
+    columns: [spec('GatewayPool', 'gatewayPool'), spec('Ranges', 'ranges'), ...states],
+  },
+  {
+    kind: 'EgressIP',
+    plural: 'egressips',
+    singular: 'egressip',
+    shortNames: ['eip'],
+    scope: 'cluster',
+    description: 'Source addresses with which namespaces leave the cluster.',
+    schema: egressIPSpec,
+    columns: [
+      spec('Pool', 'pool'),
+      { name: 'Addresses', type: 'string', jsonPath: '.status.addresses' },
+      condition('Conflicted'),
+      ...states,
+    ],
+  },
+  {
+    kind: 'ExternalService',
+    plural: 'externalservices',
+    singular: 'externalservice',
+    shortNames: ['exsvc'],
+    scope: 'namespaced',
+    description: 'A named set of destinations outside the cluster.',
+    schema: externalServiceSpec,
+    columns: [spec('Addresses', 'addresses'), ...states],
+  },
+  {
+    kind: 'ClusterEgressRule',
+    plural: 'clusteregressrules',
+    singular: 'clusteregressrule',
+    shortNames: ['cgr'],
+    scope: 'cluster',
+    description: 'A rule of the cluster context, the first that is walked.',
+    schema: clusterEgressRuleSpec,
+    columns: [
+      spec('Action', 'action'),
+      spec('Priority', 'priority', 'integer'),
+      spec('To', 'externalServices'),
+      ...states,
+    ],
+  },
+  {
+    kind: 'NamespaceEgressRule',
+    plural: 'namespaceegressrules',
+    singular: 'namespaceegressrule',
+    shortNames: ['nsgr'],
+    scope: 'namespaced',
+    description: 'A rule of the namespace context, walked after the cluster context.',
+    schema: namespaceEgressRuleSpec,
+    columns: [
+      spec('Action', 'action'),
+      spec('Priority', 'priority', 'integer'),
+      spec('To', 'externalServices'),
+      ...states,
+    ],
+  },
+  {
+    kind: 'ServiceEgressRule',
+    plural: 'serviceegressrules',
+    singular: 'serviceegressrule',
+    shortNames: ['svcgr'],
+    scope: 'namespaced',
+    description: 'A rule of the service context, the last that is walked, and the only one whose accept permits.',
+    schema: serviceEgressRuleSpec,
+    columns: [
+      spec('Service', 'service'),
+      spec('Action', 'action'),
+      spec('Priority', 'priority', 'integer'),
+      spec('To', 'externalServices'),
+      ...states,
+    ],
+  },
+];
+
+export const kindScopes: Readonly<Record<KindName, Scope>> = {
+  GatewayPool: 'cluster',
+  EgressIPPool: 'cluster',
+  EgressIP: 'cluster',
+  ExternalService: 'namespaced',
+  ClusterEgressRule: 'cluster',
+  NamespaceEgressRule: 'namespaced',
+  ServiceEgressRule: 'namespaced',
+  Namespace: 'cluster',
+  Pod: 'namespaced',
+  Service: 'namespaced',
+  EndpointSlice: 'namespaced',
+  Node: 'cluster',
+  ConfigMap: 'namespaced',
+};
+
+/**
+ * Fields of design §3 that are not carried out yet: kind, then path of the object that would hold the field (`[]` for
+ * any item of a list). Refused by name, never accepted in silence. Empty this table as they come to life.
+ */
+export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
+  GatewayPool: { spec: gatewayPoolAbsent },
+  EgressIP: { spec: egressIPAbsent },
+  ExternalService: { spec: externalServiceAbsent, 'spec.ports[]': servicePortAbsent },
+  ClusterEgressRule: { spec: ruleAbsent },
+  NamespaceEgressRule: { spec: ruleAbsent },
+  ServiceEgressRule: { spec: ruleAbsent },
+};
+/** The same for single values of an enum: kind, path of the field, values. */
+export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
+  GatewayPool: { 'spec.mode': ['Audit'], 'spec.steering.mode': ['Direct'] },
+  EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'], 'spec.spread': ['Connection'] },
+};
