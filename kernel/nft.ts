@@ -63,46 +63,6 @@ export interface Nft {
   drop(table: string): Promise<void>;
 }
 
-export const emptyState = (): NftState => ({
-  exists: false,
-  counters: new Set(),
-  sets: new Map(),
-  chains: new Set(),
-  jumps: new Map(),
-});
-
-/** Values as `typeof` wants them written. */
-const valueExpression = { mark: 'meta mark', verdict: 'verdict', ipv4_addr: 'ip saddr', ipv6_addr: 'ip6 saddr' };
-
-/** The body of `add set` / `add map`, which is also the text by which two shapes are compared. */
-export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval'>): string {
-  const named = typeof set.type === 'string';
-  const key = typeof set.type === 'string' ? `type ${set.type}` : `typeof ${set.type.typeof}`;
-  const value = set.value === undefined ? '' : ` : ${named ? set.value : valueExpression[set.value]}`;
-  return `${key}${value};${set.interval ? ' flags interval;' : ''}`;
-}
-
-export const isMapShape = (shape: string): boolean => shape.includes(' : ');
-
-/** The targets, if every rule of a chain is `jump NAME`. */
-export function jumpsOf(rules: readonly string[]): string[] | undefined {
-  const targets = rules.map((rule) => /^jump ([A-Za-z_][\w]*)$/.exec(rule)?.[1]);
-  return targets.every((target) => target !== undefined) ? targets : undefined;
-}
-
-/** The state in which the kernel is once this ruleset is in force. */
-export function stateOf(ruleset: Ruleset): NftState {
-  const state: NftState = { ...emptyState(), exists: true, counters: new Set(ruleset.counters) };
-  for (const [name, set] of Object.entries(ruleset.sets)) {
-    state.sets.set(name, { shape: shapeOf(set), elements: new Map(set.elements) });
-  }
-  for (const [name, chain] of Object.entries(ruleset.chains)) {
-    state.chains.add(name);
-    const targets = chain.hook === undefined ? undefined : jumpsOf(chain.rules);
-    if (targets !== undefined) state.jumps.set(name, targets);
-  }
-  return state;
-}
-
 export { diffRuleset } from './nft-diff.ts';
 export { addressText, concat, markText, portsText, protocolText, rangeText, rawText } from './nft-element.ts';
+export { emptyState, shapeOf, stateOf } from './nft-state.ts';

@@ -1,0 +1,59 @@
+/**
+ * nftables of this machine, or of one of its network namespaces, by the `nft` command: one script is one transaction.
+ * Why the command and not netlink: its text is what an operator reads, and it compiles expressions for every kernel.
+ */
+import { KernelError } from './errors.ts';
+import type { CounterValue, Nft, NftState } from './nft.ts';
+import { parseCounters, parseTable } from './nft-json.ts';
+import { emptyState } from './nft-state.ts';
+import { inNamespace, run } from './run.ts';
+
+export interface HostOptions {
+  /** A namespace made by `ip netns add`; absent: the one that this process is in. */
+  namespace?: string;
+}
+
+export class HostNft implements Nft {
+  readonly #namespace: string | undefined;
+
+  constructor(options: HostOptions = {}) {
+    this.#namespace = options.namespace;
+  }
+
+  async run(script: string): Promise<void> {
+    if (script !== '') await this.#nft('nft run', ['-f', '-'], script);
+  }
+
+  async list(family: 'inet', table: string): Promise<NftState> {
+    return this.#ifPresent(emptyState(), async () => {
+      // Two listings: nobody but this program changes the table, and it does not while it lists.
+      const terse = await this.#nft('nft list', ['-n', '-t', 'list', 'table', family, table]);
+      const json = await this.#nft('nft list', ['-n', '-j', 'list', 'table', family, table]);
+      return parseTable(json, terse);
+    });
+  }
+
+  async counters(table: string): Promise<Record<string, CounterValue>> {
+    return this.#ifPresent({}, async () =>
+      parseCounters(await this.#nft('nft counters', ['-j', 'list', 'counters', 'table', 'inet', table])),
+    );
+  }
+
+  async drop(table: string): Promise<void> {
+    // Added first, so that it is there to be deleted.
+    await this.run(`add table inet ${table}\ndelete table inet ${table}\n`);
+  }
+
+  #nft(op: string, args: string[], input = ''): Promise<string> {
+    return run(inNamespace(this.#namespace, ['nft', ...args]), { op, input });
+  }
+
+  async #ifPresent<T>(absent: T, ask: () => Promise<T>): Promise<T> {
+    try {
+      return await ask();
+    } catch (error) {
+      if (error instanceof KernelError && error.code === 'ENOENT') return absent;
+      throw error;
+    }
+  }
+}
