@@ -9,6 +9,7 @@
 import type { Range } from '../api/address.ts';
 import { parseRange } from '../api/address.ts';
 import type { Family, ServiceEntry } from '../api/plan.ts';
+import { must } from '../api/result.ts';
 import { portRangesOf } from './destination.ts';
 
 export interface ProtocolBox {
@@ -70,10 +71,9 @@ export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
 function intervalsOf(service: ServiceEntry, family: Family): Interval[] {
   const intervals: Interval[] = [];
   for (const text of service.addresses) {
-    const parsed = parseRange(text);
-    // A plan holds canonical text (plan.ts): anything else is our own mistake.
-    if (!parsed.ok) throw new TypeError(`service address ${JSON.stringify(text)}: ${parsed.error}`);
-    if (parsed.value.family === family) intervals.push([parsed.value.first, parsed.value.last]);
+    // A plan holds canonical text (plan.ts): anything else is our own mistake, and throws.
+    const range = must(parseRange(text));
+    if (range.family === family) intervals.push([range.first, range.last]);
   }
   return intervals;
 }

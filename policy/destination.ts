@@ -4,21 +4,20 @@
  * protocol is known by its number alone. Left out: names and application checks.
  */
 
-import type { Address, Range } from '../api/address.ts';
+import type { Address } from '../api/address.ts';
 import { parseRange } from '../api/address.ts';
+import { portProtocols, protocolNumbers } from '../api/kinds.ts';
 import type { PortEntry, ServiceEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
+import { must } from '../api/result.ts';
 
-export const protocolNames: Readonly<Record<number, string>> = {
-  1: 'ICMP',
-  6: 'TCP',
-  17: 'UDP',
-  58: 'ICMPv6',
-  132: 'SCTP',
-};
+export function protocolName(protocol: number): string {
+  const name = Object.keys(protocolNumbers).find((candidate) => protocolNumbers[candidate] === protocol);
+  return name ?? `protocol ${protocol}`;
+}
 
 export function hasPorts(protocol: number): boolean {
-  return protocol === 6 || protocol === 17 || protocol === 132;
+  return portProtocols.has(protocol);
 }
 
 /** The port ranges of an entry; null: all of the protocol. */
@@ -38,8 +37,9 @@ export type Probe = 'match' | 'address' | 'protocol' | 'port';
 
 export type ServiceTest = (destination: Destination) => Probe;
 
+/** A plan holds canonical text; an address that cannot be read is our own mistake and throws. */
 export function compileService(entry: ServiceEntry): ServiceTest {
-  const addresses = PrefixSet.of(entry.addresses.map(rangeOf));
+  const addresses = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
   const { ports } = entry;
   return ({ address, protocol, port }) => {
     if (!addresses.has(address)) return 'address';
@@ -54,11 +54,4 @@ export function compileService(entry: ServiceEntry): ServiceTest {
     }
     return probe;
   };
-}
-
-function rangeOf(text: string): Range {
-  const parsed = parseRange(text);
-  // A plan holds canonical text (plan.ts): anything else is our own mistake.
-  if (!parsed.ok) throw new TypeError(`service address ${JSON.stringify(text)}: ${parsed.error}`);
-  return parsed.value;
 }

@@ -5,7 +5,7 @@
  * Left out: slices of other address types than IP (their endpoints are foreign).
  */
 
-import { formatAddress, parseAddress } from '../api/address.ts';
+import { canonicalAddress } from '../api/address.ts';
 import type { EndpointSlice, Pod } from '../api/kinds.ts';
 import { LABEL_SERVICE_NAME } from '../api/names.ts';
 
@@ -17,7 +17,7 @@ export interface ServiceEndpoints {
   foreign: Set<string>;
 }
 
-type Endpoint = NonNullable<EndpointSlice['endpoints']>[number];
+type Endpoint = EndpointSlice['endpoints'][number];
 
 /** The uid that a plan keys a pod by; a manifest on disk may have none. */
 export function podKey(pod: Pod): string {
@@ -26,7 +26,7 @@ export function podKey(pod: Pod): string {
 
 /** Host-network addresses are the node's, and a finished pod's address may be another's by now. */
 export function isSource(pod: Pod): boolean {
-  return pod.spec?.hostNetwork !== true && pod.status?.phase !== 'Succeeded' && pod.status?.phase !== 'Failed';
+  return pod.spec.hostNetwork !== true && pod.status.phase !== 'Succeeded' && pod.status.phase !== 'Failed';
 }
 
 /** Keyed by `namespace/service`; a Service that no slice names is absent. */
@@ -50,7 +50,7 @@ export function endpointsOf(pods: Pod[], slices: EndpointSlice[]): Map<string, S
     const key = qualified(namespace, name);
     const service = services.get(key) ?? { all: new Set(), ready: new Set(), foreign: new Set() };
     services.set(key, service);
-    for (const endpoint of slice.endpoints ?? []) {
+    for (const endpoint of slice.endpoints) {
       for (const text of endpoint.addresses) {
         const address = canonical(text);
         const pod = byAddress.get(qualified(namespace, address));
@@ -67,7 +67,9 @@ export function endpointsOf(pods: Pod[], slices: EndpointSlice[]): Map<string, S
 
 /** Canonical text of each address that the pod reports. */
 export function addressesOf(pod: Pod): string[] {
-  return (pod.status?.podIPs ?? []).map(({ ip }) => canonical(ip));
+  const { podIP, podIPs } = pod.status;
+  const texts = podIPs?.map(({ ip }) => ip) ?? (podIP ? [podIP] : []);
+  return texts.map(canonical);
 }
 
 function refersTo(endpoint: Endpoint, pod: Pod): boolean {
@@ -83,8 +85,8 @@ function refersTo(endpoint: Endpoint, pod: Pod): boolean {
 }
 
 function canonical(text: string): string {
-  const parsed = parseAddress(text);
-  return parsed.ok ? formatAddress(parsed.value) : text;
+  const parsed = canonicalAddress(text);
+  return parsed.ok ? parsed.value : text;
 }
 
 function qualified(namespace: string | undefined, name: string): string {

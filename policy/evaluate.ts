@@ -5,10 +5,10 @@
  * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits, audit.
  */
 
-import type { Address } from '../api/address.ts';
 import { parseAddress } from '../api/address.ts';
 import type { Context, GroupEntry, Policy, WorkloadEntry } from '../api/plan.ts';
 import { contexts } from '../api/plan.ts';
+import { must } from '../api/result.ts';
 import type { CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
 import { compileService, hasPorts } from './destination.ts';
@@ -137,16 +137,10 @@ function missing(what: string, name: string): never {
 }
 
 function destinationOf(flow: Flow): Destination {
-  const source = addressOf(flow.source);
-  const address = addressOf(flow.destination);
+  const source = must(parseAddress(flow.source));
+  const address = must(parseAddress(flow.destination));
   if (source.family !== address.family)
     throw new TypeError(`flow of two families: ${flow.source}, ${flow.destination}`);
   const port = hasPorts(flow.protocol) ? flow.destinationPort : undefined;
   return { address, protocol: flow.protocol, ...(port !== undefined && { port }) };
-}
-
-function addressOf(text: string): Address {
-  const parsed = parseAddress(text);
-  if (!parsed.ok) throw new TypeError(`flow address ${JSON.stringify(text)}: ${parsed.error}`);
-  return parsed.value;
 }

@@ -6,7 +6,7 @@
 import type { Context, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, ContextOutcome, Decision, Flow, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
-import { protocolNames } from './destination.ts';
+import { protocolName } from './destination.ts';
 
 /** `service`: index of the external service that matched, negative if none did. */
 export function describeMatch(rule: CompiledRule, flow: Flow, destination: Destination, service: number): string {
@@ -25,7 +25,9 @@ export function describeMatch(rule: CompiledRule, flow: Flow, destination: Desti
     const probe = test(destination);
     if (probe === 'address') elsewhere.push(name);
     else if (probe === 'protocol') {
-      reasons.push(`${flow.destination} is in external service ${name}, but not with ${protocol(destination)}`);
+      reasons.push(
+        `${flow.destination} is in external service ${name}, but not with ${protocolName(destination.protocol)}`,
+      );
     } else reasons.push(`${flow.destination} is in external service ${name}, but not with ${traffic(destination)}`);
   }
   const [only] = elsewhere;
@@ -91,10 +93,8 @@ export function describeDecision(
 
 const verdicts = { accept: 'Accepted', drop: 'Dropped', reject: 'Rejected' } as const;
 
-function protocol(destination: Destination): string {
-  return protocolNames[destination.protocol] ?? `protocol ${destination.protocol}`;
-}
-
 function traffic(destination: Destination): string {
-  return destination.port === undefined ? protocol(destination) : `${protocol(destination)} port ${destination.port}`;
+  return destination.port === undefined
+    ? protocolName(destination.protocol)
+    : `${protocolName(destination.protocol)} port ${destination.port}`;
 }
