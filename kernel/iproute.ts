@@ -1,6 +1,6 @@
 /**
  * Links, addresses, routes, rules and neighbours as values: what is there (list), what must be there (desired), and
- * the difference as lines for `ip -batch` (iproute-host.ts runs them; iproute-fake.ts for tests).
+ * the difference as lines for `ip -batch` (iproute-diff.ts; iproute-host.ts runs them, iproute-fake.ts for tests).
  * Only what is ours is ever listed, so that a diff cannot touch another program's: see NetScope.
  */
 import type { Family } from '../api/plan.ts';
@@ -85,9 +85,4 @@ export interface Ip {
   apply(lines: string[]): Promise<void>;
 }
 
-export const emptyNetState = (): NetState => ({ links: [], addresses: [], routes: [], rules: [], neighbours: [] });
-
-/** Lines that lead from `current` to `desired`; [] if there is nothing to do. */
-export function diffNet(_current: NetState, _desired: NetState): string[] {
-  throw new Error('not yet');
-}
+export { diffNet, emptyNetState } from './iproute-diff.ts';

@@ -77,8 +77,7 @@ export class FakeNft implements Nft {
 
 function execute(tables: Map<string, FakeTable>, line: string): void {
   const match = /^(add|delete|flush) (\w+) inet (\w+)(?: (\w+))?(?: (.*))?$/.exec(line);
-  if (match === null) return fail('syntax', line);
-  const [, verb = '', kind = '', tableName = '', name = '', rest = ''] = match;
+  const [, verb = '', kind = '', tableName = '', name = '', rest = ''] = match ?? fail('syntax', line);
   const inner = /^\{ (.*) \}$/.exec(rest)?.[1] ?? '';
   if (kind === 'table') {
     if (verb === 'add' && !tables.has(tableName)) {
