@@ -1,0 +1,162 @@
+/**
+ * Brings a gateway from what is in force to a plan: list → diff → apply for links, addresses, routes, rules; one nft
+ * transaction; flows that the plan ends. Order: what carries packets is there before the rules that send packets to
+ * it; what a plan takes away goes after the rules that used it. Applying the same plan twice changes nothing, and the
+ * first apply after a start compares with the kernel, so that a restart flushes nothing.
+ */
+import { readFile, rename, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  CT_DECIDED,
+  NFT_TABLE_GATEWAY,
+  RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_RETURN,
+  TABLE_GATEWAY_EGRESS,
+  TABLE_GATEWAY_RETURN,
+  TUNNEL_DEVICE,
+} from '../api/names.ts';
+import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
+import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } from '../kernel/iproute.ts';
+import { diffRuleset, type Nft, type NftState, stateOf } from '../kernel/nft.ts';
+import type { ConntrackEntry } from '../wire/conntrack.ts';
+import { compileGateway } from './compile.ts';
+import { compileNet, sysctls, tunnelSysctls } from './compile-net.ts';
+import { endedBy, touchesFlows } from './recheck.ts';
+
+export interface GatewayKernel {
+  nft: Nft;
+  ip: Ip;
+  sysctl(desired: Record<string, string>): Promise<unknown>;
+  mtu(device: string): Promise<number>;
+  announce(device: string, addresses: string[]): void;
+  endFlows(match: (flow: ConntrackEntry) => boolean): Promise<number>;
+}
+
+export interface Applied {
+  /** Rule numbers of the ruleset in force (marks.ts). */
+  ruleNumbers: Map<string, number>;
+  flowsEnded: number;
+  nftBytes: number;
+}
+
+export class GatewayApply {
+  readonly #self: string;
+  readonly #kernel: GatewayKernel;
+  readonly #owned: OwnedAddresses;
+  #plan: GatewayPlan = emptyGatewayPlan();
+  /** What the nft table holds; undefined: ask the kernel. */
+  #nft: NftState | undefined;
+
+  constructor(self: string, kernel: GatewayKernel, stateDirectory: string) {
+    this.#self = self;
+    this.#kernel = kernel;
+    this.#owned = new OwnedAddresses(join(stateDirectory, 'addresses.json'));
+  }
+
+  async apply(plan: GatewayPlan): Promise<Applied> {
+    const { nft, ip } = this.#kernel;
+    const { ruleset, ruleNumbers } = compileGateway(plan);
+    const first = this.#nft === undefined;
+    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
+    await this.#kernel.sysctl(sysctls);
+
+    const desired = await this.#net(plan);
+    const scope = await this.#scope(desired.addresses);
+    const current = await ip.list(scope);
+    const here = new Set(current.addresses.map(textOf));
+    const added = desired.addresses.filter((address) => !here.has(textOf(address)));
+    const leaving = current.addresses.filter((old) => !desired.addresses.some((a) => textOf(a) === textOf(old)));
+    await ip.apply(diffNet(current, { ...desired, addresses: [...desired.addresses, ...leaving] }));
+    if (desired.links.length > 0) await this.#kernel.sysctl(tunnelSysctls);
+
+    const script = diffRuleset(this.#nft, ruleset);
+    try {
+      if (script !== '') await nft.run(script);
+      this.#nft = stateOf(ruleset);
+    } catch (error) {
+      // Nothing of a failed transaction is in force; but look again rather than trust that.
+      this.#nft = undefined;
+      throw error;
+    }
+    await ip.apply(diffNet({ ...desired, addresses: [...desired.addresses, ...leaving] }, desired));
+    await this.#owned.write(desired.addresses);
+    for (const [device, addresses] of byDevice(added)) this.#kernel.announce(device, addresses);
+
+    const ended = first || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
+    this.#plan = plan;
+    return { ruleNumbers, flowsEnded: ended, nftBytes: script.length };
+  }
+
+  async #net(plan: GatewayPlan): Promise<NetState> {
+    const mtu = 'pool' in plan.settings ? await this.#kernel.mtu(plan.settings.pool.internalInterface) : 1500;
+    return compileNet(plan, this.#self, mtu);
+  }
+
+  async #scope(desired: DeviceAddress[]): Promise<NetScope> {
+    const ours = await this.#owned.add(desired);
+    return {
+      links: [TUNNEL_DEVICE],
+      managed: (address) => ours.has(textOf(address)),
+      tables: [TABLE_GATEWAY_RETURN, TABLE_GATEWAY_EGRESS],
+      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_EGRESS]],
+      neighbourDevices: [TUNNEL_DEVICE],
+    };
+  }
+}
+
+/** Only flows that policy decided are ours to end. */
+export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
+
+/**
+ * Addresses that this program has put on the machine, on disk before they are put there: after a crash they can be
+ * told from those of others, since the kernel does not say who added an address (IFA_PROTO needs iproute2 6.3).
+ */
+class OwnedAddresses {
+  readonly #file: string;
+  #known: Set<string> | undefined;
+
+  constructor(file: string) {
+    this.#file = file;
+  }
+
+  async add(addresses: DeviceAddress[]): Promise<Set<string>> {
+    this.#known ??= await this.#read();
+    const before = this.#known.size;
+    for (const address of addresses) this.#known.add(textOf(address));
+    if (this.#known.size !== before) await this.#save(this.#known);
+    return this.#known;
+  }
+
+  async write(addresses: DeviceAddress[]): Promise<void> {
+    const next = new Set(addresses.map(textOf));
+    if (next.size === this.#known?.size) return;
+    this.#known = next;
+    await this.#save(next);
+  }
+
+  async #save(known: Set<string>): Promise<void> {
+    await writeFile(`${this.#file}.new`, JSON.stringify([...known]));
+    await rename(`${this.#file}.new`, this.#file);
+  }
+
+  async #read(): Promise<Set<string>> {
+    try {
+      const parsed: unknown = JSON.parse(await readFile(this.#file, 'utf8'));
+      return new Set(Array.isArray(parsed) ? parsed.filter((text) => typeof text === 'string') : []);
+    } catch {
+      return new Set();
+    }
+  }
+}
+
+const textOf = ({ dev, address }: DeviceAddress): string => `${dev} ${address}`;
+
+function byDevice(addresses: DeviceAddress[]): Map<string, string[]> {
+  const found = new Map<string, string[]>();
+  for (const { dev, address } of addresses) {
+    const list = found.get(dev) ?? [];
+    list.push(address.slice(0, address.indexOf('/')));
+    found.set(dev, list);
+  }
+  return found;
+}

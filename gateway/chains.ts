@@ -1,0 +1,22 @@
+/**
+ * Chains of the gateway's table that are named by what they hold, so that none is ever edited: a change makes a new
+ * chain and points to it. A base chain keeps a fixed name and only jumps, since two base chains cannot be swapped
+ * without a gap (kernel/nft.ts).
+ */
+import { createHash } from 'node:crypto';
+import type { NftChain } from '../kernel/nft.ts';
+
+export class Chains {
+  readonly all: Record<string, NftChain> = {};
+
+  /** A chain of these rules; equal rules give the same chain. */
+  add(noun: string, rules: string[]): string {
+    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 12)}`;
+    this.all[name] = { rules };
+    return name;
+  }
+
+  base(name: string, hook: string, rules: string[]): void {
+    this.all[name] = { hook, rules: [`jump ${this.add(name, rules)}`] };
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * GatewayPlan → the gateway's links, addresses, routes, rules and sysctls, as values (design §5, §6). A shard is held
+ * by the first gateway of its order: its next hops are put on the internal interface, its egress IPs on the external.
+ * Return routes lead a workload's addresses back through the tunnel to its node: one per pod CIDR of a node, and one
+ * per workload whose address lies in none of them.
+ */
+import { parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
+import {
+  RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_RETURN,
+  TABLE_GATEWAY_EGRESS,
+  TABLE_GATEWAY_RETURN,
+  TUNNEL_DEVICE,
+  TUNNEL_MAC_GATEWAY,
+  TUNNEL_MAC_NODE,
+  TUNNEL_OVERHEAD,
+  TUNNEL_PEER,
+} from '../api/names.ts';
+import { type Family, families, type GatewayPlan, type NodeEntry, type PoolSettings } from '../api/plan.ts';
+import type { DeviceAddress, NetState, Route, Rule } from '../kernel/iproute.ts';
+
+const hostLength = { 4: 32, 6: 128 } as const;
+const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+
+/** `underlayMtu`: of the internal interface; used where the plan names no MTU. */
+export function compileNet(plan: GatewayPlan, self: string, underlayMtu: number): NetState {
+  if (!('pool' in plan.settings)) return { links: [], addresses: [], routes: [], rules: [], neighbours: [] };
+  const pool = plan.settings.pool;
+  const underlay = familyOf(plan.gateways[self]?.internalAddress ?? '0.0.0.0');
+  return {
+    links: [
+      {
+        name: TUNNEL_DEVICE,
+        kind: 'vxlan-external',
+        port: pool.steering.port,
+        mac: TUNNEL_MAC_GATEWAY,
+        mtu: pool.steering.mtu ?? underlayMtu - TUNNEL_OVERHEAD[underlay],
+        up: true,
+      },
+    ],
+    addresses: heldAddresses(plan, pool, self),
+    routes: [...returnRoutes(plan, pool, underlay), ...egressRoutes(pool)],
+    rules: rules(pool),
+    neighbours: families.map((family) => ({ dev: TUNNEL_DEVICE, address: TUNNEL_PEER[family], mac: TUNNEL_MAC_NODE })),
+  };
+}
+
+/** Shards that this gateway holds. */
+export function heldShards(plan: GatewayPlan, self: string): string[] {
+  return Object.entries(plan.shards).flatMap(([name, shard]) => (shard.order[0] === self ? [name] : []));
+}
+
+function heldAddresses(plan: GatewayPlan, pool: PoolSettings, self: string): DeviceAddress[] {
+  const host = (dev: string, address: string): DeviceAddress => ({
+    dev,
+    address: `${address}/${hostLength[familyOf(address)]}`,
+  });
+  return heldShards(plan, self).flatMap((name) => {
+    const shard = plan.shards[name];
+    if (shard === undefined) return [];
+    const nextHops = families.flatMap((family) => shard.nextHops[family] ?? []);
+    return [
+      ...nextHops.map((address) => host(pool.internalInterface, address)),
+      ...shard.egressIPs.map((address) => host(pool.externalInterface, address)),
+    ];
+  });
+}
+
+function returnRoutes(plan: GatewayPlan, pool: PoolSettings, underlay: Family): Route[] {
+  const routes: Route[] = [];
+  const through = (node: NodeEntry | undefined, destination: string): void => {
+    const outer = node?.addresses.find((address) => familyOf(address) === underlay);
+    if (outer === undefined) return;
+    const family = familyOf(destination);
+    routes.push({
+      family,
+      table: TABLE_GATEWAY_RETURN,
+      type: 'unicast',
+      destination,
+      via: TUNNEL_PEER[family],
+      dev: TUNNEL_DEVICE,
+      onlink: true,
+      encap: { id: pool.steering.vni, destination: outer },
+    });
+  };
+  for (const node of Object.values(plan.nodes)) for (const prefix of node.podCIDRs) through(node, prefix);
+  for (const workload of Object.values(plan.workloads)) {
+    const node = plan.nodes[workload.node];
+    for (const address of workload.addresses) {
+      if (node !== undefined && !covered(node, address)) through(node, `${address}/${hostLength[familyOf(address)]}`);
+    }
+  }
+  return routes;
+}
+
+function covered(node: NodeEntry, address: string): boolean {
+  const parsed = parseAddress(address);
+  if (!parsed.ok) return true;
+  return node.podCIDRs.some((text) => {
+    const prefix = parsePrefix(text);
+    if (!prefix.ok || prefix.value.family !== parsed.value.family) return false;
+    const { first, last } = prefixRange(prefix.value);
+    return parsed.value.value >= first && parsed.value.value <= last;
+  });
+}
+
+/** Workloads' packets go to the external router, whatever the machine's own default route is. */
+function egressRoutes(pool: PoolSettings): Route[] {
+  return families.flatMap((family): Route[] => {
+    const via = pool.externalGateway[family];
+    const table = TABLE_GATEWAY_EGRESS;
+    if (via === undefined) return [];
+    return [{ family, table, type: 'unicast', destination: 'default', via, dev: pool.externalInterface }];
+  });
+}
+
+function rules(pool: PoolSettings): Rule[] {
+  return families.flatMap((family): Rule[] => [
+    { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
+    ...(pool.externalGateway[family] === undefined
+      ? []
+      : [{ family, priority: RULE_PRIORITY_EGRESS, table: TABLE_GATEWAY_EGRESS, iif: TUNNEL_DEVICE }]),
+  ]);
+}
+
+/**
+ * `tcp_loose` off: a segment in mid-stream makes no flow (it would be translated anew, and die). Accounting and
+ * timestamps feed the records; events are made even while no listener is there, so that a restart misses no end.
+ */
+export const sysctls: Record<string, string> = {
+  'net/ipv4/ip_forward': '1',
+  'net/ipv6/conf/all/forwarding': '1',
+  'net/netfilter/nf_conntrack_tcp_loose': '0',
+  'net/netfilter/nf_conntrack_acct': '1',
+  'net/netfilter/nf_conntrack_timestamp': '1',
+  'net/netfilter/nf_conntrack_events': '1',
+};
+/** After the device exists: its packets come from anywhere. */
+export const tunnelSysctls: Record<string, string> = {
+  [`net/ipv4/conf/${TUNNEL_DEVICE}/rp_filter`]: '2',
+  [`net/ipv4/conf/${TUNNEL_DEVICE}/forwarding`]: '1',
+};

@@ -1,0 +1,232 @@
+/**
+ * GatewayPlan → the gateway's nftables table, as a value (design §5). Order of a packet's way:
+ *   raw prerouting   tunnel packets: from a node of the plan, with an inner source that this node holds? not tracked
+ *   forward          decided flows first; else source → group, contexts in order, default action
+ *   nat postrouting  source → egress IP
+ *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak
+ *   input            nobody reaches the gateway's sockets through an egress IP or from the tunnel
+ * Membership lives in sets and maps. The checks that every packet pays are four short chains.
+ * Leaves out: which shards this machine holds (addresses.ts); that changes addresses, not rules.
+ */
+import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
+import { CT_DECIDED, NFLOG_GROUP, NFT_TABLE_GATEWAY, TUNNEL_DEVICE } from '../api/names.ts';
+import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
+import { counterName, type DropReason, dropReasons } from '../api/reasons.ts';
+import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
+import { Chains } from './chains.ts';
+import { addressType, compilePolicy, header } from './compile-policy.ts';
+
+export interface CompiledGateway {
+  ruleset: Ruleset;
+  ruleNumbers: Map<string, number>;
+}
+
+/** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
+const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
+const innerType = '@th,224,16';
+const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
+const vni = '@th,96,24';
+
+export function compileGateway(plan: GatewayPlan): CompiledGateway {
+  const chains = new Chains();
+  if (!('pool' in plan.settings)) {
+    return {
+      ruleset: { family: 'inet', table: NFT_TABLE_GATEWAY, counters: [], sets: {}, chains: {} },
+      ruleNumbers: new Map(),
+    };
+  }
+  const pool = plan.settings.pool;
+  const dropped = dropChains(chains);
+  const drop = chains.add('drop', [`counter name ${counterName('rule')}`, log('rule'), 'drop']);
+  const reject = chains.add('reject', [`counter name ${counterName('rule')}`, log('rule'), ...rejectStatements]);
+  const policy = compilePolicy(plan, chains, drop, reject);
+  const hairpin = chains.add('hairpin', [
+    `counter name ${counterName('hairpin')}`,
+    log('hairpin'),
+    ...rejectStatements,
+  ]);
+
+  tunnelHooks(chains, pool, dropped);
+  forwardHook(chains, policy.walk, dropped, hairpin);
+  chains.base('input', 'type filter hook input priority filter; policy accept;', [
+    `iifname "${pool.internalInterface}" udp dport ${pool.steering.port} accept`,
+    `udp dport ${pool.steering.port} goto ${dropped('foreign-tunnel')}`,
+    `iifname "${TUNNEL_DEVICE}" goto ${hairpin}`,
+    'icmpv6 type nd-neighbor-solicit accept',
+    'icmpv6 type nd-neighbor-advert accept',
+    ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
+  ]);
+  chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
+    ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
+  ]);
+  const guard = chains.add('guard', [
+    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+    `goto ${dropped('leak')}`,
+  ]);
+  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [
+    `iifname "${TUNNEL_DEVICE}" oifname != "${TUNNEL_DEVICE}" goto ${guard}`,
+  ]);
+
+  const counters = [...(Object.keys(dropReasons) as DropReason[]), 'rule' as const].map(counterName);
+  const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
+  return {
+    ruleset: { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: chains.all },
+    ruleNumbers: policy.ruleNumbers,
+  };
+}
+
+/** A TCP client fails at once with a reset, any other with "administratively prohibited". */
+const rejectStatements = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'];
+
+/** At most 1,000 records a second: a flood of denials must not become a flood of work. The counters count all. */
+function log(prefix: string): string {
+  return `limit rate 1000/second burst 1000 packets log prefix "${prefix}" group ${NFLOG_GROUP} snaplen 96`;
+}
+
+/** One chain per reason: count, record, drop. */
+function dropChains(chains: Chains): (reason: DropReason) => string {
+  const names = new Map<DropReason, string>();
+  return (reason) => {
+    let name = names.get(reason);
+    if (name === undefined) {
+      name = chains.add('drop', [`counter name ${counterName(reason)}`, log(reason), 'drop']);
+      names.set(reason, name);
+    }
+    return name;
+  };
+}
+
+/** Tunnel packets are checked before anything else knows them, and never tracked: their flows are the inner ones. */
+function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropReason) => string): void {
+  const { port } = pool.steering;
+  const suspect = families.map((family) =>
+    chains.add('suspect', [
+      `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
+      `goto ${dropped('unknown-source')}`,
+    ]),
+  );
+  const tunnel = chains.add('tunnel', [
+    `${vni} != ${pool.steering.vni} goto ${dropped('foreign-tunnel')}`,
+    ...families.flatMap((outer) =>
+      families.map(
+        (inner) =>
+          `${innerType} ${etherType[inner]} ${header[outer]} saddr . ${innerSource[inner]} @held${outer}${inner} notrack accept`,
+      ),
+    ),
+    'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
+    'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
+    ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),
+    `goto ${dropped('bad-tunnel-frame')}`,
+  ]);
+  chains.base('tunnel_in', 'type filter hook prerouting priority raw; policy accept;', [
+    `iifname "${pool.internalInterface}" udp dport ${port} fib daddr type local goto ${tunnel}`,
+  ]);
+  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
+    `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
+  ]);
+}
+
+function forwardHook(chains: Chains, walk: string[], dropped: (reason: DropReason) => string, hairpin: string): void {
+  const invalid = chains.add('invalid', [
+    `tcp flags & (syn | ack) == ack goto ${dropped('stray')}`,
+    `goto ${dropped('invalid')}`,
+  ]);
+  const egress = chains.add('egress', [
+    `ct state invalid goto ${invalid}`,
+    ...families.map((family) => `${header[family]} daddr @hairpin${family} goto ${hairpin}`),
+    ...families.map((family) => `${header[family]} daddr @cluster${family} goto ${dropped('cluster-destination')}`),
+    'meta mark set 0x00000000',
+    ...families.map((family) => `meta mark set ${header[family]} saddr map @group${family}`),
+    `meta mark 0x00000000 goto ${dropped('unknown-source')}`,
+    ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
+    ...walk,
+  ]);
+  chains.base('forward', 'type filter hook forward priority filter; policy accept;', [
+    `ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`,
+    `iifname "${TUNNEL_DEVICE}" goto ${egress}`,
+    `oifname "${TUNNEL_DEVICE}" goto ${dropped('unsolicited')}`,
+  ]);
+}
+
+/** Sets and maps: whoever comes or goes is an element here. */
+function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<string, number>): Record<string, NftSet> {
+  const sets: Record<string, NftSet> = {};
+  const fresh = (name: string, set: Omit<NftSet, 'elements'>): Map<string, string> => {
+    const elements = new Map<string, string>();
+    sets[name] = { ...set, elements };
+    return elements;
+  };
+  for (const family of families) {
+    const type = addressType[family];
+    const known = fresh(`known${family}`, { type: { typeof: innerSource[family] } });
+    const group = fresh(`group${family}`, { type, value: 'mark' });
+    const noEgress = fresh(`noegress${family}`, { type });
+    const snat = fresh(`snat${family}`, { type, value: type });
+    const own = fresh(`own${family}`, { type: `${type} . ${type}` });
+    const held = { 4: heldSet(fresh, 4, family), 6: heldSet(fresh, 6, family) };
+    for (const workload of Object.values(plan.workloads)) {
+      const mark = markText(groupMarks.get(workload.group) ?? 0);
+      const outer = plan.nodes[workload.node]?.addresses ?? [];
+      for (const address of workload.addresses) {
+        const parsed = parseAddress(address);
+        if (!parsed.ok || parsed.value.family !== family) continue;
+        const raw = rawText(parsed.value.value);
+        known.set(raw, '');
+        group.set(address, mark);
+        const egress = workload.egress[family];
+        if (egress === undefined) noEgress.set(address, '');
+        else {
+          snat.set(address, egress.address);
+          own.set(concat(address, egress.address), '');
+        }
+        for (const node of outer) held[familyOf(node)].set(concat(node, raw), '');
+      }
+    }
+    const nodes = fresh(`nodes${family}`, { type });
+    for (const { addresses } of Object.values(plan.nodes)) add(nodes, addresses, family);
+    const egressIPs = fresh(`egress${family}`, { type });
+    for (const { egressIPs: addresses } of Object.values(plan.shards)) add(egressIPs, addresses, family);
+    const hairpin = fresh(`hairpin${family}`, { type });
+    for (const text of egressIPs.keys()) hairpin.set(text, '');
+    for (const { nextHops } of Object.values(plan.shards)) add(hairpin, [nextHops[family] ?? ''], family);
+    for (const gateway of Object.values(plan.gateways)) {
+      add(hairpin, [gateway.internalAddress, ...gateway.addresses], family);
+    }
+    const cluster = fresh(`cluster${family}`, { type, interval: true });
+    for (const text of disjoint([...pool.clusterCIDRs, ...pool.excludedCIDRs], family)) cluster.set(text, '');
+  }
+  return sets;
+}
+
+function heldSet(
+  fresh: (name: string, set: Omit<NftSet, 'elements'>) => Map<string, string>,
+  outer: Family,
+  inner: Family,
+): Map<string, string> {
+  return fresh(`held${outer}${inner}`, { type: { typeof: `${header[outer]} saddr . ${innerSource[inner]}` } });
+}
+
+const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+
+function add(elements: Map<string, string>, addresses: string[], family: Family): void {
+  for (const address of addresses) if (address !== '' && familyOf(address) === family) elements.set(address, '');
+}
+
+/** Prefixes as ranges that do not overlap, which an interval set wants. */
+function disjoint(prefixes: string[], family: Family): string[] {
+  const ranges = prefixes
+    .flatMap((text) => {
+      const parsed = parsePrefix(text);
+      return parsed.ok && parsed.value.family === family ? [prefixRange(parsed.value)] : [];
+    })
+    .sort((a, b) => (a.first < b.first ? -1 : a.first > b.first ? 1 : 0));
+  const merged: { first: bigint; last: bigint }[] = [];
+  for (const { first, last } of ranges) {
+    const previous = merged.at(-1);
+    if (previous !== undefined && first <= previous.last + 1n) {
+      if (last > previous.last) previous.last = last;
+    } else merged.push({ first, last });
+  }
+  const text = (value: bigint): string => formatAddress({ family, value });
+  return merged.map(({ first, last }) => rangeText(text(first), text(last)));
+}

@@ -1,0 +1,155 @@
+/**
+ * The gateway program, put together: saved plan → apply; plan stream → apply → acknowledge → save; records and
+ * metrics beside it. Ending it, however, leaves everything in the kernel in force.
+ */
+import { mkdir, readFile } from 'node:fs/promises';
+import { networkInterfaces } from 'node:os';
+import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
+import { createRegistry, startHttp } from '../daemon/http.ts';
+import { type Listen, parseListen } from '../daemon/listen.ts';
+import { createLog } from '../daemon/log.ts';
+import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
+import { startPlanClient } from '../daemon/stream-client.ts';
+import { announce } from '../kernel/announce.ts';
+import { endFlows } from '../kernel/conntrack.ts';
+import { HostIp } from '../kernel/iproute-host.ts';
+import { HostNft } from '../kernel/nft-host.ts';
+import { applySysctls } from '../kernel/sysctl.ts';
+import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
+import { heldShards } from './compile-net.ts';
+import { gatewayMetrics } from './metrics.ts';
+import { FlowLog } from './record/flow-log.ts';
+import { viewOf } from './record/flow-record.ts';
+import { Recorder } from './record/recorder.ts';
+
+export interface GatewayOptions {
+  name: string;
+  /** URL of the controller's plan stream. */
+  controller: string;
+  /** Directory with `ca.crt`, `tls.crt`, `tls.key`. */
+  certs: string;
+  /** Directory for what must outlive the process. */
+  state: string;
+  /** File of flow records; absent: none are written. */
+  flowLog?: string;
+  /** `address:port` of metrics and health. */
+  metrics?: string;
+}
+
+export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
+  const log = createLog('gateway').child({ gateway: options.name });
+  await mkdir(options.state, { recursive: true });
+  const kernel = hostKernel(log.warn.bind(log));
+  const gateway = new GatewayApply(options.name, kernel, options.state);
+  const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
+  const registry = createRegistry('gateway');
+  const recorder = new Recorder({
+    view: viewOf(options.name, emptyGatewayPlan(), new Map()),
+    onRecord: (record) => {
+      metrics.record(record);
+      flowLog?.write(record);
+    },
+    onError: (error) => log.error({ err: error }, 'records: kernel events'),
+  });
+  const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
+  let inForce: number | undefined;
+  let connected = false;
+
+  async function apply(plan: GatewayPlan, generation: number): Promise<void> {
+    const began = performance.now();
+    try {
+      const { ruleNumbers, flowsEnded, nftBytes } = await gateway.apply(plan);
+      recorder.view = viewOf(options.name, plan, ruleNumbers);
+      const seconds = (performance.now() - began) / 1000;
+      const shards = heldShards(plan, options.name);
+      inForce = generation;
+      metrics.applied(seconds, generation, Object.keys(plan.workloads).length, shards.length, flowsEnded);
+      log.info({ generation, seconds, shards, flowsEnded, nftBytes }, 'plan in force');
+    } catch (error) {
+      metrics.refused();
+      log.error({ err: error, generation }, 'plan refused: what was in force stays');
+      throw error;
+    }
+  }
+
+  const { saved, reason } = await loadPlan(options.state, 'gateway');
+  if (reason !== undefined) log.warn({ reason }, 'saved plan not usable: waiting for the controller');
+  if (saved !== undefined) {
+    log.info({ generation: saved.generation, ageSeconds: saved.ageSeconds }, 'starting with the saved plan');
+    await apply(saved.plan, saved.generation).catch(() => undefined);
+  }
+  await recorder.start();
+  const client = startPlanClient({
+    role: 'gateway',
+    name: options.name,
+    url: options.controller,
+    certs: options.certs,
+    addresses: ownAddresses(),
+    ...(saved === undefined || inForce === undefined ? {} : { saved }),
+    async onPlan(plan, generation) {
+      await apply(plan, generation);
+      await savePlan(options.state, 'gateway', plan, generation);
+    },
+    onState(state) {
+      connected = state === 'connected';
+      metrics.connected(connected);
+    },
+    log,
+  });
+  const http =
+    options.metrics === undefined
+      ? undefined
+      : await startHttp({
+          listen: listenOf(options.metrics),
+          registry,
+          health: () => ({ ok: true, detail: connected ? 'ok' : 'ok, without the controller' }),
+          ready: () => ({
+            ok: inForce !== undefined,
+            detail: inForce === undefined ? 'no plan in force yet' : `plan ${inForce} in force`,
+          }),
+        });
+  return {
+    async close() {
+      await http?.close();
+      await client.close();
+      await recorder.close();
+      flowLog?.close();
+    },
+  };
+}
+
+function listenOf(text: string): Listen {
+  const parsed = parseListen(text);
+  if (!parsed.ok) throw new Error(`--metrics: ${parsed.error}`);
+  return parsed.value;
+}
+
+function hostKernel(warn: (fields: object, message: string) => void): GatewayKernel & { nft: HostNft } {
+  return {
+    nft: new HostNft(),
+    ip: new HostIp(),
+    sysctl: applySysctls,
+    mtu: async (device) => Number.parseInt(await readFile(`/sys/class/net/${device}/mtu`, 'utf8'), 10),
+    announce(device, addresses) {
+      try {
+        announce({ device, addresses });
+      } catch (error) {
+        warn({ err: error, device, addresses }, 'neighbours were not told of new addresses');
+      }
+    },
+    endFlows: (match) => endFlows(match, { mark: decidedMark }),
+  };
+}
+
+/** The machine's addresses without those that Sluice manages (host prefixes) or that nobody can send to. */
+function ownAddresses(): string[] {
+  const full = { IPv4: '255.255.255.255', IPv6: 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff' } as const;
+  return Object.values(networkInterfaces()).flatMap((list) =>
+    (list ?? [])
+      .filter(
+        ({ internal, netmask, family, address }) =>
+          !internal && netmask !== full[family] && !address.startsWith('fe80:'),
+      )
+      .map(({ address }) => address),
+  );
+}

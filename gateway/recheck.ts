@@ -1,0 +1,39 @@
+/**
+ * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
+ * translated to an address that is not the workload's own now, and those that the policy no longer permits. The
+ * evaluator walks the flow's original tuple again; nothing else is disturbed.
+ */
+import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import { compilePolicy } from '../policy/evaluate.ts';
+import type { ConntrackEntry } from '../wire/conntrack.ts';
+
+export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
+  const evaluator = compilePolicy(plan);
+  const workloads = workloadsByAddress(plan);
+  return ({ family, original, reply, protocol }) => {
+    const workload = workloads.get(original.source);
+    if (workload === undefined) return true;
+    if (workload.egress[family]?.address !== reply.destination) return true;
+    const { verdict } = evaluator.decide({
+      source: original.source,
+      destination: original.destination,
+      protocol,
+      ...(original.destinationPort === undefined ? {} : { destinationPort: original.destinationPort }),
+    });
+    return verdict !== 'accept';
+  };
+}
+
+export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<string, WorkloadEntry> {
+  const found = new Map<string, WorkloadEntry>();
+  for (const workload of Object.values(plan.workloads)) {
+    for (const address of workload.addresses) found.set(address, workload);
+  }
+  return found;
+}
+
+/** Whether anything changed that could end a flow. */
+export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
+  const parts = ['settings', 'workloads', 'groups', 'rules', 'services'] as const;
+  return parts.some((part) => JSON.stringify(before[part]) !== JSON.stringify(after[part]));
+}

@@ -1,0 +1,141 @@
+/**
+ * Flow records (design §8): one per start and end of a flow and per denial, as plain data. Pure: conntrack events and
+ * logged packets come in decoded, names come from a view of the plan.
+ */
+import type { Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import type { ConntrackEntry } from '../../wire/conntrack.ts';
+import { DEFAULT_ACTION, ruleNumberOf } from '../marks.ts';
+import { workloadsByAddress } from '../recheck.ts';
+
+export interface FlowRecord {
+  /** RFC 3339. */
+  time: string;
+  event: 'start' | 'end' | 'deny';
+  verdict: 'accept' | 'drop' | 'reject';
+  reason: string;
+  context?: Context;
+  /** Name of the rule, with its namespace if it has one. */
+  rule?: string;
+  namespace?: string;
+  pod?: string;
+  services?: string[];
+  node?: string;
+  protocol: string;
+  source: string;
+  sourcePort?: number;
+  destination: string;
+  destinationPort?: number;
+  egressIP?: string;
+  egressPort?: number;
+  gateway: string;
+  shard?: string;
+  /** From the workload out, and back. Absent at the start. */
+  packets?: { egress: number; ingress: number };
+  bytes?: { egress: number; ingress: number };
+  durationSeconds?: number;
+}
+
+/** What a record needs to know of the plan in force. */
+export interface RecordView {
+  gateway: string;
+  workload(address: string): WorkloadEntry | undefined;
+  rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: string };
+}
+
+export function viewOf(gateway: string, plan: GatewayPlan, ruleNumbers: Map<string, number>): RecordView {
+  const workloads = workloadsByAddress(plan);
+  const ids = new Map([...ruleNumbers].map(([id, number]) => [number, id]));
+  return {
+    gateway,
+    workload: (address) => workloads.get(address),
+    rule(number) {
+      const id = ids.get(number);
+      const rule = id === undefined ? undefined : plan.rules[id];
+      if (rule === undefined) return { reason: id === DEFAULT_ACTION ? 'default-action' : 'rule' };
+      const reason = rule.action === 'accept' ? 'service-accept' : 'rule';
+      const name = rule.namespace === undefined ? rule.name : `${rule.namespace}/${rule.name}`;
+      return { reason, context: rule.context, rule: name, action: rule.action };
+    },
+  };
+}
+
+const protocolNames: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6', 132: 'sctp' };
+export const protocolName = (protocol: number): string => protocolNames[protocol] ?? String(protocol);
+
+const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord> =>
+  workload === undefined
+    ? {}
+    : { namespace: workload.namespace, pod: workload.name, services: workload.services, node: workload.node };
+
+/** Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. */
+export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date): FlowRecord {
+  const workload = view.workload(flow.original.source);
+  const { action: _, ...rule } = view.rule(ruleNumberOf(flow.mark));
+  const shard = workload?.egress[flow.family]?.shard;
+  return {
+    time: time.toISOString(),
+    event: 'start',
+    verdict: 'accept',
+    ...rule,
+    ...workloadFields(workload),
+    protocol: protocolName(flow.protocol),
+    ...tuple(flow.original),
+    egressIP: flow.reply.destination,
+    ...(flow.reply.destinationPort === undefined ? {} : { egressPort: flow.reply.destinationPort }),
+    gateway: view.gateway,
+    ...(shard === undefined ? {} : { shard }),
+  };
+}
+
+export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date): FlowRecord {
+  const seconds = flow.startNs && flow.stopNs ? Number(flow.stopNs - flow.startNs) / 1e9 : undefined;
+  return {
+    ...started,
+    time: time.toISOString(),
+    event: 'end',
+    packets: { egress: flow.packets.original, ingress: flow.packets.reply },
+    bytes: { egress: flow.bytes.original, ingress: flow.bytes.reply },
+    ...(seconds === undefined ? {} : { durationSeconds: Math.round(seconds * 1000) / 1000 }),
+  };
+}
+
+export interface DeniedPacket {
+  /** The word that the rule logs: a drop reason, or 'rule' with the rule's number in the mark. */
+  prefix: string;
+  mark: number;
+  protocol: number;
+  source: string;
+  sourcePort?: number;
+  destination: string;
+  destinationPort?: number;
+}
+
+export function denyRecord(packet: DeniedPacket, view: RecordView, time: Date): FlowRecord {
+  const byPolicy = packet.prefix === 'rule';
+  const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: packet.prefix };
+  const rejected = packet.prefix === 'hairpin' || (byPolicy && action === 'reject');
+  return {
+    time: time.toISOString(),
+    event: 'deny',
+    verdict: rejected ? 'reject' : 'drop',
+    ...rule,
+    ...workloadFields(view.workload(packet.source)),
+    protocol: protocolName(packet.protocol),
+    ...tuple(packet),
+    gateway: view.gateway,
+  };
+}
+
+function tuple(of: {
+  source: string;
+  destination: string;
+  sourcePort?: number;
+  destinationPort?: number;
+}): Pick<FlowRecord, 'source' | 'sourcePort' | 'destination' | 'destinationPort'> {
+  return {
+    source: of.source,
+    ...(of.sourcePort === undefined ? {} : { sourcePort: of.sourcePort }),
+    destination: of.destination,
+    ...(of.destinationPort === undefined ? {} : { destinationPort: of.destinationPort }),
+  };
+}

@@ -1,0 +1,117 @@
+/**
+ * From the kernel's events to records: conntrack events of decided flows and logged denials. Keeps what a flow's start
+ * said until its end, so that an end names the workload even when the plan no longer does. After an overrun the table
+ * is read again and flows that ended unheard are forgotten; how often that happened is a metric.
+ */
+import { NFLOG_GROUP } from '../../api/names.ts';
+import { listFlows } from '../../kernel/conntrack.ts';
+import { type EventSocket, startEventSocket } from '../../kernel/event-socket.ts';
+import { type ConntrackEntry, decodeConntrack } from '../../wire/conntrack.ts';
+import { parsePacket } from '../../wire/ip.ts';
+import { decodeNflog } from '../../wire/nflog.ts';
+import { decidedMark } from '../apply.ts';
+import { isDecided } from '../marks.ts';
+import { denyRecord, endRecord, type FlowRecord, type RecordView, startRecord } from './flow-record.ts';
+
+export interface RecorderOptions {
+  view: RecordView;
+  onRecord(record: FlowRecord): void;
+  onError(error: Error): void;
+}
+
+export class Recorder {
+  view: RecordView;
+  overruns = 0;
+  malformed = 0;
+  readonly #options: RecorderOptions;
+  readonly #open = new Map<number, FlowRecord>();
+  #sockets: EventSocket[] = [];
+
+  constructor(options: RecorderOptions) {
+    this.#options = options;
+    this.view = options.view;
+  }
+
+  get flows(): number {
+    return this.#open.size;
+  }
+
+  /** Flows that are there already are known without a start record: theirs was written by the run before. */
+  async start(): Promise<void> {
+    const { onError } = this.#options;
+    this.#sockets.push(
+      startEventSocket({
+        kind: 'conntrack',
+        groups: ['new', 'destroy'],
+        onBatch: (messages) => this.#conntrack(messages),
+        onOverrun: () => {
+          this.overruns++;
+          this.#resync().catch(onError);
+        },
+        onError,
+      }),
+      startEventSocket({
+        kind: 'nflog',
+        group: NFLOG_GROUP,
+        onBatch: (messages) => this.#denials(messages),
+        onOverrun: () => this.overruns++,
+        onError,
+      }),
+    );
+    await this.#resync();
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#sockets.map((socket) => socket.close()));
+    this.#sockets = [];
+  }
+
+  async #resync(): Promise<void> {
+    const flows = await listFlows({ mark: decidedMark });
+    const now = new Date();
+    const ids = new Set(flows.map((flow) => flow.id));
+    for (const id of this.#open.keys()) if (!ids.has(id)) this.#open.delete(id);
+    for (const flow of flows) if (!this.#open.has(flow.id)) this.#open.set(flow.id, startRecord(flow, this.view, now));
+  }
+
+  #conntrack(messages: Uint8Array[]): void {
+    const now = new Date();
+    for (const message of messages) {
+      const decoded = decodeConntrack(message);
+      if (!decoded.ok) {
+        this.malformed++;
+        continue;
+      }
+      const event = decoded.value;
+      if (!isDecided(event.mark)) continue;
+      if (event.type === 'new') this.#started(event, now);
+      else if (event.type === 'destroy') this.#ended(event, now);
+    }
+  }
+
+  #started(flow: ConntrackEntry, now: Date): void {
+    const record = startRecord(flow, this.view, now);
+    this.#open.set(flow.id, record);
+    this.#options.onRecord(record);
+  }
+
+  #ended(flow: ConntrackEntry, now: Date): void {
+    const started = this.#open.get(flow.id) ?? startRecord(flow, this.view, now);
+    this.#open.delete(flow.id);
+    this.#options.onRecord(endRecord(started, flow, now));
+  }
+
+  #denials(messages: Uint8Array[]): void {
+    const now = new Date();
+    for (const message of messages) {
+      const decoded = decodeNflog(message);
+      const packet = decoded.ok ? parsePacket(decoded.value.payload) : undefined;
+      if (!decoded.ok || !packet?.ok) {
+        this.malformed++;
+        continue;
+      }
+      const { prefix, mark } = decoded.value;
+      this.#options.onRecord(denyRecord({ prefix, mark, ...packet.value }, this.view, now));
+    }
+  }
+}
