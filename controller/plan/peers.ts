@@ -1,4 +1,8 @@
-/** What is known of the gateways and nodes: connected or not, and the plan that each said it has in force. */
+/**
+ * What is known of the gateways and nodes: connected or not, the plan that each said it has in force, and the
+ * addresses that each calls its own.
+ */
+import { formatAddress, parseAddress } from '../../api/address.ts';
 import type { GatewayPlan, NodePlan } from '../../api/plan.ts';
 
 export interface Peer<P> {
@@ -19,3 +23,32 @@ export interface Peers {
 }
 
 export const noPeers = (): Peers => ({ gateways: new Map(), nodes: new Map() });
+
+/** More addresses than a machine has; the hello is another machine's word. */
+const MAX_OWN_ADDRESSES = 256;
+
+/**
+ * A gateway's own addresses: what it reported last, canonical and sorted, without what the plan itself puts there
+ * (egress IPs and next hops are on its interfaces too, and would come and go with the shards).
+ */
+export function ownAddressesOf(
+  remembered: Readonly<Record<string, string[]>>,
+  peers: Peers,
+  isPlanned: (address: string) => boolean,
+): Record<string, string[]> {
+  const result: Record<string, string[]> = { ...remembered };
+  for (const [name, peer] of peers.gateways) {
+    if (!peer.connected) continue;
+    const addresses = new Set<string>();
+    for (const text of peer.addresses.slice(0, MAX_OWN_ADDRESSES)) {
+      const parsed = parseAddress(text);
+      if (!parsed.ok || isLocal(text)) continue;
+      const address = formatAddress(parsed.value);
+      if (!isPlanned(address)) addresses.add(address);
+    }
+    result[name] = [...addresses].sort();
+  }
+  return result;
+}
+
+const isLocal = (address: string): boolean => /^(127\.|169\.254\.|fe[89ab][0-9a-f]:|::1$)/i.test(address);

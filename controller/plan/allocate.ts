@@ -1,0 +1,227 @@
+/**
+ * EgressIP → addresses. What is given out is an input (memory), so the result does not depend on order or restarts:
+ * an owner keeps its addresses as long as it wants as many. Between two that claim one address the older object wins.
+ * An address that an owner gave back may be *drawn* by another only after the pool's quarantine; an explicit
+ * claim is an operator's word and does not wait. Left out: PerNamespace and PerPod allocation.
+ */
+import {
+  type Address,
+  compareAddresses,
+  formatAddress,
+  parseAddress,
+  parseRange,
+  type Range,
+} from '../../api/address.ts';
+import { type EgressIP, type EgressIPPool, objectKey } from '../../api/kinds.ts';
+import { type Family, families, type PerFamily } from '../../api/plan.ts';
+import { PrefixSet } from '../../api/prefix-set.ts';
+import type { Findings } from './condition.ts';
+import type { Allocation } from './memory.ts';
+
+export interface AllocationInput {
+  /** Both oldest first. */
+  pools: readonly EgressIPPool[];
+  egressIPs: readonly EgressIP[];
+  previous: Readonly<Record<string, Allocation>>;
+  now: number;
+  /** Addresses that no EgressIP may have: next hops, gateways' and nodes' own. */
+  reserved: ReadonlySet<string>;
+}
+
+export interface AllocationResult {
+  /** By EgressIP name; families that have none are absent. */
+  addresses: Map<string, PerFamily<string[]>>;
+  allocations: Record<string, Allocation>;
+  /** When the first quarantine that somebody waits for ends. */
+  wakeAt?: number;
+}
+
+interface DrawPool {
+  object: EgressIPPool;
+  set: PrefixSet;
+}
+
+/** Candidates that one draw looks at before it gives up: bounds the walk over a /64 that is full of exclusions. */
+const MAX_WALK = 1 << 17;
+
+export function allocate(input: AllocationInput, findings: Findings): AllocationResult {
+  const pools = new Map<string, DrawPool>();
+  for (const object of input.pools) pools.set(object.metadata.name, { object, set: freeSet(object) });
+  const owners = input.egressIPs.filter((egressIP) => {
+    if (pools.has(egressIP.spec.pool)) return true;
+    findings.refuse(objectKey(egressIP), 'NoSuchPool', `EgressIPPool ${egressIP.spec.pool} does not exist`);
+    return false;
+  });
+  const ageOf = new Map(owners.map((owner, age) => [owner.metadata.name, age]));
+  const given = new Map<string, string>();
+  const held = (address: string): string | undefined => {
+    const allocation = input.previous[address];
+    return allocation !== undefined && allocation.releasedAt === undefined ? allocation.owner : undefined;
+  };
+
+  // Explicit claims, oldest first. A younger claim does not take what an older owner drew before.
+  for (const [age, owner] of owners.entries()) {
+    const pool = pools.get(owner.spec.pool)?.set;
+    for (const address of explicitAddresses(owner)) {
+      const text = formatAddress(address);
+      const key = objectKey(owner);
+      const name = owner.metadata.name;
+      const drawer = held(text);
+      const drawerAge = drawer === undefined ? undefined : ageOf.get(drawer);
+      const olderDrawer =
+        drawerAge !== undefined && drawerAge < age && wants(owners[drawerAge], address.family, pools) > 0;
+      const winner = given.get(text) ?? (olderDrawer ? drawer : undefined);
+      if (winner === name) continue;
+      if (winner !== undefined) {
+        findings.conflict(key, 'AddressTaken', `${text} belongs to EgressIP ${winner}, which is older`);
+      } else if (input.reserved.has(text)) {
+        findings.refuse(key, 'AddressReserved', `${text} is a next hop or a gateway's own address`);
+      } else if (pool?.has(address) === true) {
+        given.set(text, name);
+      } else if (drawer === name) {
+        given.set(text, name);
+        findings.add(key, 'Accepted', 'True', 'OutOfPool', `${text} is no longer in EgressIPPool ${owner.spec.pool}`);
+      } else {
+        findings.refuse(key, 'OutOfPool', `${text} is not in EgressIPPool ${owner.spec.pool}`);
+      }
+    }
+  }
+
+  // What an owner drew before it keeps, lowest first if it now wants fewer.
+  const counts = new Map<string, PerFamily<number>>();
+  const kept = Object.entries(input.previous)
+    .flatMap(([text, allocation]) => {
+      const parsed = parseAddress(text);
+      return parsed.ok ? [{ text, allocation, address: parsed.value }] : [];
+    })
+    .sort((a, b) => compareAddresses(a.address, b.address));
+  const byOwner = new Map<string, typeof kept>();
+  for (const item of kept) {
+    const list = byOwner.get(item.allocation.owner);
+    if (list === undefined) byOwner.set(item.allocation.owner, [item]);
+    else list.push(item);
+  }
+  const keep = (owner: EgressIP, reclaimed: boolean): void => {
+    const name = owner.metadata.name;
+    const count = counts.get(name) ?? {};
+    for (const { text, allocation, address } of byOwner.get(name) ?? []) {
+      const { family } = address;
+      if (allocation.pool !== owner.spec.pool || (allocation.releasedAt !== undefined) !== reclaimed) continue;
+      if ((count[family] ?? 0) >= wants(owner, family, pools) || given.has(text) || input.reserved.has(text)) continue;
+      if (pools.get(owner.spec.pool)?.set.has(address) !== true) {
+        if (reclaimed) continue;
+        const message = `${text} is no longer in EgressIPPool ${owner.spec.pool}`;
+        findings.add(objectKey(owner), 'Accepted', 'True', 'OutOfPool', message);
+      }
+      given.set(text, name);
+      count[family] = (count[family] ?? 0) + 1;
+    }
+    counts.set(name, count);
+  };
+  for (const owner of owners) keep(owner, false);
+  // An owner that comes back takes its own again, quarantined or not.
+  for (const owner of owners) keep(owner, true);
+
+  // New ones from the pool.
+  let wakeAt: number | undefined;
+  for (const owner of owners) {
+    const pool = pools.get(owner.spec.pool);
+    if (pool === undefined) continue;
+    const name = owner.metadata.name;
+    for (const family of families) {
+      let missing = wants(owner, family, pools) - (counts.get(name)?.[family] ?? 0);
+      if (missing <= 0) continue;
+      for (const text of candidates(pool.set, family)) {
+        if (given.has(text) || input.reserved.has(text)) continue;
+        const freeAt = quarantineEnd(input.previous[text], pools, input.now);
+        if (freeAt > input.now) {
+          wakeAt = Math.min(wakeAt ?? Number.POSITIVE_INFINITY, freeAt);
+          continue;
+        }
+        given.set(text, name);
+        if (--missing === 0) break;
+      }
+      if (missing > 0) {
+        const message = `EgressIPPool ${owner.spec.pool} has no free IPv${family} address (${missing} missing)`;
+        findings.add(objectKey(owner), 'Programmed', 'False', 'PoolExhausted', message);
+      }
+    }
+  }
+  return { ...collect(owners, given, input, pools), ...(wakeAt === undefined ? {} : { wakeAt }) };
+}
+
+function collect(
+  owners: readonly EgressIP[],
+  given: ReadonlyMap<string, string>,
+  { previous, now }: AllocationInput,
+  pools: ReadonlyMap<string, DrawPool>,
+): Pick<AllocationResult, 'addresses' | 'allocations'> {
+  const allocations: Record<string, Allocation> = {};
+  const addresses = new Map<string, PerFamily<string[]>>();
+  const poolOf = new Map(owners.map((owner) => [owner.metadata.name, owner.spec.pool]));
+  const sorted = [...given.keys()]
+    .flatMap((text) => {
+      const parsed = parseAddress(text);
+      return parsed.ok ? [{ text, address: parsed.value }] : [];
+    })
+    .sort((a, b) => compareAddresses(a.address, b.address));
+  for (const { text, address } of sorted) {
+    const owner = given.get(text) ?? '';
+    allocations[text] = { pool: poolOf.get(owner) ?? '', owner };
+    const perFamily = addresses.get(owner) ?? {};
+    perFamily[address.family] = [...(perFamily[address.family] ?? []), text];
+    addresses.set(owner, perFamily);
+  }
+  for (const [text, allocation] of Object.entries(previous)) {
+    if (given.has(text)) continue;
+    const released = { ...allocation, releasedAt: allocation.releasedAt ?? now };
+    // Forgotten when the quarantine is over, unless the owner may come back for it.
+    if (quarantineEnd(released, pools, now) > now || poolOf.has(allocation.owner)) allocations[text] = released;
+  }
+  return { addresses, allocations };
+}
+
+/**
+ * 0 if nobody had it. An allocation that its owner did not keep is released by this very run. A pool that is gone
+ * had the default quarantine.
+ */
+function quarantineEnd(allocation: Allocation | undefined, pools: ReadonlyMap<string, DrawPool>, now: number): number {
+  if (allocation === undefined) return 0;
+  const seconds = pools.get(allocation.pool)?.object.spec.quarantineSeconds ?? 300;
+  return (allocation.releasedAt ?? now) + 1000 * seconds;
+}
+
+export function freeSet({ spec }: EgressIPPool): PrefixSet {
+  return PrefixSet.of(ranges(spec.ranges)).exclude(PrefixSet.of(ranges(spec.exclude ?? [])));
+}
+
+/** Texts were validated with the object; what does not parse is left out. */
+function ranges(texts: readonly string[]): Range[] {
+  return texts.flatMap((text) => {
+    const range = parseRange(text);
+    return range.ok ? [range.value] : [];
+  });
+}
+
+function explicitAddresses({ spec }: EgressIP): Address[] {
+  return (spec.addresses ?? []).flatMap((text) => {
+    const parsed = parseAddress(text);
+    return parsed.ok ? [parsed.value] : [];
+  });
+}
+
+/** How many addresses the EgressIP wants to draw of a family: `count`, where the pool has that family at all. */
+function wants(egressIP: EgressIP | undefined, family: Family, pools: ReadonlyMap<string, DrawPool>): number {
+  const set = egressIP === undefined ? undefined : pools.get(egressIP.spec.pool)?.set;
+  return set === undefined || set.ranges(family).length === 0 ? 0 : (egressIP?.spec.count ?? 0);
+}
+
+function* candidates(set: PrefixSet, family: Family): Generator<string> {
+  let walked = 0;
+  for (const { first, last } of set.ranges(family)) {
+    for (let value = first; value <= last; value++) {
+      if (++walked > MAX_WALK) return;
+      yield formatAddress({ family, value });
+    }
+  }
+}

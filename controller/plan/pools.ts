@@ -1,0 +1,201 @@
+/**
+ * Gateway pools: which namespaces each carries, its gateways, and its shards with their numbers and next hops.
+ * Shards are named by position in `nextHops` (`s0`, `s1`, …). Age decides between two pools that want the same
+ * namespace, the same gateway, or different ports for the one tunnel device that a node has.
+ */
+import { formatAddress, parseRange, type Range } from '../../api/address.ts';
+import { type GatewayPool, type Namespace, objectKey } from '../../api/kinds.ts';
+import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from '../../api/names.ts';
+import { families, type GatewayEntry, type PerFamily, type PoolSettings, type ShardEntry } from '../../api/plan.ts';
+import { matches } from '../../policy/selector.ts';
+import type { Findings } from './condition.ts';
+import { type Member, rendezvousOrder } from './rendezvous.ts';
+
+/** Labels with the one that the API server sets by itself, which a manifest on disk may lack or forge. */
+export function labelsOf({ metadata }: Namespace): Record<string, string> {
+  return { ...metadata.labels, [LABEL_NAMESPACE_NAME]: metadata.name };
+}
+
+export interface Pool {
+  name: string;
+  object: GatewayPool;
+  settings: PoolSettings;
+  gateways: Record<string, GatewayEntry>;
+  /** `egressIPs` is filled once addresses are allocated. */
+  shards: Record<string, ShardEntry>;
+  namespaces: string[];
+}
+
+const field = { 4: 'v4', 6: 'v6' } as const;
+
+/** `pools` oldest first. The numbers in `indices` are kept; the second result has the new ones as well. */
+export function poolsOf(
+  objects: readonly GatewayPool[],
+  namespaces: readonly Namespace[],
+  indices: Readonly<Record<string, number>>,
+  findings: Findings,
+): { pools: Pool[]; poolOfNamespace: Map<string, Pool>; indices: Record<string, number> } {
+  const pools: Pool[] = [];
+  const poolOfNamespace = new Map<string, Pool>();
+  const poolOfGateway = new Map<string, string>();
+  const numbers = new ShardNumbers(indices);
+  for (const object of objects) {
+    const key = objectKey(object);
+    const { spec } = object;
+    const name = object.metadata.name;
+    const first = pools[0];
+    if (first !== undefined && first.settings.steering.port !== spec.steering.port) {
+      const port = first.settings.steering.port;
+      findings.refuse(key, 'TunnelPort', `steering.port must be ${port}, that of the older GatewayPool ${first.name}`);
+      continue;
+    }
+    const hops = nextHopsOf(object, findings);
+    if (hops === undefined) continue;
+    const members: Member[] = [];
+    const gateways: Record<string, GatewayEntry> = {};
+    for (const gateway of spec.gateways) {
+      const other = poolOfGateway.get(gateway.name);
+      if (other !== undefined) {
+        findings.conflict(key, 'GatewayTaken', `gateway ${gateway.name} belongs to GatewayPool ${other}`);
+        continue;
+      }
+      poolOfGateway.set(gateway.name, name);
+      members.push({ name: gateway.name, weight: gateway.weight ?? 1 });
+      gateways[gateway.name] = { internalAddress: gateway.internalAddress, addresses: [gateway.internalAddress] };
+    }
+    const shards: Record<string, ShardEntry> = {};
+    hops.forEach((nextHops, position) => {
+      const shard = `s${position}`;
+      const index = numbers.take(`${name}/${shard}`);
+      if (index === undefined) {
+        findings.refuse(
+          key,
+          'TooManyShards',
+          `all pools together may have ${NODE_SHARDS_MAX} shards; ${shard} has none`,
+        );
+        return;
+      }
+      shards[shard] = { index, nextHops, order: rendezvousOrder(`${name}/${shard}`, members), egressIPs: [] };
+    });
+    const pool: Pool = { name, object, settings: settingsOf(object), gateways, shards, namespaces: [] };
+    for (const namespace of namespaces) {
+      const { metadata } = namespace;
+      if (!matches(spec.namespaceSelector, labelsOf(namespace))) continue;
+      const other = poolOfNamespace.get(metadata.name);
+      if (other === undefined) {
+        poolOfNamespace.set(metadata.name, pool);
+        pool.namespaces.push(metadata.name);
+      } else {
+        findings.conflict(key, 'NamespaceTaken', `namespace ${metadata.name} is carried by GatewayPool ${other.name}`);
+      }
+    }
+    pools.push(pool);
+  }
+  return { pools, poolOfNamespace, indices: numbers.all() };
+}
+
+function settingsOf({ metadata, spec }: GatewayPool): PoolSettings {
+  const { external, internal } = spec.interfaces;
+  const externalGateway: PerFamily<string> = {};
+  for (const family of families) {
+    const router = external.gateway?.[field[family]];
+    if (router !== undefined) externalGateway[family] = router;
+  }
+  return {
+    pool: metadata.name,
+    defaultAction: spec.defaultAction ?? 'Drop',
+    unassigned: spec.unassigned ?? 'Bypass',
+    internalInterface: internal,
+    externalInterface: external.name,
+    externalGateway,
+    steering: {
+      mode: spec.steering.mode,
+      vni: spec.steering.vni,
+      port: spec.steering.port,
+      mtu: spec.steering.mtu ?? null,
+    },
+    clusterCIDRs: [...(spec.clusterCIDRs ?? [])],
+    excludedCIDRs: [...(spec.excludedCIDRs ?? [])],
+  };
+}
+
+/** One entry a shard. A pool may have next hops of one family only; the tunnel carries both through them. */
+function nextHopsOf(object: GatewayPool, findings: Findings): PerFamily<string>[] | undefined {
+  const key = objectKey(object);
+  const lists: PerFamily<string[]> = {};
+  for (const family of families) {
+    const list: string[] = [];
+    for (const text of object.spec.nextHops[field[family]] ?? []) {
+      const range = parseRange(text);
+      if (!range.ok || range.value.family !== family) {
+        findings.refuse(key, 'BadNextHop', `nextHops.${field[family]}: ${text} is no IPv${family} range`);
+        return undefined;
+      }
+      list.push(...addressesOf(range.value, NODE_SHARDS_MAX + 1 - list.length));
+    }
+    if (list.length > 0) lists[family] = list;
+  }
+  const counts = families.flatMap((family) => lists[family]?.length ?? []);
+  const [count] = counts;
+  if (count === undefined || counts.some((other) => other !== count) || count > NODE_SHARDS_MAX) {
+    findings.refuse(
+      key,
+      'NextHopCount',
+      `nextHops need 1 to ${NODE_SHARDS_MAX} addresses, as many v4 as v6 where there are both; got ${counts.join(' and ')}`,
+    );
+    return undefined;
+  }
+  return Array.from({ length: count }, (_, position) => {
+    const hops: PerFamily<string> = {};
+    for (const family of families) {
+      const hop = lists[family]?.[position];
+      if (hop !== undefined) hops[family] = hop;
+    }
+    return hops;
+  });
+}
+
+function addressesOf(range: Range, limit: number): string[] {
+  const list: string[] = [];
+  for (let value = range.first; value <= range.last && list.length < limit; value++) {
+    list.push(formatAddress({ family: range.family, value }));
+  }
+  return list;
+}
+
+/**
+ * Numbers of shards, unique among all pools. A number is a mark in the nodes' connection tables, so that of a shard
+ * that is gone is given to another only when there is no fresh one.
+ */
+class ShardNumbers {
+  readonly #known: Map<string, number>;
+  readonly #inUse = new Map<string, number>();
+
+  constructor(known: Readonly<Record<string, number>>) {
+    this.#known = new Map(Object.entries(known).filter(([, index]) => index >= 1 && index <= NODE_SHARDS_MAX));
+  }
+
+  take(shard: string): number | undefined {
+    const index = this.#known.get(shard) ?? this.#fresh();
+    if (index === undefined) return undefined;
+    this.#known.set(shard, index);
+    this.#inUse.set(shard, index);
+    return index;
+  }
+
+  #fresh(): number | undefined {
+    const taken = new Set(this.#known.values());
+    for (let index = 1; index <= NODE_SHARDS_MAX; index++) if (!taken.has(index)) return index;
+    // Shards of pools that come later in this run may lose their number here; more than 253 is an error anyway.
+    for (const [shard, index] of this.#known) {
+      if (this.#inUse.has(shard)) continue;
+      this.#known.delete(shard);
+      return index;
+    }
+    return undefined;
+  }
+
+  all(): Record<string, number> {
+    return Object.fromEntries(this.#known);
+  }
+}
