@@ -4,7 +4,6 @@
  * between datagrams: the kernel makes each part when it is asked for it.
  */
 
-import { families } from '../api/plan.ts';
 import { type ConntrackEntry, decodeConntrack, encodeConntrackDelete, encodeConntrackDump } from '../wire/conntrack.ts';
 import { messageErrno, messageSequence, messageType, NLMSG_DONE, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
 import { ENOENT, SystemError } from './libc.ts';
@@ -21,14 +20,15 @@ export interface TableOptions {
 
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
-const DELETES_PER_SEND = 64;
+const DELETES_PER_TURN = 64;
+const DUMP_SEQUENCE = 1;
 
 /** Every entry of both families. */
 export async function listFlows(options: TableOptions = {}): Promise<ConntrackEntry[]> {
   const entries: ConntrackEntry[] = [];
   const socket = open(options);
   try {
-    for (const family of families) await dump(socket, family, options, (entry) => entries.push(entry));
+    await dump(socket, options, (entry) => entries.push(entry));
   } finally {
     socket.close();
   }
@@ -41,17 +41,15 @@ export async function endFlows(match: (entry: ConntrackEntry) => boolean, option
   const socket = open(options);
   let ended = 0;
   try {
-    for (const family of families) {
-      await dump(socket, family, options, (entry) => {
-        if (match(entry)) doomed.push(entry);
-      });
-    }
+    await dump(socket, options, (entry) => {
+      if (match(entry)) doomed.push(entry);
+    });
     for (const [index, entry] of doomed.entries()) {
-      const errno = socket.tryRequest(encodeConntrackDelete(entry, index + 1));
+      const errno = socket.tryRequest(encodeConntrackDelete(entry, DUMP_SEQUENCE + 1 + index));
       if (errno === 0) ended++;
       // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
       else if (errno !== ENOENT) throw new SystemError('conntrack delete', errno);
-      if (index % DELETES_PER_SEND === DELETES_PER_SEND - 1) await turn();
+      if (index % DELETES_PER_TURN === DELETES_PER_TURN - 1) await turn();
     }
   } finally {
     socket.close();
@@ -73,16 +71,15 @@ function turn(): Promise<void> {
 
 async function dump(
   socket: NetlinkSocket,
-  family: 4 | 6,
   options: TableOptions,
   visit: (entry: ConntrackEntry) => void,
 ): Promise<void> {
-  socket.send(encodeConntrackDump(family, family, options.mark));
+  socket.send(encodeConntrackDump(DUMP_SEQUENCE, options.mark));
   const buffer = new Uint8Array(RECEIVE_SIZE);
   for (let datagrams = 1; ; datagrams++) {
     const length = socket.receive(buffer);
     for (const message of splitMessages(buffer.subarray(0, length))) {
-      if (messageSequence(message) !== family) continue;
+      if (messageSequence(message) !== DUMP_SEQUENCE) continue;
       const type = messageType(message);
       if (type === NLMSG_DONE || type === NLMSG_ERROR) {
         const errno = messageErrno(message) ?? 0;

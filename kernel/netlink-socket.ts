@@ -27,6 +27,8 @@ export interface NetlinkSocketOptions {
 
 export class NetlinkSocket {
   readonly fd: number;
+  /** For answers; only if there is a request. */
+  #answers: Uint8Array | undefined;
   #open = true;
 
   private constructor(fd: number) {
@@ -76,7 +78,8 @@ export class NetlinkSocket {
   tryRequest(message: Uint8Array): number {
     this.send(message);
     const sequence = messageSequence(message);
-    const buffer = new Uint8Array(32 * 1024);
+    this.#answers ??= new Uint8Array(32 * 1024);
+    const buffer = this.#answers;
     for (;;) {
       const length = this.receive(buffer);
       for (const answer of splitMessages(buffer.subarray(0, length))) {

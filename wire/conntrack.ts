@@ -269,12 +269,8 @@ function readTimestamps(
 
 const addressFamily = { 4: 2, 6: 10 } as const;
 
-/** Asks for the whole table of one family, or for the entries with `(mark & mask) === value`. */
-export function encodeConntrackDump(
-  family: 4 | 6,
-  sequence: number,
-  mark?: { value: number; mask: number },
-): Uint8Array {
+/** Asks for the whole table (both families: each dump walks all of the kernel's buckets, some 10 ms), or for the entries with `(mark & mask) === value`. */
+export function encodeConntrackDump(sequence: number, mark?: { value: number; mask: number }): Uint8Array {
   const filter =
     mark === undefined
       ? []
@@ -285,7 +281,6 @@ export function encodeConntrackDump(
       message: IPCTNL_MSG_CT_GET,
       flags: NLM_F_REQUEST | NLM_F_DUMP,
       sequence,
-      family: addressFamily[family],
     },
     ...filter,
   );

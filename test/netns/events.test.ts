@@ -1,0 +1,354 @@
+/**
+ * The event sockets, the connection table and the announcements against the real kernel.
+ *
+ *   t-ev-c-PID (client) 10.9.0.1/30, fd09::1/64 --- veth --- 10.9.0.2/30, fd09::2/64 t-ev-s-PID (subject)
+ *
+ * Sockets are opened in the subject's namespace by this process; the client's packets are frames of our own builders.
+ * Nothing listens on the subject: a datagram there makes a connection entry, and that is all that is needed.
+ */
+
+import { execFileSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import t from 'tap';
+import { type Family, families } from '../../api/plan.ts';
+import { announce } from '../../kernel/announce.ts';
+import { endFlows, listFlows } from '../../kernel/conntrack.ts';
+import { type EventSocketOptions, startEventSocket } from '../../kernel/event-socket.ts';
+import { PacketSocket } from '../../kernel/packet-socket.ts';
+import { ARP_REPLY, ARP_REQUEST, parseArp } from '../../wire/arp.ts';
+import type { Decoded } from '../../wire/bytes.ts';
+import { type ConntrackEvent, decodeConntrack } from '../../wire/conntrack.ts';
+import { buildFrame, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, parseFrame } from '../../wire/ethernet.ts';
+import { buildIcmpEcho, buildTcp, buildUdp, parsePacket, TCP_SYN } from '../../wire/ip.ts';
+import { parseNeighbourAdvertisement } from '../../wire/ndp.ts';
+import { decodeNflog, type NflogMessage } from '../../wire/nflog.ts';
+import { decodeNfqueue, encodeVerdict, type QueuedPacket } from '../../wire/nfqueue.ts';
+
+const CLIENT = `t-ev-c-${process.pid}`;
+const SUBJECT = `t-ev-s-${process.pid}`;
+const address = { 4: { client: '10.9.0.1', subject: '10.9.0.2' }, 6: { client: 'fd09::1', subject: 'fd09::2' } };
+const CLIENT_MAC = '02:00:00:00:09:01';
+const SUBJECT_MAC = '02:00:00:00:09:02';
+const GROUP = 7790;
+const QUEUE = 7790;
+const PORT_PLAIN = 4000;
+const PORT_MARKED = 5000;
+const PORT_LOGGED = 5500;
+const PORT_HELD = 6000;
+const MARK = 0x80000100;
+
+function run(command: string, input?: string): string {
+  const [program = '', ...args] = command.split(' ');
+  return execFileSync('timeout', ['20', program, ...args], {
+    encoding: 'utf8',
+    ...(input === undefined ? {} : { input }),
+  });
+}
+const inside = (namespace: string, command: string, input?: string) =>
+  run(`ip netns exec ${namespace} ${command}`, input);
+
+function setUp(): void {
+  for (const namespace of [CLIENT, SUBJECT]) run(`ip netns add ${namespace}`);
+  run(
+    'ip -batch -',
+    `link add e0 address ${CLIENT_MAC} netns ${CLIENT} type veth peer name e0 address ${SUBJECT_MAC} netns ${SUBJECT}\n`,
+  );
+  const ends = [
+    [CLIENT, 'client'],
+    [SUBJECT, 'subject'],
+  ] as const;
+  for (const [namespace, end] of ends) {
+    inside(
+      namespace,
+      'ip -batch -',
+      `addr add ${address[4][end]}/30 dev e0\naddr add ${address[6][end]}/64 dev e0 nodad\nlink set e0 up\nlink set lo up\n`,
+    );
+  }
+  inside(
+    SUBJECT,
+    'sysctl -qw net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_timestamp=1 net.ipv4.conf.all.arp_accept=1',
+  );
+  inside(
+    SUBJECT,
+    'nft -f -',
+    `table inet t {
+      chain early { type filter hook input priority -10;
+        udp dport ${PORT_MARKED} ct mark set ${MARK}
+        udp dport ${PORT_LOGGED} meta mark set 0x77 log prefix "denied here" group ${GROUP} drop
+      }
+      # Before conntrack: a refused TCP connection would end its entry at once.
+      chain silent { type filter hook output priority -300; tcp flags & rst == rst drop; }
+      chain late { type filter hook input priority 10; udp dport ${PORT_HELD} ct mark set meta mark; }
+    }`,
+  );
+  for (const iptables of ['iptables-nft', 'ip6tables-nft']) {
+    inside(SUBJECT, `${iptables} -A INPUT -p udp --dport ${PORT_HELD} -j NFQUEUE --queue-num ${QUEUE}`);
+  }
+}
+
+function tearDown(): void {
+  for (const namespace of [CLIENT, SUBJECT]) {
+    try {
+      run(`ip netns del ${namespace}`);
+    } catch {
+      // It was never made.
+    }
+  }
+}
+
+/** An event stream of the subject, decoded, on which a test can wait for a message. */
+function listen<T>(source: { kind: string } & Record<string, unknown>, decode: (message: Uint8Array) => Decoded<T>) {
+  const seen: T[] = [];
+  const faults: string[] = [];
+  let overruns = 0;
+  let wake = () => {};
+  const socket = startEventSocket({
+    ...(source as unknown as EventSocketOptions),
+    namespace: SUBJECT,
+    onBatch(messages) {
+      for (const message of messages) {
+        const decoded = decode(message);
+        if (decoded.ok) seen.push(decoded.value);
+        else faults.push(decoded.reason);
+      }
+      wake();
+    },
+    onOverrun() {
+      overruns++;
+      wake();
+    },
+    onError(error) {
+      faults.push(error.message);
+    },
+  });
+  const until = async (what: string, condition: () => boolean) => {
+    const deadline = Date.now() + 10_000;
+    while (!condition()) {
+      if (Date.now() > deadline) throw new Error(`waited in vain for ${what}`);
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, 200);
+        wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+  };
+  return {
+    socket,
+    seen,
+    faults,
+    overruns: () => overruns,
+    until,
+    async find(what: string, match: (value: T) => boolean): Promise<T> {
+      await until(what, () => seen.some(match));
+      return seen.find(match) as T;
+    },
+  };
+}
+
+const openDescriptors = () => readdirSync('/proc/self/fd').length;
+// On exit rather than in a teardown: it also follows an exception below.
+process.on('exit', tearDown);
+setUp();
+const wire = PacketSocket.open({ device: 'e0', namespace: CLIENT, etherType: 0 });
+t.teardown(() => wire.close());
+
+const etherType = { 4: ETHERTYPE_IPV4, 6: ETHERTYPE_IPV6 };
+function sendPacket(family: Family, packet: Uint8Array): void {
+  wire.send(
+    buildFrame({ destination: SUBJECT_MAC, source: CLIENT_MAC, etherType: etherType[family], payload: packet }),
+  );
+}
+function sendUdp(family: Family, sourcePort: number, destinationPort: number, text = 'x'): void {
+  const { client, subject } = address[family];
+  const payload = Buffer.from(text);
+  sendPacket(family, buildUdp({ source: client, destination: subject, sourcePort, destinationPort, payload }));
+}
+
+t.test('conntrack: new and destroy events, and the end of chosen flows', async (t) => {
+  const before = openDescriptors();
+  const events = listen<ConntrackEvent>({ kind: 'conntrack', groups: ['new', 'destroy'] }, decodeConntrack);
+  for (const family of families) {
+    const { client, subject } = address[family];
+    const udp = { source: client, destination: subject, sourcePort: 1111, destinationPort: PORT_MARKED };
+    const back = { source: subject, destination: client, sourcePort: PORT_MARKED, destinationPort: 1111 };
+    sendUdp(family, 1111, PORT_MARKED, 'twelve bytes');
+    sendUdp(family, 1112, PORT_PLAIN);
+    sendPacket(family, buildTcp({ ...udp, destinationPort: PORT_PLAIN, flags: TCP_SYN }));
+    sendPacket(family, buildIcmpEcho({ source: client, destination: subject, id: 77, sequence: 1 }));
+
+    const opened = await events.find('a new UDP flow', (e) => e.family === family && e.mark === MARK);
+    t.match(opened, { type: 'new', protocol: 17, mark: MARK, zone: 0, original: udp, reply: back });
+    const echo = await events.find('an echo', (e) => e.family === family && (e.protocol === 1 || e.protocol === 58));
+    t.match(echo.original, { icmpId: 77, icmpCode: 0, icmpType: family === 4 ? 8 : 128, source: client });
+    const tcp = await events.find('a TCP flow', (e) => e.family === family && e.protocol === 6);
+    t.match(tcp, { original: { sourcePort: 1111, destinationPort: PORT_PLAIN }, mark: 0 });
+  }
+  sendUdp(4, 1111, PORT_MARKED, 'twelve bytes');
+
+  const listed = await listFlows({ namespace: SUBJECT });
+  const marked = await listFlows({ namespace: SUBJECT, mark: { value: MARK, mask: 0xffffff00 } });
+  t.equal(listed.filter((e) => e.protocol === 17).length, 4, 'both UDP flows of both families are listed');
+  t.same(new Set(marked.map((e) => e.id)), new Set(listed.filter((e) => e.mark === MARK).map((e) => e.id)));
+  t.equal(marked.length, 2, 'the kernel filters by mark');
+
+  const ended = await endFlows((entry) => entry.mark === MARK, { namespace: SUBJECT });
+  t.equal(ended, 2);
+  for (const family of families) {
+    const gone = await events.find('the end', (e) => e.type === 'destroy' && e.family === family && e.mark === MARK);
+    const head = family === 4 ? 20 : 40;
+    const packets = family === 4 ? 2 : 1;
+    t.equal(gone.packets.original, packets);
+    t.equal(gone.bytes.original, packets * (head + 8 + 12));
+    t.ok(gone.startNs !== undefined && gone.stopNs !== undefined && gone.stopNs >= gone.startNs, 'has start and stop');
+    t.ok(Math.abs(Number((gone.stopNs ?? 0n) / 1_000_000n) - Date.now()) < 60_000, 'in nanoseconds since 1970');
+    t.equal(gone.id, marked.find((e) => e.family === family)?.id, 'same identity as in the list');
+  }
+  const left = await listFlows({ namespace: SUBJECT });
+  t.same(
+    left.map((e) => e.id).sort(),
+    listed
+      .filter((e) => e.mark !== MARK)
+      .map((e) => e.id)
+      .sort(),
+  );
+
+  for (const protocol of [6, 1, 58]) {
+    t.ok(
+      (await endFlows((e) => e.protocol === protocol, { namespace: SUBJECT })) >= 1,
+      `protocol ${protocol} ends too`,
+    );
+  }
+  t.equal(await endFlows(() => false, { namespace: SUBJECT }), 0, 'no match deletes nothing');
+  t.equal((await listFlows({ namespace: SUBJECT })).filter((e) => e.protocol === 17).length, 2);
+
+  t.same(events.faults, []);
+  await Promise.all([events.socket.close(), events.socket.close()]);
+  t.equal(openDescriptors(), before, 'no descriptor is left');
+});
+
+t.test('conntrack: an overrun is reported and the stream goes on', async (t) => {
+  const events = listen<ConntrackEvent>(
+    { kind: 'conntrack', groups: ['new', 'destroy'], receiveBuffer: 1 },
+    decodeConntrack,
+  );
+  for (let port = 10_000; port < 11_500; port++) sendUdp(4, port, PORT_PLAIN);
+  // One call in the kernel that makes 1500 events, against a buffer that holds one.
+  inside(SUBJECT, 'conntrack -F');
+  await events.until('an overrun', () => events.overruns() > 0);
+  sendUdp(4, 2222, PORT_MARKED);
+  const later = await events.find('an event after it', (e) => e.original.sourcePort === 2222);
+  t.equal(later.type, 'new');
+  t.same(events.faults, []);
+  await events.socket.close();
+});
+
+t.test('nflog: a denied packet with its mark, prefix and headers', async (t) => {
+  const log = listen<NflogMessage>({ kind: 'nflog', group: GROUP }, decodeNflog);
+  for (const family of families) {
+    sendUdp(family, 3333, PORT_LOGGED);
+    const record = await log.find('a log record', (r) => r.protocol === etherType[family]);
+    t.match(record, { mark: 0x77, prefix: 'denied here', hook: 1, outDevice: 0, group: GROUP });
+    t.ok(record.inDevice > 0);
+    const packet = parsePacket(record.payload);
+    t.match(packet, {
+      ok: true,
+      value: { family, source: address[family].client, protocol: 17, sourcePort: 3333, destinationPort: PORT_LOGGED },
+    });
+  }
+  t.same(log.faults, []);
+  await log.socket.close();
+});
+
+t.test('nfqueue: a packet waits for its verdict, which may mark it', async (t) => {
+  const settings = { kind: 'nfqueue', queue: QUEUE, maxLength: 64, copyRange: 64 };
+  const before = openDescriptors();
+  const held = listen<QueuedPacket>(settings, decodeNfqueue);
+  t.throws(
+    () => startEventSocket({ ...settings, namespace: SUBJECT, onBatch() {} } as unknown as EventSocketOptions),
+    { code: 'EPERM' },
+    'a second socket cannot take the queue',
+  );
+  const events = listen<ConntrackEvent>({ kind: 'conntrack', groups: ['new'] }, decodeConntrack);
+  const isHeld = (e: { original: { destinationPort?: number } }) => e.original.destinationPort === PORT_HELD;
+  for (const family of families) {
+    for (const sourcePort of [4001, 4002]) sendUdp(family, sourcePort, PORT_HELD, 'a'.repeat(300));
+    const portOf = (q: QueuedPacket) => {
+      const packet = parsePacket(q.payload);
+      return packet.ok && packet.value.family === family ? packet.value.sourcePort : undefined;
+    };
+    const first = await held.find('the first held packet', (q) => portOf(q) === 4001);
+    const second = await held.find('the second', (q) => portOf(q) === 4002);
+    t.match(first, { queue: QUEUE, hook: 1, mark: 0, protocol: etherType[family] });
+    t.equal(first.payload.length, 64, 'cut to the copy range');
+    t.equal((await listFlows({ namespace: SUBJECT })).filter((e) => isHeld(e) && e.family === family).length, 0);
+    held.socket.send(encodeVerdict(QUEUE, first.id, 'accept', 0xab00 + family));
+    held.socket.send(encodeVerdict(QUEUE, second.id, 'drop'));
+    held.socket.send(encodeVerdict(QUEUE, second.id, 'accept'));
+    const opened = await events.find('the accepted flow', (e) => isHeld(e) && e.family === family);
+    t.match(opened, { mark: 0xab00 + family, original: { sourcePort: 4001 } });
+  }
+  const flows = (await listFlows({ namespace: SUBJECT })).filter(isHeld);
+  t.same(
+    flows.map((e) => e.original.sourcePort),
+    [4001, 4001],
+    'dropped packets made no flow',
+  );
+  t.same([...held.faults, ...events.faults], []);
+  await Promise.all([held.socket.close(), events.socket.close()]);
+  t.equal(openDescriptors(), before);
+  const again = listen<QueuedPacket>(settings, decodeNfqueue);
+  await again.socket.close();
+  t.pass('the queue is free again');
+});
+
+t.test('announce: neighbours learn the address', async (t) => {
+  const link = PacketSocket.open({ device: 'e0', namespace: SUBJECT, timeoutMs: 2000 });
+  const frames: { arp: number[]; na: unknown[] } = { arp: [], na: [] };
+  try {
+    announce({ device: 'e0', namespace: CLIENT, addresses: ['10.9.0.1', 'fd09::77'] });
+    for (let tries = 0; tries < 20 && (frames.arp.length < 2 || frames.na.length < 1); tries++) {
+      const frame = parseFrame(link.receive() ?? new Uint8Array(0));
+      if (!frame.ok) continue;
+      t.equal(frame.value.source, CLIENT_MAC, 'sent from the MAC of the device itself');
+      const arp = parseArp(frame.value.payload);
+      if (frame.value.etherType === ETHERTYPE_ARP && arp.ok && arp.value.senderAddress === arp.value.targetAddress) {
+        frames.arp.push(arp.value.operation);
+      }
+      const na = parseNeighbourAdvertisement(frame.value.payload);
+      if (na.ok) frames.na.push(na.value);
+    }
+  } finally {
+    link.close();
+  }
+  t.same(frames.arp, [ARP_REQUEST, ARP_REPLY]);
+  t.match(frames.na, [{ target: 'fd09::77', override: true, router: true, solicited: false, targetMac: CLIENT_MAC }]);
+  t.match(inside(SUBJECT, 'ip -4 neigh show dev e0'), new RegExp(`10.9.0.1 .*${CLIENT_MAC}`));
+
+  // A neighbour that holds another MAC for the address takes the new one, in both families.
+  inside(SUBJECT, 'ip neigh replace 10.9.0.1 lladdr 02:00:00:00:00:99 dev e0 nud stale');
+  inside(SUBJECT, 'ip neigh replace fd09::77 lladdr 02:00:00:00:00:99 dev e0 nud stale');
+  announce({ device: 'e0', namespace: CLIENT, mac: '02:00:00:00:09:55', addresses: ['10.9.0.1', 'fd09::77'] });
+  const learned = inside(SUBJECT, 'ip neigh show dev e0');
+  t.match(learned, /10\.9\.0\.1 lladdr 02:00:00:00:09:55/);
+  t.match(learned, /fd09::77 lladdr 02:00:00:00:09:55 router/);
+  t.throws(() => announce({ device: 'nosuch', addresses: ['10.0.0.1'] }), { code: 'ENODEV' });
+});
+
+t.test('a process that exits with open event sockets does exit', async (t) => {
+  const module = fileURLToPath(new URL('../../kernel/event-socket.js', import.meta.url));
+  const script = `import { startEventSocket } from ${JSON.stringify(module)};
+    startEventSocket({ kind: 'conntrack', groups: ['new'], namespace: '${SUBJECT}', onBatch() {} });
+    setTimeout(() => process.argv[1] === 'throw' ? null.x : process.exit(7), 200);`;
+  const codes = ['exit', 'throw'].map((how) => {
+    try {
+      execFileSync('timeout', ['10', process.execPath, '--input-type=module', '-e', script, how], { stdio: 'ignore' });
+      return 0;
+    } catch (error) {
+      return (error as { status: number }).status;
+    }
+  });
+  t.same(codes, [7, 1], 'its own exit codes, not 124 of timeout');
+});
