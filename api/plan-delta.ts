@@ -15,11 +15,20 @@ export interface PlanDelta {
 
 type Collections = Record<string, Record<string, unknown>>;
 
-/** Keys that would reach a prototype when a careless reader copies the object; no plan has them. */
-const forbiddenKeys = new Set(['__proto__', 'constructor', 'prototype']);
-
 export function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+const MAX_DEPTH = 32;
+
+/**
+ * False if the value is nested too deeply to be walked without care, or has somewhere a key `__proto__` that would
+ * reach a prototype when a reader copies the object by assignment. No Kubernetes name has an underscore.
+ */
+export function isSafeJson(value: unknown, depth = 0): boolean {
+  if (typeof value !== 'object' || value === null) return true;
+  if (depth >= MAX_DEPTH || Object.hasOwn(value, '__proto__')) return false;
+  return Object.values(value).every((item) => isSafeJson(item, depth + 1));
 }
 
 /** JSON text with the keys of every object in code-unit order: equal values give equal text. */
@@ -104,7 +113,7 @@ export function applyDelta<P extends object>(plan: P, delta: unknown): Result<P>
     if (!isRecord(set)) return { ok: false, error: `set.${name} is not an object` };
     for (const key of Object.keys(set)) {
       const value = set[key];
-      if (forbiddenKeys.has(key)) return { ok: false, error: `set.${name} has a forbidden key` };
+      if (key === '__proto__' || !isSafeJson(value)) return { ok: false, error: `set.${name} has a forbidden key` };
       if (value === undefined || value === null || typeof value !== 'object') {
         return { ok: false, error: `set.${name} has a value that is no object` };
       }

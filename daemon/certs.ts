@@ -1,6 +1,18 @@
-/** stub, see the next commit */
-import type { SecureContextOptions } from 'node:tls';
+/**
+ * Certificates of the plan stream: a small CA of the installation's own, and one certificate per program whose URI
+ * subject alternative name says who it is (`sluice://gateway/gw-a`). EC P-256, RFC 5280. A certificate directory holds
+ * `ca.crt`, `tls.crt`, `tls.key`; that of the CA `ca.crt` and `ca.key`. Left out: revocation (issue anew, or a new CA)
+ * and renewal by itself; files are read again at every connection, so that replacing them is enough.
+ */
+import { type webcrypto as WebCrypto, webcrypto, X509Certificate } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { mkdir, open, readFile, rename } from 'node:fs/promises';
+import { isIP } from 'node:net';
+import { join } from 'node:path';
+import type { PeerCertificate, SecureContextOptions } from 'node:tls';
+import { CERT_URI_PREFIX } from '../api/names.ts';
 import type { PlanRole } from '../api/plan.ts';
+import { isPeerName } from '../api/plan-stream.ts';
 
 export type CertRole = PlanRole | 'controller';
 
@@ -15,13 +27,133 @@ export interface IssueOptions {
   addresses: string[];
 }
 
-export async function createCa(dir: string): Promise<void> {
-  throw new Error(`not built yet: ${dir}`);
+const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
+const DAY = 24 * 3600 * 1000;
+const CA_DAYS = 3650;
+const LEAF_DAYS = 365;
+/** Certificates are valid from a little earlier, for machines whose clock is behind. */
+const CLOCK_SKEW = 5 * 60 * 1000;
+
+/** Loaded on use: it takes 0.1 s, and only `sluice certs` and the lab need it. It wants reflect-metadata first. */
+async function loadX509(): Promise<typeof import('@peculiar/x509')> {
+  await import('reflect-metadata');
+  return import('@peculiar/x509');
 }
-export async function issueCertificate(options: IssueOptions): Promise<void> {
-  throw new Error(`not built yet: ${options.name}`);
+
+const serial = (): string => {
+  const bytes = Buffer.from(webcrypto.getRandomValues(new Uint8Array(16)));
+  // RFC 5280 §4.1.2.2: positive.
+  bytes[0] = (bytes[0] ?? 0) & 0x7f;
+  return bytes.toString('hex');
+};
+
+/** Complete or not there at all; a key is never readable by others, not even for a moment. */
+async function writeFile(file: string, text: string, mode: number): Promise<void> {
+  const temporary = `${file}.${process.pid}.new`;
+  const handle = await open(temporary, 'w', mode);
+  try {
+    await handle.chmod(mode);
+    await handle.writeFile(text);
+  } finally {
+    await handle.close();
+  }
+  await rename(temporary, file);
 }
-/** Key, certificate and CA of a directory; both ends add `requestCert`/`rejectUnauthorized` themselves. */
+
+function pem(label: string, der: ArrayBuffer): string {
+  const lines =
+    Buffer.from(der)
+      .toString('base64')
+      .match(/.{1,64}/g) ?? [];
+  return `-----BEGIN ${label}-----\n${lines.join('\n')}\n-----END ${label}-----\n`;
+}
+async function privateKeyPem(key: WebCrypto.CryptoKey): Promise<string> {
+  return pem('PRIVATE KEY', await webcrypto.subtle.exportKey('pkcs8', key));
+}
+
+export function certificateUri(role: CertRole, name: string): string {
+  return role === 'controller' ? `${CERT_URI_PREFIX}controller` : `${CERT_URI_PREFIX}${role}/${name}`;
+}
+
+/** Refuses to replace a CA: every certificate that it issued would be worthless. */
+export async function createCa(dir: string, now: number = Date.now()): Promise<void> {
+  const x509 = await loadX509();
+  await mkdir(dir, { recursive: true, mode: 0o700 });
+  const exists = await open(join(dir, 'ca.key'), 'r').catch(() => undefined);
+  if (exists !== undefined) {
+    await exists.close();
+    throw new Error(`${join(dir, 'ca.key')} exists already`);
+  }
+  const keys = await webcrypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
+  const certificate = await x509.X509CertificateGenerator.createSelfSigned({
+    serialNumber: serial(),
+    name: 'CN=Sluice CA',
+    notBefore: new Date(now - CLOCK_SKEW),
+    notAfter: new Date(now + CA_DAYS * DAY),
+    signingAlgorithm: algorithm,
+    keys,
+    extensions: [
+      new x509.BasicConstraintsExtension(true, 0, true),
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+      await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
+    ],
+  });
+  await writeFile(join(dir, 'ca.key'), await privateKeyPem(keys.privateKey), 0o600);
+  await writeFile(join(dir, 'ca.crt'), `${certificate.toString('pem')}\n`, 0o644);
+}
+
+export async function issueCertificate(options: IssueOptions, now: number = Date.now()): Promise<void> {
+  const { caDir, outDir, role, name, addresses } = options;
+  if (!isPeerName(name)) throw new Error(`expected a name of lower-case letters, digits, "-" and ".", got "${name}"`);
+  for (const address of addresses) {
+    if (isIP(address) === 0 || address.includes('%')) throw new Error(`expected an IP address, got "${address}"`);
+  }
+  const x509 = await loadX509();
+  const caText = await readFile(join(caDir, 'ca.crt'), 'utf8');
+  const ca = new x509.X509Certificate(caText);
+  const keyText = await readFile(join(caDir, 'ca.key'), 'utf8');
+  const keyDer = Buffer.from(keyText.replace(/-----[^-]+-----|\s/g, ''), 'base64');
+  const caKey = await webcrypto.subtle.importKey('pkcs8', keyDer, algorithm, false, ['sign']);
+  const keys = await webcrypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
+  const certificate = await x509.X509CertificateGenerator.create({
+    serialNumber: serial(),
+    subject: `CN=${role} ${name}`,
+    issuer: ca.subject,
+    notBefore: new Date(now - CLOCK_SKEW),
+    // No longer than the CA itself, or verifiers would only see it fail one day with a puzzling reason.
+    notAfter: new Date(Math.min(now + LEAF_DAYS * DAY, ca.notAfter.getTime())),
+    signingAlgorithm: algorithm,
+    publicKey: keys.publicKey,
+    signingKey: caKey,
+    extensions: [
+      new x509.BasicConstraintsExtension(false, undefined, true),
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+      new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
+      new x509.SubjectAlternativeNameExtension([
+        { type: 'url', value: certificateUri(role, name) },
+        ...addresses.map((value) => ({ type: 'ip' as const, value })),
+      ]),
+      await x509.AuthorityKeyIdentifierExtension.create(ca.publicKey),
+    ],
+  });
+  await mkdir(outDir, { recursive: true, mode: 0o700 });
+  await writeFile(join(outDir, 'tls.key'), await privateKeyPem(keys.privateKey), 0o600);
+  await writeFile(join(outDir, 'tls.crt'), `${certificate.toString('pem')}\n`, 0o644);
+  await writeFile(join(outDir, 'ca.crt'), caText, 0o644);
+}
+
+/** Key, certificate and CA of a directory; both ends add `requestCert` and `rejectUnauthorized` themselves. */
 export function tlsOptions(dir: string): SecureContextOptions {
-  throw new Error(`not built yet: ${dir}`);
+  const file = (name: string): Buffer => readFileSync(join(dir, name));
+  return { ca: file('ca.crt'), cert: file('tls.crt'), key: file('tls.key'), minVersion: 'TLSv1.3' };
+}
+
+/**
+ * Whether a verified peer certificate names this URI. Node prints names as `URI:x, IP Address:y` and puts a name that
+ * holds a comma or quote in JSON quotes; those are taken out first, so that the split at ", " cannot be fooled by one.
+ */
+export function hasUri(certificate: X509Certificate | PeerCertificate, uri: string): boolean {
+  const names = certificate instanceof X509Certificate ? certificate.subjectAltName : certificate.subjectaltname;
+  const plain = (names ?? '').replaceAll(/"(?:[^"\\]|\\.)*"/g, '""');
+  return plain.split(', ').includes(`URI:${uri}`);
 }

@@ -1,5 +1,26 @@
-/** stub, see the next commit */
+/**
+ * A gateway's or node's end of the plan stream: connects to the controller over mutual TLS, keeps a copy of its plan
+ * up to date and hands each new plan to the program (design §1, "plan"). Messages: api/plan-stream.ts.
+ * It never gives up: the last plan stays in force while the controller is away. A plan that the program could not
+ * apply is reported and tried again. Left out: the saved plan on disk (saved-plan.ts), which the program writes.
+ */
+import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:http2';
+import { CERT_URI_PREFIX } from '../api/names.ts';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
+import { applyDelta, hashPlan } from '../api/plan-delta.ts';
+import {
+  type ClientMessage,
+  formatMessage,
+  LineReader,
+  MAX_ERROR,
+  MAX_SERVER_LINE,
+  PLAN_STREAM_PATH,
+  PLAN_STREAM_VERSION,
+  parseServerMessage,
+  type ServerMessage,
+} from '../api/plan-stream.ts';
+import { hasUri, tlsOptions } from './certs.ts';
+import { watchPeer } from './heartbeat.ts';
 import type { Logger } from './log.ts';
 
 export interface PlanClientOptions<R extends PlanRole> {
@@ -11,17 +32,236 @@ export interface PlanClientOptions<R extends PlanRole> {
   certs: string;
   /** The machine's own addresses, canonical; the controller puts them into other plans. */
   addresses: string[];
+  /** What the program holds from its last run; if the controller says that it is right, onPlan is called with it. */
   saved?: { generation: number; hash: string; plan: PlanOf[R] };
   /** Called for one plan at a time; plans that arrive meanwhile are coalesced to the newest. Throwing is a nack. */
   onPlan(plan: PlanOf[R], generation: number): Promise<void>;
   onState?(state: 'connected' | 'disconnected'): void;
   log: Logger;
+  /** Randomness of the back-off, 0 to 1. */
+  random?(): number;
 }
 
 export interface PlanClient {
   close(): Promise<void>;
 }
 
+const BACKOFF_FIRST = 50;
+const BACKOFF_LAST = 2_000;
+/** A connection that lasted this long was good, so that the next attempt comes soon. */
+const GOOD_CONNECTION = 2_000;
+const CONNECT_TIMEOUT = 5_000;
+/** A plan that could not be applied is tried again, ever more seldom. */
+const RETRY_FIRST = 1_000;
+const RETRY_LAST = 30_000;
+
+interface Held<R extends PlanRole> {
+  plan: PlanOf[R];
+  generation: number;
+}
+
 export function startPlanClient<R extends PlanRole>(options: PlanClientOptions<R>): PlanClient {
-  throw new Error(`not built yet: ${options.name}`);
+  const client = new Client(options);
+  client.connect();
+  return { close: () => client.close() };
+}
+
+class Client<R extends PlanRole> {
+  readonly #options: PlanClientOptions<R>;
+  readonly #log: Logger;
+  /** The plan as the controller knows that we know it. */
+  #held: Held<R> | undefined;
+  /** What onPlan was called with and returned from, in this run. */
+  #applied: Held<R> | undefined;
+  #applying: Promise<void> | undefined;
+  #retryTimer: NodeJS.Timeout | undefined;
+  #failures = 0;
+  #session: ClientHttp2Session | undefined;
+  #stream: ClientHttp2Stream | undefined;
+  #connected = false;
+  #connectTimer: NodeJS.Timeout | undefined;
+  #backoff = BACKOFF_FIRST;
+  #closed = false;
+
+  constructor(options: PlanClientOptions<R>) {
+    this.#options = options;
+    this.#log = options.log.child({ controller: options.url });
+    if (options.saved !== undefined) {
+      this.#held = { plan: options.saved.plan, generation: options.saved.generation };
+    }
+  }
+
+  connect(): void {
+    const { role, name, url, certs } = this.#options;
+    let session: ClientHttp2Session;
+    try {
+      session = connect(url, {
+        ...tlsOptions(certs),
+        // The URI says who it is; the CA is ours alone, so the address does not matter.
+        checkServerIdentity: (_host, certificate) =>
+          hasUri(certificate, `${CERT_URI_PREFIX}controller`) ? undefined : new Error('the server is no controller'),
+        settings: { enablePush: false, initialWindowSize: 4 * 1024 * 1024 },
+        maxSessionMemory: 1024,
+      });
+    } catch (error) {
+      this.#reconnect(error);
+      return;
+    }
+    this.#session = session;
+    let failure: unknown;
+    let since = Number.POSITIVE_INFINITY;
+    const timer = setTimeout(() => session.destroy(new Error('no answer')), CONNECT_TIMEOUT);
+    session.once('connect', () => {
+      session.setLocalWindowSize(16 * 1024 * 1024);
+      const stream = session.request({ ':method': 'POST', ':path': PLAN_STREAM_PATH }, { endStream: false });
+      this.#stream = stream;
+      const { generation, plan } = this.#held ?? { generation: 0 };
+      const hash = plan === undefined ? '' : hashPlan(plan);
+      const addresses = this.#options.addresses;
+      this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, generation, hash });
+      stream.on('error', (error) => {
+        failure ??= error;
+      });
+      stream.once('response', (headers) => {
+        if (headers[':status'] !== 200) {
+          failure ??= new Error(`refused: ${String(headers['x-sluice-reason'] ?? headers[':status'])}`);
+          return session.destroy();
+        }
+        clearTimeout(timer);
+        since = performance.now();
+        this.#connected = true;
+        this.#log.info('connected');
+        this.#options.onState?.('connected');
+      });
+      this.#read(stream, session);
+      stream.once('close', () => session.destroy());
+      watchPeer(session);
+    });
+    session.on('error', (error) => {
+      failure ??= error;
+    });
+    session.once('close', () => {
+      clearTimeout(timer);
+      if (this.#session !== session) return;
+      if (performance.now() - since > GOOD_CONNECTION) this.#backoff = BACKOFF_FIRST;
+      this.#reconnect(failure);
+    });
+  }
+
+  #reconnect(failure: unknown): void {
+    this.#session = undefined;
+    this.#stream = undefined;
+    const reason =
+      failure instanceof Error ? failure.message || String((failure as NodeJS.ErrnoException).code) : 'closed';
+    if (this.#connected) {
+      this.#connected = false;
+      this.#options.onState?.('disconnected');
+    }
+    if (this.#closed) return;
+    // Full jitter, so that a thousand nodes do not come back at one moment.
+    const wait = BACKOFF_FIRST / 2 + (this.#options.random ?? Math.random)() * this.#backoff;
+    this.#backoff = Math.min(this.#backoff * 2, BACKOFF_LAST);
+    this.#log.warn({ reason, againInMs: Math.round(wait) }, 'disconnected');
+    this.#connectTimer = setTimeout(() => this.connect(), wait);
+  }
+
+  #read(stream: ClientHttp2Stream, session: ClientHttp2Session): void {
+    const reader = new LineReader(MAX_SERVER_LINE);
+    stream.on('data', (chunk: Uint8Array) => {
+      if (this.#stream !== stream || session.destroyed) return;
+      const lines = reader.push(chunk);
+      if (!lines.ok) return session.destroy(new Error(lines.error));
+      for (const line of lines.value) {
+        const message = parseServerMessage(this.#options.role, line);
+        if (!message.ok) return session.destroy(new Error(`a message ${message.error}`));
+        this.#receive(message.value);
+      }
+    });
+  }
+
+  #receive(message: ServerMessage): void {
+    const held = this.#held;
+    switch (message.type) {
+      case 'snapshot':
+        this.#held = { plan: message.plan as unknown as PlanOf[R], generation: message.generation };
+        break;
+      case 'delta': {
+        const next =
+          held?.generation === message.from
+            ? applyDelta(held.plan, message.delta)
+            : ({ ok: false, error: `holds generation ${held?.generation ?? 0}, not ${message.from}` } as const);
+        if (!next.ok) {
+          this.#log.warn({ reason: next.error }, 'a delta does not fit, asking for a snapshot');
+          this.#send({ type: 'resync' });
+          return;
+        }
+        this.#held = { plan: next.value, generation: message.generation };
+        break;
+      }
+      case 'keep':
+        if (held === undefined) {
+          this.#send({ type: 'resync' });
+          return;
+        }
+        this.#held = { plan: held.plan, generation: message.generation };
+        break;
+    }
+    this.#failures = 0;
+    this.#apply();
+  }
+
+  /** Applies what is held, unless it is being done. What arrives meanwhile is taken up afterwards, newest first. */
+  #apply(): void {
+    clearTimeout(this.#retryTimer);
+    if (this.#applying !== undefined || this.#closed) return;
+    this.#applying = this.#applyAll().finally(() => {
+      this.#applying = undefined;
+    });
+  }
+
+  async #applyAll(): Promise<void> {
+    while (this.#held !== undefined && !this.#closed) {
+      const target = this.#held;
+      try {
+        // In force already, under an older generation: nothing to do but to say so.
+        if (this.#applied?.plan !== target.plan) await this.#options.onPlan(target.plan, target.generation);
+        this.#applied = target;
+        this.#failures = 0;
+        this.#send({ type: 'ack', generation: target.generation });
+        if (this.#held === target) return;
+      } catch (error) {
+        const text = error instanceof Error ? error.message : String(error);
+        this.#log.error({ generation: target.generation, reason: text }, 'a plan could not be applied');
+        this.#send({ type: 'nack', generation: target.generation, error: text.slice(0, MAX_ERROR) });
+        // What is in force now is unknown: part of the plan may be.
+        this.#applied = undefined;
+        if (this.#held === target) return this.#retryLater();
+      }
+    }
+  }
+
+  #retryLater(): void {
+    if (this.#closed) return;
+    const wait = Math.min(RETRY_FIRST * 2 ** this.#failures, RETRY_LAST);
+    this.#failures++;
+    this.#retryTimer = setTimeout(() => this.#apply(), wait);
+  }
+
+  #send(message: ClientMessage): void {
+    if (this.#stream !== undefined && !this.#stream.destroyed) this.#stream.write(formatMessage(message));
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#connectTimer);
+    clearTimeout(this.#retryTimer);
+    const session = this.#session;
+    if (session !== undefined && !session.closed) {
+      const gone = new Promise<void>((resolve) => session.once('close', () => resolve()));
+      session.destroy();
+      await gone;
+    }
+    // Nobody may be half way through the kernel's tables when this returns.
+    await this.#applying;
+  }
 }

@@ -1,5 +1,27 @@
-/** stub, see the next commit */
+/**
+ * The controller's end of the plan stream: one HTTP/2 stream per gateway and node, over mutual TLS (design §2).
+ * A client's certificate must name the client that its hello names. At most one plan is on its way to a client;
+ * what is published meanwhile is coalesced, so that a slow client costs one plan of memory, not a queue.
+ * Messages: api/plan-stream.ts. Left out: what a plan is made of, and what an acknowledgement means (controller/).
+ */
+import type { X509Certificate } from 'node:crypto';
+import { createSecureServer, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
+import type { AddressInfo } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
+import { diffPlan, hashPlan, isEmptyDelta } from '../api/plan-delta.ts';
+import {
+  type ClientMessage,
+  formatMessage,
+  type HelloMessage,
+  LineReader,
+  MAX_CLIENT_LINE,
+  PLAN_STREAM_PATH,
+  parseClientMessage,
+  type ServerMessage,
+} from '../api/plan-stream.ts';
+import { certificateUri, hasUri, tlsOptions } from './certs.ts';
+import { watchPeer } from './heartbeat.ts';
 import type { Listen } from './listen.ts';
 import type { Logger } from './log.ts';
 
@@ -9,7 +31,7 @@ export interface PlanPeer {
   name: string;
   /** The machine's own addresses, canonical text. */
   addresses: string[];
-  /** Generation and content hash of the plan that it has in force; 0 and '' if none. */
+  /** Generation and content hash of the plan that it held when it connected; 0 and '' if none. */
   generation: number;
   hash: string;
 }
@@ -20,7 +42,7 @@ export interface PlanServerOptions {
   certs: string;
   log: Logger;
   onHello(client: PlanPeer): void;
-  /** A plan is in force (no error), or could not be applied. */
+  /** A plan is in force (no error), or could not be applied. It covers every older generation too. */
   onAck(client: PlanPeer, generation: number, error?: string): void;
   onGone(client: PlanPeer): void;
 }
@@ -32,6 +54,245 @@ export interface PlanServer {
   close(): Promise<void>;
 }
 
-export function startPlanServer(options: PlanServerOptions): Promise<PlanServer> {
-  throw new Error(`not built yet: ${options.listen.host}`);
+/** A connection that has said nothing sensible by then is closed. */
+const HELLO_TIMEOUT = 5_000;
+const REFUSED_TIMEOUT = 500;
+
+interface Version {
+  plan: object;
+  generation: number;
+}
+
+/** What is known of one (role, name), connected or not. */
+interface Slot {
+  wanted?: Version;
+  /** What the client was sent last, in this run; the base of the next delta. */
+  sent?: Version;
+  link?: Link;
+}
+
+interface Link {
+  peer: PlanPeer;
+  stream: ServerHttp2Stream;
+  /** What was sent and not answered yet. */
+  busy: ServerMessage['type'] | false;
+  /** The client's hello was compared with the plan that is wanted; before that, nothing is sent. */
+  resumed: boolean;
+  /** What the client holds is known (`slot.sent`); false: only a snapshot will do. */
+  synced: boolean;
+}
+
+const peerKey = (role: PlanRole, name: string): string => `${role}/${name}`;
+
+export async function startPlanServer(options: PlanServerOptions): Promise<PlanServer> {
+  const slots = new Map<string, Slot>();
+  const sessions = new Set<ServerHttp2Session>();
+  const { log } = options;
+
+  const server = createSecureServer({
+    ...tlsOptions(options.certs),
+    requestCert: true,
+    rejectUnauthorized: true,
+    settings: { maxConcurrentStreams: 1, enablePush: false },
+    maxSessionMemory: 1024,
+  });
+  server.on('tlsClientError', (error, socket) => {
+    log.warn({ remote: socket.remoteAddress, reason: error.message }, 'a client was refused');
+  });
+  server.on('session', (session) => {
+    sessions.add(session);
+    const timer = setTimeout(() => session.destroy(), HELLO_TIMEOUT);
+    session.once('stream', () => clearTimeout(timer));
+    session.once('close', () => {
+      clearTimeout(timer);
+      sessions.delete(session);
+    });
+    session.on('error', (error) => log.debug({ reason: error.message }, 'a session failed'));
+    watchPeer(session);
+  });
+  server.on('stream', (stream, headers) => {
+    stream.on('error', (error) => log.debug({ reason: error.message }, 'a stream failed'));
+    if (headers[':method'] !== 'POST' || headers[':path'] !== PLAN_STREAM_PATH) {
+      stream.respond({ ':status': 404 }, { endStream: true });
+      return;
+    }
+    serve(stream);
+  });
+
+  function serve(stream: ServerHttp2Stream): void {
+    const reader = new LineReader(MAX_CLIENT_LINE);
+    let link: Link | undefined;
+    const timer = setTimeout(() => refuse(stream, 'no hello'), HELLO_TIMEOUT);
+    stream.on('data', (chunk: Uint8Array) => {
+      if (stream.destroyed || stream.writableEnded) return;
+      const lines = reader.push(chunk);
+      if (!lines.ok) return refuse(stream, lines.error);
+      for (const line of lines.value) {
+        const message = parseClientMessage(line);
+        if (!message.ok) return refuse(stream, `a message ${message.error}`);
+        if (link !== undefined) {
+          receive(link, message.value);
+          continue;
+        }
+        if (message.value.type !== 'hello') return refuse(stream, 'expected a hello first');
+        clearTimeout(timer);
+        link = welcome(stream, message.value);
+        if (link === undefined) return;
+      }
+    });
+    stream.once('end', () => stream.close());
+    stream.once('close', () => {
+      clearTimeout(timer);
+      if (link === undefined) return;
+      const slot = slots.get(peerKey(link.peer.role, link.peer.name));
+      // A newer connection of the same client may have taken its place; then that one is connected still.
+      if (slot?.link !== link) return;
+      delete slot.link;
+      log.info({ role: link.peer.role, client: link.peer.name }, 'disconnected');
+      options.onGone(link.peer);
+    });
+  }
+
+  function refuse(stream: ServerHttp2Stream, reason: string): void {
+    log.warn({ remote: stream.session?.socket?.remoteAddress, reason }, 'a client was refused');
+    if (stream.destroyed) return;
+    const session = stream.session;
+    if (stream.headersSent) {
+      session?.destroy();
+      return;
+    }
+    stream.respond({ ':status': 403, 'x-sluice-reason': reason }, { endStream: true });
+    // Time enough to read why.
+    setTimeout(() => session?.destroy(), REFUSED_TIMEOUT).unref();
+  }
+
+  function welcome(stream: ServerHttp2Stream, hello: HelloMessage): Link | undefined {
+    const uri = certificateUri(hello.role, hello.name);
+    const certificate = certificateOf(stream);
+    if (certificate === undefined || !hasUri(certificate, uri)) {
+      refuse(stream, `the certificate is not for ${uri}`);
+      return undefined;
+    }
+    const { role, name, addresses, generation, hash } = hello;
+    const link: Link = {
+      peer: { role, name, addresses, generation, hash },
+      stream,
+      busy: false,
+      resumed: false,
+      synced: false,
+    };
+    const slot = slotOf(role, name);
+    const old = slot.link;
+    slot.link = link;
+    if (old !== undefined) {
+      old.stream.session?.destroy();
+      options.onGone(old.peer);
+    }
+    stream.respond({ ':status': 200, 'content-type': 'application/x-ndjson' });
+    log.info({ role, client: name, generation }, 'connected');
+    options.onHello(link.peer);
+    resume(slot, link);
+    return link;
+  }
+
+  /** The first message to a client: nothing, if what it holds is right. */
+  function resume(slot: Slot, link: Link): void {
+    const { generation, hash } = link.peer;
+    const { wanted, sent } = slot;
+    if (wanted === undefined || link.resumed) return;
+    link.resumed = true;
+    if (hash !== '' && hashPlan(wanted.plan) === hash) {
+      slot.sent = wanted;
+      link.synced = true;
+      send(link, { type: 'keep', generation: wanted.generation });
+      return;
+    }
+    // It holds what this run sent last: the difference will do.
+    link.synced = sent !== undefined && sent.generation === generation && hashPlan(sent.plan) === hash;
+    update(slot);
+  }
+
+  function receive(link: Link, message: ClientMessage): void {
+    const slot = slotOf(link.peer.role, link.peer.name);
+    if (slot.link !== link) return;
+    switch (message.type) {
+      case 'hello':
+        refuse(link.stream, 'a second hello');
+        return;
+      case 'resync':
+        // A snapshot fits always; whoever asks for another one would only fill our memory.
+        if (link.busy === 'snapshot') {
+          refuse(link.stream, 'a snapshot was on its way already');
+          return;
+        }
+        link.synced = false;
+        link.busy = false;
+        break;
+      case 'ack':
+      case 'nack':
+        // An answer about an older plan than the last one says nothing about the one on its way.
+        if (message.generation === slot.sent?.generation) link.busy = false;
+        if (message.type === 'ack') options.onAck(link.peer, message.generation);
+        else options.onAck(link.peer, message.generation, message.error);
+        break;
+    }
+    update(slot);
+  }
+
+  /** Sends what is wanted, if it was not sent and nothing is on its way. */
+  function update(slot: Slot): void {
+    const { link, wanted, sent } = slot;
+    if (link === undefined || wanted === undefined || !link.resumed || link.busy) return;
+    if (!link.synced || sent === undefined) {
+      send(link, { type: 'snapshot', generation: wanted.generation, plan: wanted.plan as never });
+    } else if (sent.generation !== wanted.generation) {
+      const delta = diffPlan(sent.plan, wanted.plan);
+      if (isEmptyDelta(delta)) send(link, { type: 'keep', generation: wanted.generation });
+      else send(link, { type: 'delta', from: sent.generation, generation: wanted.generation, delta });
+    } else {
+      return;
+    }
+    link.synced = true;
+    slot.sent = wanted;
+  }
+
+  function send(link: Link, message: ServerMessage): void {
+    link.busy = message.type;
+    if (!link.stream.destroyed) link.stream.write(formatMessage(message));
+  }
+
+  function slotOf(role: PlanRole, name: string): Slot {
+    const key = peerKey(role, name);
+    const slot = slots.get(key) ?? {};
+    slots.set(key, slot);
+    return slot;
+  }
+
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(options.listen.port, options.listen.host, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+  server.on('error', (error) => log.error({ reason: error.message }, 'the plan stream failed'));
+  return {
+    port: (server.address() as AddressInfo).port,
+    publish(role, name, plan, generation) {
+      const slot = slotOf(role, name);
+      slot.wanted = { plan, generation };
+      if (slot.link?.resumed === false) resume(slot, slot.link);
+      else update(slot);
+    },
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        for (const session of sessions) session.destroy();
+      }),
+  };
+}
+
+function certificateOf(stream: ServerHttp2Stream): X509Certificate | undefined {
+  const socket = stream.session?.socket as TLSSocket | undefined;
+  return socket?.getPeerX509Certificate();
 }

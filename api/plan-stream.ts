@@ -1,0 +1,175 @@
+/**
+ * The messages of the plan stream: one JSON object a line, over one HTTP/2 stream per gateway or node (design §2).
+ * The client says hello and acknowledges; the server sends a snapshot, then deltas, or `keep` where the client
+ * has the plan already. Parsers are bounded and return a reason; unknown fields are ignored, unknown types refused.
+ * Left out: the transport (daemon/stream-*.ts) and what a plan's values mean.
+ */
+import { isIP } from 'node:net';
+import { emptyGatewayPlan, emptyNodePlan, type PlanRole } from './plan.ts';
+import { isRecord, isSafeJson, type PlanDelta } from './plan-delta.ts';
+import type { Result } from './result.ts';
+
+export const PLAN_STREAM_VERSION = 1;
+export const PLAN_STREAM_PATH = '/v1/plan';
+
+/** Longest line from a client, and from the server (a snapshot of about half a million workloads). */
+export const MAX_CLIENT_LINE = 256 * 1024;
+export const MAX_SERVER_LINE = 256 * 1024 * 1024;
+export const MAX_ADDRESSES = 1024;
+/** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
+export const MAX_ERROR = 4096;
+
+export interface HelloMessage {
+  type: 'hello';
+  version: number;
+  role: PlanRole;
+  name: string;
+  addresses: string[];
+  /** Of the plan that the client holds; 0 and '' if it holds none. */
+  generation: number;
+  hash: string;
+}
+export type ClientMessage =
+  | HelloMessage
+  | { type: 'ack'; generation: number }
+  | { type: 'nack'; generation: number; error: string }
+  /** The last message did not fit: send a snapshot. */
+  | { type: 'resync' };
+
+export type ServerMessage =
+  | { type: 'snapshot'; generation: number; plan: Record<string, Record<string, unknown>> }
+  | { type: 'delta'; from: number; generation: number; delta: PlanDelta }
+  /** What you hold is right, and has this generation now. */
+  | { type: 'keep'; generation: number };
+
+const isGeneration = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+const isRole = (value: unknown): value is PlanRole => value === 'gateway' || value === 'node';
+const fail = (error: string): { ok: false; error: string } => ({ ok: false, error });
+
+/** A DNS subdomain as Kubernetes names nodes; also what a certificate's URI can carry without escapes. */
+export function isPeerName(value: unknown): value is string {
+  return typeof value === 'string' && value.length <= 253 && /^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$/.test(value);
+}
+
+function parseLine(line: string): Result<Record<string, unknown>> {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch {
+    return fail('is no JSON');
+  }
+  if (!isRecord(value)) return fail('is no object');
+  return { ok: true, value };
+}
+
+function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
+  const { version, role, name, addresses, generation, hash } = message;
+  if (version !== PLAN_STREAM_VERSION) return fail(`hello: expected version ${PLAN_STREAM_VERSION}`);
+  if (!isRole(role)) return fail('hello: expected role "gateway" or "node"');
+  if (!isPeerName(name)) return fail('hello: expected a name of lower-case letters, digits, "-" and "."');
+  if (!Array.isArray(addresses) || addresses.length > MAX_ADDRESSES) {
+    return fail(`hello: expected at most ${MAX_ADDRESSES} addresses`);
+  }
+  // A zone id (`fe80::1%eth0`) means nothing on another machine.
+  if (!addresses.every((item): item is string => typeof item === 'string' && !item.includes('%') && isIP(item) !== 0)) {
+    return fail('hello: expected addresses without prefix length or zone');
+  }
+  if (!isGeneration(generation)) return fail('hello: expected a generation');
+  if (typeof hash !== 'string' || !/^([0-9a-f]{64})?$/.test(hash)) return fail('hello: expected a SHA-256 hash or ""');
+  return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash } };
+}
+
+export function parseClientMessage(line: string): Result<ClientMessage> {
+  if (line.length > MAX_CLIENT_LINE) return fail('is too long');
+  const parsed = parseLine(line);
+  if (!parsed.ok) return parsed;
+  const { type, generation, error } = parsed.value;
+  switch (type) {
+    case 'hello':
+      return parseHello(parsed.value);
+    case 'ack':
+      return isGeneration(generation) ? { ok: true, value: { type, generation } } : fail('ack: expected a generation');
+    case 'nack':
+      if (!isGeneration(generation)) return fail('nack: expected a generation');
+      if (typeof error !== 'string' || error.length > 2 * MAX_ERROR) return fail('nack: expected a short error text');
+      return { ok: true, value: { type, generation, error } };
+    case 'resync':
+      return { ok: true, value: { type } };
+    default:
+      return fail('has an unknown type');
+  }
+}
+
+/** Every collection of the role must be there; others, of a newer controller, are kept and mean nothing here. */
+function parsePlan(role: PlanRole, plan: unknown): Result<Record<string, Record<string, unknown>>> {
+  if (!isRecord(plan) || !isSafeJson(plan)) return fail('snapshot: expected a plan');
+  const names = Object.keys(role === 'gateway' ? emptyGatewayPlan() : emptyNodePlan());
+  for (const name of names) {
+    if (!Object.hasOwn(plan, name)) return fail(`snapshot: expected the collection "${name}"`);
+  }
+  for (const name of Object.keys(plan)) {
+    const collection = plan[name];
+    if (
+      !isRecord(collection) ||
+      !Object.values(collection).every((item) => typeof item === 'object' && item !== null)
+    ) {
+      return fail('snapshot: expected collections of objects');
+    }
+  }
+  return { ok: true, value: plan as Record<string, Record<string, unknown>> };
+}
+
+export function parseServerMessage(role: PlanRole, line: string): Result<ServerMessage> {
+  const parsed = parseLine(line);
+  if (!parsed.ok) return parsed;
+  const { type, generation, from, delta } = parsed.value;
+  if (!isGeneration(generation)) return fail('expected a generation');
+  switch (type) {
+    case 'snapshot': {
+      const plan = parsePlan(role, parsed.value.plan);
+      return plan.ok ? { ok: true, value: { type, generation, plan: plan.value } } : plan;
+    }
+    case 'delta':
+      if (!isGeneration(from) || !isRecord(delta)) return fail('delta: expected "from" and "delta"');
+      // Its inside is checked where it is applied (applyDelta).
+      return { ok: true, value: { type, from, generation, delta: delta as unknown as PlanDelta } };
+    case 'keep':
+      return { ok: true, value: { type, generation } };
+    default:
+      return fail('has an unknown type');
+  }
+}
+
+export const formatMessage = (message: ClientMessage | ServerMessage): string => `${JSON.stringify(message)}\n`;
+
+/** Cuts a stream of bytes into lines. Holds at most `limit` bytes of an unfinished line. */
+export class LineReader {
+  readonly #limit: number;
+  #parts: Uint8Array[] = [];
+  #size = 0;
+
+  constructor(limit: number) {
+    this.#limit = limit;
+  }
+
+  /** The lines that this chunk completes; an error if one is longer than the limit: the stream is then useless. */
+  push(chunk: Uint8Array): Result<string[]> {
+    const lines: string[] = [];
+    let start = 0;
+    for (;;) {
+      const end = chunk.indexOf(10, start);
+      const part = chunk.subarray(start, end < 0 ? chunk.length : end);
+      if (this.#size + part.length > this.#limit) {
+        this.#parts = [];
+        return fail(`a line is longer than ${this.#limit} bytes`);
+      }
+      if (part.length > 0) this.#parts.push(part);
+      this.#size += part.length;
+      if (end < 0) return { ok: true, value: lines };
+      if (this.#size > 0) lines.push(Buffer.concat(this.#parts, this.#size).toString('utf8'));
+      this.#parts = [];
+      this.#size = 0;
+      start = end + 1;
+    }
+  }
+}
