@@ -1,7 +1,20 @@
 /**
  * `sluice node` (design §6): steers the off-cluster packets of a node's workloads to their shards' next hops.
- * Saved plan, plan client, apply, hold queue, metrics. The kernel's state outlives this process.
+ * The composition root: saved plan, plan client, steering, hold queue, metrics. The kernel's state outlives this
+ * process: closing stops neither steering nor what is dropped, and a start lists and mends instead of flushing.
  */
+import { networkInterfaces } from 'node:os';
+import { TUNNEL_DEVICE } from '../api/names.ts';
+import type { NodePlan } from '../api/plan.ts';
+import { createRegistry, startHttp } from '../daemon/http.ts';
+import { parseListen } from '../daemon/listen.ts';
+import { createLog } from '../daemon/log.ts';
+import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
+import { startPlanClient } from '../daemon/stream-client.ts';
+import { Steering } from './apply.ts';
+import { startHoldQueue } from './hold-queue.ts';
+import { HostKernel } from './kernel.ts';
+import { createNodeMetrics } from './metrics.ts';
 
 export interface NodeOptions {
   name: string;
@@ -11,6 +24,7 @@ export interface NodeOptions {
   certs: string;
   /** Folder of the saved plan. */
   state: string;
+  /** Interfaces behind which workloads live: names, or patterns with a `*` at the end. */
   workloadInterfaces: string[];
   /** ADDRESS:PORT of metrics and health; absent: none. */
   metrics?: string;
@@ -20,6 +34,130 @@ export interface RunningNode {
   close(): Promise<void>;
 }
 
+/** The kernel's state is compared with the plan this often: another program may have taken something away. */
+const RECONCILE_MILLISECONDS = 30_000;
+
 export async function runNode(options: NodeOptions): Promise<RunningNode> {
-  throw new Error(`not there yet: ${options.name}`);
+  for (const name of options.workloadInterfaces) {
+    if (!/^[\w.@-]{1,15}\*?$/.test(name)) throw new Error(`not the name of an interface: ${JSON.stringify(name)}`);
+  }
+  const listen = options.metrics === undefined ? undefined : parseListen(options.metrics);
+  if (listen?.ok === false) throw new Error(`metrics: ${listen.error}`);
+  const log = createLog('node');
+  const kernel = new HostKernel();
+  const registry = createRegistry('node');
+  const metrics = createNodeMetrics(registry, kernel.nft);
+  const hold = startHoldQueue({ events: metrics.hold, log });
+  const steering = new Steering(kernel, options.workloadInterfaces);
+  let generation = 0;
+  let failure: string | undefined = 'no plan yet';
+  let connected = false;
+
+  const apply = async (plan: NodePlan): Promise<void> => {
+    try {
+      const { known, workloads, endedFlows } = await steering.apply(plan);
+      hold.release(known);
+      metrics.workloads(workloads);
+      metrics.endedFlows(endedFlows);
+      if (endedFlows > 0) log.info({ endedFlows }, 'ended flows of withdrawn or newly assigned workloads');
+      metrics.applied(true);
+      failure = undefined;
+    } catch (error) {
+      failure = (error as Error).message;
+      metrics.applied(false);
+      throw error;
+    }
+  };
+  // One at a time, plans and reconciliations alike.
+  let last: Promise<unknown> = Promise.resolve();
+  const inTurn = (work: () => Promise<void>): Promise<void> => {
+    const mine = last.then(work);
+    last = mine.catch(() => {});
+    return mine;
+  };
+
+  const { saved, reason } = await loadPlan(options.state, 'node');
+  if (reason !== undefined) log.error({ reason }, 'the saved plan is not usable; waiting for the controller');
+  let resumed = false;
+  if (saved !== undefined) {
+    try {
+      await inTurn(() => apply(saved.plan));
+      generation = saved.generation;
+      metrics.generation(generation);
+      resumed = true;
+      log.info({ generation, ageSeconds: Math.round(saved.ageSeconds) }, 'the saved plan is in force');
+    } catch (error) {
+      steering.resume(saved.plan);
+      log.error({ error: (error as Error).message }, 'the saved plan could not be applied');
+    }
+  }
+
+  const client = startPlanClient({
+    role: 'node',
+    name: options.name,
+    url: options.controller,
+    certs: options.certs,
+    addresses: underlayAddresses(options.workloadInterfaces),
+    ...(saved !== undefined && resumed ? { saved } : {}),
+    onPlan: (plan, next) =>
+      inTurn(async () => {
+        await apply(plan);
+        generation = next;
+        metrics.generation(next);
+        await savePlan(options.state, 'node', plan, next);
+        log.info({ generation: next, workloads: Object.keys(plan.workloads).length }, 'plan in force');
+      }),
+    onState: (state) => {
+      connected = state === 'connected';
+      log.info({ state }, 'plan stream');
+    },
+    log,
+  });
+
+  const reconcile = setInterval(() => {
+    void inTurn(async () => {
+      const { plan } = steering;
+      if (plan === undefined) return;
+      steering.forget();
+      await apply(plan);
+    }).catch((error: Error) => log.error({ error: error.message }, 'reconciliation failed'));
+  }, RECONCILE_MILLISECONDS);
+
+  const http = listen?.ok
+    ? await startHttp({
+        listen: listen.value,
+        registry,
+        health: () => ({ ok: hold.ready(), detail: hold.ready() ? 'ok' : 'the hold queue is not open' }),
+        ready: () => ({
+          ok: failure === undefined && hold.ready(),
+          detail: failure ?? `generation ${generation}, controller ${connected ? 'connected' : 'away'}`,
+        }),
+      })
+    : undefined;
+
+  return {
+    async close() {
+      await http?.close();
+      clearInterval(reconcile);
+      await client.close();
+      await last;
+      await hold.close();
+    },
+  };
+}
+
+/** This machine's own addresses, from which tunnel packets may come: not those of its workloads' side. */
+export function underlayAddresses(
+  workloadInterfaces: readonly string[],
+  interfaces: ReturnType<typeof networkInterfaces> = networkInterfaces(),
+): string[] {
+  const excluded = (device: string): boolean =>
+    device === TUNNEL_DEVICE ||
+    workloadInterfaces.some((name) => (name.endsWith('*') ? device.startsWith(name.slice(0, -1)) : device === name));
+  return Object.entries(interfaces)
+    .filter(([device]) => !excluded(device))
+    .flatMap(([, addresses]) => addresses ?? [])
+    .filter(({ internal, address }) => !internal && !address.startsWith('fe80:') && !address.startsWith('169.254.'))
+    .map(({ address }) => address)
+    .sort();
 }

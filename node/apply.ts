@@ -1,0 +1,206 @@
+/**
+ * Brings a node's plan into force: list → diff → apply (design §6). Order: what a packet may need next (device, routes,
+ * rules) is there before nftables sends anything that way, and goes only after; a source counts as known, so that its
+ * held packets may go, only when all of it is there. If the first half fails, what the plan *forbids* is still done.
+ * The kernel's state is listed at start, after every failure and at each reconciliation; between, the last one applied
+ * is taken as it is. Nothing is ever flushed: established flows do not notice a restart.
+ */
+
+import { parseAddress } from '../api/address.ts';
+import { NFT_TABLE_NODE, NODE_MARK_MASK } from '../api/names.ts';
+import { families, type NodePlan } from '../api/plan.ts';
+import type { PrefixSet } from '../api/prefix-set.ts';
+import type { ConntrackEntry } from '../kernel/conntrack.ts';
+import { diffNet, type NetState } from '../kernel/iproute.ts';
+import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
+import { compileNode, nodeScope, outerFamily, outerNextHop, settingsOf } from './compile.ts';
+import type { NodeKernel } from './kernel.ts';
+import { localDestinations } from './ruleset.ts';
+
+export interface Applied {
+  /** Sources that are in force. */
+  known: ReadonlySet<string>;
+  workloads: number;
+  endedFlows: number;
+}
+
+/** Addresses whose flows must not go on as they are. */
+export interface Endings {
+  /** No longer this owner's, or no longer steered: every flow from and to it. */
+  withdrawn: Set<string>;
+  /** Newly steered: flows that were translated on this node before (a gateway would see the node's address). */
+  assigned: Set<string>;
+}
+
+export class Steering {
+  readonly #kernel: NodeKernel;
+  readonly #workloadInterfaces: readonly string[];
+  #nft: NftState | undefined;
+  #net: NetState | undefined;
+  #facts: { nextHop: string | undefined; value: Awaited<ReturnType<NodeKernel['facts']>> } | undefined;
+  #plan: NodePlan | undefined;
+
+  constructor(kernel: NodeKernel, workloadInterfaces: readonly string[]) {
+    this.#kernel = kernel;
+    this.#workloadInterfaces = workloadInterfaces;
+  }
+
+  /** The plan in force. */
+  get plan(): NodePlan | undefined {
+    return this.#plan;
+  }
+
+  /** What was in force before this program began, so that an address that changed hands meanwhile is noticed. */
+  resume(plan: NodePlan): void {
+    this.#plan ??= plan;
+  }
+
+  /** One at a time: the caller waits for the last. Throws if the plan is not wholly in force. */
+  async apply(plan: NodePlan): Promise<Applied> {
+    try {
+      return await this.#apply(plan);
+    } catch (error) {
+      this.forget();
+      throw error;
+    }
+  }
+
+  /** The next apply() lists the kernel's state anew. */
+  forget(): void {
+    this.#nft = undefined;
+    this.#net = undefined;
+    this.#facts = undefined;
+  }
+
+  async #apply(plan: NodePlan): Promise<Applied> {
+    const settings = settingsOf(plan);
+    if (settings === undefined) {
+      if (this.#plan !== undefined && settingsOf(this.#plan) !== undefined) {
+        throw new Error('the plan knows nothing of this node; what is in force stays');
+      }
+      return { known: new Set(), workloads: 0, endedFlows: 0 };
+    }
+    const outer = outerFamily(plan);
+    const nextHop = Object.values(plan.shards)
+      .map((shard) => outerNextHop(shard, outer))
+      .find((hop) => hop !== undefined);
+    if (this.#facts === undefined || this.#facts.nextHop !== nextHop) {
+      this.#facts = { nextHop, value: await this.#kernel.facts(nextHop) };
+    }
+    const { ruleset, net, sysctls } = compileNode(plan, settings, {
+      ...this.#facts.value,
+      workloadInterfaces: this.#workloadInterfaces,
+    });
+    const listed = this.#nft === undefined;
+    const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
+    const netNow = this.#net ?? (await this.#kernel.ip.list(nodeScope));
+    this.#nft = nftNow;
+    const endings = endingsOf(nftNow, ruleset, this.#plan, plan);
+
+    const grown = keepOthers(netNow, net);
+    try {
+      if (listed) await this.#kernel.holdRule();
+      await this.#applyNet(netNow, grown);
+      if (listed) await this.#kernel.sysctls(sysctls);
+    } catch (error) {
+      await this.#kernel.nft.run(diffRuleset(nftNow, onlyForbidding(nftNow, ruleset)));
+      await this.#end(endings, settings);
+      throw error;
+    }
+    await this.#kernel.nft.run(diffRuleset(nftNow, ruleset));
+    this.#nft = stateOf(ruleset);
+    await this.#applyNet(grown, net);
+    this.#net = net;
+    const endedFlows = await this.#end(endings, settings);
+    this.#plan = plan;
+    return { known: knownOf(ruleset), workloads: Object.keys(plan.workloads).length, endedFlows };
+  }
+
+  async #applyNet(current: NetState, desired: NetState): Promise<void> {
+    const lines = diffNet(current, desired);
+    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+  }
+
+  /** Only now: with the elements gone, no packet makes such an entry again. */
+  async #end({ withdrawn, assigned }: Endings, settings: Parameters<typeof localDestinations>[0]): Promise<number> {
+    if (withdrawn.size === 0 && assigned.size === 0) return 0;
+    const local = localDestinations(settings);
+    return this.#kernel.endFlows((entry) => endsWith(entry, withdrawn, assigned, local));
+  }
+}
+
+export function endsWith(
+  { original, reply, mark }: Pick<ConntrackEntry, 'original' | 'reply' | 'mark'>,
+  withdrawn: ReadonlySet<string>,
+  assigned: ReadonlySet<string>,
+  local: PrefixSet,
+): boolean {
+  if (withdrawn.has(original.source) || withdrawn.has(original.destination) || withdrawn.has(reply.source)) return true;
+  if (!assigned.has(original.source) || ((mark ?? 0) & NODE_MARK_MASK) !== 0) return false;
+  if (reply.destination === original.source) return false;
+  const destination = parseAddress(reply.source);
+  return destination.ok && !local.has(destination.value);
+}
+
+/** Compares what the kernel has with what it will have, and the owners of addresses in two plans. */
+export function endingsOf(now: NftState, next: Ruleset, before: NodePlan | undefined, after: NodePlan): Endings {
+  const withdrawn = new Set<string>();
+  const assigned = new Set<string>();
+  const toShard = (verdict: string | undefined): boolean => verdict !== undefined && /^goto s\d+_/.test(verdict);
+  for (const family of families) {
+    const known = next.sets[`known${family}`]?.elements;
+    for (const address of now.sets.get(`known${family}`)?.elements.keys() ?? []) {
+      if (known?.has(address) !== true) withdrawn.add(address);
+    }
+    const steeredNow = now.sets.get(`steer${family}`)?.elements;
+    for (const [address, verdict] of next.sets[`steer${family}`]?.elements ?? []) {
+      const was = steeredNow?.get(address);
+      if (toShard(was) && !toShard(verdict)) withdrawn.add(address);
+      // An address that was unknown while our table stood had its packets held: it has no translated flows.
+      if (toShard(verdict) && !toShard(was) && (was !== undefined || !now.exists)) assigned.add(address);
+    }
+  }
+  const owners = new Map<string, string>();
+  for (const { uid, addresses } of Object.values(after.workloads)) {
+    for (const address of addresses) owners.set(address, uid);
+  }
+  for (const { uid, addresses } of Object.values(before?.workloads ?? {})) {
+    for (const address of addresses) if (owners.get(address) !== uid) withdrawn.add(address);
+  }
+  return { withdrawn, assigned };
+}
+
+function knownOf(ruleset: Ruleset): Set<string> {
+  return new Set(families.flatMap((family) => [...(ruleset.sets[`known${family}`]?.elements.keys() ?? [])]));
+}
+
+/** What is wanted, and of what is there everything that does not stand in its way: the state between the halves. */
+function keepOthers(current: NetState, desired: NetState): NetState {
+  const merge = <T>(have: T[], want: T[], key: (item: T) => string): T[] => {
+    const taken = new Set(want.map(key));
+    return [...want, ...have.filter((item) => !taken.has(key(item)))];
+  };
+  return {
+    links: merge(current.links, desired.links, ({ name }) => name),
+    addresses: merge(current.addresses, desired.addresses, ({ dev, address }) => `${dev} ${address}`),
+    routes: merge(current.routes, desired.routes, (route) =>
+      [route.family, route.table, route.destination, route.metric ?? 0].join(' '),
+    ),
+    rules: merge(current.rules, desired.rules, ({ family, priority }) => `${family} ${priority}`),
+    neighbours: merge(current.neighbours, desired.neighbours, ({ dev, address }) => `${dev} ${address}`),
+  };
+}
+
+/** The ruleset without any source that is not in force already just so: nothing new is let out. */
+function onlyForbidding(now: NftState, next: Ruleset): Ruleset {
+  const sets = { ...next.sets };
+  for (const family of families) {
+    for (const name of [`known${family}`, `steer${family}`]) {
+      const set = next.sets[name];
+      const have = now.sets.get(name)?.elements;
+      if (set === undefined) continue;
+      sets[name] = { ...set, elements: new Map([...set.elements].filter(([key, value]) => have?.get(key) === value)) };
+    }
+  }
+  return { ...next, sets };
+}

@@ -1,0 +1,105 @@
+/**
+ * What a node does to its machine, as one seam: nftables, iproute2, sysctls, the static xtables rule of the hold queue,
+ * the ends of flows. HostKernel is the machine (or one of its network namespaces); tests put fakes of kernel/ here.
+ */
+import { HOLD_QUEUE, NODE_MARK_HELD, NODE_MARK_MASK } from '../api/names.ts';
+import { type ConntrackEntry, endFlows } from '../kernel/conntrack.ts';
+import { KernelError } from '../kernel/errors.ts';
+import type { Ip } from '../kernel/iproute.ts';
+import { HostIp } from '../kernel/iproute-host.ts';
+import type { Nft } from '../kernel/nft.ts';
+import { HostNft } from '../kernel/nft-host.ts';
+import { inNamespace, run } from '../kernel/run.ts';
+import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
+import type { NodeFacts } from './compile.ts';
+
+export interface NodeKernel {
+  nft: Nft;
+  ip: Ip;
+  /** `nextHop`: where tunnel packets will go; absent: nowhere yet. */
+  facts(nextHop: string | undefined): Promise<Omit<NodeFacts, 'workloadInterfaces'>>;
+  /** Writes what differs. */
+  sysctls(wanted: Record<string, string>): Promise<void>;
+  /** The rule that queues held packets is there afterwards, once. */
+  holdRule(): Promise<void>;
+  endFlows(match: (entry: ConntrackEntry) => boolean): Promise<number>;
+}
+
+const DEFAULT_MTU = 1500;
+const hex = (value: number): string => `0x${value.toString(16)}`;
+
+/** This kernel's nft has no `queue` statement, the xtables target is there. No bypass: an absent reader drops. */
+export const holdRule = [
+  'PREROUTING',
+  ...['-m', 'mark', '--mark', `${hex(NODE_MARK_HELD)}/${hex(NODE_MARK_MASK)}`],
+  ...['-j', 'NFQUEUE', '--queue-num', String(HOLD_QUEUE)],
+];
+
+export class HostKernel implements NodeKernel {
+  readonly nft: Nft;
+  readonly ip: Ip;
+  readonly #namespace: string | undefined;
+
+  constructor(namespace?: string) {
+    const options = namespace === undefined ? {} : { namespace };
+    this.#namespace = namespace;
+    this.nft = new HostNft(options);
+    this.ip = new HostIp(options);
+  }
+
+  async facts(nextHop: string | undefined): Promise<Omit<NodeFacts, 'workloadInterfaces'>> {
+    const rpFilterAll = Number(await this.#sysctl('net/ipv4/conf/all/rp_filter')) || 0;
+    return { rpFilterAll, underlayMtu: nextHop === undefined ? DEFAULT_MTU : await this.#mtuTowards(nextHop) };
+  }
+
+  async sysctls(wanted: Record<string, string>): Promise<void> {
+    // Files below /proc/sys/net are those of the reader's own namespace; for another one it takes a process there.
+    if (this.#namespace === undefined) await applySysctls(wanted);
+    else {
+      for (const [key, value] of Object.entries(wanted)) {
+        await this.#run('sysctl', ['sysctl', '-q', '-w', `${key}=${value}`]);
+      }
+    }
+  }
+
+  async holdRule(): Promise<void> {
+    for (const command of ['iptables-nft', 'ip6tables-nft']) {
+      const edit = (verb: '-C' | '-A'): Promise<string> =>
+        this.#run('hold rule', [command, '-w', '-t', 'mangle', verb, ...holdRule]);
+      try {
+        await edit('-C');
+      } catch (error) {
+        if (error instanceof KernelError && (error.code === 'missing-command' || error.code === 'EPERM')) throw error;
+        await edit('-A');
+      }
+    }
+  }
+
+  endFlows(match: (entry: ConntrackEntry) => boolean): Promise<number> {
+    return endFlows(match, this.#namespace === undefined ? {} : { namespace: this.#namespace });
+  }
+
+  /** No route there: as if it were Ethernet; the next reconciliation asks again. */
+  async #mtuTowards(address: string): Promise<number> {
+    try {
+      const [route] = JSON.parse(await this.#run('route get', ['ip', '-j', 'route', 'get', address])) as {
+        dev?: string;
+      }[];
+      const [link] = JSON.parse(await this.#run('link', ['ip', '-j', 'link', 'show', 'dev', route?.dev ?? ''])) as {
+        mtu?: number;
+      }[];
+      return link?.mtu ?? DEFAULT_MTU;
+    } catch {
+      return DEFAULT_MTU;
+    }
+  }
+
+  async #sysctl(key: string): Promise<string | undefined> {
+    if (this.#namespace === undefined) return readSysctl(key);
+    return (await this.#run('sysctl', ['sysctl', '-n', key])).trim();
+  }
+
+  #run(op: string, command: string[]): Promise<string> {
+    return run(inNamespace(this.#namespace, command), { op, timeoutMs: 10_000 });
+  }
+}

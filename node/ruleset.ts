@@ -1,0 +1,279 @@
+/**
+ * A node's plan as nftables (design §6): table NFT_TABLE_NODE, family inet. Pure.
+ * Base chains have fixed names and only jump; what they jump to is named by its content (kernel/nft.ts).
+ * Order of a pod's packet: raw (tunnel) → conntrack → hold (-155) → xtables NFQUEUE (-150) → service translation (-100)
+ * → steer (-90) → forward → null binding (before the CNI's masquerade). Left out: Direct mode.
+ */
+import { createHash } from 'node:crypto';
+import { formatAddress, parseAddress, parsePrefix, prefixRange, type Range } from '../api/address.ts';
+import { NFT_TABLE_NODE, NODE_MARK_HELD, NODE_MARK_MASK, TUNNEL_DEVICE } from '../api/names.ts';
+import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { counterName, type DropReason } from '../api/reasons.ts';
+import { markText, type NftSet, type Ruleset, rangeText } from '../kernel/nft.ts';
+
+/** Every reason for which a node drops. */
+export const nodeDropReasons = [
+  'foreign-tunnel',
+  'tunnel-port',
+  'unknown-source',
+  'unassigned',
+  'no-egress-ip',
+  'invalid',
+  'leak',
+] as const satisfies readonly DropReason[];
+
+/** nft's words per family. */
+const words = {
+  4: { ip: 'ip', type: 'ipv4_addr', nfproto: 'ipv4' },
+  6: { ip: 'ip6', type: 'ipv6_addr', nfproto: 'ipv6' },
+} as const;
+
+/** Never off-cluster, whatever the plan says: unspecified, loopback, link-local, multicast, broadcast. */
+const neverSteered = [
+  '0.0.0.0/8',
+  '127.0.0.0/8',
+  '169.254.0.0/16',
+  '224.0.0.0/4',
+  '255.255.255.255/32',
+  '::/127',
+  'fe80::/10',
+  'ff00::/8',
+];
+
+const ours = markText(NODE_MARK_MASK);
+const others = markText(~NODE_MARK_MASK);
+const dropped = (reason: (typeof nodeDropReasons)[number]): string => `counter name ${counterName(reason)} drop`;
+
+/** Destinations that are not steered. A plan's prefixes are canonical: one that is not is a mistake of the planner. */
+export function localDestinations(settings: Pick<NodeSettings, 'clusterCIDRs' | 'excludedCIDRs'>): PrefixSet {
+  return PrefixSet.of([...neverSteered, ...settings.clusterCIDRs, ...settings.excludedCIDRs].map(rangeOf));
+}
+
+function rangeOf(text: string): Range {
+  const prefix = parsePrefix(text);
+  if (!prefix.ok) throw new TypeError(`plan: ${prefix.error}`);
+  return prefixRange(prefix.value);
+}
+
+function intervals(set: PrefixSet, family: Family): Map<string, string> {
+  return new Map(
+    set
+      .ranges(family)
+      .map(({ first, last }) => [
+        rangeText(formatAddress({ family, value: first }), formatAddress({ family, value: last })),
+        '',
+      ]),
+  );
+}
+
+function familyOf(address: string): Family {
+  const parsed = parseAddress(address);
+  if (!parsed.ok) throw new TypeError(`plan: ${parsed.error}`);
+  return parsed.value.family;
+}
+
+/** Chains under construction; a chain's name is its noun and a hash of its rules. */
+class Chains {
+  readonly chains: Ruleset['chains'] = {};
+
+  add(noun: string, rules: string[]): string {
+    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 10)}`;
+    this.chains[name] = { rules };
+    return name;
+  }
+
+  base(name: string, hook: string, target: string): void {
+    this.chains[name] = { hook: `${hook}; policy accept;`, rules: [`jump ${target}`] };
+  }
+}
+
+export interface RulesetInput {
+  plan: NodePlan;
+  settings: NodeSettings;
+  /** Interfaces behind which workloads live (`cni0`, `cali*`). */
+  workloadInterfaces: readonly string[];
+  /** MTU of the tunnel device, to which TCP's segments are clamped. */
+  mtu: number;
+}
+
+export function compileRuleset({ plan, settings, workloadInterfaces, mtu }: RulesetInput): Ruleset {
+  const chains = new Chains();
+  const shards = Object.entries(plan.shards);
+  const shardChain = new Map(shards.map(([key, shard]) => [key, chains.add(`s${shard.index}`, shardRules(shard))]));
+  const verdictChain = {
+    unassigned: chains.add('unassigned', [dropped('unassigned')]),
+    familyless: chains.add('familyless', [dropped('no-egress-ip')]),
+    bypass: chains.add('bypass', ['return']),
+  };
+
+  const sets: Record<string, NftSet> = {
+    byct: {
+      type: 'mark',
+      value: 'verdict',
+      elements: new Map(shards.map(([key, { index }]) => [markText(index), `goto ${shardChain.get(key)}`])),
+    },
+  };
+  const local = localDestinations(settings);
+  const pods = PrefixSet.of(settings.podCIDRs.map(rangeOf));
+  for (const family of families) {
+    const { type } = words[family];
+    sets[`local${family}`] = { type, interval: true, elements: intervals(local, family) };
+    sets[`pods${family}`] = { type, interval: true, elements: intervals(pods, family) };
+    sets[`gateways${family}`] = { type, elements: new Map() };
+    sets[`peers${family}`] = { type, elements: new Map() };
+    sets[`known${family}`] = { type, elements: new Map() };
+    sets[`steer${family}`] = { type, value: 'verdict', elements: new Map() };
+  }
+  const put = (name: string, address: string, value = ''): void => {
+    sets[`${name}${familyOf(address)}`]?.elements.set(address, value);
+  };
+  // peers: from where tunnel packets come. gateways: where a workload may not send to (outside addresses too).
+  for (const gateway of Object.values(plan.gateways)) {
+    put('peers', gateway.internalAddress);
+    for (const address of [gateway.internalAddress, ...gateway.addresses]) {
+      put('gateways', address);
+    }
+  }
+  for (const [, shard] of shards) {
+    for (const family of families) {
+      const nextHop = shard.nextHops[family];
+      if (nextHop === undefined) continue;
+      put('peers', nextHop);
+      put('gateways', nextHop);
+    }
+  }
+  for (const workload of Object.values(plan.workloads)) {
+    for (const address of workload.addresses) {
+      const steer = workload.steer[familyOf(address)];
+      const target =
+        steer === undefined
+          ? verdictChain.familyless
+          : steer === 'drop'
+            ? verdictChain.unassigned
+            : steer === 'bypass'
+              ? verdictChain.bypass
+              : shardChain.get(steer.shard);
+      if (target === undefined) throw new TypeError(`plan: workload ${workload.uid} names a shard that is not there`);
+      put('known', address);
+      put('steer', address, `goto ${target}`);
+    }
+  }
+
+  const vnis = [...new Set(shards.map(([, { vni }]) => vni))].sort((a, b) => a - b);
+  tunnelChains(chains, settings.port, vnis, workloadInterfaces);
+  workloadChains(chains, settings.port, workloadInterfaces);
+  forwardChains(chains, mtu);
+  return {
+    family: 'inet',
+    table: NFT_TABLE_NODE,
+    counters: nodeDropReasons.map(counterName),
+    sets,
+    chains: chains.chains,
+  };
+}
+
+/** Marks packet and flow. A packet without a flow (conntrack calls it invalid) would leave untranslated. */
+function shardRules({ index }: NodeShardEntry): string[] {
+  return [
+    `ct state invalid ${dropped('invalid')}`,
+    `ct state untracked ${dropped('invalid')}`,
+    `meta mark set meta mark and ${others} or ${markText(index)}`,
+    `ct mark set ct mark and ${others} or ${markText(index)}`,
+  ];
+}
+
+function tunnelChains(chains: Chains, port: number, vnis: number[], workloadInterfaces: readonly string[]): void {
+  const accept = chains.add('peer', [
+    ...families.map((family) => `${words[family].ip} saddr @peers${family} notrack accept`),
+    dropped('foreign-tunnel'),
+  ]);
+  const tunnel = chains.add('tunnel', [
+    // VXLAN: UDP header 8 bytes, flags 1, reserved 3, then the VNI.
+    ...vnis.map((vni) => `@th,96,24 0x${vni.toString(16)} goto ${accept}`),
+    dropped('foreign-tunnel'),
+  ]);
+  chains.base(
+    'tunnel_in',
+    'type filter hook prerouting priority raw',
+    chains.add('raw_in', [
+      // Never into the tunnel, whatever source they claim; hold and steer count them.
+      ...workloadInterfaces.map((name) => `iifname "${name}" return`),
+      `udp dport ${port} fib daddr type local goto ${tunnel}`,
+    ]),
+  );
+  chains.base(
+    'tunnel_out',
+    'type filter hook output priority raw',
+    chains.add('raw_out', [`udp dport ${port} notrack`]),
+  );
+}
+
+function workloadChains(chains: Chains, port: number, workloadInterfaces: readonly string[]): void {
+  // Asked before and after service translation: a Service's endpoint may be a gateway.
+  const guard = chains.add('guard', [
+    `udp dport ${port} ${dropped('tunnel-port')}`,
+    ...families.map((family) => `${words[family].ip} daddr @gateways${family} ${dropped('tunnel-port')}`),
+  ]);
+  const localReturns = [
+    ...families.map((family) => `${words[family].ip} daddr @local${family} return`),
+    'fib daddr type local return',
+  ];
+  const fromWorkloads = (target: string): string[] => [
+    `iifname "${TUNNEL_DEVICE}" return`,
+    ...workloadInterfaces.map((name) => `iifname "${name}" goto ${target}`),
+    ...families.map((family) => `${words[family].ip} saddr @pods${family} goto ${target}`),
+  ];
+  const hold = chains.add('hold_unknown', [
+    `jump ${guard}`,
+    ...localReturns,
+    ...families.map((family) => `${words[family].ip} saddr @known${family} return`),
+    `meta mark set meta mark and ${others} or ${markText(NODE_MARK_HELD)}`,
+  ]);
+  chains.base(
+    'hold',
+    'type filter hook prerouting priority mangle - 5',
+    chains.add('hold_flow', ['ct direction reply return', `ct mark and ${ours} != 0 return`, ...fromWorkloads(hold)]),
+  );
+  const steer = chains.add('steer_new', [
+    `jump ${guard}`,
+    ...localReturns,
+    ...families.map((family) => `${words[family].ip} saddr vmap @steer${family}`),
+    dropped('unknown-source'),
+  ]);
+  chains.base(
+    'steer',
+    'type filter hook prerouting priority dstnat + 10',
+    chains.add('steer_flow', ['ct direction reply return', `ct mark and ${ours} vmap @byct`, ...fromWorkloads(steer)]),
+  );
+}
+
+function forwardChains(chains: Chains, mtu: number): void {
+  const clamp = (['oifname', 'iifname'] as const).flatMap((side) =>
+    families.map((family) => {
+      const segment = mtu - (family === 4 ? 40 : 60);
+      return `${side} "${TUNNEL_DEVICE}" meta nfproto ${words[family].nfproto} tcp flags & (syn | rst) == syn tcp option maxseg size set ${segment}`;
+    }),
+  );
+  chains.base(
+    'forward_all',
+    'type filter hook forward priority mangle',
+    chains.add('forwarded', [
+      // Our mark and another way out: the rule or the route was taken away behind our back.
+      `ct mark and ${ours} != 0 meta mark and ${ours} != 0 oifname != "${TUNNEL_DEVICE}" ${dropped('leak')}`,
+      ...clamp,
+    ]),
+  );
+  // Claims the source translation with the identity, so that no later chain (the CNI's masquerade) can.
+  chains.base(
+    'nat_out',
+    'type nat hook postrouting priority srcnat - 10',
+    chains.add(
+      'null',
+      families.map(
+        (family) =>
+          `oifname "${TUNNEL_DEVICE}" meta mark and ${ours} != 0 meta nfproto ${words[family].nfproto} snat ${words[family].ip} to ${words[family].ip} saddr`,
+      ),
+    ),
+  );
+}
