@@ -6,11 +6,12 @@
 import type { KubeKindName, ObjectOf, SluiceKindName } from './schema/registry.ts';
 import type { AnyObject } from './validate.ts';
 
+export { parsePorts, portEntry } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
 export { portProtocols, protocolNumbers, type ServicePort } from './schema/external-service.ts';
 export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
 export type { FieldError } from './schema/walk.ts';
-export { type AnyObject, type ParsedObject, parseObject, parsePorts, portEntry } from './validate.ts';
+export { type AnyObject, type ParsedObject, parseObject } from './validate.ts';
 
 export type GatewayPool = ObjectOf<'GatewayPool'>;
 export type EgressIPPool = ObjectOf<'EgressIPPool'>;

@@ -5,39 +5,74 @@
  */
 
 import { Type } from 'typebox';
+import { describe } from './describe.ts';
+import { labelKeyPattern } from './walk.ts';
 
 /** RFC 1123 label, as the API server wants for namespaces and list-map keys. */
 export const label = (options: object = {}) =>
-  Type.String({ pattern: '^[a-z0-9]([-a-z0-9]*[a-z0-9])?$', minLength: 1, maxLength: 63, ...options });
+  Type.String({
+    pattern: '^[a-z0-9]([-a-z0-9]*[a-z0-9])?$',
+    minLength: 1,
+    maxLength: 63,
+    expected: 'a name of lower-case letters, digits and -',
+    ...options,
+  });
 /** RFC 1123 subdomain: names of objects. */
 export const objectName = (options: object = {}) =>
   Type.String({
     pattern: '^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$',
     minLength: 1,
     maxLength: 253,
+    expected: 'a name of lower-case letters, digits, - and .',
     ...options,
   });
 /** What the kernel takes for an interface name (15 bytes), less the characters that nft or a shell would read otherwise. */
 export const interfaceName = (options: object = {}) =>
-  Type.String({ pattern: '^[A-Za-z0-9_][A-Za-z0-9_.-]*$', minLength: 1, maxLength: 15, ...options });
-/** Coarse on purpose: the strict reading is parseAddress, parsePrefix or parseRange (validate.ts). */
+  Type.String({
+    pattern: '^[A-Za-z0-9_][A-Za-z0-9_.-]*$',
+    minLength: 1,
+    maxLength: 15,
+    expected: 'an interface name of at most 15 letters, digits, _, . and -',
+    ...options,
+  });
+/** The patterns are coarse, for the API server; `reads` asks for the strict reading (walk.ts). */
 export const addressText = (options: object = {}) =>
-  Type.String({ pattern: '^[0-9A-Fa-f.:]+$', minLength: 2, maxLength: 45, ...options });
+  Type.String({ reads: 'address', pattern: '^[0-9A-Fa-f.:]+$', minLength: 2, maxLength: 45, ...options });
 export const prefixText = (options: object = {}) =>
-  Type.String({ pattern: '^[0-9A-Fa-f.:]+/[0-9]{1,3}$', minLength: 4, maxLength: 49, ...options });
+  Type.String({ reads: 'prefix', pattern: '^[0-9A-Fa-f.:]+/[0-9]{1,3}$', minLength: 4, maxLength: 49, ...options });
 export const rangeText = (options: object = {}) =>
-  Type.String({ pattern: '^[0-9A-Fa-f.:]+([-/][0-9A-Fa-f.:]+)?$', minLength: 2, maxLength: 91, ...options });
+  Type.String({
+    reads: 'range',
+    pattern: '^[0-9A-Fa-f.:]+([-/][0-9A-Fa-f.:]+)?$',
+    minLength: 2,
+    maxLength: 91,
+    ...options,
+  });
 
 export const oneOf = <Values extends string[]>(values: readonly [...Values], options: object = {}) =>
   Type.Enum<Values>(values, { ...options });
 
 const labelKey = () =>
   Type.String({
-    pattern: '^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$',
+    pattern: labelKeyPattern,
     minLength: 1,
     maxLength: 317,
+    expected: 'a label key',
   });
-const labelValue = () => Type.String({ pattern: '^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$', maxLength: 63 });
+const labelValue = () =>
+  Type.String({
+    pattern: '^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$',
+    maxLength: 63,
+    expected: 'a label value: at most 63 letters, digits, -, _ and .',
+  });
+
+function checkRequirement(requirement: { operator: string; values?: string[] }) {
+  const { operator, values } = requirement;
+  const wants = operator === 'In' || operator === 'NotIn';
+  if (wants === (values !== undefined && values.length > 0)) return null;
+  const expected = wants ? `at least one value for ${operator}` : `absent: ${operator} takes no values`;
+  return { field: 'values', expected, got: describe(values) };
+}
 
 /** A label selector as Kubernetes has it: all of matchLabels and all of matchExpressions must hold; `{}` is all. */
 export const labelSelectorSchema = (options: object = {}) =>
@@ -52,7 +87,16 @@ export const labelSelectorSchema = (options: object = {}) =>
               operator: oneOf(['In', 'NotIn', 'Exists', 'DoesNotExist']),
               values: Type.Optional(Type.Array(labelValue(), { maxItems: 64 })),
             },
-            { additionalProperties: false },
+            {
+              additionalProperties: false,
+              check: checkRequirement,
+              cel: [
+                {
+                  rule: "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+                  message: 'In and NotIn need values, Exists and DoesNotExist take none',
+                },
+              ],
+            },
           ),
           { maxItems: 64 },
         ),
@@ -62,16 +106,41 @@ export const labelSelectorSchema = (options: object = {}) =>
   );
 export type LabelSelector = Type.Static<ReturnType<typeof labelSelectorSchema>>;
 
-/** Fields of metadata that are kept. Others (managedFields, ownerReferences …) are the API server's and are dropped. */
-export const objectMetaSchema = Type.Object({
+const metaFields = {
   name: objectName(),
   namespace: Type.Optional(label()),
-  uid: Type.Optional(Type.String({ minLength: 1, maxLength: 128 })),
+  uid: Type.Optional(Type.String({ minLength: 1, maxLength: 128, pattern: '^[A-Za-z0-9._:-]+$' })),
   labels: Type.Optional(Type.Record(Type.String(), labelValue(), { maxProperties: 256, keys: 'label' })),
   annotations: Type.Optional(Type.Record(Type.String(), Type.String({ maxLength: 262_144 }), { maxProperties: 256 })),
-  creationTimestamp: Type.Optional(Type.String({ maxLength: 64 })),
+  creationTimestamp: Type.Optional(timestamp()),
   generation: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER })),
-  deletionTimestamp: Type.Optional(Type.String({ maxLength: 64 })),
+  deletionTimestamp: Type.Optional(timestamp()),
+};
+
+/** One form only, since "oldest first" compares these texts. */
+function timestamp() {
+  return Type.String({
+    maxLength: 20,
+    pattern: '^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z$',
+    expected: 'a time like 2026-11-25T12:00:00Z',
+  });
+}
+
+/** Metadata of kinds that Kubernetes writes: other fields are dropped. */
+export const objectMetaSchema = Type.Object(metaFields);
+/** Metadata of our kinds: a misspelt field is refused; those of the API server are dropped. */
+export const strictMetaSchema = Type.Object(metaFields, {
+  additionalProperties: false,
+  nullAsAbsent: true,
+  ignored: [
+    'deletionGracePeriodSeconds',
+    'finalizers',
+    'generateName',
+    'managedFields',
+    'ownerReferences',
+    'resourceVersion',
+    'selfLink',
+  ],
 });
 export type ObjectMeta = Type.Static<typeof objectMetaSchema>;
 

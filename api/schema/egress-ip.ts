@@ -11,8 +11,13 @@ const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${fie
 export const egressIPPoolSpec = Type.Object(
   {
     gatewayPool: objectName({ cel: immutable('gatewayPool') }),
-    ranges: Type.Array(rangeText(), { minItems: 1, maxItems: 256, description: 'CIDR, FIRST-LAST or one address' }),
-    exclude: Type.Array(rangeText(), { default: [], maxItems: 256 }),
+    ranges: Type.Array(rangeText(), {
+      minItems: 1,
+      maxItems: 256,
+      listType: 'set',
+      description: 'CIDR, FIRST-LAST or one address',
+    }),
+    exclude: Type.Array(rangeText(), { default: [], maxItems: 256, listType: 'set' }),
     namespaceSelector: labelSelectorSchema({ description: 'Who may draw from it; {} is every namespace' }),
     quarantineSeconds: Type.Integer({
       minimum: 0,
@@ -27,7 +32,7 @@ export const egressIPPoolSpec = Type.Object(
 export const egressIPSpec = Type.Object(
   {
     pool: objectName({ cel: immutable('pool') }),
-    addresses: Type.Optional(Type.Array(addressText(), { minItems: 1, maxItems: 64 })),
+    addresses: Type.Optional(Type.Array(addressText(), { minItems: 1, maxItems: 64, listType: 'set' })),
     count: Type.Optional(Type.Integer({ minimum: 1, maximum: 64, description: 'Per family that the pool has' })),
     allocation: oneOf(['Shared'], { default: 'Shared' }),
     namespaces: Type.Optional(Type.Array(label(), { minItems: 1, maxItems: 256, listType: 'set' })),

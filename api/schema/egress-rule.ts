@@ -8,7 +8,11 @@ import { labelSelectorSchema, objectName, oneOf } from './common.ts';
 const rule = {
   action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
   externalServices: Type.Array(
-    Type.String({ pattern: '^(\\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)$', maxLength: 317 }),
+    Type.String({
+      pattern: '^(\\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)$',
+      maxLength: 317,
+      expected: 'the name of an ExternalService, or "*"',
+    }),
     { minItems: 1, maxItems: 256, listType: 'set', description: 'Names of ExternalServices; "*" is any destination' },
   ),
   priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),

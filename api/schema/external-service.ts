@@ -11,12 +11,16 @@ export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 
 /** The protocols that have ports. */
 export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
 
+const expectedProtocol = 'TCP, UDP, SCTP, ICMP, ICMPv6 or a number from 1 to 255';
 const protocol = Type.Union(
   [
-    Type.String({ pattern: '^(TCP|UDP|SCTP|ICMP|ICMPv6|[1-9][0-9]{0,2})$', maxLength: 6 }),
+    Type.String({
+      pattern: '^(TCP|UDP|SCTP|ICMP|ICMPv6|[1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$',
+      maxLength: 6,
+    }),
     Type.Integer({ minimum: 1, maximum: 255 }),
   ],
-  { intOrString: true, description: 'TCP, UDP, SCTP, ICMP, ICMPv6 or an IP protocol number' },
+  { intOrString: true, description: expectedProtocol, expected: expectedProtocol },
 );
 
 const servicePort = Type.Object(
@@ -27,6 +31,7 @@ const servicePort = Type.Object(
       Type.String({
         pattern: '^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*$',
         maxLength: 512,
+        expected: 'text in quotes with ports and ranges, as in "443,8000-8100"',
         description: 'Ports and ranges, as in 443,8000-8100; absent: all of the protocol',
       }),
     ),
@@ -35,7 +40,7 @@ const servicePort = Type.Object(
     additionalProperties: false,
     cel: [
       {
-        rule: "!has(self.port) || self.protocol in ['TCP', 'UDP', 'SCTP', '6', '17', '132', 6, 17, 132]",
+        rule: "!has(self.port) || string(self.protocol) in ['TCP', 'UDP', 'SCTP', '6', '17', '132']",
         message: 'port is only for TCP, UDP and SCTP',
       },
     ],
@@ -45,7 +50,12 @@ export type ServicePort = Type.Static<typeof servicePort>;
 
 export const externalServiceSpec = Type.Object(
   {
-    addresses: Type.Array(rangeText(), { minItems: 1, maxItems: 4096, description: 'Address, CIDR or FIRST-LAST' }),
+    addresses: Type.Array(rangeText(), {
+      minItems: 1,
+      maxItems: 4096,
+      listType: 'set',
+      description: 'Address, CIDR or FIRST-LAST',
+    }),
     ports: Type.Optional(
       Type.Array(servicePort, {
         minItems: 1,

@@ -29,7 +29,7 @@ const routers = Type.Object(
   { additionalProperties: false, description: 'Routers on the external link; absent: the routes of the machine' },
 );
 
-const nextHopRanges = () => Type.Optional(Type.Array(rangeText(), { maxItems: 64, minItems: 1 }));
+const nextHopRanges = () => Type.Optional(Type.Array(rangeText(), { maxItems: 64, minItems: 1, listType: 'set' }));
 
 export const gatewayPoolSpec = Type.Object(
   {
@@ -80,9 +80,15 @@ export const gatewayPoolSpec = Type.Object(
     clusterCIDRs: Type.Array(prefixText(), {
       default: [],
       maxItems: 256,
+      listType: 'set',
       description: 'Pods, services and nodes: never steered, never forwarded to',
     }),
-    excludedCIDRs: Type.Array(prefixText(), { default: [], maxItems: 256, description: 'Destinations left alone' }),
+    excludedCIDRs: Type.Array(prefixText(), {
+      default: [],
+      maxItems: 256,
+      listType: 'set',
+      description: 'Destinations left alone',
+    }),
   },
   { additionalProperties: false },
 );

@@ -5,7 +5,7 @@
 
 import { Type } from 'typebox';
 import { API_VERSION } from '../names.ts';
-import { objectMetaSchema, type Scope } from './common.ts';
+import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
 import { egressIPAbsent, egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, ruleAbsent, serviceEgressRuleSpec } from './egress-rule.ts';
 import { externalServiceAbsent, externalServiceSpec, servicePortAbsent } from './external-service.ts';
@@ -20,12 +20,15 @@ import {
 } from './kubernetes.ts';
 
 const sluiceObject = <Kind extends string, Spec extends Type.TSchema>(kind: Kind, spec: Spec) =>
-  Type.Object({
-    apiVersion: Type.Enum([API_VERSION]),
-    kind: Type.Enum([kind]),
-    metadata: objectMetaSchema,
-    spec,
-  });
+  Type.Object(
+    {
+      apiVersion: Type.Enum([API_VERSION]),
+      kind: Type.Enum([kind]),
+      metadata: strictMetaSchema,
+      spec,
+    },
+    { additionalProperties: false, ignored: ['status'] },
+  );
 const kubeObject = <Kind extends string, Version extends string, Fields extends Type.TProperties>(
   apiVersion: Version,
   kind: Kind,

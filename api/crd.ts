@@ -1,0 +1,161 @@
+/**
+ * CustomResourceDefinitions (apiextensions.k8s.io/v1, structural schemas) rendered from the table of kinds. Written to
+ * `deploy/crds/` by cli/render-crds.ts. What our own reading says beyond CEL (strict addresses, counts of next hops) the
+ * controller says in the condition `Accepted`; the API server is not asked to do address arithmetic.
+ */
+
+import { stringify } from 'yaml';
+import { API_GROUP } from './names.ts';
+import { type KindInfo, sluiceKinds } from './schema/registry.ts';
+import { type Keywords, labelKeyPattern } from './schema/walk.ts';
+
+type Json = Record<string, unknown>;
+
+/** A structural schema: the keywords of JSON Schema that Kubernetes takes, and its own extensions. */
+export function structural(schema: Keywords): Json {
+  const out: Json = {};
+  if (schema.description !== undefined) out.description = schema.description;
+  if (schema.intOrString === true) {
+    // The bounds of both branches stand side by side: each applies to its own type only.
+    for (const branch of schema.anyOf ?? []) Object.assign(out, bounds(branch));
+    out.anyOf = [{ type: 'integer' }, { type: 'string' }];
+    out['x-kubernetes-int-or-string'] = true;
+    return out;
+  }
+  out.type = schema.enum === undefined ? schema.type : 'string';
+  if (schema.enum !== undefined) out.enum = schema.enum;
+  Object.assign(out, bounds(schema));
+  if (schema.default !== undefined) out.default = schema.default;
+  if (schema.properties !== undefined) {
+    out.properties = Object.fromEntries(Object.entries(schema.properties).map(([name, p]) => [name, structural(p)]));
+    // The API server fills in defaults first, so a field with a default is never missing to it.
+    const required = (schema.required ?? []).filter((name) => schema.properties?.[name]?.default === undefined);
+    if (required.length > 0) out.required = required;
+  }
+  const [values] = Object.values(schema.patternProperties ?? {});
+  if (values !== undefined) out.additionalProperties = structural(values);
+  if (schema.items !== undefined) {
+    out.items = structural(schema.items);
+    if (schema.listMapKeys !== undefined) {
+      out['x-kubernetes-list-type'] = 'map';
+      out['x-kubernetes-list-map-keys'] = schema.listMapKeys;
+    } else out['x-kubernetes-list-type'] = schema.listType ?? 'atomic';
+  }
+  const rules = [...(schema.cel ?? [])];
+  if (schema.keys === 'label') {
+    rules.push({
+      rule: `self.all(key, size(key) <= 317 && key.matches('${labelKeyPattern}'))`,
+      message: 'a label key',
+    });
+  }
+  if (rules.length > 0) out['x-kubernetes-validations'] = rules;
+  return out;
+}
+
+const boundKeywords = [
+  'pattern',
+  'minLength',
+  'maxLength',
+  'minimum',
+  'maximum',
+  'minItems',
+  'maxItems',
+  'maxProperties',
+] as const;
+function bounds(schema: Keywords): Json {
+  return Object.fromEntries(
+    boundKeywords.flatMap((word) => (schema[word] === undefined ? [] : [[word, schema[word]]])),
+  );
+}
+
+/** metav1.Condition, as a list map keyed by type, so that several writers can own conditions of their own. */
+const conditions: Json = {
+  type: 'array',
+  maxItems: 32,
+  'x-kubernetes-list-type': 'map',
+  'x-kubernetes-list-map-keys': ['type'],
+  items: {
+    type: 'object',
+    required: ['type', 'status', 'reason', 'message', 'lastTransitionTime'],
+    properties: {
+      type: { type: 'string', maxLength: 316 },
+      status: { type: 'string', enum: ['True', 'False', 'Unknown'] },
+      reason: { type: 'string', minLength: 1, maxLength: 1024, pattern: '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$' },
+      message: { type: 'string', maxLength: 32_768 },
+      lastTransitionTime: { type: 'string', format: 'date-time', maxLength: 64 },
+      observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
+    },
+  },
+};
+
+function status(info: KindInfo): Json {
+  const properties: Json = {
+    observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
+    conditions,
+  };
+  if (info.kind === 'EgressIP') {
+    properties.addresses = {
+      type: 'array',
+      description: 'Addresses in force',
+      maxItems: 128,
+      items: { type: 'string', maxLength: 45 },
+      'x-kubernetes-list-type': 'atomic',
+    };
+  }
+  return { type: 'object', properties };
+}
+
+export function crdOf(info: KindInfo): Json {
+  const [group, version] = [API_GROUP, 'v1alpha1'];
+  return {
+    apiVersion: 'apiextensions.k8s.io/v1',
+    kind: 'CustomResourceDefinition',
+    metadata: { name: `${info.plural}.${group}` },
+    spec: {
+      group,
+      scope: info.scope === 'cluster' ? 'Cluster' : 'Namespaced',
+      names: {
+        kind: info.kind,
+        listKind: `${info.kind}List`,
+        plural: info.plural,
+        singular: info.singular,
+        shortNames: info.shortNames,
+        categories: ['sluice'],
+      },
+      versions: [
+        {
+          name: version,
+          served: true,
+          storage: true,
+          subresources: { status: {} },
+          additionalPrinterColumns: info.columns,
+          schema: {
+            openAPIV3Schema: {
+              description: info.description,
+              type: 'object',
+              required: ['spec'],
+              properties: {
+                apiVersion: { type: 'string' },
+                kind: { type: 'string' },
+                metadata: { type: 'object' },
+                spec: structural(info.schema as Keywords),
+                status: status(info),
+              },
+            },
+          },
+        },
+      ],
+    },
+  };
+}
+
+/** File name below `deploy/crds/` → text. */
+export function renderCrds(): Record<string, string> {
+  const head = '# Rendered from api/schema by `npm run crds`. Do not edit.\n';
+  return Object.fromEntries(
+    sluiceKinds.map((info) => [
+      `${API_GROUP}_${info.plural}.yaml`,
+      head + stringify(crdOf(info), { lineWidth: 0, aliasDuplicateObjects: false }),
+    ]),
+  );
+}
