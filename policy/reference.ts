@@ -37,6 +37,12 @@ export function serviceCatalog(input: {
   ).add(input.controllerNamespace);
   const used: Record<string, ServiceEntry> = {};
 
+  function entryOf(key: string): ServiceEntry {
+    const object = objects.get(key);
+    // Without an object it is a list that resolve has found among the last.
+    return object === undefined ? (input.lastServices[key] ?? { addresses: [], ports: null }) : serviceEntryOf(object);
+  }
+
   function resolve({ namespace, action, names }: Parameters<ServiceCatalog['resolve']>[0]): Resolution {
     const keys: string[] = [];
     for (const name of names) {
@@ -67,11 +73,7 @@ export function serviceCatalog(input: {
     if (names.includes('*')) return { ok: true, services: '*', missing };
     // The last list stays under the service's own key, so an accept rule must not name that key.
     const services = [...new Set(keepsLast ? keys : keys.filter((key) => objects.has(key)))];
-    for (const key of services) {
-      const object = objects.get(key);
-      const entry = object === undefined ? input.lastServices[key] : serviceEntryOf(object);
-      if (entry !== undefined) used[key] ??= entry;
-    }
+    for (const key of services) used[key] ??= entryOf(key);
     return { ok: true, services, missing };
   }
 

@@ -131,7 +131,11 @@ t.test('order: priority, then oldest, then name; without a timestamp is newest',
 
 t.test('what a rule may name', async (t) => {
   const world = {
-    namespaces: [namespace('lent', { 'sluice.dev/trusted-services': 'true' }), namespace('other'), namespace('a')],
+    namespaces: [
+      namespace('lent', { 'sluice.dev/trusted-services': 'true' }),
+      namespace('other', { 'sluice.dev/trusted-services': 'false' }),
+      namespace('a'),
+    ],
     externalServices: [external(`${NS}/web`), external('lent/web'), external('other/web'), external('a/web')],
   };
   const last = {
@@ -358,6 +362,13 @@ t.test('who a service rule speaks of', async (t) => {
     t.equal(binding.groupOf.has('uid-a/host'), false, 'a host-network pod has no group');
     t.strictSame(binding.servicesOf.get('uid-b/one'), ['payments']);
   }
+  const endpointSlices = [slice('a/s', 'payments', [{ addresses: ['10.0.0.1'] }, { addresses: ['10.0.0.2'] }])];
+  const podSelector = { matchLabels: { app: 'none' } };
+  const narrowed = bind(input({ ...world, endpointSlices, serviceRules: [app('a/r', { podSelector })] }));
+  t.ok(
+    Object.values(narrowed.groups).every(({ rules }) => rules.service.length === 0),
+    'the selector narrows the endpoints',
+  );
   const two = bind(
     input({
       ...world,
