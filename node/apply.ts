@@ -13,7 +13,7 @@ import type { PrefixSet } from '../api/prefix-set.ts';
 import type { ConntrackEntry } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
-import { compileNode, nodeScope, outerFamily, outerNextHop, settingsOf } from './compile.ts';
+import { compileNode, outerFamily, outerNextHop, settingsOf } from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
 import { localDestinations } from './ruleset.ts';
 
@@ -93,7 +93,7 @@ export class Steering {
     });
     const listed = this.#nft === undefined;
     const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
-    const netNow = this.#net ?? (await this.#kernel.ip.list(nodeScope));
+    const netNow = this.#net ?? (await this.#kernel.ip.list(await this.#kernel.scope()));
     this.#nft = nftNow;
     const endings = endingsOf(nftNow, ruleset, this.#plan, plan);
 

@@ -80,21 +80,17 @@ export function startHoldQueue(options: HoldQueueOptions): HoldQueue {
     if (!decoded.ok) return;
     const { id, mark, payload } = decoded.value;
     const source = packetSource(payload);
-    if (source === undefined) {
+    const arrival = source === undefined ? 'malformed' : hold.arrive({ id, mark, source }, now());
+    if (arrival === 'drop' || arrival === 'malformed') {
       verdict({ id, mark }, 'drop');
-      return events.dropped('malformed');
+      events.dropped(arrival === 'drop' ? 'limit' : 'malformed');
+      return;
     }
-    switch (hold.arrive({ id, mark, source }, now())) {
-      case 'accept':
-        events.held();
-        verdict({ id, mark }, 'accept');
-        return events.released(0);
-      case 'drop':
-        verdict({ id, mark }, 'drop');
-        return events.dropped('limit');
-      case 'hold':
-        events.held();
-        return schedule();
+    events.held();
+    if (arrival === 'hold') schedule();
+    else {
+      verdict({ id, mark }, 'accept');
+      events.released(0);
     }
   };
 
