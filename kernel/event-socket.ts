@@ -75,7 +75,7 @@ function configuration(source: EventSource): Uint8Array[] {
 function run(socket: NetlinkSocket, wake: number, options: EventSocketOptions): EventSocket {
   const control = new Int32Array(new SharedArrayBuffer(8));
   const workerData: EventWorkerData = { fd: socket.fd, wake, control };
-  const worker = new Worker(new URL('./event-worker.js', import.meta.url), { workerData });
+  const worker = new Worker(new URL('./event-worker.js', import.meta.url), { workerData, execArgv: [] });
   let closing: Promise<void> | undefined;
   let failure: Error | undefined;
 
