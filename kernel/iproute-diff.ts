@@ -31,7 +31,14 @@ export function diffNet(current: NetState, desired: NetState): string[] {
   const rules = compare(current.rules, desired.rules, ruleKey, ruleText);
   const routes = compare(kept(current.routes), desired.routes, routeKey, routeText);
   const addresses = compare(kept(current.addresses), desired.addresses, addressKey, addressKey);
-  const neighbours = compare(kept(current.neighbours), desired.neighbours, neighbourKey, neighbourText);
+  // A change of MAC flushes the device's neighbours, permanent ones too.
+  const flushed = new Set(
+    desired.links
+      .filter((link) => current.links.some(({ name, mac }) => name === link.name && mac !== link.mac))
+      .map(({ name }) => name),
+  );
+  const unflushed = kept(current.neighbours).filter(({ dev }) => !flushed.has(dev));
+  const neighbours = compare(unflushed, desired.neighbours, neighbourKey, neighbourText);
   return [
     ...rules.gone.map((rule) => `-${rule.family} rule del ${ruleText(rule)}`),
     ...routes.gone.map((route) => `-${route.family} route del ${routeText(route)}`),

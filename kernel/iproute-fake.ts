@@ -47,15 +47,19 @@ export class FakeIp implements Ip {
     const family = families.find((each) => flag === `-${each}`) ?? fail('syntax', line);
     switch (`${object} ${verb}`) {
       case 'link add':
-        return this.#addLink(words, line);
+        this.#addLink(words, line);
+        break;
       case 'link del':
-        return this.#deleteLink(words[0] ?? '', line);
+        this.#deleteLink(words[0] ?? '', line);
+        break;
       case 'link set':
-        return this.#setLink(words, line);
+        this.#setLink(words, line);
+        break;
       case 'addr add':
       case 'addr del': {
         const item = { dev: this.#device(words, line), address: words[0] ?? '' };
-        return this.#change(this.#state.addresses, item, verb === 'add', line);
+        this.#change(this.#state.addresses, item, verb === 'add', line);
+        break;
       }
       case 'neigh replace':
       case 'neigh del': {
@@ -65,7 +69,7 @@ export class FakeIp implements Ip {
         else if (verb === 'del') fail('ENOENT', line);
         if (verb === 'replace')
           this.#state.neighbours.push({ dev, address: words[0] ?? '', mac: after(words, 'lladdr') });
-        return;
+        break;
       }
       case 'route replace':
       case 'route del': {
@@ -75,11 +79,12 @@ export class FakeIp implements Ip {
         if (index >= 0) this.#state.routes.splice(index, 1);
         else if (verb === 'del') fail('ENOENT', line);
         if (verb === 'replace') this.#state.routes.push(route);
-        return;
+        break;
       }
       case 'rule add':
       case 'rule del':
-        return this.#change(this.#state.rules, parseRule(words, family), verb === 'add', line);
+        this.#change(this.#state.rules, parseRule(words, family), verb === 'add', line);
+        break;
       default:
         fail('syntax', line);
     }
@@ -130,8 +135,10 @@ export class FakeIp implements Ip {
 
   #setLink([name, what, value]: string[], line: string): void {
     const link = this.#state.links.find((each) => each.name === name) ?? fail('ENODEV', line);
-    if (what === 'address') link.mac = value ?? '';
-    else if (what === 'mtu') link.mtu = Number(value);
+    if (what === 'address') {
+      link.mac = value ?? '';
+      this.#state.neighbours = this.#state.neighbours.filter(({ dev }) => dev !== name);
+    } else if (what === 'mtu') link.mtu = Number(value);
     else if (what === 'up' || what === 'down') link.up = what === 'up';
     else fail('syntax', line);
   }

@@ -20,7 +20,12 @@ const isObject = (value: Json | undefined): value is JsonObject =>
 /** Objects of the listing, each with its kind. Integers past 2^53 (raw payload keys) are kept as text. */
 function objectsOf(json: string): [kind: string, object: JsonObject][] {
   const exact = json.replace(/([[:,] ?)(-?\d{16,})(?=[\],}])/g, '$1"$2"');
-  const parsed = JSON.parse(exact) as Json;
+  let parsed: Json;
+  try {
+    parsed = JSON.parse(exact) as Json;
+  } catch (error) {
+    throw new KernelError(op, 'bad-answer', json.slice(0, 200), error);
+  }
   const list = isObject(parsed) ? parsed.nftables : undefined;
   if (!Array.isArray(list)) throw bad(parsed);
   return list.flatMap((entry) =>

@@ -1,0 +1,472 @@
+/**
+ * What an Nft and an Ip must do, be they the kernel (test/netns/kernel.test.ts) or a fake (test/unit/kernel.test.ts).
+ * One table each; every row is led to from the row before it, so that all differences between two rows are walked too.
+ */
+import type { Test } from 'tap';
+import { NODE_MARK_MASK, ROUTE_PROTOCOL, TUNNEL_DEVICE, TUNNEL_MAC_GATEWAY, TUNNEL_PEER } from '../api/names.ts';
+import { families } from '../api/plan.ts';
+import { diffNet, emptyNetState, type Ip, type NetScope, type NetState, type Route } from '../kernel/iproute.ts';
+import {
+  concat,
+  diffRuleset,
+  emptyState,
+  markText,
+  type Nft,
+  type NftSet,
+  portsText,
+  protocolText,
+  type Ruleset,
+  rangeText,
+  rawText,
+  stateOf,
+} from '../kernel/nft.ts';
+
+type Assertions = Test;
+
+export const TABLE = 'sluice_test';
+
+const addresses = {
+  4: {
+    type: 'ipv4_addr',
+    one: '10.2.0.21',
+    net: rangeText('10.0.0.0', '10.0.0.255'),
+    odd: rangeText('10.1.0.3', '10.1.0.9'),
+    all: rangeText('0.0.0.0', '255.255.255.255'),
+    snat: '203.0.113.101',
+  },
+  6: {
+    type: 'ipv6_addr',
+    one: '::ffff:a00:1',
+    net: rangeText('fd00::', 'fd00::ff'),
+    odd: rangeText('fd01::3', 'fd01::9'),
+    all: rangeText('::', 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'),
+    snat: '2001:db8:113::101',
+  },
+} as const;
+
+/** Every shape that the compilers use, each with the elements that nft prints in another form. */
+export function everySet(): Record<string, NftSet> {
+  const sets: Record<string, NftSet> = {
+    marks: {
+      type: 'mark',
+      value: 'verdict',
+      elements: new Map([
+        [markText(7), 'goto leaf_1'],
+        [markText(8), 'jump leaf_1'],
+        [markText(0xffffff00), 'drop'],
+        [markText(10), 'accept'],
+      ]),
+    },
+    mark_protocols: {
+      type: 'mark . inet_proto',
+      elements: new Map([
+        [concat(markText(7), protocolText(6)), ''],
+        [concat(markText(7), protocolText(253)), ''],
+      ]),
+    },
+    links: { type: 'ifname . inet_service', elements: new Map([['"eth0" . 4793', '']]) },
+    ports: {
+      type: 'inet_service',
+      interval: true,
+      elements: new Map([
+        [portsText(0, 1023), ''],
+        [portsText(8080, 8080), ''],
+      ]),
+    },
+    inner4: {
+      type: { typeof: 'ip saddr . @th,336,32' },
+      interval: true,
+      elements: new Map([
+        [concat('10.0.0.21', rawText(0xaf40105n)), ''],
+        [concat('10.0.0.22', rangeText(rawText(0xaf40200n), rawText(0xaf402ffn))), ''],
+      ]),
+    },
+    inner4_exact: {
+      type: { typeof: 'ip saddr . @th,336,32' },
+      elements: new Map([
+        [concat('10.0.0.21', rawText(0xaf40105n)), ''],
+        [concat('10.0.0.21', rawText(0xfffffffen)), ''],
+      ]),
+    },
+    inner6: {
+      type: { typeof: 'ip6 saddr . @th,304,128' },
+      interval: true,
+      elements: new Map([
+        [concat('fd00::21', rawText(0xfd000244000100000000000000000005n)), ''],
+        [
+          concat(
+            'fd00::22',
+            rangeText(rawText(0xfd000244000200000000000000000000n), rawText(0xfd00024400020000ffffffffffffffffn)),
+          ),
+          '',
+        ],
+      ]),
+    },
+    inner64: {
+      type: { typeof: 'ip6 saddr . @th,304,64' },
+      elements: new Map([
+        [concat('fd00::21', rawText(0xfd00024400010001n)), ''],
+        [concat('fd00::21', rawText(0x2001_0db8_0000_0001n)), ''],
+      ]),
+    },
+    inner_mark: {
+      type: { typeof: 'ip saddr . @th,336,32' },
+      value: 'mark',
+      elements: new Map([[concat('10.0.0.21', rawText(5n)), markText(9)]]),
+    },
+  };
+  for (const family of families) {
+    const { type, one, net, odd, all, snat } = addresses[family];
+    Object.assign(sets, {
+      [`ranges${family}`]: {
+        type,
+        interval: true,
+        elements: new Map([
+          [net, ''],
+          [odd, ''],
+          [one, ''],
+        ]),
+      },
+      [`any${family}`]: { type, interval: true, elements: new Map([[all, '']]) },
+      [`exact${family}`]: { type, elements: new Map([[one, '']]) },
+      [`boxes${family}`]: {
+        type: `${type} . inet_proto . inet_service`,
+        interval: true,
+        elements: new Map([
+          [concat(net, protocolText(6), portsText(80, 80)), ''],
+          [concat(odd, protocolText(17), portsText(80, 90)), ''],
+          [concat(one, protocolText(132), portsText(0, 65535)), ''],
+          [concat(all, protocolText(254), portsText(22, 22)), ''],
+        ]),
+      },
+      [`rule_boxes${family}`]: {
+        type: `mark . ${type} . inet_proto . inet_service`,
+        interval: true,
+        elements: new Map([[concat(markText(7), net, rangeText('0', '255'), portsText(443, 443)), '']]),
+      },
+      [`source${family}`]: { type, value: 'mark', elements: new Map([[one, markText(7)]]) },
+      [`snat${family}`]: { type, value: type, elements: new Map([[one, snat]]) },
+      [`spread${family}`]: {
+        type: `${type} . mark`,
+        value: type,
+        elements: new Map([[concat(one, markText(1)), snat]]),
+      },
+      [`leaf${family}`]: { type, value: 'verdict', elements: new Map([[one, 'goto leaf_1']]) },
+      [`box_verdict${family}`]: {
+        type: `${type} . inet_service`,
+        value: 'verdict',
+        interval: true,
+        elements: new Map([[concat(net, portsText(80, 90)), 'goto leaf_1']]),
+      },
+    } satisfies Record<string, NftSet>);
+  }
+  return sets;
+}
+
+const rule = (table: Partial<Ruleset>): Ruleset => ({
+  family: 'inet',
+  table: TABLE,
+  counters: [],
+  sets: {},
+  chains: {},
+  ...table,
+});
+const hook = 'type filter hook forward priority filter; policy accept;';
+const numbers = (key: (n: number) => string, value: (n: number) => string, from: number, to: number) =>
+  new Map(Array.from({ length: to - from }, (_, n): [string, string] => [key(from + n), value(from + n)]));
+const tenNet = (n: number) => `10.9.${n >> 8}.${n & 255}`;
+
+/** Rows: the same table, one ruleset after another. */
+export const rulesets: [title: string, ruleset: Ruleset][] = [
+  ['an empty table', rule({})],
+  [
+    'every shape of set',
+    rule({ counters: ['c_1'], sets: everySet(), chains: { leaf_1: { rules: ['counter name "c_1" drop'] } } }),
+  ],
+  [
+    'the same with another leaf: verdicts change, the old chain goes',
+    (() => {
+      const sets = everySet();
+      for (const set of Object.values(sets))
+        for (const [key, value] of set.elements) set.elements.set(key, value.replace('leaf_1', 'leaf_2'));
+      return rule({ counters: ['c_2'], sets, chains: { leaf_2: { rules: ['counter name "c_2" accept', 'drop'] } } });
+    })(),
+  ],
+  [
+    'a verdict map goes together with its chain',
+    rule({ sets: { exact4: { type: 'ipv4_addr', elements: new Map() } } }),
+  ],
+  [
+    'a set under the same name gets another shape',
+    rule({
+      sets: {
+        exact4: { type: 'ipv6_addr . inet_proto', interval: true, elements: new Map([['fd00::-fd00::ff . 6', '']]) },
+      },
+    }),
+  ],
+  [
+    'and becomes a map',
+    rule({ sets: { exact4: { type: 'ipv6_addr', value: 'mark', elements: new Map([['fd00::1', markText(1)]]) } } }),
+  ],
+  [
+    '600 elements',
+    rule({ sets: { source4: { type: 'ipv4_addr', value: 'mark', elements: numbers(tenNet, markText, 0, 600) } } }),
+  ],
+  [
+    'other values for them, some gone, some new',
+    rule({
+      sets: {
+        source4: { type: 'ipv4_addr', value: 'mark', elements: numbers(tenNet, (n) => markText(n + 1), 300, 1000) },
+      },
+    }),
+  ],
+  [
+    'intervals',
+    rule({
+      sets: {
+        r4: {
+          type: 'ipv4_addr',
+          interval: true,
+          elements: new Map([
+            ['10.0.0.0-10.0.0.255', ''],
+            ['10.0.2.0-10.0.2.9', ''],
+          ]),
+        },
+        b4: { type: 'ipv4_addr . inet_service', interval: true, elements: new Map([['10.0.0.0-10.0.0.255 . 80', '']]) },
+      },
+    }),
+  ],
+  [
+    'intervals split, joined, overlapping the old ones, adjacent',
+    rule({
+      sets: {
+        r4: {
+          type: 'ipv4_addr',
+          interval: true,
+          elements: new Map([
+            ['10.0.0.0-10.0.0.99', ''],
+            ['10.0.0.100', ''],
+            ['10.0.0.101-10.0.3.255', ''],
+          ]),
+        },
+        b4: {
+          type: 'ipv4_addr . inet_service',
+          interval: true,
+          elements: new Map([
+            ['10.0.0.128-10.0.1.255 . 70-90', ''],
+            ['10.0.0.0-10.0.0.127 . 80', ''],
+          ]),
+        },
+      },
+    }),
+  ],
+  [
+    'chains that jump to each other',
+    rule({
+      counters: ['c_1'],
+      chains: {
+        forward: { hook, rules: ['jump walk_1'] },
+        walk_1: { rules: ['ip saddr 10.0.0.1 jump leaf_1', 'goto leaf_2'] },
+        leaf_1: { rules: ['counter name "c_1" return'] },
+        leaf_2: { rules: ['drop'] },
+      },
+    }),
+  ],
+  [
+    'a base chain of a fixed name jumps elsewhere, all old chains go',
+    rule({
+      counters: ['c_1'],
+      chains: {
+        forward: { hook, rules: ['jump guard_1', 'jump walk_2'] },
+        guard_1: { rules: ['counter name "c_1" return'] },
+        walk_2: { rules: ['accept'] },
+      },
+    }),
+  ],
+  ['base chains named by content swap', rule({ chains: { forward_2: { hook, rules: ['ip saddr 10.0.0.1 drop'] } } })],
+  ['once more', rule({ chains: { forward_3: { hook, rules: ['ip6 saddr fd00::1 drop'] } } })],
+];
+
+export async function nftSuite(t: Assertions, nft: Nft): Promise<void> {
+  t.same(await nft.list('inet', TABLE), emptyState(), 'no table at first');
+  t.same(await nft.counters(TABLE), {}, 'and no counters');
+  await nft.drop(TABLE);
+  for (const [title, ruleset] of rulesets) {
+    const script = diffRuleset(await nft.list('inet', TABLE), ruleset);
+    t.not(script, '', `${title}: something to do`);
+    await nft.run(script);
+    const listed = await nft.list('inet', TABLE);
+    t.same(listed, stateOf(ruleset), `${title}: listed as wanted`);
+    t.equal(diffRuleset(listed, ruleset), '', `${title}: nothing left to do`);
+  }
+  const [, base] = rulesets[10] as [string, Ruleset];
+  const leaf = (name: string, from: number, to: number): Ruleset => ({
+    ...base,
+    sets: { source4: { type: 'ipv4_addr', value: 'mark', elements: numbers(tenNet, markText, from, to) } },
+    chains: { ...base.chains, leaf_1: base.chains.leaf_1 ?? { rules: [] }, [name]: { rules: ['drop'] } },
+  });
+  await nft.run(diffRuleset(await nft.list('inet', TABLE), leaf('leaf_2', 0, 100)));
+  const membership = diffRuleset(await nft.list('inet', TABLE), leaf('leaf_2', 1, 101));
+  t.same(
+    membership
+      .trimEnd()
+      .split('\n')
+      .map((line) => line.split(' ').slice(0, 2).join(' ')),
+    ['delete element', 'add element'],
+    'membership is element updates only',
+  );
+  t.same(await nft.counters(TABLE), { c_1: { packets: 0, bytes: 0 } });
+
+  const before = await nft.list('inet', TABLE);
+  for (const [title, code, script] of [
+    ['an element into a set that is not there', 'ENOENT', `add element inet ${TABLE} nope { 10.0.0.1 }\n`],
+    ['a rule with a chain that is not there', 'ENOENT', `add rule inet ${TABLE} walk_1 jump nope\n`],
+    [
+      'deleting an element that is not there',
+      'ENOENT',
+      `delete element inet ${TABLE} source4 { 192.0.2.1 : 0x00000001 }\n`,
+    ],
+    ['another value for a key', 'EEXIST', `add element inet ${TABLE} source4 { 10.9.0.5 : 0x00000fff }\n`],
+    ['deleting a chain that is jumped to', 'EBUSY', `delete chain inet ${TABLE} walk_1\n`],
+  ] as const) {
+    await t.rejects(nft.run(`add counter inet ${TABLE} c_9\n${script}`), { name: 'KernelError', code }, title);
+    t.same(await nft.list('inet', TABLE), before, `${title}: nothing of the transaction is left`);
+  }
+  await nft.drop(TABLE);
+  t.same(await nft.list('inet', TABLE), emptyState(), 'dropped');
+}
+
+const DEV = 'eth0';
+/** Ours: host addresses, not the machine's own with their prefix. */
+export const scope: NetScope = {
+  links: [TUNNEL_DEVICE],
+  managed: ({ dev, address }) => dev === DEV && /\/(32|128)$/.test(address),
+  tables: [7800, 7801],
+  rulePriorities: [[7800, 7899]],
+  neighbourDevices: [TUNNEL_DEVICE],
+};
+
+const encap = { 4: { id: 7, destination: '10.0.0.64' }, 6: { id: 16777215, destination: 'fd00:10::64' } } as const;
+const inner = { 4: '10.244.0.0/16', 6: 'fd00:244::/48' } as const;
+const host = { 4: '10.244.1.5/32', 6: 'fd00:244:1::5/128' } as const;
+const egress = {
+  4: ['203.0.113.101/32', '203.0.113.102/32'],
+  6: ['2001:db8:113::101/128', '2001:db8:113::102/128'],
+} as const;
+const link = {
+  name: TUNNEL_DEVICE,
+  kind: 'vxlan-external',
+  port: 4793,
+  mac: TUNNEL_MAC_GATEWAY,
+  mtu: 1450,
+  up: true,
+} as const;
+const each = <T>(make: (family: 4 | 6) => T[]): T[] => families.flatMap(make);
+const tunnel = (family: 4 | 6, outer: 4 | 6, destination: string): Route => ({
+  family,
+  table: 7800,
+  type: 'unicast',
+  destination,
+  via: TUNNEL_PEER[family],
+  dev: TUNNEL_DEVICE,
+  onlink: true,
+  encap: encap[outer],
+});
+
+const full = (): NetState => ({
+  links: [link],
+  addresses: each((f) => egress[f].map((address) => ({ dev: DEV, address }))),
+  routes: each((f): Route[] => [
+    tunnel(f, 4, 'default'),
+    tunnel(f, 6, inner[f]),
+    { family: f, table: 7800, type: 'throw', destination: host[f] },
+    { family: f, table: 7801, type: 'blackhole', destination: 'default', metric: 4000 },
+    { family: f, table: 7801, type: 'unreachable', destination: inner[f] },
+    { family: f, table: 7801, type: 'unicast', destination: host[f], dev: DEV, metric: 5 },
+  ]),
+  rules: each((f) => [
+    { family: f, priority: 7800, table: 7800, mark: { value: 1, mask: NODE_MARK_MASK } },
+    { family: f, priority: 7801, table: 7801, iif: DEV },
+    { family: f, priority: 7802, table: 254, from: inner[f], to: host[f] },
+  ]),
+  neighbours: each((f) => [{ dev: TUNNEL_DEVICE, address: TUNNEL_PEER[f], mac: TUNNEL_MAC_GATEWAY }]),
+});
+
+export const netStates: [title: string, state: NetState][] = [
+  ['everything at once', full()],
+  [
+    'an egress IP moves away, a shard gets another next hop, a mark another table',
+    {
+      ...full(),
+      addresses: each((f) => egress[f].slice(1).map((address) => ({ dev: DEV, address }))),
+      routes: full().routes.map((route) =>
+        route.encap ? { ...route, encap: { id: 8, destination: encap[4].destination } } : route,
+      ),
+      rules: full().rules.map((rule) => (rule.mark ? { ...rule, table: 7801 } : rule)),
+      neighbours: full().neighbours.map((neighbour) => ({ ...neighbour, mac: '02:73:6c:75:00:09' })),
+    },
+  ],
+  [
+    'types of routes change',
+    {
+      ...full(),
+      routes: full().routes.map(
+        (route): Route =>
+          route.type === 'throw'
+            ? { ...route, type: 'blackhole' }
+            : route.type === 'blackhole'
+              ? { ...route, type: 'throw' }
+              : route,
+      ),
+    },
+  ],
+  ['MTU and MAC of the device', { ...full(), links: [{ ...link, mtu: 1430, mac: '02:73:6c:75:00:08' }] }],
+  ['another port: the device is replaced with all that stands on it', { ...full(), links: [{ ...link, port: 4794 }] }],
+  [
+    'the device goes, the rest stays',
+    { ...full(), links: [], neighbours: [], routes: full().routes.filter(({ dev }) => dev !== TUNNEL_DEVICE) },
+  ],
+  ['nothing', emptyNetState()],
+];
+
+const sorted = (state: NetState) =>
+  Object.fromEntries(
+    Object.entries(state).map(([kind, items]) => [
+      kind,
+      (items as object[]).map((item) => JSON.stringify(Object.entries(item).sort())).sort(),
+    ]),
+  );
+/** The kernel's default metric of v6 routes is listed like any other. */
+const withMetric = (state: NetState): NetState => ({
+  ...state,
+  routes: state.routes.map((route) => ({ ...route, metric: route.metric ?? (route.family === 6 ? 1024 : 0) })),
+});
+
+/** `foreign` puts things of another program there and answers with a text of all that is not ours. */
+export async function ipSuite(t: Assertions, ip: Ip, foreign: () => Promise<string>): Promise<void> {
+  const others = await foreign();
+  t.same(await ip.list(scope), emptyNetState(), 'nothing of ours at first');
+  for (const [title, state] of netStates) {
+    const lines = diffNet(await ip.list(scope), state);
+    t.not(lines.length, 0, `${title}: something to do`);
+    await ip.apply(lines);
+    const listed = await ip.list(scope);
+    t.same(sorted(withMetric(listed)), sorted(withMetric(state)), `${title}: listed as wanted`);
+    t.same(diffNet(listed, state), [], `${title}: nothing left to do`);
+  }
+  t.equal(await foreign(), others, 'what is not ours was not touched');
+  for (const family of families) {
+    const address = egress[family][0];
+    for (const [title, code, line] of [
+      ['a device that is not there', 'ENODEV', `-${family} addr add ${address} dev nope`],
+      [
+        'a route that is not there',
+        'ENOENT',
+        `-${family} route del unicast ${inner[family]} table 7800 proto ${ROUTE_PROTOCOL}`,
+      ],
+      ['a rule that is not there', 'ENOENT', `-${family} rule del priority 7810 from all table 7800`],
+    ] as const) {
+      await t.rejects(ip.apply([line]), { name: 'KernelError', code, message: /nope|7800/ }, `v${family}: ${title}`);
+    }
+  }
+}
