@@ -1,6 +1,23 @@
-/** stub, see the next commit */
+/**
+ * The controller, put together: observe → plan → publish. One plan at a time; whatever happens meanwhile (a manifest
+ * changed, a gateway acknowledged) leads to one more. What must not be forgotten (who has which address) is on disk
+ * before a gateway hears of it; the rest of the memory is saved behind. Left out: the Kubernetes source, leader
+ * election.
+ */
+import { join, resolve } from 'node:path';
+import { Counter, Gauge, Histogram } from 'prom-client';
+import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan } from '../api/plan.ts';
+import { isRecord, sameJson } from '../api/plan-delta.ts';
+import { createRegistry, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
+import { startPlanServer } from '../daemon/stream-server.ts';
+import { watchDirectory } from './observe/directory.ts';
+import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
+import { type PlanResult, plan } from './plan/plan.ts';
+import { StatusDirectory, withErrors } from './publish/status.ts';
+import { Versions } from './publish/versions.ts';
+import { readJson, writeJson } from './state-file.ts';
 
 export interface ControllerOptions {
   /** `directory:PATH` */
@@ -19,6 +36,198 @@ export interface Controller {
   close(): Promise<void>;
 }
 
-export function runController(options: ControllerOptions): Promise<Controller> {
-  throw new Error(`not built yet: ${options.source}`);
+const STATE_FILE = 'planner.json';
+/** Generations are reserved in blocks: one synced write a block, not one a plan. */
+const GENERATION_BLOCK = 1000;
+
+export async function runController(options: ControllerOptions): Promise<Controller> {
+  const { log, state } = options;
+  if (!options.source.startsWith('directory:')) throw new Error(`unknown source ${options.source}`);
+  const path = resolve(options.source.slice('directory:'.length));
+  const metrics = controllerMetrics();
+  const versions = new Versions();
+  const statuses = new StatusDirectory(join(path, '.status'), log);
+  const stored = await readJson(state, STATE_FILE);
+  const known = isRecord(stored) ? readMemory(stored.memory) : undefined;
+  if (stored !== undefined && known === undefined) log.error({ file: STATE_FILE }, 'state is damaged; it is made anew');
+  let memory = known ?? emptyMemory();
+  let reserved = isRecord(stored) && Number.isSafeInteger(stored.generation) ? Number(stored.generation) : 0;
+  let generation = reserved;
+
+  let dirty = false;
+  let planning: Promise<void> | undefined;
+  let saving = Promise.resolve();
+  let wake: NodeJS.Timeout | undefined;
+  let failure: string | undefined;
+  let warned = new Set<string>();
+  let closed = false;
+
+  const source = await watchDirectory({ path, state, log, onChange: trigger });
+  const server = await startPlanServer({
+    listen: options.listen,
+    certs: options.certs,
+    log,
+    onHello(client) {
+      versions.hello(client);
+      trigger();
+    },
+    onAck(client, acknowledged, error) {
+      versions.ack(client, acknowledged, error);
+      if (error !== undefined)
+        log.error({ client: client.name, generation: acknowledged, error }, 'a plan was refused');
+      // Nodes' acknowledgements release nothing.
+      if (client.role === 'gateway') trigger();
+    },
+    onGone(client) {
+      versions.gone(client);
+      trigger();
+    },
+  }).catch(async (error: unknown) => {
+    await source.close();
+    throw error;
+  });
+  const http =
+    options.metrics === undefined
+      ? undefined
+      : await startHttp({
+          listen: options.metrics,
+          registry: metrics.registry,
+          health: () => ({ ok: failure === undefined, detail: failure ?? 'ok' }),
+          ready: () => ({ ok: generation > 0 && failure === undefined, detail: `generation ${generation}` }),
+        });
+
+  function trigger(): void {
+    dirty = true;
+    if (closed) return;
+    planning ??= new Promise<void>((done) => setImmediate(done))
+      .then(run)
+      .catch((error: unknown) => {
+        failure = error instanceof Error ? error.message : String(error);
+        log.error({ reason: failure, stack: error instanceof Error ? error.stack : undefined }, 'cannot plan');
+      })
+      .finally(() => {
+        planning = undefined;
+        if (dirty && failure === undefined) trigger();
+      });
+  }
+
+  async function run(): Promise<void> {
+    while (dirty && !closed) {
+      dirty = false;
+      const { snapshot, errors } = source.current();
+      const stop = metrics.duration.startTimer();
+      const result = plan(snapshot, memory, versions.peers, Date.now());
+      stop();
+      await keep(result.memory);
+      publish(result);
+      statuses.publish(withErrors(result.statuses, errors), errors);
+      warn(result);
+      metrics.observe(snapshot, errors.length, versions, generation, result.held);
+      clearTimeout(wake);
+      if (result.wakeAt !== undefined)
+        wake = setTimeout(trigger, Math.min(result.wakeAt - Date.now() + 10, 2 ** 31 - 1));
+      failure = undefined;
+    }
+  }
+
+  /** Allocations and the generation's ceiling before anybody hears of them; releases may follow. */
+  async function keep(next: PlannerMemory): Promise<void> {
+    if (sameJson(memory, next) && generation < reserved) return;
+    const first =
+      generation >= reserved ||
+      (['allocations', 'shardIndices', 'lastServices'] as const).some((part) => !sameJson(memory[part], next[part]));
+    memory = next;
+    if (generation >= reserved) reserved = generation + GENERATION_BLOCK;
+    const content = { generation: reserved, memory: next };
+    saving = saving
+      .then(() => writeJson(state, STATE_FILE, content))
+      .catch((error: unknown) => log.error({ reason: String(error) }, 'cannot save the state'));
+    if (first) await saving;
+  }
+
+  function publish(result: PlanResult): void {
+    const next = generation + 1;
+    let changed = false;
+    const gone = emptyGatewayPlan();
+    for (const name of new Set([...result.gateways.keys(), ...versions.names('gateway')])) {
+      const gatewayPlan: GatewayPlan = result.pools.get(result.gateways.get(name) ?? '') ?? gone;
+      const version = versions.offer('gateway', name, gatewayPlan, next);
+      if (version === undefined) continue;
+      changed = true;
+      server.publish('gateway', name, version.plan, version.generation);
+    }
+    for (const name of new Set([...result.nodes.keys(), ...versions.names('node')])) {
+      const version = versions.offer('node', name, result.nodes.get(name) ?? emptyNodePlan(), next);
+      if (version === undefined) continue;
+      changed = true;
+      server.publish('node', name, version.plan, version.generation);
+    }
+    if (!changed) return;
+    generation = next;
+    log.info({ generation, held: result.held }, 'published');
+  }
+
+  function warn(result: PlanResult): void {
+    const now = new Set<string>();
+    for (const warning of result.warnings) {
+      const text = JSON.stringify(warning);
+      now.add(text);
+      if (!warned.has(text)) log.warn(warning, 'an object is ignored in part');
+    }
+    warned = now;
+  }
+
+  trigger();
+  return {
+    port: server.port,
+    ...(http === undefined ? {} : { metricsPort: http.port }),
+    async close() {
+      closed = true;
+      clearTimeout(wake);
+      await http?.close();
+      await server.close();
+      await source.close();
+      await planning;
+      await saving;
+      await statuses.close();
+    },
+  };
+}
+
+function controllerMetrics() {
+  const registry = createRegistry('controller');
+  const registers = [registry];
+  const gauge = (name: string, help: string, ...labelNames: string[]) =>
+    new Gauge({ name: `sluice_controller_${name}`, help, labelNames, registers });
+  const objects = gauge('objects', 'Objects in force, by kind', 'kind');
+  const rejected = gauge('rejected_documents', 'Documents that are refused at present');
+  const clients = gauge('clients', 'Gateways and nodes that are connected', 'role');
+  const current = gauge('generation', 'Generation of the newest plan');
+  const held = gauge('held_workloads', 'Pods that wait for a gateway to acknowledge them');
+  const plans = new Counter({ name: 'sluice_controller_plans_total', help: 'Plans computed', registers });
+  const duration = new Histogram({
+    name: 'sluice_controller_plan_duration_seconds',
+    help: 'Time to compute a plan',
+    buckets: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3],
+    registers,
+  });
+  return {
+    registry,
+    duration,
+    observe(
+      snapshot: ReadonlyMap<string, { kind: string }>,
+      errors: number,
+      versions: Versions,
+      generation: number,
+      waiting: number,
+    ): void {
+      plans.inc();
+      objects.reset();
+      for (const { kind } of snapshot.values()) objects.inc({ kind });
+      rejected.set(errors);
+      for (const role of ['gateway', 'node'] as const) clients.set({ role }, versions.connected(role));
+      current.set(generation);
+      held.set(waiting);
+    },
+  };
 }

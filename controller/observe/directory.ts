@@ -1,15 +1,19 @@
-/** stub, see the next commit */
+/**
+ * The directory source: every YAML file below a path, watched, as one snapshot of valid objects. Nothing that is bad
+ * disturbs what is in force (document.ts); an object that is in two files is taken from the first by file name.
+ * Objects without `creationTimestamp` or `uid`, as people write them, get the time when they were first seen, and
+ * a uid made from both, so that age is stable across restarts and a pod that is made anew is another pod.
+ */
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import type { AnyObject } from '../../api/kinds.ts';
 import type { Logger } from '../../daemon/log.ts';
 import type { Snapshot } from '../plan/snapshot.ts';
+import { type FileContent, readDocuments, type SourceError } from './document.ts';
+import { type Remembered, recall, remember } from './remembered.ts';
+import { Tree, type TreeFile } from './tree.ts';
 
-export interface SourceError {
-  file: string;
-  /** Zero-based document in the file. */
-  document?: number;
-  object?: string;
-  reason: string;
-  details: string[];
-}
+export type { SourceError } from './document.ts';
 
 export interface Observation {
   snapshot: Snapshot;
@@ -30,12 +34,237 @@ export interface DirectorySource {
   close(): Promise<void>;
 }
 
-/** Loads once (the promise resolves after the first load, before any onChange), then watches. */
-export function watchDirectory(options: DirectoryOptions): Promise<DirectorySource> {
-  throw new Error(`not built yet: ${options.path}`);
+/** Quiet time after the last event; an editor's or kubectl's burst is over sooner. */
+const DEBOUNCE_MS = 10;
+const MAX_DELAY_MS = 100;
+/** A file that is being rewritten in place is empty for a moment: its objects are not gone yet. */
+const EMPTY_GRACE_MS = 250;
+/** A look without an event: network file systems have no inotify, and watches can run out. */
+const POLL_MS = 5_000;
+const MAX_FILE_BYTES = 32 * 1024 * 1024;
+
+interface LoadedFile extends FileContent {
+  signature: string;
 }
 
-/** One load without a watch or memory: `sluice lint`, `get`, `explain`. */
-export function loadDirectory(path: string): Promise<Observation> {
-  throw new Error(`not built yet: ${path}`);
+/** The logic between files and snapshot; apart from the watch, so that `lint` and `get` have it too. */
+class Directory {
+  readonly #options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>;
+  readonly #tree: Tree;
+  readonly #files = new Map<string, LoadedFile>();
+  readonly #emptySince = new Map<string, number>();
+  #firstSeen = new Map<string, string>();
+  observation: Observation = { snapshot: new Map(), errors: [] };
+
+  constructor(options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>, onEvent?: (error?: Error) => void) {
+    this.#options = options;
+    this.#tree = new Tree(options.path, onEvent);
+  }
+
+  async recall(): Promise<void> {
+    if (this.#options.state === undefined) return;
+    const { files, firstSeen } = await recall(this.#options.state);
+    this.#firstSeen = firstSeen;
+    for (const [file, objects] of files) this.#files.set(file, { objects, errors: [], signature: '' });
+  }
+
+  /** Reads what changed; true if the observation did. `again`: look once more, after so many milliseconds. */
+  async load(): Promise<{ changed: boolean; again?: number }> {
+    const { files, unreadable } = await this.#tree.list();
+    const now = (this.#options.now ?? Date.now)();
+    let changed = false;
+    let waiting = false;
+    for (const name of this.#files.keys()) {
+      if (files.has(name) || [...unreadable.keys()].some((directory) => isBelow(name, directory))) continue;
+      this.#files.delete(name);
+      changed = true;
+    }
+    for (const [name, file] of files) {
+      const known = this.#files.get(name);
+      if (known?.signature === file.signature) continue;
+      if (file.size > 0) this.#emptySince.delete(name);
+      else if ((known?.objects.size ?? 0) > 0) {
+        const since = this.#emptySince.get(name) ?? now;
+        this.#emptySince.set(name, since);
+        if (now - since < EMPTY_GRACE_MS) {
+          waiting = true;
+          continue;
+        }
+      }
+      this.#files.set(name, { ...(await this.#read(name, file, known)), signature: file.signature });
+      changed = true;
+    }
+    const before = this.observation.errors.length;
+    if (changed || unreadable.size > 0 || before > 0) this.#merge(unreadable, now);
+    changed ||= before !== this.observation.errors.length;
+    return { changed, ...(waiting ? { again: EMPTY_GRACE_MS } : {}) };
+  }
+
+  async #read(name: string, { path, size }: TreeFile, known: LoadedFile | undefined): Promise<FileContent> {
+    const before = known?.objects ?? new Map<string, AnyObject>();
+    const unreadable = (detail: string): FileContent => ({
+      objects: before,
+      errors: [{ file: name, reason: 'Unreadable', details: [detail] }],
+    });
+    if (size > MAX_FILE_BYTES) return unreadable(`larger than ${MAX_FILE_BYTES} bytes`);
+    try {
+      const text = await readFile(path, 'utf8');
+      return readDocuments(name, text, before, (key) => this.observation.snapshot.get(key));
+    } catch (error) {
+      return unreadable(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  #merge(unreadable: ReadonlyMap<string, string>, now: number): void {
+    const snapshot = new Map<string, AnyObject>();
+    const origin = new Map<string, string>();
+    const errors: SourceError[] = [];
+    const firstSeen = new Map<string, string>();
+    for (const [directory, message] of unreadable) {
+      errors.push({ file: `${directory}/`, reason: 'Unreadable', details: [message] });
+    }
+    const names = [...this.#files.keys()].sort();
+    for (const name of names) {
+      const file = this.#files.get(name);
+      if (file === undefined) continue;
+      errors.push(...file.errors);
+      for (const [key, object] of file.objects) {
+        const other = origin.get(key);
+        if (other !== undefined) {
+          errors.push({ file: name, object: key, reason: 'Duplicate', details: [`is in ${other} already`] });
+          continue;
+        }
+        origin.set(key, name);
+        const seen = this.#firstSeen.get(key) ?? new Date(now).toISOString();
+        firstSeen.set(key, seen);
+        snapshot.set(key, withAge(key, object, seen));
+      }
+    }
+    this.#firstSeen = firstSeen;
+    this.observation = { snapshot, errors };
+  }
+
+  remembered(): Remembered {
+    const files = new Map([...this.#files].map(([name, { objects }]) => [name, objects] as const));
+    return { files, firstSeen: this.#firstSeen };
+  }
+
+  close(): void {
+    this.#tree.close();
+  }
+}
+
+const isBelow = (file: string, directory: string): boolean => directory === '' || file.startsWith(`${directory}/`);
+
+function withAge<O extends AnyObject>(key: string, object: O, seen: string): O {
+  const { creationTimestamp, uid } = object.metadata;
+  const created = Number.isNaN(Date.parse(creationTimestamp ?? '')) ? seen : (creationTimestamp ?? seen);
+  if (created === creationTimestamp && uid !== undefined) return object;
+  return { ...object, metadata: { ...object.metadata, creationTimestamp: created, uid: uid ?? uidOf(key, created) } };
+}
+
+/** In the form that Kubernetes' uids have. */
+function uidOf(key: string, created: string): string {
+  const hex = createHash('sha256').update(`${key}\0${created}`).digest('hex');
+  return [hex.slice(0, 8), hex.slice(8, 12), `8${hex.slice(13, 16)}`, `a${hex.slice(17, 20)}`, hex.slice(20, 32)].join(
+    '-',
+  );
+}
+
+/** One load without a watch or memory: `sluice lint`, `get`, `explain`. Rejects if the path cannot be read. */
+export async function loadDirectory(path: string, state?: string): Promise<Observation> {
+  const directory = new Directory({ path, ...(state === undefined ? {} : { state }) });
+  await directory.recall();
+  await directory.load();
+  const broken = directory.observation.errors.find(({ file }) => file === '/');
+  if (broken !== undefined) throw new Error(broken.details.join('; '));
+  return directory.observation;
+}
+
+/** Loads once (the promise resolves after the first load, before any onChange), then watches. */
+export async function watchDirectory(options: DirectoryOptions): Promise<DirectorySource> {
+  const { log, state } = options;
+  let timer: NodeJS.Timeout | undefined;
+  let loading: Promise<void> | undefined;
+  let saving = Promise.resolve();
+  let dirty = false;
+  let ready = false;
+  let firstEvent = 0;
+  let closed = false;
+  let reported = new Set<string>();
+
+  const directory = new Directory(options, (error) => {
+    if (error !== undefined) log.warn({ reason: error.message }, 'a watch failed; the directory is polled');
+    schedule(DEBOUNCE_MS);
+  });
+  function schedule(delay: number): void {
+    // What happens during the first load is looked at after it.
+    dirty = true;
+    if (closed || !ready) return;
+    const time = Date.now();
+    if (timer === undefined) firstEvent = time;
+    // Someone who writes without a pause must not put off everybody else.
+    else if (time - firstEvent > MAX_DELAY_MS) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      timer = undefined;
+      dirty = true;
+      loading ??= loadAll()
+        .catch((error: unknown) => log.error({ reason: String(error) }, 'cannot load the directory'))
+        .finally(() => {
+          loading = undefined;
+        });
+    }, delay);
+  }
+  async function loadAll(): Promise<void> {
+    while (dirty && !closed) {
+      dirty = false;
+      const { changed, again } = await directory.load();
+      if (again !== undefined) schedule(again);
+      if (!changed || closed) continue;
+      report();
+      options.onChange(directory.observation);
+      save();
+    }
+  }
+  function report(): void {
+    const now = new Set<string>();
+    for (const error of directory.observation.errors) {
+      const text = JSON.stringify(error);
+      now.add(text);
+      if (!reported.has(text)) log.error(error, 'a manifest was refused; what was in force stays');
+    }
+    reported = now;
+  }
+  function save(): void {
+    if (state === undefined) return;
+    const remembered = directory.remembered();
+    saving = saving
+      .then(() => remember(state, remembered))
+      .catch((error: unknown) => log.error({ reason: String(error) }, 'cannot save the last good objects'));
+  }
+
+  await directory.recall();
+  const { again } = await directory.load();
+  if (directory.observation.errors.some(({ file }) => file === '/')) {
+    const [broken] = directory.observation.errors;
+    directory.close();
+    throw new Error(`${options.path}: ${broken?.details.join('; ')}`);
+  }
+  report();
+  save();
+  ready = true;
+  if (dirty || again !== undefined) schedule(again ?? DEBOUNCE_MS);
+  const poll = setInterval(() => schedule(0), POLL_MS);
+  return {
+    current: () => directory.observation,
+    async close() {
+      closed = true;
+      clearTimeout(timer);
+      clearInterval(poll);
+      directory.close();
+      await loading;
+      await saving;
+    },
+  };
 }

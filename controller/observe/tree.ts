@@ -1,0 +1,107 @@
+/**
+ * The YAML files below a directory, and one inotify watch per directory. Not `fs.watch`'s `recursive`: on Linux that
+ * is emulated with a watch per file, which an editor's rename leaves on the old inode. A directory's watch tells of
+ * every entry that is made, written, renamed or removed. It is set before the directory is read, so nothing is missed.
+ */
+import { type FSWatcher, watch } from 'node:fs';
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+
+const MAX_DEPTH = 16;
+const MAX_FILES = 20_000;
+
+export interface TreeFile {
+  path: string;
+  /** Changes whenever the content may have. */
+  signature: string;
+  size: number;
+}
+
+export interface Listing {
+  /** By path relative to the root, in code-unit order. */
+  files: Map<string, TreeFile>;
+  /** Directories (relative, '' is the root) that could not be read: nothing is known of what lies below. */
+  unreadable: Map<string, string>;
+}
+
+export class Tree {
+  readonly #watchers = new Map<string, { inode: bigint; watcher: FSWatcher }>();
+  readonly #root: string;
+  readonly #onEvent: ((error?: Error) => void) | undefined;
+
+  constructor(root: string, onEvent?: (error?: Error) => void) {
+    this.#root = root;
+    this.#onEvent = onEvent;
+  }
+
+  async list(): Promise<Listing> {
+    const listing: Listing = { files: new Map(), unreadable: new Map() };
+    const seen = new Set<string>();
+    await this.#walk('', 0, listing, seen);
+    for (const [directory, { watcher }] of this.#watchers) {
+      if (seen.has(directory)) continue;
+      watcher.close();
+      this.#watchers.delete(directory);
+    }
+    listing.files = new Map([...listing.files].sort(([a], [b]) => (a < b ? -1 : 1)));
+    return listing;
+  }
+
+  async #walk(directory: string, depth: number, listing: Listing, seen: Set<string>): Promise<void> {
+    const path = join(this.#root, directory);
+    try {
+      const { ino } = await stat(path, { bigint: true });
+      seen.add(directory);
+      this.#watch(directory, path, ino);
+      for (const entry of await readdir(path, { withFileTypes: true })) {
+        // `.status`, and what editors leave: lock files, swap files.
+        if (entry.name.startsWith('.')) continue;
+        const child = directory === '' ? entry.name : `${directory}/${entry.name}`;
+        if (entry.isDirectory() && depth < MAX_DEPTH) await this.#walk(child, depth + 1, listing, seen);
+        else if (/\.ya?ml$/.test(entry.name) && listing.files.size < MAX_FILES) await this.#file(child, listing);
+      }
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      // A directory below the root that has just been removed is simply gone; without the root nothing is known.
+      if (code !== 'ENOENT' || directory === '') listing.unreadable.set(directory, message);
+    }
+  }
+
+  async #file(child: string, listing: Listing): Promise<void> {
+    const path = join(this.#root, child);
+    try {
+      // Follows links: a mounted ConfigMap is made of them.
+      const found = await stat(path, { bigint: true });
+      if (!found.isFile()) return;
+      const { ino, size, mtimeNs, ctimeNs } = found;
+      listing.files.set(child, { path, signature: `${ino}:${size}:${mtimeNs}:${ctimeNs}`, size: Number(size) });
+    } catch {
+      // Removed since, or a dangling link.
+    }
+  }
+
+  #watch(directory: string, path: string, inode: bigint): void {
+    const known = this.#watchers.get(directory);
+    if (this.#onEvent === undefined || known?.inode === inode) return;
+    known?.watcher.close();
+    const onEvent = this.#onEvent;
+    try {
+      const watcher = watch(path, { persistent: false }, (_event, name) => {
+        if (name?.startsWith('.') !== true) onEvent();
+      });
+      watcher.on('error', (error) => {
+        this.#watchers.delete(directory);
+        watcher.close();
+        onEvent(error);
+      });
+      this.#watchers.set(directory, { inode, watcher });
+    } catch (error) {
+      onEvent(error instanceof Error ? error : new Error(String(error)));
+    }
+  }
+
+  close(): void {
+    for (const { watcher } of this.#watchers.values()) watcher.close();
+    this.#watchers.clear();
+  }
+}

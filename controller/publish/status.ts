@@ -1,0 +1,154 @@
+/**
+ * Status of the directory source: `PATH/.status/<Kind>/[<namespace>/]<name>.yaml` and `errors.yaml`, written only when
+ * something changed, renamed into place. `lastTransitionTime` moves only when a condition's status does, across
+ * restarts too. A status that cannot be written is logged and costs nothing else.
+ */
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { parse, stringify } from 'yaml';
+import { API_VERSION } from '../../api/names.ts';
+import { isRecord } from '../../api/plan-delta.ts';
+import type { Logger } from '../../daemon/log.ts';
+import type { SourceError } from '../observe/document.ts';
+import type { Condition, Status } from '../plan/condition.ts';
+
+/** What a file name may be made of; keys of refused documents are anybody's text. */
+const SAFE = /^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$/;
+const ownKinds = new Set([
+  'GatewayPool',
+  'EgressIPPool',
+  'EgressIP',
+  'ExternalService',
+  'ClusterEgressRule',
+  'NamespaceEgressRule',
+  'ServiceEgressRule',
+]);
+
+/** A refused manifest shows on its object: not accepted, whether an older version is in force or not. */
+export function withErrors(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): Map<string, Status> {
+  const result = new Map(statuses);
+  for (const { object, file, reason, details } of errors) {
+    if (object === undefined || reason === 'Duplicate' || !ownKinds.has(object.split('/')[0] ?? '')) continue;
+    const before = result.get(object);
+    const stays = before === undefined ? 'nothing is in force' : 'the last good version stays in force';
+    const message = `${file}: ${details.join('; ')} (${stays})`;
+    const others = (before?.conditions ?? []).filter(({ type }) => type !== 'Accepted');
+    result.set(object, {
+      ...before,
+      conditions: [{ type: 'Accepted', status: 'False', reason: 'Invalid', message }, ...others],
+    });
+  }
+  return result;
+}
+
+type TimedCondition = Condition & { lastTransitionTime: string };
+
+export class StatusDirectory {
+  readonly #root: string;
+  readonly #log: Logger;
+  readonly #now: () => number;
+  readonly #written = new Map<string, string>();
+  readonly #times = new Map<string, Map<string, TimedCondition>>();
+  #known = false;
+  #next: { statuses: ReadonlyMap<string, Status>; errors: readonly SourceError[] } | undefined;
+  #writing: Promise<void> | undefined;
+
+  constructor(root: string, log: Logger, now: () => number = Date.now) {
+    this.#root = root;
+    this.#log = log;
+    this.#now = now;
+  }
+
+  /** Returns at once; what is published while files are written replaces what was waiting. */
+  publish(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): void {
+    this.#next = { statuses, errors };
+    this.#writing ??= this.#run().finally(() => {
+      this.#writing = undefined;
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#writing;
+  }
+
+  async #run(): Promise<void> {
+    while (this.#next !== undefined) {
+      const { statuses, errors } = this.#next;
+      this.#next = undefined;
+      try {
+        await this.#writeAll(statuses, errors);
+      } catch (error) {
+        this.#log.error({ reason: String(error) }, 'cannot write status');
+      }
+    }
+  }
+
+  async #writeAll(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): Promise<void> {
+    if (!this.#known) await this.#recall();
+    this.#known = true;
+    const wanted = new Set<string>(['errors']);
+    await this.#write('errors', stringify({ errors }));
+    for (const [key, status] of statuses) {
+      const [kind, ...names] = key.split('/');
+      if (kind === undefined || names.length === 0 || !names.every((name) => SAFE.test(name))) continue;
+      wanted.add(key);
+      const conditions = status.conditions.map((condition) => this.#timed(key, condition));
+      this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
+      const name = names.at(-1);
+      const metadata = names.length > 1 ? { namespace: names[0], name } : { name };
+      await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
+    }
+    for (const key of [...this.#written.keys()].filter((written) => !wanted.has(written))) {
+      await rm(this.#file(key), { force: true });
+      this.#written.delete(key);
+      this.#times.delete(key);
+    }
+  }
+
+  #timed(key: string, condition: Condition): TimedCondition {
+    const before = this.#times.get(key)?.get(condition.type);
+    const same = before?.status === condition.status;
+    return { ...condition, lastTransitionTime: same ? before.lastTransitionTime : new Date(this.#now()).toISOString() };
+  }
+
+  async #write(key: string, text: string): Promise<void> {
+    if (this.#written.get(key) === text) return;
+    const file = this.#file(key);
+    await mkdir(dirname(file), { recursive: true });
+    await writeFile(`${file}.new`, text);
+    await rename(`${file}.new`, file);
+    this.#written.set(key, text);
+  }
+
+  /** What an earlier run wrote: its times go on, and files of objects that are gone are removed. */
+  async #recall(): Promise<void> {
+    const entries = await readdir(this.#root, { recursive: true }).catch(() => []);
+    for (const entry of entries) {
+      if (!entry.endsWith('.yaml')) continue;
+      const key = entry.slice(0, -'.yaml'.length);
+      const text = await readFile(join(this.#root, entry), 'utf8').catch(() => '');
+      this.#written.set(key, text);
+      this.#times.set(key, conditionsOf(text));
+    }
+  }
+
+  #file(key: string): string {
+    return join(this.#root, `${key}.yaml`);
+  }
+}
+
+function conditionsOf(text: string): Map<string, TimedCondition> {
+  const conditions = new Map<string, TimedCondition>();
+  try {
+    const object: unknown = parse(text, { logLevel: 'silent' });
+    const list = isRecord(object) && isRecord(object.status) ? object.status.conditions : [];
+    for (const condition of Array.isArray(list) ? list : []) {
+      if (isRecord(condition) && typeof condition.lastTransitionTime === 'string') {
+        conditions.set(String(condition.type), condition as unknown as TimedCondition);
+      }
+    }
+  } catch {
+    // Written anew.
+  }
+  return conditions;
+}
