@@ -61,6 +61,8 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   ]);
   const guard = chains.add('guard', [
     ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+    // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
+    'ct state untracked accept',
     `goto ${dropped('leak')}`,
   ]);
   chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [

@@ -1,0 +1,171 @@
+/** Plans for the gateway rig: a fixed small one, and random policies over few addresses so that rules often match. */
+import fc from 'fast-check';
+import {
+  type Action,
+  contexts,
+  emptyGatewayPlan,
+  type GatewayPlan,
+  type RuleEntry,
+  type ServiceEntry,
+} from '../../api/plan.ts';
+import { GATEWAY_INSIDE, NODES, PORT, VNI } from './gateway-rig.ts';
+
+export const PODS = {
+  pay: { 4: '10.244.1.5', 6: 'fd00:244:1::5' },
+  rev: { 4: '10.244.1.6', 6: 'fd00:244:1::6' },
+  job: { 4: '10.244.2.7', 6: 'fd00:244:2::7' },
+} as const;
+export const EGRESS = {
+  pay: { 4: '203.0.113.101', 6: '2001:db8:113::101' },
+  rev: { 4: '203.0.113.102', 6: '2001:db8:113::102' },
+} as const;
+export const WEB = { 4: '198.51.100.80', 6: '2001:db8:100::80' } as const;
+
+export function basePlan(defaultAction: 'Drop' | 'Accept' = 'Drop'): GatewayPlan {
+  const plan = emptyGatewayPlan();
+  plan.settings = {
+    pool: {
+      pool: 'edge',
+      defaultAction,
+      unassigned: 'Drop',
+      internalInterface: 'inside',
+      externalInterface: 'outside',
+      externalGateway: {},
+      steering: { mode: 'VXLAN', vni: VNI, port: PORT, mtu: null },
+      clusterCIDRs: ['10.244.0.0/16', '10.96.0.0/12', '10.0.0.0/24', 'fd00:244::/32', 'fd00:10::/64'],
+      excludedCIDRs: [],
+    },
+  };
+  plan.gateways = {
+    'gw-a': { internalAddress: GATEWAY_INSIDE, addresses: [GATEWAY_INSIDE, '203.0.113.31', '2001:db8:113::31'] },
+    'gw-b': { internalAddress: '10.0.0.32', addresses: ['10.0.0.32', '203.0.113.32', '2001:db8:113::32'] },
+  };
+  plan.nodes = {
+    a: { addresses: [NODES.a], podCIDRs: ['10.244.1.0/24', 'fd00:244:1::/64'] },
+    b: { addresses: [NODES.b], podCIDRs: [] },
+  };
+  plan.shards = {
+    s0: {
+      index: 1,
+      nextHops: { 4: '10.0.0.64', 6: 'fd00:10::64' },
+      order: ['gw-a', 'gw-b'],
+      egressIPs: Object.values(EGRESS).flatMap((e) => [e[4], e[6]]),
+    },
+    s1: {
+      index: 2,
+      nextHops: { 4: '10.0.0.65', 6: 'fd00:10::65' },
+      order: ['gw-b', 'gw-a'],
+      egressIPs: ['203.0.113.110'],
+    },
+  };
+  const workload = (name: keyof typeof PODS, namespace: string, node: string, group: string): void => {
+    const egress = name === 'job' ? undefined : EGRESS[name];
+    plan.workloads[`uid-${name}`] = {
+      namespace,
+      name,
+      uid: `uid-${name}`,
+      node,
+      services: [],
+      addresses: [PODS[name][4], PODS[name][6]],
+      group,
+      egress:
+        egress === undefined ? {} : { 4: { address: egress[4], shard: 's0' }, 6: { address: egress[6], shard: 's0' } },
+    };
+  };
+  workload('pay', 'billing', 'a', 'g-pay');
+  workload('rev', 'reviews', 'a', 'g-rev');
+  workload('job', 'batch', 'b', 'g-job');
+  for (const [group, namespace] of [
+    ['g-pay', 'billing'],
+    ['g-rev', 'reviews'],
+    ['g-job', 'batch'],
+  ] as const) {
+    plan.groups[group] = { namespace, rules: { cluster: [], namespace: [], service: [] } };
+  }
+  return plan;
+}
+
+/** Adds a rule to a group. */
+export function addRule(
+  plan: GatewayPlan,
+  group: string,
+  rule: Pick<RuleEntry, 'context' | 'action' | 'services'> & { name: string },
+): void {
+  const id = `${rule.context}/${rule.name}`;
+  plan.rules[id] = { ...rule, priority: 1000 };
+  plan.groups[group]?.rules[rule.context].push(id);
+}
+
+/** Destinations that random services draw from, and that probes are sent to: edges of the prefixes included. */
+export const DESTINATIONS = {
+  4: [
+    '198.51.100.0',
+    '198.51.100.79',
+    '198.51.100.80',
+    '198.51.100.81',
+    '198.51.100.127',
+    '198.51.100.128',
+    '192.0.2.1',
+  ],
+  6: [
+    '2001:db8:100::',
+    '2001:db8:100::7f',
+    '2001:db8:100::80',
+    '2001:db8:100::81',
+    '2001:db8:100::ffff',
+    '2001:db8:101::',
+  ],
+} as const;
+export const PORTS = [79, 80, 81, 443, 444, 8000, 8100, 8101];
+const ADDRESSES = [
+  '198.51.100.80/32',
+  '198.51.100.0/25',
+  '198.51.100.64/26',
+  '198.51.100.79-198.51.100.81',
+  '0.0.0.0/0',
+  '192.0.2.0/24',
+  '2001:db8:100::80/128',
+  '2001:db8:100::/121',
+  '2001:db8:100::/64',
+  '2001:db8:100::7f-2001:db8:100::81',
+  '::/0',
+];
+
+const port = fc.constantFrom<[number, number]>([80, 80], [443, 443], [8000, 8100], [0, 65535], [80, 443], [81, 81]);
+const portEntry = fc.oneof(
+  fc.record({ protocol: fc.constantFrom(6, 17), ports: fc.option(fc.array(port, { minLength: 1, maxLength: 2 })) }),
+  fc.record({ protocol: fc.constantFrom(1, 58), ports: fc.constant(null) }),
+);
+const service: fc.Arbitrary<ServiceEntry> = fc.record({
+  addresses: fc.uniqueArray(fc.constantFrom(...ADDRESSES), { minLength: 1, maxLength: 4 }),
+  ports: fc.option(fc.array(portEntry, { minLength: 1, maxLength: 3 }), { freq: 4 }),
+});
+const SERVICES = ['x/a', 'x/b', 'x/c', 'x/d'];
+const action = fc.constantFrom<Action>('accept', 'accept-decisively', 'drop', 'reject');
+const ruleServices: fc.Arbitrary<string[] | '*'> = fc.oneof(
+  { weight: 5, arbitrary: fc.uniqueArray(fc.constantFrom(...SERVICES, 'x/missing'), { minLength: 1, maxLength: 3 }) },
+  { weight: 1, arbitrary: fc.constant('*' as const) },
+);
+
+export const randomPlan: fc.Arbitrary<GatewayPlan> = fc
+  .record({
+    defaultAction: fc.constantFrom<'Drop' | 'Accept'>('Drop', 'Accept'),
+    services: fc.tuple(service, service, service, service),
+    rules: fc.array(fc.record({ context: fc.constantFrom(...contexts), action, services: ruleServices }), {
+      maxLength: 12,
+    }),
+    /** Which rules each group has, as bits. */
+    groups: fc.tuple(fc.nat(0xfff), fc.nat(0xfff)),
+  })
+  .map(({ defaultAction, services, rules, groups }) => {
+    const plan = basePlan(defaultAction);
+    plan.services = Object.fromEntries(services.map((entry, at) => [SERVICES[at] ?? '', entry]));
+    rules.forEach((rule, at) => {
+      const id = `${rule.context}/r${at}`;
+      plan.rules[id] = { ...rule, name: `r${at}`, priority: 1000 };
+      ['g-pay', 'g-rev'].forEach((group, bit) => {
+        if ((groups[bit as 0 | 1] >>> at) & 1) plan.groups[group]?.rules[rule.context].push(id);
+      });
+    });
+    return plan;
+  });

@@ -1,0 +1,338 @@
+/**
+ * The gateway's data path, packets in and packets out (topology: gateway-rig.ts): agreement of the real ruleset with
+ * the evaluator for random policies and for changes between them; forged, stray and malformed packets; leaks;
+ * restarts.
+ */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import t from 'tap';
+import { families, type GatewayPlan } from '../../api/plan.ts';
+import { counterName, type DropReason } from '../../api/reasons.ts';
+import { compilePolicy } from '../../policy/evaluate.ts';
+import { PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK } from '../../wire/ip.ts';
+import { addRule, basePlan, DESTINATIONS, EGRESS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
+import { GatewayRig, icmpOf, NODES, type Probe, probePacket, ROUTER, type Sighting } from './gateway-rig.ts';
+
+const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40);
+const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
+const rig = await GatewayRig.create('gw', state);
+t.teardown(async () => {
+  await rig.close();
+  rmSync(state, { recursive: true });
+});
+
+let nextMarker = 1;
+const marker = (): number => nextMarker++;
+
+/** Every pod to every destination by every protocol, thinned. */
+function probes(seed: number): Probe[] {
+  const all: Probe[] = [];
+  for (const family of families) {
+    for (const pod of ['pay', 'rev'] as const) {
+      for (const destination of DESTINATIONS[family]) {
+        all.push({ source: PODS[pod][family], destination, protocol: icmpOf(family), marker: 0 });
+        for (const protocol of [PROTOCOL_TCP, PROTOCOL_UDP]) {
+          for (const destinationPort of PORTS) {
+            all.push({ source: PODS[pod][family], destination, protocol, destinationPort, marker: 0 });
+          }
+        }
+      }
+    }
+  }
+  return all.filter((_, at) => (at * 7 + seed) % 3 === 0).map((probe) => ({ ...probe, marker: marker() }));
+}
+
+/** The first difference between what the evaluator says and what the wires showed. */
+function disagreement(plan: GatewayPlan, sent: Probe[], seen: Sighting[]): string | undefined {
+  const evaluator = compilePolicy(plan);
+  const byMarker = new Map<number, Sighting[]>();
+  for (const sighting of seen) byMarker.set(sighting.marker, [...(byMarker.get(sighting.marker) ?? []), sighting]);
+  for (const probe of sent) {
+    const { verdict, rule } = evaluator.decide(probe);
+    const got = byMarker.get(probe.marker) ?? [];
+    const left = got.find(({ where, kind }) => where === 'outside' && kind === 'packet');
+    const answer = got.find(({ where, kind }) => where === 'inside' && kind !== 'packet');
+    const observed = left ? 'accept' : answer ? 'reject' : 'drop';
+    const what = `${JSON.stringify(probe)}: evaluator ${verdict} (${rule ?? 'default'}), kernel ${observed}`;
+    if (observed !== verdict) return what;
+    if (left === undefined) {
+      if (answer && (answer.kind === 'reset') !== (probe.protocol === PROTOCOL_TCP))
+        return `${what}, by ${answer.kind}`;
+      continue;
+    }
+    const pod = Object.entries(PODS).find(([, a]) => Object.values(a).includes(probe.source as never))?.[0] as
+      | 'pay'
+      | 'rev';
+    const family = probe.source.includes(':') ? 6 : 4;
+    if (left.packet.source !== EGRESS[pod][family]) return `${what}, with source ${left.packet.source}`;
+  }
+  return undefined;
+}
+
+async function round(plan: GatewayPlan, seed: number): Promise<string | undefined> {
+  await rig.apply(plan);
+  const sent = probes(seed);
+  for (const probe of sent) rig.fromNode(probePacket(probe));
+  return disagreement(plan, sent, await rig.collect());
+}
+
+t.test('evaluator and kernel agree, for random policies and for changes from one to the next', async (t) => {
+  let seed = 0;
+  await fc.assert(
+    fc.asyncProperty(randomPlan, async (plan) => {
+      const problem = await round(plan, seed++);
+      if (problem !== undefined) throw new Error(problem);
+    }),
+    { numRuns: RUNS, endOnFailure: true },
+  );
+  t.pass(`${RUNS} policies, each reached from the one before`);
+});
+
+/**
+ * Ways in which the compiler could be wrong, as changes to the script that it writes. Each must be caught by the
+ * rounds above within MUTANT_ROUNDS random policies.
+ */
+const MUTANT_ROUNDS = 40;
+const swap = (a: string, b: string) => (script: string) =>
+  script.replaceAll(a, '\0').replaceAll(b, a).replaceAll('\0', b);
+const lines = (keep: (line: string) => boolean) => (script: string) => script.split('\n').filter(keep).join('\n');
+const mutants: [string, (script: string) => string][] = [
+  ['a port range one too long', (s) => s.replaceAll('8000-8100', '8000-8101')],
+  ['a port one too high', (s) => s.replace(/ \. 6 \. 443\b/g, ' . 6 . 444')],
+  ['TCP taken for UDP', swap(' . 6 . ', ' . 17 . ')],
+  ['a prefix one address short', (s) => s.replaceAll('-198.51.100.127', '-198.51.100.126')],
+  ['a v6 prefix one address short', (s) => s.replaceAll('-2001:db8:100::7f', '-2001:db8:100::7e')],
+  ['cluster and namespace contexts swapped', swap('@rules_cluster', '@rules_namespace')],
+  ['namespace and service contexts swapped', swap('@rules_namespace', '@rules_service')],
+  ['the service context missing', lines((line) => !line.includes('vmap @rules_service'))],
+  ['the v6 arm of ports missing', lines((line) => !line.includes('ip6 daddr . meta l4proto . th dport'))],
+  ['the v4 arm of whole protocols missing', lines((line) => !/ip daddr \. meta l4proto @/.test(line))],
+  ['accept above the service context permits', (s) => s.replace(/^(add rule .*) return$/gm, '$1 accept')],
+  [
+    'a rule that goes on instead of dropping',
+    (s) => s.replace(/^(add rule .* service_\w+ .*) meta mark set \S+ goto \S+$/gm, '$1 continue'),
+  ],
+  ['reject answers nothing', (s) => s.replaceAll(/ reject with \S+( \S+)?$/gm, ' drop')],
+  [
+    'the default action the other way',
+    (s) => s.replace(/^(add rule inet sluice egress_\w+) meta mark set \S+ goto \S+$/gm, '$1 accept'),
+  ],
+  [
+    'decided too early: whatever comes from the tunnel',
+    (s) => s.replaceAll('ct mark and 0x80000000 == 0x80000000 accept', 'iifname "sluice-vx" accept'),
+  ],
+  ['reviews leaves with the address of billing', (s) => s.replaceAll(': 203.0.113.102', ': 203.0.113.101')],
+  ['all v6 left untranslated', lines((line) => !line.includes('snat ip6'))],
+  ['one group for everybody', (s) => s.replace(/(group[46] \{[^}]*?: )(0x\w+)([^}]*?)0x\w+/g, '$1$2$3$2')],
+];
+
+t.test('every mutant of the ruleset is caught', async (t) => {
+  const plans = fc.sample(randomPlan, { seed: 7, numRuns: MUTANT_ROUNDS });
+  for (const [name, mutate] of mutants) {
+    let touched = false;
+    rig.mutate = (script) => {
+      const mutated = mutate(script);
+      touched ||= mutated !== script;
+      return mutated;
+    };
+    let caught: string | undefined;
+    await rig.reset();
+    for (let at = 0; at < plans.length && caught === undefined; at++) {
+      caught = await round(plans[at] as GatewayPlan, at).catch((error: Error) => `does not load: ${error.message}`);
+    }
+    t.ok(touched, `${name}: the mutation applies`);
+    t.match(caught, /evaluator/, `${name}: caught by a packet`);
+  }
+  rig.mutate = undefined;
+  await rig.reset();
+});
+
+/** billing may reach the web; nothing else is said. */
+function webPlan(): GatewayPlan {
+  const plan = basePlan();
+  plan.services['x/web'] = { addresses: [`${WEB[4]}/32`, `${WEB[6]}/128`], ports: null };
+  addRule(plan, 'g-pay', { context: 'namespace', action: 'accept-decisively', services: ['x/web'], name: 'web' });
+  return plan;
+}
+
+/** Runs `send`, and says by how much each counter grew and what was seen. */
+async function watch(send: () => void): Promise<{ grew: Record<string, number>; seen: Sighting[] }> {
+  const before = await rig.counters();
+  send();
+  const seen = await rig.collect();
+  const after = await rig.counters();
+  const grew = Object.fromEntries(
+    Object.entries(after).flatMap(([name, value]) =>
+      value > (before[name] ?? 0) ? [[name, value - (before[name] ?? 0)]] : [],
+    ),
+  );
+  return { grew, seen };
+}
+
+t.test('packets that must not pass are dropped and counted by kind', async (t) => {
+  await rig.apply(webPlan());
+  for (const family of families) {
+    const other = family === 4 ? 6 : 4;
+    const tcp = (source: string, destination: string, flags?: number): Uint8Array =>
+      probePacket({
+        source,
+        destination,
+        protocol: PROTOCOL_TCP,
+        destinationPort: 80,
+        marker: marker(),
+        ...(flags && { flags }),
+      });
+    const pay = PODS.pay[family];
+    const web = WEB[family];
+    const unknown = family === 4 ? '10.244.1.99' : 'fd00:244:1::99';
+    const cases: [string, DropReason, () => void][] = [
+      [
+        'an inner source that another node holds',
+        'spoofed-source',
+        () => rig.fromNode(tcp(pay, web), { node: NODES.b }),
+      ],
+      ['an inner source that nobody has', 'unknown-source', () => rig.fromNode(tcp(unknown, web))],
+      ['a sender that is no node', 'foreign-tunnel', () => rig.fromNode(tcp(pay, web), { node: '10.0.0.77' })],
+      ['another VNI', 'foreign-tunnel', () => rig.fromNode(tcp(pay, web), { vni: 1 })],
+      ['an inner ARP frame', 'bad-tunnel-frame', () => rig.fromNode(tcp(pay, web), { etherType: 0x0806 })],
+      [
+        'a workload without an egress IP',
+        'no-egress-ip',
+        () => rig.fromNode(tcp(PODS.job[family], web), { node: NODES.b }),
+      ],
+      ['a workload to an egress IP', 'hairpin', () => rig.fromNode(tcp(pay, EGRESS.rev[family]))],
+      [
+        'a workload to another gateway',
+        'hairpin',
+        () => rig.fromNode(tcp(pay, family === 4 ? '203.0.113.32' : '2001:db8:113::32')),
+      ],
+      [
+        'a workload to this gateway',
+        'hairpin',
+        () => rig.fromNode(tcp(pay, family === 4 ? '203.0.113.31' : '2001:db8:113::31')),
+      ],
+      ['a workload to the cluster', 'cluster-destination', () => rig.fromNode(tcp(pay, PODS.rev[family]))],
+      ['a segment in mid-stream', 'stray', () => rig.fromNode(tcp(pay, web, TCP_ACK))],
+      ['impossible flags', 'invalid', () => rig.fromNode(tcp(pay, web, 0x03))],
+      [
+        'a packet to an egress IP that belongs to no flow',
+        'stray',
+        () => rig.fromOutside(tcp(web, EGRESS.pay[family])),
+      ],
+      ['a new flow from outside to a pod', 'unsolicited', () => rig.fromOutside(tcp(web, pay))],
+    ];
+    for (const [what, reason, send] of cases) {
+      const { grew, seen } = await watch(send);
+      t.strictSame(
+        grew,
+        { [counterName(reason)]: 1 },
+        `v${family}: ${what} is counted as ${reason}, and as nothing else`,
+      );
+      t.notOk(
+        seen.some(({ kind, where }) => kind === 'packet' && where === 'outside'),
+        `v${family}: ${what} does not leave`,
+      );
+      const answers = seen.filter(({ kind }) => kind !== 'packet').length;
+      t.equal(
+        answers,
+        reason === 'hairpin' ? 1 : 0,
+        `v${family}: ${what}: ${reason === 'hairpin' ? 'an answer' : 'silence'}`,
+      );
+    }
+    t.ok(PODS.pay[other], 'both families are in the table');
+  }
+});
+
+t.test('flows: replies come back to the right node, changes end what they forbid and nothing else', async (t) => {
+  const plan = webPlan();
+  addRule(plan, 'g-rev', { context: 'namespace', action: 'accept-decisively', services: ['x/web'], name: 'rev-web' });
+  await rig.apply(plan);
+  for (const family of families) {
+    const source = PODS.pay[family];
+    const destination = WEB[family];
+    const sent = { source, destination, protocol: PROTOCOL_UDP, destinationPort: 53, marker: marker() };
+    rig.fromNode(probePacket(sent));
+    const out = (await rig.collect()).find((s) => s.marker === sent.marker && s.where === 'outside');
+    t.equal(out?.packet.source, EGRESS.pay[family], `v${family}: leaves with billing's address`);
+    const reply = marker();
+    rig.fromOutside(
+      probePacket({
+        source: destination,
+        destination: EGRESS.pay[family],
+        protocol: PROTOCOL_UDP,
+        marker: reply,
+        destinationPort: 0,
+      }),
+    );
+    t.strictSame(
+      (await rig.collect()).filter((s) => s.marker === reply),
+      [],
+      `v${family}: a datagram to another port of the egress IP goes nowhere`,
+    );
+  }
+  const revFlow = (): void => {
+    for (const family of families) {
+      rig.fromNode(
+        probePacket({
+          source: PODS.rev[family],
+          destination: WEB[family],
+          protocol: PROTOCOL_UDP,
+          destinationPort: 53,
+          marker: 77,
+        }),
+      );
+    }
+  };
+  revFlow();
+  await rig.collect();
+  const mine = async (): Promise<string[]> =>
+    (await rig.flows())
+      .map(({ id, original }) => `${original.source} ${id}`)
+      .filter((f) => /^(10\.244|fd00)/.test(f))
+      .sort();
+  const before = await mine();
+  t.ok(before.length >= 4, 'flows of billing and of reviews are established');
+
+  await rig.restarted(state).apply(plan);
+  t.strictSame(await mine(), before, 'a restarted gateway keeps every connection');
+
+  const forbidden = structuredClone(plan);
+  forbidden.groups['g-pay'] = { namespace: 'billing', rules: { cluster: [], namespace: [], service: [] } };
+  await rig.apply(forbidden);
+  t.strictSame(
+    await mine(),
+    before.filter((f) => /^(10\.244\.1\.6|fd00:244:1::6) /.test(f)),
+    'only flows of billing ended',
+  );
+});
+
+t.test('element updates: a pod that comes or goes changes elements, never a chain', async (t) => {
+  const plan = webPlan();
+  await rig.apply(plan);
+  const chains = async (): Promise<string[]> => [...(await rig.nft.list('inet', 'sluice')).chains].sort();
+  const before = await chains();
+  const more = structuredClone(plan);
+  const pay = more.workloads['uid-pay'];
+  if (pay) more.workloads['uid-pay2'] = { ...pay, uid: 'uid-pay2', addresses: ['10.244.1.50', 'fd00:244:1::50'] };
+  await rig.apply(more);
+  t.strictSame(await chains(), before);
+  const probe = {
+    source: '10.244.1.50',
+    destination: WEB[4],
+    protocol: PROTOCOL_TCP,
+    destinationPort: 80,
+    marker: marker(),
+  };
+  rig.fromNode(probePacket(probe));
+  t.equal(
+    (await rig.collect()).find((s) => s.marker === probe.marker)?.packet.source,
+    EGRESS.pay[4],
+    'the new pod gets out',
+  );
+  await rig.apply(plan);
+  const { grew } = await watch(() => rig.fromNode(probePacket({ ...probe, marker: marker() })));
+  t.strictSame(grew, { drop_unknown_source: 1 }, 'gone from the plan, its packets are dropped');
+  t.ok(ROUTER[4]);
+});
