@@ -5,7 +5,8 @@
  * apply is reported and tried again. Left out: the saved plan on disk (saved-plan.ts), which the program writes.
  */
 import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:http2';
-import { CERT_URI_PREFIX } from '../api/names.ts';
+import { connect as connectTls, type TLSSocket } from 'node:tls';
+import { CERT_URI_PREFIX, PORT_PLAN_STREAM } from '../api/names.ts';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
 import { applyDelta, hashPlan } from '../api/plan-delta.ts';
 import {
@@ -51,6 +52,9 @@ const BACKOFF_LAST = 2_000;
 /** A connection that lasted this long was good, so that the next attempt comes soon. */
 const GOOD_CONNECTION = 2_000;
 const CONNECT_TIMEOUT = 5_000;
+/** Bytes that the server may send ahead; the default of 64 KiB makes a snapshot slow over a long way. */
+const STREAM_WINDOW = 4 * 1024 * 1024;
+const SESSION_WINDOW = 16 * 1024 * 1024;
 /** A plan that could not be applied is tried again, ever more seldom. */
 const RETRY_FIRST = 1_000;
 const RETRY_LAST = 30_000;
@@ -76,7 +80,8 @@ class Client<R extends PlanRole> {
   #applying: Promise<void> | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #failures = 0;
-  #session: ClientHttp2Session | undefined;
+  /** Ends the connection or the attempt. */
+  #finish: ((failure: unknown) => void) | undefined;
   #stream: ClientHttp2Stream | undefined;
   #connected = false;
   #connectTimer: NodeJS.Timeout | undefined;
@@ -92,40 +97,57 @@ class Client<R extends PlanRole> {
   }
 
   connect(): void {
-    const { role, name, url, certs } = this.#options;
+    let socket: TLSSocket;
     let session: ClientHttp2Session;
     try {
-      session = connect(url, {
-        ...tlsOptions(certs),
+      const url = new URL(this.#options.url);
+      socket = connectTls({
+        ...tlsOptions(this.#options.certs),
+        host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
+        port: Number(url.port || PORT_PLAN_STREAM),
+        ALPNProtocols: ['h2'],
         // The URI says who it is; the CA is ours alone, so the address does not matter.
         checkServerIdentity: (_host, certificate) =>
           hasUri(certificate, `${CERT_URI_PREFIX}controller`) ? undefined : new Error('the server is no controller'),
-        settings: { enablePush: false, initialWindowSize: 4 * 1024 * 1024 },
+      });
+      session = connect(url, {
+        createConnection: () => socket,
+        settings: { enablePush: false, initialWindowSize: STREAM_WINDOW },
         maxSessionMemory: 1024,
       });
     } catch (error) {
       this.#reconnect(error);
       return;
     }
-    this.#session = session;
-    let failure: unknown;
+    // Node 20 emits no 'close' on a session whose peer refused the certificate by a TLS 1.3 alert after the handshake,
+    // nor does it close the socket. So whichever of the three says first that it is over ends all of them.
+    let over = false;
     let since = Number.POSITIVE_INFINITY;
-    const timer = setTimeout(() => session.destroy(new Error('no answer')), CONNECT_TIMEOUT);
+    const finish = (failure: unknown): void => {
+      if (over) return;
+      over = true;
+      clearTimeout(timer);
+      session.destroy();
+      socket.destroy();
+      if (performance.now() - since > GOOD_CONNECTION) this.#backoff = BACKOFF_FIRST;
+      this.#finish = undefined;
+      this.#reconnect(failure);
+    };
+    this.#finish = finish;
+    const timer = setTimeout(() => finish(new Error('no answer')), CONNECT_TIMEOUT);
+    for (const part of [socket, session]) {
+      part.on('error', finish);
+      part.once('close', () => finish(undefined));
+    }
     session.once('connect', () => {
-      session.setLocalWindowSize(16 * 1024 * 1024);
+      session.setLocalWindowSize(SESSION_WINDOW);
       const stream = session.request({ ':method': 'POST', ':path': PLAN_STREAM_PATH }, { endStream: false });
-      this.#stream = stream;
-      const { generation, plan } = this.#held ?? { generation: 0 };
-      const hash = plan === undefined ? '' : hashPlan(plan);
-      const addresses = this.#options.addresses;
-      this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, generation, hash });
-      stream.on('error', (error) => {
-        failure ??= error;
-      });
+      stream.on('error', finish);
+      stream.once('close', () => finish(undefined));
       stream.once('response', (headers) => {
         if (headers[':status'] !== 200) {
-          failure ??= new Error(`refused: ${String(headers['x-sluice-reason'] ?? headers[':status'])}`);
-          return session.destroy();
+          finish(new Error(`refused: ${String(headers['x-sluice-reason'] ?? headers[':status'])}`));
+          return;
         }
         clearTimeout(timer);
         since = performance.now();
@@ -133,23 +155,21 @@ class Client<R extends PlanRole> {
         this.#log.info('connected');
         this.#options.onState?.('connected');
       });
-      this.#read(stream, session);
-      stream.once('close', () => session.destroy());
+      this.#stream = stream;
+      this.#hello();
+      this.#read(stream, finish);
       watchPeer(session);
-    });
-    session.on('error', (error) => {
-      failure ??= error;
-    });
-    session.once('close', () => {
-      clearTimeout(timer);
-      if (this.#session !== session) return;
-      if (performance.now() - since > GOOD_CONNECTION) this.#backoff = BACKOFF_FIRST;
-      this.#reconnect(failure);
     });
   }
 
+  #hello(): void {
+    const { role, name, addresses } = this.#options;
+    const { generation, plan } = this.#held ?? { generation: 0 };
+    const hash = plan === undefined ? '' : hashPlan(plan);
+    this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, generation, hash });
+  }
+
   #reconnect(failure: unknown): void {
-    this.#session = undefined;
     this.#stream = undefined;
     const reason =
       failure instanceof Error ? failure.message || String((failure as NodeJS.ErrnoException).code) : 'closed';
@@ -165,15 +185,15 @@ class Client<R extends PlanRole> {
     this.#connectTimer = setTimeout(() => this.connect(), wait);
   }
 
-  #read(stream: ClientHttp2Stream, session: ClientHttp2Session): void {
+  #read(stream: ClientHttp2Stream, finish: (failure: unknown) => void): void {
     const reader = new LineReader(MAX_SERVER_LINE);
     stream.on('data', (chunk: Uint8Array) => {
-      if (this.#stream !== stream || session.destroyed) return;
+      if (this.#stream !== stream) return;
       const lines = reader.push(chunk);
-      if (!lines.ok) return session.destroy(new Error(lines.error));
+      if (!lines.ok) return finish(new Error(lines.error));
       for (const line of lines.value) {
         const message = parseServerMessage(this.#options.role, line);
-        if (!message.ok) return session.destroy(new Error(`a message ${message.error}`));
+        if (!message.ok) return finish(new Error(`a message ${message.error}`));
         this.#receive(message.value);
       }
     });
@@ -255,12 +275,7 @@ class Client<R extends PlanRole> {
     this.#closed = true;
     clearTimeout(this.#connectTimer);
     clearTimeout(this.#retryTimer);
-    const session = this.#session;
-    if (session !== undefined && !session.closed) {
-      const gone = new Promise<void>((resolve) => session.once('close', () => resolve()));
-      session.destroy();
-      await gone;
-    }
+    this.#finish?.(undefined);
     // Nobody may be half way through the kernel's tables when this returns.
     await this.#applying;
   }

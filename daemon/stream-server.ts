@@ -98,6 +98,8 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
   });
   server.on('tlsClientError', (error, socket) => {
     log.warn({ remote: socket.remoteAddress, reason: error.message }, 'a client was refused');
+    // With a listener, Node leaves the socket open, half through its handshake. The alert was written already.
+    socket.destroy();
   });
   server.on('session', (session) => {
     sessions.add(session);

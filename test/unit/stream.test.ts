@@ -3,7 +3,7 @@
  * (snapshot, delta, keep), acknowledgements, reconnection, and everybody who must be refused. Then the saved plan.
  */
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type ClientHttp2Session, connect } from 'node:http2';
 import { createServer, type Socket, connect as tcpConnect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -231,12 +231,17 @@ async function speak(port: number, tls: object, ...lines: (string | Buffer)[]): 
   });
   return new Promise((resolve) => {
     let answer = '';
-    session.on('error', (error: NodeJS.ErrnoException) => {
+    const failed = (error: NodeJS.ErrnoException): void => {
       answer ||= error.code ?? error.message;
-    });
-    session.on('close', () => resolve(answer));
+    };
+    session.on('error', failed);
     const stream = session.request({ ':method': 'POST', ':path': PLAN_STREAM_PATH }, { endStream: false });
-    stream.on('error', () => {});
+    stream.on('error', failed);
+    // Not the session's: Node 20 has none after a TLS alert.
+    stream.on('close', () => {
+      session.destroy();
+      resolve(answer);
+    });
     stream.on('response', (headers) => {
       answer = `${headers[':status']} ${headers['x-sluice-reason'] ?? ''}`.trim();
       if (headers[':status'] !== 200) session.destroy();
@@ -255,12 +260,12 @@ t.test('who is refused, and why', async (t) => {
   const { ca } = own;
   const long = Buffer.alloc(MAX_CLIENT_LINE + 10, 0x78);
   const rows: [string, object, (string | Buffer)[], RegExp][] = [
-    ['no certificate', { ca }, [hello()], /ERR_SSL|ECONNRESET|EPIPE/],
+    ['no certificate', { ca }, [hello()], /^(|ERR_SSL.*|ECONNRESET|EPIPE)$/],
     [
       'a certificate of another CA',
       { ...tlsOptions(certs('stranger')), ca },
       [hello({ name: 'stranger' })],
-      /ERR_SSL|ECONNRESET|EPIPE/,
+      /^(|ERR_SSL.*|ECONNRESET|EPIPE)$/,
     ],
     ["another node's name", own, [hello({ name: 'node-b' })], /403 the certificate is not for sluice:\/\/node\/node-b/],
     ['another role', own, [hello({ role: 'gateway' })], /403 the certificate is not for sluice:\/\/gateway\/node-a/],
@@ -275,6 +280,9 @@ t.test('who is refused, and why', async (t) => {
   recorder.server.publish('node', 'node-a', planOf('a'), 1);
   for (const [name, tls, lines, expected] of rows) t.match(await speak(port, tls, ...lines), expected, name);
 
+  const mine = { outDir: certs('stranger-here'), role: 'node' as const, name: 'stranger', addresses: [] };
+  await issueCertificate({ ...mine, caDir: certs('other-ca') });
+  writeFileSync(join(certs('stranger-here'), 'ca.crt'), readFileSync(join(certs('ca'), 'ca.crt')));
   // Our client in turn refuses a server whose certificate is not the controller's.
   const impostor = await startPlanServer({
     listen: { host: '127.0.0.1', port: 0 },
@@ -285,9 +293,15 @@ t.test('who is refused, and why', async (t) => {
     onGone: () => {},
   });
   const { client, states } = startClient(impostor.port);
+  // And one whose own certificate the controller refuses goes on trying: it may be replaced meanwhile.
+  const unknown = startClient(port, { certs: certs('stranger-here'), name: 'stranger' });
   await new Promise((resolve) => setTimeout(resolve, 300));
   t.same(states, []);
   await client.close();
+  t.same(unknown.states, []);
+  await issueCertificate({ ...mine, caDir: certs('ca') });
+  await recorder.waitFor('hello node/stranger');
+  await unknown.client.close();
   await impostor.close();
   await recorder.server.close();
 });
