@@ -43,11 +43,13 @@ export function poolsOf(
     const key = objectKey(object);
     const { spec } = object;
     const name = object.metadata.name;
+    const settings = settingsOf(object);
     const first = pools[0];
-    if (first !== undefined && first.settings.steering.port !== spec.steering.port) {
-      const port = first.settings.steering.port;
-      findings.refuse(key, 'TunnelPort', `steering.port must be ${port}, that of the older GatewayPool ${first.name}`);
-      continue;
+    if (first !== undefined && first.settings.steering.port !== settings.steering.port) {
+      // Not refused: that would withdraw a pool for the sake of one number.
+      settings.steering.port = first.settings.steering.port;
+      const message = `steering.port is ${settings.steering.port}, that of the older GatewayPool ${first.name}`;
+      findings.conflict(key, 'TunnelPort', message);
     }
     const hops = nextHopsOf(object, findings);
     if (hops === undefined) continue;
@@ -77,7 +79,7 @@ export function poolsOf(
       }
       shards[shard] = { index, nextHops, order: rendezvousOrder(`${name}/${shard}`, members), egressIPs: [] };
     });
-    const pool: Pool = { name, object, settings: settingsOf(object), gateways, shards, namespaces: [] };
+    const pool: Pool = { name, object, settings, gateways, shards, namespaces: [] };
     for (const namespace of namespaces) {
       const { metadata } = namespace;
       if (!matches(spec.namespaceSelector, labelsOf(namespace))) continue;
