@@ -52,7 +52,9 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, drop: string, r
     for (const [key, group] of Object.entries(plan.groups)) {
       const lines = group.rules[context].flatMap((id) => {
         const rule = plan.rules[id];
-        return rule === undefined ? [] : ruleLines(id, rule);
+        // Half a policy could permit what the whole one forbids.
+        if (rule === undefined) throw new TypeError(`group ${key} names rule ${id}, which the plan does not hold`);
+        return ruleLines(id, rule);
       });
       if (lines.length === 0) continue;
       elements.set(markText(groupMarks.get(key) ?? 0), `jump ${chains.add(context, lines)}`);

@@ -15,6 +15,7 @@ import { PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK } from '../../wire/ip.ts';
 import { addRule, basePlan, DESTINATIONS, EGRESS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
 import { GatewayRig, icmpOf, NODES, type Probe, probePacket, ROUTER, type Sighting } from './gateway-rig.ts';
 
+t.setTimeout(240_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('gw', state);
