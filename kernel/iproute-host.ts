@@ -27,10 +27,9 @@ export class HostIp implements Ip {
       neighbours: [],
     };
     for (const family of families) {
-      for (const table of scope.tables) {
-        const routes = ['route', 'show', 'table', String(table), 'proto', String(ROUTE_PROTOCOL)];
-        state.routes.push(...parseRoutes(await this.#json(routes, family), family, table));
-      }
+      // All tables at once: a node has one for each shard.
+      const routes = await this.#json(['route', 'show', 'table', 'all', 'proto', String(ROUTE_PROTOCOL)], family);
+      state.routes.push(...parseRoutes(routes, family).filter(({ table }) => scope.tables.includes(table)));
       if (scope.rulePriorities.length > 0) {
         const rules = parseRules(await this.#json(['rule', 'show'], family), family);
         const ours = (priority: number) =>

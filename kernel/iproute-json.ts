@@ -18,6 +18,7 @@ interface LinkJson {
   addr_info?: { local?: string; prefixlen?: number }[];
 }
 interface RouteJson {
+  table?: string;
   type: string;
   dst: string;
   encap?: string;
@@ -78,7 +79,7 @@ export function parseAddresses(json: string): DeviceAddress[] {
   );
 }
 
-export function parseRoutes(json: string, family: Family, table: number): Route[] {
+export function parseRoutes(json: string, family: Family): Route[] {
   // The tunnel's `dst` follows under the same key as the route's own.
   const distinct = json.replace(
     /"encap":"(ip6?)","id":(\d+),"src":"[^"]*","dst":/g,
@@ -92,7 +93,8 @@ export function parseRoutes(json: string, family: Family, table: number): Route[
     return [
       {
         family,
-        table,
+        // Table main is not named.
+        table: Number(entry.table ?? 254),
         type,
         destination:
           entry.dst === 'default' || entry.dst.includes('/') ? entry.dst : `${entry.dst}/${hostLength[family]}`,

@@ -21,7 +21,6 @@ export function diffRuleset(current: NftState, desired: Ruleset): string {
       current.chains.has(name) &&
       String(current.jumps.get(name)) !== String(jumpsOf(chain.rules)),
   );
-  checkHooks(desired);
 
   const out: string[] = [];
   for (const name of [...staleChains, ...rewritten.map(([name]) => name)]) out.push(`flush chain ${at} ${name}`);
@@ -84,15 +83,6 @@ function elementLines(verb: 'add' | 'delete', at: string, set: string, elements:
     lines.push(`${verb} element ${at} ${set} { ${texts.join(', ')} }`);
   }
   return lines;
-}
-
-/** While a transaction commits, a base chain that appears or vanishes is empty for a moment: its policy decides. */
-function checkHooks(desired: Ruleset): void {
-  for (const [name, chain] of Object.entries(desired.chains)) {
-    if (chain.hook !== undefined && !/policy accept;/.test(chain.hook)) {
-      throw new TypeError(`base chain ${name}: its policy must be accept (drop by a last rule): ${chain.hook}`);
-    }
-  }
 }
 
 /** A set cannot be replaced under a chain that stays. */

@@ -11,7 +11,8 @@ import { HostIp } from '../../kernel/iproute-host.ts';
 import { diffRuleset, markText, type Ruleset } from '../../kernel/nft.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
 import { run } from '../../kernel/run.ts';
-import { everySet, ipSuite, netStates, nftSuite, scope, TABLE } from '../kernel-suite.ts';
+import { ipSuite, netStates, scope } from '../ip-suite.ts';
+import { everySet, nftSuite, TABLE } from '../nft-suite.ts';
 
 let count = 0;
 /** A namespace for the length of one test. */
@@ -129,7 +130,7 @@ t.test('base chains change under traffic: what is accepted passes, what is dropp
       await nft.drop(TABLE);
       await nft.run(diffRuleset(await nft.list('inet', TABLE), generation(0, fixed)));
       const floods = ['127.0.0.2', '127.0.0.3'].map((address) =>
-        spawn('ip', ['netns', 'exec', namespace, 'timeout', '20', 'ping', '-q', '-f', '-W', '1', '-w', '3', address], {
+        spawn('ip', ['netns', 'exec', namespace, 'timeout', '20', 'ping', '-q', '-f', '-W', '1', '-w', '1', address], {
           stdio: 'ignore',
         }),
       );
@@ -145,7 +146,7 @@ t.test('base chains change under traffic: what is accepted passes, what is dropp
         `${fixed ? 'fixed name' : 'named by content'}: ${n} swaps, ${dropped?.packets} dropped, ${passed?.packets} passed, ${through?.packets} let by`,
       );
       t.ok(
-        (dropped?.packets ?? 0) > 100 && (passed?.packets ?? 0) > 1000 && n > 5,
+        (dropped?.packets ?? 0) > 30 && (passed?.packets ?? 0) > 1000 && n > 5,
         'there was traffic, and there were swaps',
       );
       if (fixed) t.equal(through?.packets, 0, 'no packet was let by');
