@@ -1,0 +1,146 @@
+/**
+ * The lab itself, and in it the demo's table: the default topology is brought up with the real programs in it, every
+ * check of lab/checks.ts must hold, and down must leave nothing, also when lab.json is lost or up fails half-way.
+ */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import t from 'tap';
+import { families } from '../../api/plan.ts';
+import { checksOf, type Expectation, explainExpectation, firewallView, judge, runChecks } from '../../lab/checks.ts';
+import { firewallIsContent, formatFirewall, formatResults } from '../../lab/demo.ts';
+import { down } from '../../lab/down.ts';
+import { fail, heal } from '../../lab/fault.ts';
+import { flowFiles, formatRecord, readFlows } from '../../lab/flows.ts';
+import { inNamespace, listNamespaces, run } from '../../lab/netns.ts';
+import { placeOf } from '../../lab/place.ts';
+import { awaitReady } from '../../lab/ready.ts';
+import { contentBytes } from '../../lab/servers/content.ts';
+import { formatStatus, status } from '../../lab/status.ts';
+import { defaultTopology } from '../../lab/topology.ts';
+import { up } from '../../lab/up.ts';
+
+const name = `t${process.pid}`;
+const second = `u${process.pid}`;
+
+/** Whatever a lab may leave on a machine, by name. */
+async function leftovers(lab: string): Promise<string[]> {
+  const place = placeOf(lab);
+  const configured = existsSync('/etc/netns') ? readdirSync('/etc/netns') : [];
+  const commands = readdirSync('/proc')
+    .filter((entry) => /^\d+$/.test(entry))
+    .flatMap((pid) => {
+      try {
+        return [`${pid} ${readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')}`];
+      } catch {
+        return [];
+      }
+    });
+  return [
+    ...(await listNamespaces(place.prefix)),
+    ...configured.filter((entry) => entry.startsWith(place.prefix)),
+    ...(existsSync(place.dir) ? [place.dir] : []),
+    ...commands.filter((command) => command.includes(`${place.dir}/`)),
+  ];
+}
+
+t.test('the judgement of an outcome', async (t) => {
+  const from: Expectation = { from: ['203.0.113.101'] };
+  const outcome = (code: number | null, stdout = '', stderr = '') => ({ code, stdout, stderr });
+  const rows = [
+    ['its own address', from, outcome(0, '203.0.113.101\n'), true],
+    ["another namespace's address", from, outcome(0, '203.0.113.102\n'), false],
+    ['an address of which the right one is a part', from, outcome(0, '203.0.113.1011\n'), false],
+    ['no answer', from, outcome(28), false],
+    ['a reset is a rejection', 'rejected', outcome(7, '', 'curl: (7) Connection refused'), true],
+    ['no route is no rejection', 'rejected', outcome(7, '', 'curl: (7) No route to host'), false],
+    ['silence is no rejection', 'rejected', outcome(28), false],
+    ['silence is a drop', 'dropped', outcome(28), true],
+    ['a rejection is no drop', 'dropped', outcome(7, '', 'curl: (7) Connection refused'), false],
+    ['no route is no drop', 'dropped', outcome(7, '', 'curl: (7) Network is unreachable'), false],
+    ['a deadline of ours is no drop', 'dropped', outcome(null), false],
+    ['what got through was not dropped', 'dropped', outcome(0, '10.244.2.12\n'), false],
+    ['printed', { prints: 'hello' }, outcome(0, 'hello\n'), true],
+    ['printed and failed', { prints: 'hello' }, outcome(1, 'hello\n'), false],
+  ] as const;
+  for (const [what, expected, out, ok] of rows) t.equal(judge(expected as Expectation, out).ok, ok, what);
+  t.same(
+    checksOf(6).map((c) => [c.host, c.what]),
+    checksOf(4).map((c) => [c.host, c.what]),
+    'families are checked alike',
+  );
+  t.same([...contentBytes(65_536 * 4, 8)], [0, 0, 0, 0, 0, 0, 0x80, 0], 'a word is the number of its place');
+});
+
+t.test('the default topology', async (t) => {
+  t.teardown(async () => {
+    await down(name);
+    await down(second);
+  });
+  const started = Date.now();
+  const world = await up({ name });
+  await awaitReady(world);
+  t.comment(`up and ready after ${Date.now() - started} ms`);
+
+  const results = await runChecks(name);
+  const firewall = await firewallView(name);
+  t.comment(`\n${formatResults(results)}\n${formatFirewall(firewall)}`);
+  t.equal(results.length, families.length * checksOf(4).length);
+  for (const { check, seen, ok } of results) {
+    t.ok(ok, `IPv${check.family} ${check.who} → ${check.what}: ${explainExpectation(check)}`, { seen });
+  }
+  t.ok(firewallIsContent(firewall), 'the firewall passed every namespace and no foreign source', { firewall });
+
+  const records = await readFlows(flowFiles(name, world.topology));
+  for (const family of families) {
+    const ofFamily = records.filter((r) => r.source.includes(':') === (family === 6));
+    t.ok(
+      ofFamily.some((r) => r.event === 'start' && r.pod === 'pay-1' && r.verdict === 'accept'),
+      `IPv${family}: a record of a permitted flow`,
+    );
+    t.ok(
+      ofFamily.some((r) => r.event === 'deny' && r.verdict === 'reject'),
+      `IPv${family}: a record of a rejected one`,
+    );
+  }
+  for (const record of records) t.match(formatRecord(record), / → /);
+
+  await t.test('a second lab beside it, without the programs', async (t) => {
+    await up({ name: second, sluice: false });
+    const ping = ['ping', '-c', '1', '-W', '2'];
+    for (const address of ['198.51.100.80', '2001:db8:100::80']) {
+      const { code } = await run(inNamespace(placeOf(second).namespace('fw'), [...ping, address]));
+      t.equal(code, 0, `its firewall reaches ${address}`);
+    }
+    await t.rejects(up({ name: second }), /there already/, 'the same name twice is refused');
+    await rm(placeOf(second).file);
+    t.equal(await down(second), true, 'down works without lab.json');
+    t.same(await leftovers(second), [], 'and leaves nothing');
+    t.equal(await down(second), false, 'a second time there is nothing to do');
+  });
+
+  await t.test('faults are seen and mended', async (t) => {
+    await fail(name, 'ctl', 'process');
+    await fail(name, 'web2', 'link');
+    const seen = await status(name);
+    t.equal(seen.hosts.find((h) => h.host === 'ctl')?.programs[0]?.pid, null, 'the controller is down');
+    t.match(formatStatus(seen), /controller DOWN/);
+    const ping = () => run(inNamespace(placeOf(name).namespace('fw'), ['ping', '-c', '1', '-W', '1', '198.51.100.90']));
+    t.not((await ping()).code, 0, 'a cut link carries nothing');
+    await heal(name, 'ctl', 'process');
+    await heal(name, 'web2', 'link');
+    t.equal((await ping()).code, 0, 'a mended one does');
+    t.ok((await status(name)).hosts.find((h) => h.host === 'ctl')?.programs[0]?.pid, 'the controller runs again');
+  });
+
+  t.equal(await down(name), true);
+  t.same(await leftovers(name), [], 'down leaves nothing');
+});
+
+t.test('an up that fails half-way leaves nothing', async (t) => {
+  const [first, ...rest] = defaultTopology.hosts;
+  const broken = { ...defaultTopology, hosts: [{ ...first, name: 'sw', about: '', routes: ['nonsense'] }, ...rest] };
+  await t.rejects(up({ name, topology: broken, sluice: false }), /ip -n .*exit code 1/);
+  t.same(await leftovers(name), []);
+  t.throws(() => placeOf('a-b'), /small letters/);
+  t.throws(() => placeOf('../x'), /small letters/);
+});
