@@ -4,7 +4,7 @@
  * Kubernetes objects into the one form that the rest of the program reads.
  */
 
-import { addressRange, formatAddress, parseAddress, parseRange, type Range } from './address.ts';
+import { formatAddress, parseAddress, parseRange, type Range } from './address.ts';
 import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from './names.ts';
 import { type Family, families } from './plan.ts';
 import { parsePorts, protocolNumber } from './ports.ts';
@@ -179,9 +179,7 @@ function node(o: ObjectOf<'Node'>, report: Report): void {
     if (entry.type !== 'InternalIP' && entry.type !== 'ExternalIP') continue;
     const address = parseAddress(entry.address);
     if (!address.ok) report(`status.addresses[${i}].address`, `an IP address: ${address.error}`, show(entry.address));
-    else if (notUnicast.intersects(addressRange(address.value))) {
-      report(`status.addresses[${i}].address`, 'an address that a host may have', show(entry.address));
-    } else entry.address = formatAddress(address.value);
+    else entry.address = formatAddress(address.value);
   }
 }
 

@@ -1,0 +1,526 @@
+/**
+ * parseObject: what good objects become, and a table of bad inputs → path, expected, got. A bad row is a good sample
+ * (samples.ts) with one thing changed.
+ */
+
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { parse } from 'yaml';
+import { renderCrds } from '../../api/crd.ts';
+import { kindScopes, objectKey, parseObject, parsePorts, portEntry, sluiceKinds } from '../../api/kinds.ts';
+import { absentFields, absentValues, schemas } from '../../api/schema/registry.ts';
+import { samples } from './samples.ts';
+
+type Json = Record<string, unknown>;
+const sample = (kind: string): Json => structuredClone(samples.find((one) => one.kind === kind)) as unknown as Json;
+
+/** Sets (or, with undefined, deletes) what a path such as `spec.gateways[1].name` names. */
+function change(o: Json, path: string, value: unknown): Json {
+  const steps = path.split(/[.[\]]+/).filter((step) => step !== '');
+  const last = steps.pop() ?? '';
+  let at = o;
+  for (const step of steps) {
+    at[step] ??= {};
+    at = at[step] as Json;
+  }
+  if (value === undefined) delete at[last];
+  else at[last] = value;
+  return o;
+}
+
+t.test('every sample parses, and the table of samples is complete', (t) => {
+  for (const one of samples) {
+    const parsed = parseObject(one);
+    t.ok(parsed.ok, one.kind);
+    if (!parsed.ok) t.comment(parsed.errors);
+  }
+  t.same(samples.map((one) => one.kind).sort(), Object.keys(schemas).sort());
+  t.same(Object.keys(kindScopes).sort(), Object.keys(schemas).sort());
+  t.end();
+});
+
+t.test('defaults, canonical texts and what is dropped', (t) => {
+  const value = (input: unknown) => {
+    const parsed = parseObject(input);
+    if (!parsed.ok) throw new Error(JSON.stringify(parsed.errors));
+    return parsed.value as unknown as Json & { spec: Json; metadata: Json; status: Json };
+  };
+  const { gateways, interfaces, nextHops, namespaceSelector } = sample('GatewayPool').spec as Json;
+  const pool = value({ ...sample('GatewayPool'), spec: { namespaceSelector, gateways, interfaces, nextHops } });
+  t.same(pool.spec, {
+    namespaceSelector: {},
+    mode: 'Enforce',
+    gateways: [
+      { name: 'gw-a', internalAddress: '10.0.0.31', weight: 2 },
+      { name: 'gw-b', internalAddress: '10.0.0.32', weight: 1 },
+    ],
+    interfaces,
+    nextHops,
+    steering: { mode: 'VXLAN', vni: 7790, port: 4793 },
+    defaultAction: 'Drop',
+    unassigned: 'Bypass',
+    clusterCIDRs: [],
+    excludedCIDRs: [],
+  });
+  t.notOk('status' in pool, 'status is not input');
+  t.notOk('finalizers' in pool.metadata);
+  // A default is a value of its own in every object.
+  (pool.spec.clusterCIDRs as string[]).push('x');
+  t.same(
+    value({ ...sample('GatewayPool'), spec: { namespaceSelector, gateways, interfaces, nextHops } }).spec.clusterCIDRs,
+    [],
+  );
+
+  const eip = value(change(change(sample('EgressIP'), 'spec.addresses', undefined), 'spec.count', 2));
+  t.equal(eip.spec.count, 2);
+  t.same(value(sample('EgressIP')).spec.addresses, ['203.0.113.101', '2001:db8:113::101']);
+  t.equal(value(change(sample('EgressIPPool'), 'spec.quarantineSeconds', undefined)).spec.quarantineSeconds, 300);
+  t.same(value(change(sample('EgressIPPool'), 'spec.ranges', ['203.0.113.96-203.0.113.127'])).spec.ranges, [
+    '203.0.113.96/27',
+  ]);
+  t.equal(value(change(sample('NamespaceEgressRule'), 'spec.priority', undefined)).spec.priority, 1000);
+  t.equal(value(change(sample('ServiceEgressRule'), 'spec.endpoints', undefined)).spec.endpoints, 'All');
+
+  const forged = change(sample('Namespace'), 'metadata.labels', { 'kubernetes.io/metadata.name': 'kube-system' });
+  t.equal((value(forged).metadata.labels as Json)['kubernetes.io/metadata.name'], 'billing', 'its own name');
+  t.equal(
+    (value({ apiVersion: 'v1', kind: 'Namespace', metadata: { name: 'x' } }).metadata.labels as Json)[
+      'kubernetes.io/metadata.name'
+    ],
+    'x',
+  );
+  t.same(value(sample('Pod')).status.podIPs, [{ ip: '10.244.1.2' }, { ip: 'fd00:244:1::2' }]);
+  t.same(value(change(sample('Pod'), 'status.podIPs', undefined)).status.podIPs, [{ ip: '10.244.1.2' }]);
+  t.same(value(sample('Pod')).spec, { nodeName: 'node-a', serviceAccountName: 'pay', hostNetwork: false });
+  t.same(
+    value({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'p', namespace: 'n', creationTimestamp: null } }).status,
+    {},
+  );
+  t.same(value(change(sample('Node'), 'spec.podCIDRs', undefined)).spec.podCIDRs, ['10.244.1.0/24']);
+  t.same(value(change(sample('EndpointSlice'), 'endpoints', null)).endpoints, [], 'null as API servers write it');
+
+  const labels = value(
+    JSON.parse('{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","namespace":"n","labels":{"a":"b"}}}'),
+  ).metadata.labels as Json;
+  t.equal(labels.constructor, undefined, 'labels inherit nothing');
+  t.equal(objectKey({ kind: 'Pod', metadata: { name: 'pay-1', namespace: 'billing' } }), 'Pod/billing/pay-1');
+  t.equal(objectKey({ kind: 'EgressIP', metadata: { name: 'billing' } }), 'EgressIP/billing');
+  t.end();
+});
+
+/** kind, path that is changed, value (undefined: deleted), then the error: expected, got, and its path where it differs. */
+type Row = [string, string, unknown, string | RegExp, string | RegExp, string?];
+const rows: Row[] = [
+  // Every kind: what it is, where it lives.
+  ['EgressIP', 'kind', 'EgressIPs', /^GatewayPool or EgressIPPool or /, '"EgressIPs"'],
+  ['EgressIP', 'kind', 'toString', /^GatewayPool or /, '"toString"'],
+  ['EgressIP', 'kind', undefined, /^GatewayPool or /, 'nothing'],
+  ['EgressIP', 'kind', 'EgressAddress', 'absent: EgressAddress is not carried out yet', '"EgressAddress"'],
+  ['EgressIP', 'apiVersion', 'sluice.dev/v1', 'sluice.dev/v1alpha1', '"sluice.dev/v1"'],
+  ['EgressIP', 'apiVersion', undefined, 'sluice.dev/v1alpha1', 'nothing'],
+  ['Pod', 'apiVersion', 'v2', 'v1', '"v2"'],
+  ['EgressIP', 'metadata', undefined, 'an object', 'nothing'],
+  ['EgressIP', 'metadata.name', undefined, /^a name of lower-case/, 'nothing'],
+  ['EgressIP', 'metadata.name', '../../etc', /^a name of lower-case/, '"../../etc"'],
+  ['EgressIP', 'metadata.name', 'x'.repeat(254), 'at most 253 characters', '254 characters'],
+  ['EgressIP', 'metadata.name', 7, /^a name of lower-case/, '7'],
+  ['EgressIP', 'metadata.namespace', 'billing', 'absent: EgressIP belongs to no namespace', '"billing"'],
+  ['Node', 'metadata.namespace', 'billing', 'absent: Node belongs to no namespace', '"billing"'],
+  ['Pod', 'metadata.namespace', undefined, 'a namespace', 'nothing'],
+  ['ExternalService', 'metadata.namespace', undefined, 'a namespace', 'nothing'],
+  ['EgressIP', 'metadata.label', {}, 'absent: unknown field', 'an object'],
+  ['EgressIP', 'metadata.labels', { 'a b': 'x' }, 'a label key', '"a b"', 'metadata.labels["a b"]'],
+  ['EgressIP', 'metadata.labels', { a: true }, /^a label value/, 'true', 'metadata.labels["a"]'],
+  [
+    'Pod',
+    'metadata.labels',
+    JSON.parse('{"__proto__": "x"}'),
+    'a label key',
+    '"__proto__"',
+    'metadata.labels["__proto__"]',
+  ],
+  [
+    'Pod',
+    'metadata.annotations',
+    JSON.parse('{"__proto__": "x"}'),
+    /^a usable key/,
+    '"__proto__"',
+    'metadata.annotations["__proto__"]',
+  ],
+  ['Pod', 'metadata.creationTimestamp', 'yesterday', /^a time like/, '"yesterday"'],
+  ['EgressIP', 'spec', undefined, 'an object', 'nothing'],
+  ['EgressIP', 'spec', null, 'an object', 'null'],
+  ['EgressIP', 'spec', [], 'an object', 'an empty list'],
+  ['EgressIP', 'specs', {}, 'absent: unknown field', 'an object'],
+  ['EgressIP', 'spec.adresses', [], 'absent: unknown field', 'an empty list'],
+  ['EgressIP', 'spec.evil\nname', 1, 'absent: unknown field', '1', 'spec."evil\\nname"'],
+  // GatewayPool
+  ['GatewayPool', 'spec.namespaceSelector', undefined, 'an object', 'nothing'],
+  ['GatewayPool', 'spec.namespaceSelector', null, 'an object', 'null'],
+  ['GatewayPool', 'spec.mode', 'enforce', 'Enforce', '"enforce"'],
+  ['GatewayPool', 'spec.gateways', [], 'at least 1 item', 'an empty list'],
+  ['GatewayPool', 'spec.gateways', new Array(65).fill({}), 'at most 64 items', '65 items'],
+  ['GatewayPool', 'spec.gateways[1].name', 'gw-a', 'other than spec.gateways[0].name', '"gw-a"'],
+  ['GatewayPool', 'spec.gateways[1].name', undefined, /^a name of/, 'nothing'],
+  [
+    'GatewayPool',
+    'spec.gateways[1].internalAddress',
+    '10.0.0.31',
+    'other than spec.gateways[0].internalAddress',
+    '"10.0.0.31"',
+  ],
+  ['GatewayPool', 'spec.gateways[1].internalAddress', '010.0.0.1', /leading zero/, '"010.0.0.1"'],
+  ['GatewayPool', 'spec.gateways[1].internalAddress', 'fd00:10::32', /one outer family/, '"fd00:10::32"'],
+  ['GatewayPool', 'spec.gateways[1].internalAddress', '127.0.0.1', 'an address that a host may have', '"127.0.0.1"'],
+  ['GatewayPool', 'spec.gateways[1].weight', 0, 'an integer from 1 to 100', '0'],
+  ['GatewayPool', 'spec.gateways[1].weight', 1.5, 'an integer from 1 to 100', '1.5'],
+  ['GatewayPool', 'spec.gateways[1].weight', '1', 'an integer from 1 to 100', '"1"'],
+  ['GatewayPool', 'spec.interfaces.internal', 'in0; drop', /^an interface name/, '"in0; drop"'],
+  ['GatewayPool', 'spec.interfaces.internal', 'a'.repeat(16), 'at most 15 characters', '16 characters'],
+  ['GatewayPool', 'spec.interfaces.external', 'out0', 'an object', '"out0"'],
+  ['GatewayPool', 'spec.interfaces.external.gateway.v4', 'fd00::1', 'an IPv4 address', '"fd00::1"'],
+  ['GatewayPool', 'spec.nextHops', {}, 'v4, v6 or both', 'neither'],
+  ['GatewayPool', 'spec.nextHops.v6', ['fd00:10::64'], /^as many v6 as v4/, '6 v4 and 1 v6', 'spec.nextHops'],
+  ['GatewayPool', 'spec.nextHops', { v4: ['10.1.0.0/24'] }, '1 to 253 addresses', '256 addresses', 'spec.nextHops.v4'],
+  [
+    'GatewayPool',
+    'spec.nextHops',
+    { v6: ['fd00::/64'] },
+    '1 to 253 addresses',
+    /^18446744073709551616/,
+    'spec.nextHops.v6',
+  ],
+  ['GatewayPool', 'spec.nextHops', { v4: ['fd00::1'] }, /^an IPv4 address/, '"fd00::1"', 'spec.nextHops.v4[0]'],
+  [
+    'GatewayPool',
+    'spec.nextHops',
+    { v4: ['10.0.0.9-10.0.0.1'] },
+    /ends before it begins/,
+    '"10.0.0.9-10.0.0.1"',
+    'spec.nextHops.v4[0]',
+  ],
+  [
+    'GatewayPool',
+    'spec.nextHops',
+    { v4: ['10.0.0.1-10.0.0.4', '10.0.0.4'] },
+    /^no address that another/,
+    '"10.0.0.4"',
+    'spec.nextHops.v4[1]',
+  ],
+  [
+    'GatewayPool',
+    'spec.nextHops',
+    { v4: ['10.0.0.30-10.0.0.34'] },
+    'no internalAddress of a gateway',
+    /10\.0\.0\.31/,
+    'spec.nextHops.v4',
+  ],
+  ['GatewayPool', 'spec.steering', null, 'an object', 'null'],
+  ['GatewayPool', 'spec.steering.vni', 16_777_216, 'an integer from 1 to 16777215', '16777216'],
+  ['GatewayPool', 'spec.steering.port', 0, 'an integer from 1 to 65535', '0'],
+  ['GatewayPool', 'spec.steering.mtu', 576, 'an integer from 1280 to 65000', '576'],
+  ['GatewayPool', 'spec.defaultAction', 'drop', 'Drop or Accept', '"drop"'],
+  ['GatewayPool', 'spec.unassigned', 'Accept', 'Drop or Bypass', '"Accept"'],
+  ['GatewayPool', 'spec.clusterCIDRs[0]', '10.244.0.1/16', /the prefix is 10\.244\.0\.0\/16/, '"10.244.0.1/16"'],
+  ['GatewayPool', 'spec.clusterCIDRs[0]', '10.244.0.1', /^a CIDR/, '"10.244.0.1"'],
+  ['GatewayPool', 'spec.clusterCIDRs[1]', '10.244.0.0/16', 'other than spec.clusterCIDRs[0]', '"10.244.0.0/16"'],
+  // EgressIPPool
+  ['EgressIPPool', 'spec.gatewayPool', undefined, /^a name of/, 'nothing'],
+  ['EgressIPPool', 'spec.ranges', [], 'at least 1 item', 'an empty list'],
+  ['EgressIPPool', 'spec.ranges[0]', '224.0.0.0/4', 'addresses that a host may have', '"224.0.0.0/4"'],
+  ['EgressIPPool', 'spec.ranges[0]', '0.0.0.0/0', 'addresses that a host may have', '"0.0.0.0/0"'],
+  ['EgressIPPool', 'spec.ranges[1]', '203.0.113.100', /^no address that another/, '"203.0.113.100"'],
+  ['EgressIPPool', 'spec.ranges[1]', '::ffff:10.0.0.1', /^IPv4 written as IPv4/, '"::ffff:10.0.0.1"'],
+  ['EgressIPPool', 'spec.namespaceSelector', undefined, 'an object', 'nothing'],
+  ['EgressIPPool', 'spec.quarantineSeconds', -1, 'an integer from 0 to 604800', '-1'],
+  // EgressIP
+  ['EgressIP', 'spec.count', 1, 'absent: addresses are given', '1'],
+  ['EgressIP', 'spec.addresses', undefined, 'addresses or count', 'neither', 'spec'],
+  ['EgressIP', 'spec.addresses', [], 'at least 1 item', 'an empty list'],
+  ['EgressIP', 'spec.addresses[0]', '203.0.113.0/24', /^an IP address/, '"203.0.113.0/24"'],
+  [
+    'EgressIP',
+    'spec.addresses[0]',
+    '2001:db8:113:0:0:0:0:101',
+    'other than spec.addresses[0]',
+    '"2001:db8:113::101"',
+    'spec.addresses[1]',
+  ],
+  ['EgressIP', 'spec.addresses[0]', 'fe80::1', 'addresses that a host may have', '"fe80::1"'],
+  ['EgressIP', 'spec.namespaces', undefined, /^namespaces or namespaceSelector/, 'neither', 'spec'],
+  ['EgressIP', 'spec.namespaceSelector', {}, 'absent: namespaces are given', 'an object'],
+  ['EgressIP', 'spec.namespaces[0]', 'Billing', /^a name of/, '"Billing"'],
+  ['EgressIP', 'spec.namespaces', ['a', 'a'], 'other than spec.namespaces[0]', '"a"', 'spec.namespaces[1]'],
+  ['EgressIP', 'spec.priority', 65_536, 'an integer from 0 to 65535', '65536'],
+  ['EgressIP', 'spec.podSelector.app', 'pay', 'absent: unknown field', '"pay"'],
+  [
+    'EgressIP',
+    'spec.podSelector.matchExpressions[0].operator',
+    'Equals',
+    'In or NotIn or Exists or DoesNotExist',
+    '"Equals"',
+  ],
+  [
+    'EgressIP',
+    'spec.podSelector.matchExpressions[0].operator',
+    'Exists',
+    'absent: Exists takes no values',
+    'a list of 2',
+    'spec.podSelector.matchExpressions[0].values',
+  ],
+  ['EgressIP', 'spec.podSelector.matchExpressions[0].values', undefined, 'at least one value for In', 'nothing'],
+  ['EgressIP', 'spec.podSelector.matchExpressions[0].values', [], 'at least one value for In', 'an empty list'],
+  ['EgressIP', 'spec.podSelector.matchExpressions[0].key', '-', 'a label key', '"-"'],
+  // ExternalService
+  ['ExternalService', 'spec.addresses', undefined, 'a list', 'nothing'],
+  [
+    'ExternalService',
+    'spec.addresses[0]',
+    'api.example.com',
+    /^absent: a name is not carried out yet/,
+    '"api.example.com"',
+  ],
+  [
+    'ExternalService',
+    'spec.addresses[0]',
+    '**.example.com',
+    /^absent: a name is not carried out yet/,
+    '"**.example.com"',
+  ],
+  ['ExternalService', 'spec.addresses[0]', '198.51.100.256', /^an address, CIDR or FIRST-LAST/, '"198.51.100.256"'],
+  [
+    'ExternalService',
+    'spec.addresses[0]',
+    '198.51.100.0/24',
+    'other than spec.addresses[0]',
+    '"198.51.100.0/24"',
+    'spec.addresses[1]',
+  ],
+  ['ExternalService', 'spec.ports', [], 'at least 1 item', 'an empty list'],
+  ['ExternalService', 'spec.ports[1].name', 'https', 'other than spec.ports[0].name', '"https"'],
+  ['ExternalService', 'spec.ports[0].protocol', 'tcp', /^TCP, UDP, SCTP/, '"tcp"'],
+  ['ExternalService', 'spec.ports[2].protocol', 256, /^TCP, UDP, SCTP/, '256'],
+  ['ExternalService', 'spec.ports[2].protocol', '256', /^TCP, UDP, SCTP/, '"256"'],
+  ['ExternalService', 'spec.ports[2].protocol', undefined, /^TCP, UDP, SCTP/, 'nothing'],
+  ['ExternalService', 'spec.ports[0].port', 443, /^text in quotes/, '443'],
+  ['ExternalService', 'spec.ports[0].port', '', /^text in quotes/, '""'],
+  ['ExternalService', 'spec.ports[0].port', '0', /^ports from 1 to 65535/, '"0"'],
+  ['ExternalService', 'spec.ports[0].port', '65536', /^ports from 1 to 65535/, '"65536"'],
+  ['ExternalService', 'spec.ports[0].port', '0443', /^ports from 1 to 65535/, '"0443"'],
+  ['ExternalService', 'spec.ports[0].port', '443, 80', /^text in quotes/, '"443, 80"'],
+  ['ExternalService', 'spec.ports[0].port', '90-80', /ends after it begins/, '"90-80"'],
+  ['ExternalService', 'spec.ports[0].port', '80-90,85', /^each port once/, '"80-90,85"'],
+  ['ExternalService', 'spec.ports[1].port', '8', /^absent: port of ICMP/, '"8"'],
+  ['ExternalService', 'spec.ports[2].port', '8', 'absent: protocol 47 has no ports', '"8"'],
+  // Rules
+  ['ClusterEgressRule', 'spec.action', 'Drop', 'accept or accept-decisively or drop or reject', '"Drop"'],
+  ['ClusterEgressRule', 'spec.action', undefined, 'accept or accept-decisively or drop or reject', 'nothing'],
+  ['ClusterEgressRule', 'spec.externalServices', [], 'at least 1 item', 'an empty list'],
+  [
+    'ClusterEgressRule',
+    'spec.externalServices',
+    ['a', 'a'],
+    'other than spec.externalServices[0]',
+    '"a"',
+    'spec.externalServices[1]',
+  ],
+  [
+    'ClusterEgressRule',
+    'spec.externalServices',
+    ['a', '*'],
+    'no other name beside "*"',
+    '2 names',
+    'spec.externalServices[1]',
+  ],
+  [
+    'ClusterEgressRule',
+    'spec.externalServices',
+    ['a/b/c'],
+    /^the name of an ExternalService/,
+    '"a/b/c"',
+    'spec.externalServices[0]',
+  ],
+  ['ClusterEgressRule', 'spec.service', 'x', 'absent: unknown field', '"x"'],
+  [
+    'NamespaceEgressRule',
+    'spec.externalServices',
+    ['a/b'],
+    /^a name in the namespace of the rule/,
+    '"a/b"',
+    'spec.externalServices[0]',
+  ],
+  ['NamespaceEgressRule', 'spec.namespaceSelector', {}, 'absent: unknown field', 'an object'],
+  ['NamespaceEgressRule', 'spec.podSelector', null, 'an object', 'null'],
+  [
+    'ServiceEgressRule',
+    'spec.externalServices',
+    ['a/b'],
+    /^a name in the namespace of the rule/,
+    '"a/b"',
+    'spec.externalServices[0]',
+  ],
+  ['ServiceEgressRule', 'spec.service', undefined, /^a name of/, 'nothing'],
+  ['ServiceEgressRule', 'spec.endpoints', 'NotReady', 'All or Ready', '"NotReady"'],
+  ['ServiceEgressRule', 'spec.priority', -1, 'an integer from 0 to 65535', '-1'],
+  // Kubernetes kinds
+  ['Namespace', 'metadata.labels', [], 'an object', 'an empty list'],
+  ['Pod', 'spec.nodeName', 5, 'text', '5'],
+  ['Pod', 'spec.hostNetwork', 'true', 'true or false', '"true"'],
+  ['Pod', 'status.podIPs[1].ip', '10.244.1', /^an IP address/, '"10.244.1"'],
+  ['Pod', 'status.podIP', 'x', /^an IP address/, '"x"'],
+  ['Service', 'spec.selector', { app: 5 }, 'text', '5', 'spec.selector["app"]'],
+  ['Service', 'spec.ports[0].port', '80', 'an integer from 0 to 65535', '"80"'],
+  ['EndpointSlice', 'addressType', 'ipv4', 'IPv4 or IPv6 or FQDN', '"ipv4"'],
+  ['EndpointSlice', 'endpoints[0].addresses[0]', 'fd00::1', 'an IPv4 address', '"fd00::1"'],
+  [
+    'EndpointSlice',
+    'endpoints[0].conditions',
+    { ready: 'yes' },
+    'true or false',
+    '"yes"',
+    'endpoints[0].conditions.ready',
+  ],
+  ['Node', 'spec.podCIDRs[0]', '10.244.1.1/24', /the prefix is/, '"10.244.1.1/24"'],
+  ['Node', 'status.addresses[0].address', 'node-a', /^an IP address/, '"node-a"'],
+  ['ConfigMap', 'data', { a: 1 }, 'text', '1', 'data["a"]'],
+];
+
+t.test('bad inputs → path, expected, got', (t) => {
+  for (const [kind, path, value, expected, got, at = path] of rows) {
+    const title = `${kind} ${path} = ${JSON.stringify(value)}`.slice(0, 90);
+    const parsed = parseObject(change(sample(kind), path, value));
+    if (parsed.ok) {
+      t.fail(`${title}: accepted`);
+      continue;
+    }
+    const [error] = parsed.errors;
+    t.equal(error?.path, at, title);
+    t[typeof expected === 'string' ? 'equal' : 'match'](error?.expected, expected, `${title}: expected`);
+    t[typeof got === 'string' ? 'equal' : 'match'](error?.got, got, `${title}: got`);
+  }
+  const kinds = new Set(rows.map(([kind]) => kind));
+  t.same(
+    Object.keys(schemas).filter((kind) => !kinds.has(kind)),
+    [],
+    'every kind has a bad row',
+  );
+  t.end();
+});
+
+t.test('fields and values of the design that are not carried out yet are refused by name', (t) => {
+  for (const [kind, places] of Object.entries(absentFields)) {
+    for (const [place, names] of Object.entries(places)) {
+      for (const name of names) {
+        const path = `${place.replace('[]', '[0]')}.${name}`;
+        const parsed = parseObject(change(sample(kind), path, {}));
+        const want = { path, expected: `absent: ${name} is not carried out yet`, got: 'an object' };
+        t.same(parsed.ok ? null : parsed.errors, [want], `${kind} ${path}`);
+      }
+    }
+  }
+  for (const [kind, fields] of Object.entries(absentValues)) {
+    for (const [path, values] of Object.entries(fields)) {
+      for (const value of values) {
+        const parsed = parseObject(change(sample(kind), path, value));
+        const expected = `absent: ${path.split('.').at(-1)} ${value} is not carried out yet`;
+        t.same(parsed.ok ? null : parsed.errors, [{ path, expected, got: `"${value}"` }], `${kind} ${path}`);
+      }
+    }
+  }
+  t.end();
+});
+
+t.test('hostile documents', (t) => {
+  for (const input of [undefined, null, 1, 'x', [], [[]], true, () => 1, Symbol('x'), 1n]) {
+    const parsed = parseObject(input);
+    t.same(parsed.ok ? null : parsed.errors[0]?.path, '');
+  }
+  const trap = {
+    apiVersion: 'v1',
+    kind: 'Pod',
+    get metadata() {
+      throw new Error('boom');
+    },
+  };
+  t.match(parseObject(trap), { ok: false, errors: [{ expected: 'plain data', got: '"boom"' }] });
+
+  const polluted = parseObject(
+    JSON.parse(
+      '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","namespace":"b"},"__proto__":{"data":{"x":"y"}}}',
+    ),
+  );
+  t.ok(polluted.ok && !('data' in polluted.value), 'nothing is taken from a __proto__');
+  t.equal(parseObject(Object.create(sample('EgressIP'))).ok, false, 'nor from a real prototype');
+
+  const many = parseObject({
+    ...sample('EgressIP'),
+    ...Object.fromEntries(Array.from({ length: 100_000 }, (_, i) => [`f${i}`, 1])),
+  });
+  t.equal(many.ok ? 0 : many.errors.length, 50, 'errors are bounded');
+  const long = parseObject(change(sample('EgressIP'), 'spec.pool', 'a'.repeat(10_000_000)));
+  t.same(long.ok ? null : long.errors, [
+    { path: 'spec.pool', expected: 'at most 253 characters', got: '10000000 characters' },
+  ]);
+  const shown = parseObject(change(sample('EgressIP'), 'spec.mode', '\u001b[2J'.repeat(5000)));
+  t.ok(!shown.ok && JSON.stringify(shown.errors).length < 400, 'what was got is cut');
+  const loop = sample('Pod');
+  (loop.spec as Json).self = loop;
+  t.ok(parseObject(loop).ok, 'a loop in what is dropped does no harm');
+  t.end();
+});
+
+t.test('parsePorts and portEntry', (t) => {
+  t.same(parsePorts('8000-8100,443'), {
+    ok: true,
+    value: [
+      [443, 443],
+      [8000, 8100],
+    ],
+  });
+  t.same(parsePorts('1-65535'), { ok: true, value: [[1, 65535]] });
+  t.equal(parsePorts(Array.from({ length: 129 }, (_, i) => i + 1).join(',')).ok, false);
+  t.same(portEntry({ protocol: 'UDP', port: '53' }), { protocol: 17, ports: [[53, 53]] });
+  t.same(portEntry({ protocol: '132' }), { protocol: 132, ports: null });
+  t.same(portEntry({ protocol: 'ICMPv6' }), { protocol: 58, ports: null });
+  t.throws(() => portEntry({ protocol: 'ICMP', port: '8' }), 'a programmer may not skip the parser');
+  t.end();
+});
+
+t.test('CRDs', (t) => {
+  const folder = join('deploy', 'crds');
+  const files = renderCrds();
+  t.same(readdirSync(folder).sort(), Object.keys(files).sort(), 'one file a kind');
+  for (const [name, text] of Object.entries(files)) {
+    const path = join(folder, name);
+    t.equal(existsSync(path) ? readFileSync(path, 'utf8') : '', text, `${path} is what npm run crds renders`);
+  }
+  for (const info of sluiceKinds) {
+    const crd = parse(files[`sluice.dev_${info.plural}.yaml`] ?? '');
+    const [version] = crd.spec.versions;
+    t.same(version.subresources, { status: {} }, info.kind);
+    t.ok(version.schema.openAPIV3Schema.properties.status.properties.conditions, `${info.kind} has conditions`);
+    t.ok(version.additionalPrinterColumns.length > 0);
+    const problems: string[] = [];
+    structuralProblems(version.schema.openAPIV3Schema.properties.spec, 'spec', problems);
+    t.same(problems, [], `${info.kind} is structural and bounded`);
+  }
+  t.end();
+});
+
+/** What the API server refuses, or what would leave CEL's cost without bound. */
+function structuralProblems(schema: Json, path: string, problems: string[]): void {
+  const known =
+    /^(type|description|enum|pattern|default|format|(min|max)(imum|Items|Length|Properties)|properties|required|additionalProperties|items|anyOf|x-kubernetes-.*)$/;
+  for (const word of Object.keys(schema)) if (!known.test(word)) problems.push(`${path}: ${word}`);
+  if (schema.type === undefined && schema['x-kubernetes-int-or-string'] !== true) problems.push(`${path}: no type`);
+  if (schema.type === 'array' && schema.maxItems === undefined) problems.push(`${path}: no maxItems`);
+  if (schema.type === 'string' && schema.maxLength === undefined && schema.enum === undefined)
+    problems.push(`${path}: no maxLength`);
+  if (schema.additionalProperties !== undefined && schema.properties !== undefined) problems.push(`${path}: both`);
+  if (schema.additionalProperties !== undefined)
+    structuralProblems(schema.additionalProperties as Json, `${path}[*]`, problems);
+  if (schema.items !== undefined) structuralProblems(schema.items as Json, `${path}[]`, problems);
+  for (const [name, property] of Object.entries((schema.properties ?? {}) as Json))
+    structuralProblems(property as Json, `${path}.${name}`, problems);
+}
