@@ -1,0 +1,422 @@
+/**
+ * A node's pure half: the hold machine, the compiler, what ends flows; and the order in which a plan is applied, on
+ * the fakes of kernel/. What the kernel makes of it: test/netns/node.test.ts.
+ */
+import t from 'tap';
+import {
+  emptyNodePlan,
+  families,
+  type NodePlan,
+  type NodeSettings,
+  type PerFamily,
+  type Steer,
+} from '../../api/plan.ts';
+import { dropReasons } from '../../api/reasons.ts';
+import { emptyNetState, type NetState } from '../../kernel/iproute.ts';
+import { emptyState, type NftState, stateOf } from '../../kernel/nft.ts';
+import { endingsOf, endsWith, Steering } from '../../node/apply.ts';
+import { compileNode, type NodeState } from '../../node/compile.ts';
+import { Hold } from '../../node/hold.ts';
+import { packetSource } from '../../node/hold-queue.ts';
+import type { NodeKernel } from '../../node/kernel.ts';
+import { underlayAddresses } from '../../node/main.ts';
+import { localDestinations, nodeDropReasons } from '../../node/ruleset.ts';
+
+const settings: NodeSettings = {
+  node: 'node-a',
+  podCIDRs: ['10.244.1.0/24', 'fd00:244:1::/64'],
+  port: 4793,
+  mtu: null,
+  clusterCIDRs: ['10.244.0.0/16', '10.244.1.0/24', 'fd00:244::/32'],
+  excludedCIDRs: ['192.0.2.0/25', '192.0.2.128/25'],
+};
+const A = ['10.244.1.11', 'fd00:244:1::11'];
+const toS1: PerFamily<Steer> = { 4: { shard: 'p/1' }, 6: { shard: 'p/1' } };
+
+function planOf(workloads: Record<string, { addresses: string[]; steer: PerFamily<Steer> }>): NodePlan {
+  return {
+    settings: { node: settings },
+    shards: {
+      'p/1': { index: 1, mode: 'VXLAN', vni: 100, nextHops: { 4: '10.0.0.64', 6: 'fd00:10::64' } },
+      'p/2': { index: 253, mode: 'VXLAN', vni: 200, nextHops: { 4: '10.0.0.65' } },
+    },
+    gateways: { gw: { internalAddress: '10.0.0.31', addresses: ['10.0.0.31', '203.0.113.31', '2001:db8:113::31'] } },
+    workloads: Object.fromEntries(
+      Object.entries(workloads).map(([uid, entry]) => [uid, { namespace: 'a', name: uid, uid, ...entry }]),
+    ),
+  };
+}
+const compile = (plan: NodePlan, from = settings): NodeState =>
+  compileNode(plan, from, { workloadInterfaces: ['cni0', 'cali*'], underlayMtu: 1500, rpFilterAll: 0 });
+const elements = (state: NodeState, set: string): [string, string][] => [...(state.ruleset.sets[set]?.elements ?? [])];
+
+t.test('Hold', async (t) => {
+  const limits = { perSource: 4, total: 6, milliseconds: 2_000 };
+  const packet = (id: number, source: string) => ({ id, source, mark: 0xfe });
+  const idsOf = (list: { packet: { id: number } }[]) => list.map(({ packet: { id } }) => id);
+
+  t.test('bounds per source and in all, then room again', async (t) => {
+    const hold = new Hold(limits);
+    t.same(
+      [1, 2, 3, 4, 5].map((id) => hold.arrive(packet(id, 'a'), 0)),
+      ['hold', 'hold', 'hold', 'hold', 'drop'],
+    );
+    t.same(
+      [6, 7, 8].map((id) => hold.arrive(packet(id, `b${id}`), 1)),
+      ['hold', 'hold', 'drop'],
+    );
+    t.equal(hold.size, 6);
+    t.same(idsOf(hold.release(new Set(['a']), 5)), [1, 2, 3, 4], 'in order');
+    t.equal(hold.size, 2);
+    t.equal(hold.arrive(packet(9, 'c'), 6), 'hold');
+  });
+  t.test('expiry: at the limit and not before, each once, in order', async (t) => {
+    const hold = new Hold(limits);
+    t.equal(hold.nextExpiry(), undefined);
+    hold.arrive(packet(1, 'a'), 100);
+    hold.arrive(packet(2, 'b'), 200);
+    hold.arrive(packet(3, 'a'), 300);
+    t.equal(hold.nextExpiry(), 2_100);
+    t.same(hold.expire(2_099), []);
+    t.same(
+      hold.expire(2_200).map(({ id }) => id),
+      [1, 2],
+    );
+    t.equal(hold.nextExpiry(), 2_300);
+    t.same(hold.release(new Set(['a', 'b']), 2_250), [{ packet: packet(3, 'a'), milliseconds: 1_950 }]);
+    t.same(hold.expire(9_999), []);
+    t.equal(hold.size, 0);
+  });
+  t.test('a known source is let through at once, until it is withdrawn', async (t) => {
+    const hold = new Hold(limits);
+    hold.release(new Set(['a']), 0);
+    t.equal(hold.arrive(packet(1, 'a'), 1), 'accept');
+    t.equal(hold.arrive(packet(2, 'b'), 1), 'hold');
+    hold.release(new Set(['b']), 2);
+    t.equal(hold.arrive(packet(3, 'a'), 3), 'hold');
+    hold.clear();
+    t.equal(hold.size, 0);
+    t.equal(hold.nextExpiry(), undefined);
+  });
+  t.test('the source is read from the packet, or there is none', async (t) => {
+    const v4 = new Uint8Array(20).fill(0);
+    v4.set([0x45], 0);
+    v4.set([10, 244, 1, 11], 12);
+    const v6 = new Uint8Array(40);
+    v6.set([0x60], 0);
+    v6.set([0xfd, 0, 2, 0x44, 0, 1], 8);
+    v6[23] = 0x11;
+    t.equal(packetSource(v4), A[0]);
+    t.equal(packetSource(v6), A[1]);
+    for (const bad of [v4.subarray(0, 19), v6.subarray(0, 39), new Uint8Array(0), new Uint8Array(40)]) {
+      t.equal(packetSource(bad), undefined);
+    }
+  });
+});
+
+t.test('compile', async (t) => {
+  const state = compile(planOf({ u1: { addresses: A, steer: { 4: { shard: 'p/1' }, 6: 'drop' } } }));
+  const text = Object.values(state.ruleset.chains).flatMap(({ rules }) => rules);
+
+  t.test('routes: into the tunnel, past it for its own packets, nowhere else', async (t) => {
+    const blackhole = { type: 'blackhole', destination: 'default', metric: 32_767 };
+    const tunnel = { type: 'unicast', destination: 'default', dev: 'sluice-vx', onlink: true };
+    const first = { id: 100, destination: '10.0.0.64' };
+    const second = { id: 200, destination: '10.0.0.65' };
+    t.same(state.net.routes, [
+      { family: 4, table: 7801, ...tunnel, via: '169.254.77.1', encap: first },
+      { family: 4, table: 7801, ...blackhole },
+      { family: 6, table: 7801, ...tunnel, via: 'fe80::5:1c:77:1', encap: first },
+      { family: 6, table: 7801, ...blackhole },
+      { family: 4, table: 7801, type: 'throw', destination: '10.0.0.64/32' },
+      { family: 4, table: 8053, ...tunnel, via: '169.254.77.1', encap: second },
+      { family: 4, table: 8053, ...blackhole },
+      // This shard has no next hop of this family: nothing but the black hole.
+      { family: 6, table: 8053, ...blackhole },
+      { family: 4, table: 8053, type: 'throw', destination: '10.0.0.65/32' },
+    ]);
+    t.same(
+      state.net.rules.map(({ family, priority, table, mark }) => [family, priority, table, mark?.value, mark?.mask]),
+      [
+        [4, 7801, 7801, 1, 0xff],
+        [6, 7801, 7801, 1, 0xff],
+        [4, 8053, 8053, 253, 0xff],
+        [6, 8053, 8053, 253, 0xff],
+      ],
+    );
+    t.equal(state.net.links[0]?.mtu, 1450);
+  });
+  t.test('a v6 underlay: v6 outer next hop, 70 bytes less, other throw', async (t) => {
+    const plan = planOf({});
+    plan.gateways = { gw: { internalAddress: 'fd00:10::31', addresses: ['fd00:10::31'] } };
+    const { net, ruleset } = compile(plan);
+    t.equal(net.links[0]?.mtu, 1430);
+    const table = net.routes.filter((route) => route.table === 7801);
+    t.same(
+      table.filter(({ type }) => type === 'unicast').map(({ encap }) => encap?.destination),
+      ['fd00:10::64', 'fd00:10::64'],
+    );
+    t.same(
+      table.filter(({ type }) => type === 'throw').map(({ destination }) => destination),
+      ['fd00:10::64/128'],
+    );
+    t.ok(ruleset.sets.peers6?.elements.has('fd00:10::31'));
+  });
+  t.test('sets', async (t) => {
+    t.same(elements(state, 'known4'), [[A[0], '']]);
+    t.same(elements(state, 'known6'), [[A[1], '']]);
+    t.match(elements(state, 'steer4')[0]?.[1] ?? '', /^goto s1_/);
+    t.match(elements(state, 'steer6')[0]?.[1] ?? '', /^goto unassigned_/);
+    t.same(
+      elements(state, 'byct').map(([mark]) => mark),
+      ['0x00000001', '0x000000fd'],
+    );
+    t.ok(
+      elements(state, 'local4').some(([range]) => range === '10.244.0.0-10.244.255.255'),
+      'overlaps are merged',
+    );
+    t.ok(
+      elements(state, 'local4').some(([range]) => range === '192.0.2.0-192.0.2.255'),
+      'neighbours too, or touch',
+    );
+    t.ok(
+      elements(state, 'gateways4').some(([address]) => address === '203.0.113.31'),
+      'outside addresses are forbidden',
+    );
+    t.notOk(
+      elements(state, 'peers4').some(([address]) => address === '203.0.113.31'),
+      'and no tunnel comes from there',
+    );
+    t.ok(elements(state, 'peers4').some(([address]) => address === '10.0.0.65'));
+    for (const { elements } of Object.values(compile(planOf({ x: { addresses: A, steer: {} } })).ruleset.sets)) {
+      for (const verdict of elements.values()) {
+        const chain = /^goto (.*)$/.exec(verdict)?.[1];
+        if (verdict !== '') t.ok(chain !== undefined && state.ruleset.chains[chain], `${verdict} is there`);
+      }
+    }
+  });
+  t.test('every reason is counted somewhere, is a word of api/reasons.ts, and has its counter', async (t) => {
+    for (const reason of nodeDropReasons) {
+      const counter = `drop_${reason.replaceAll('-', '_')}`;
+      t.ok(Object.hasOwn(dropReasons, reason));
+      t.ok(state.ruleset.counters.includes(counter));
+      t.ok(
+        text.some((rule) => rule.endsWith(`counter name ${counter} drop`)),
+        reason,
+      );
+    }
+  });
+  t.test('membership changes elements only; every interface is asked', async (t) => {
+    t.same(Object.keys(compile(planOf({})).ruleset.chains).sort(), Object.keys(state.ruleset.chains).sort());
+    for (const name of ['cni0', 'cali*'])
+      t.equal(text.filter((rule) => rule.startsWith(`iifname "${name}"`)).length, 3);
+    for (const family of families) {
+      t.ok(text.some((rule) => rule.endsWith(`maxseg size set ${family === 4 ? 1410 : 1390}`)));
+    }
+  });
+  t.test('refused by name', async (t) => {
+    const direct = planOf({});
+    direct.shards['p/1'] = { index: 1, mode: 'Direct', vni: 0, nextHops: {} };
+    t.throws(() => compile(direct), { message: /p\/1.*Direct.*not carried out yet/ });
+    for (const index of [0, 254, 253, 1.5]) {
+      const plan = planOf({});
+      plan.shards['p/1'] = { index, mode: 'VXLAN', vni: 1, nextHops: {} };
+      t.throws(() => compile(plan), { message: /p\/[12].*index/ }, `index ${index}`);
+    }
+    t.throws(() => compile(planOf({ u: { addresses: A, steer: { 4: { shard: 'p/9' } } } })), /names a shard/);
+    t.throws(() => compile(planOf({}), { ...settings, clusterCIDRs: ['10.0.0.1/8'] }), /plan: /);
+  });
+});
+
+t.test('endings: whose flows may not go on', async (t) => {
+  const steer = (how: Steer): PerFamily<Steer> => ({ 4: how, 6: how });
+  const cases: [string, NodePlan | undefined, NodePlan, string[], string[]][] = [
+    [
+      'nothing was there: flows that were translated before',
+      undefined,
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      [],
+      A,
+    ],
+    [
+      'the same again',
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      [],
+      [],
+    ],
+    ['a new pod', planOf({}), planOf({ u: { addresses: A, steer: toS1 } }), [], []],
+    ['a pod that is gone', planOf({ u: { addresses: A, steer: toS1 } }), planOf({}), A, []],
+    [
+      'another owner',
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      planOf({ w: { addresses: A, steer: toS1 } }),
+      A,
+      [],
+    ],
+    [
+      'another shard',
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      planOf({ u: { addresses: A, steer: steer({ shard: 'p/2' }) } }),
+      [],
+      [],
+    ],
+    [
+      'assigned',
+      planOf({ u: { addresses: A, steer: steer('bypass') } }),
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      [],
+      A,
+    ],
+    [
+      'assigned no more',
+      planOf({ u: { addresses: A, steer: toS1 } }),
+      planOf({ u: { addresses: A, steer: steer('drop') } }),
+      A,
+      [],
+    ],
+  ];
+  for (const [what, before, after, withdrawn, assigned] of cases) {
+    const now = before === undefined ? emptyState() : stateOf(compile(before).ruleset);
+    const endings = endingsOf(now, compile(after).ruleset, before, after);
+    t.same([...endings.withdrawn].sort(), withdrawn, `${what}: withdrawn`);
+    t.same([...endings.assigned].sort(), assigned, `${what}: assigned`);
+  }
+  const flow = (source: string, destination: string, replyTo: string, mark = 0) => ({
+    original: { source, destination },
+    reply: { source: destination, destination: replyTo },
+    mark,
+  });
+  const local = localDestinations(settings);
+  const [none, pod, node] = [new Set<string>(), '10.244.1.11', '10.0.0.21'];
+  const assigned = new Set([pod]);
+  for (const [what, entry, gone, expected] of [
+    ['of a withdrawn pod', flow(pod, '198.51.100.1', pod, 1), new Set([pod]), true],
+    ['to a withdrawn pod', flow('198.51.100.1', pod, '198.51.100.1'), new Set([pod]), true],
+    ['of another', flow('10.244.1.12', '198.51.100.1', node), new Set([pod]), false],
+    ['translated before the assignment', flow(pod, '198.51.100.1', node), none, true],
+    ['not translated', flow(pod, '198.51.100.1', pod), none, false],
+    ['already steered', flow(pod, '198.51.100.1', node, 1), none, false],
+    ['another program marked it', flow(pod, '198.51.100.1', node, 0x4000), none, true],
+    ['translated, in the cluster', flow(pod, '10.244.2.9', node), none, false],
+  ] as const) {
+    t.equal(endsWith(entry, gone, assigned, local), expected, `a flow ${what}`);
+  }
+});
+
+t.test('apply', async (t) => {
+  /** The machine as a log of what was done to it. */
+  const fakeKernel = (nft: NftState = emptyState(), net: NetState = emptyNetState()) => {
+    const log: string[] = [];
+    const fail = { ip: false, nft: false };
+    const kernel: NodeKernel = {
+      nft: {
+        async run(script) {
+          if (fail.nft) throw new Error('nft refuses');
+          if (script !== '') log.push(`nft ${script}`);
+        },
+        list: async () => {
+          log.push('nft list');
+          return nft;
+        },
+        counters: async () => ({}),
+        drop: async () => {},
+      },
+      ip: {
+        list: async () => net,
+        async apply(lines) {
+          if (fail.ip) throw new Error('ip refuses');
+          log.push(`ip ${lines.join('\n')}`);
+        },
+      },
+      scope: async () => ({ links: [], managed: () => false, tables: [], rulePriorities: [], neighbourDevices: [] }),
+      facts: async () => ({ underlayMtu: 1500, rpFilterAll: 1 }),
+      sysctls: async (wanted) => {
+        log.push(`sysctls rp_filter ${wanted['net/ipv4/conf/sluice-vx/rp_filter']}`);
+      },
+      holdRule: async () => {
+        log.push('hold rule');
+      },
+      endFlows: async () => {
+        log.push('end flows');
+        return 3;
+      },
+    };
+    return { log, fail, kernel };
+  };
+  const one = planOf({ u: { addresses: A, steer: toS1 } });
+  const words = (log: string[]) =>
+    log.map((line) =>
+      line
+        .split(/[ \n]/, 2)
+        .join(' ')
+        .replace(/^ip -[46]$/, 'ip'),
+    );
+
+  t.test('routes before elements; nothing the second time; elements before routes when they go', async (t) => {
+    const { log, kernel } = fakeKernel();
+    const steering = new Steering(kernel, ['cni0']);
+    t.same((await steering.apply(one)).known, new Set(A));
+    t.same(words(log), ['nft list', 'hold rule', 'ip', 'sysctls rp_filter', 'nft add', 'end flows']);
+    t.equal(log[3], 'sysctls rp_filter 2', 'loose where the machine is strict');
+    log.length = 0;
+    await steering.apply(structuredClone(one));
+    t.same(log, []);
+    const less = planOf({});
+    delete less.shards['p/1'];
+    t.equal((await steering.apply(less)).endedFlows, 3);
+    t.equal(log.length, 3);
+    t.match(log[0] ?? '', /^nft .*delete element inet sluice_node known4/s);
+    t.match(log[1] ?? '', /^ip .*route del/s);
+    t.notMatch(log[1] ?? '', /replace|add/);
+    t.equal(log[2], 'end flows');
+  });
+  t.test('what the plan forbids is done even if what it permits cannot be', async (t) => {
+    const { log, fail, kernel } = fakeKernel();
+    const steering = new Steering(kernel, ['cni0']);
+    await steering.apply(one);
+    log.length = 0;
+    fail.ip = true;
+    const next = planOf({ w: { addresses: ['10.244.1.12'], steer: { 4: { shard: 'p/3' } } } });
+    next.shards['p/3'] = { index: 3, mode: 'VXLAN', vni: 100, nextHops: { 4: '10.0.0.66' } };
+    await t.rejects(steering.apply(next), /ip refuses/);
+    t.match(log[0] ?? '', /delete element inet sluice_node known4 \{ 10\.244\.1\.11/);
+    t.notMatch(log[0] ?? '', /10\.244\.1\.12/, 'nobody new is let in');
+    t.equal(log[1], 'end flows');
+    fail.ip = false;
+    log.length = 0;
+    await steering.apply(next);
+    t.equal(log[0], 'nft list', 'after a failure the kernel is asked again');
+  });
+  t.test('a plan without settings', async (t) => {
+    const { log, kernel } = fakeKernel();
+    const steering = new Steering(kernel, ['cni0']);
+    t.equal((await steering.apply(emptyNodePlan())).workloads, 0, 'asks for nothing where nothing is');
+    t.same(log, []);
+    await steering.apply(one);
+    await t.rejects(steering.apply(emptyNodePlan()), /knows nothing of this node/, 'and takes nothing away');
+    t.equal(steering.plan, one);
+  });
+});
+
+t.test("underlayAddresses: the machine's own, not its workloads' side", async (t) => {
+  const of = (...addresses: string[]) =>
+    addresses.map((address) => ({
+      address,
+      internal: address === '127.0.0.1',
+      netmask: '',
+      mac: '',
+      cidr: null,
+      family: 'IPv4' as const,
+    }));
+  t.same(
+    underlayAddresses(['cni0', 'cali*'], {
+      lo: of('127.0.0.1'),
+      eth0: of('10.0.0.21', 'fd00:10::21', 'fe80::1', '169.254.1.1'),
+      cni0: of('10.244.1.1'),
+      cali123: of('10.244.1.9'),
+      'sluice-vx': of('10.9.9.9'),
+    }),
+    ['10.0.0.21', 'fd00:10::21'],
+  );
+});
