@@ -149,8 +149,8 @@ class Walk {
     for (const [name, property] of Object.entries(properties)) {
       let value = Object.hasOwn(input, name) ? input[name] : undefined;
       if (value === null && (!strict || schema.nullAsAbsent === true)) value = undefined;
-      // A default is walked like input, so that the defaults inside it are filled in too.
-      if (value === undefined) value = structuredClone(property.default);
+      // A default is walked like input: copied, and the defaults inside it filled in too.
+      if (value === undefined) value = property.default;
       if (value !== undefined) {
         output[name] = this.any(property, value, join(path, name), join(pattern, name));
       } else if (schema.required?.includes(name) === true) {

@@ -72,6 +72,9 @@ t.test('defaults, canonical texts and what is dropped', (t) => {
     [],
   );
 
+  const most = value(change(sample('GatewayPool'), 'spec.nextHops', { v4: ['10.1.0.1-10.1.0.253'] }));
+  t.same(most.spec.nextHops, { v4: ['10.1.0.1-10.1.0.253'] }, 'as many shards as may be');
+
   const eip = value(change(change(sample('EgressIP'), 'spec.addresses', undefined), 'spec.count', 2));
   t.equal(eip.spec.count, 2);
   t.same(value(sample('EgressIP')).spec.addresses, ['203.0.113.101', '2001:db8:113::101']);
@@ -311,6 +314,7 @@ const rows: Row[] = [
   ['ExternalService', 'spec.ports[0].port', '443, 80', /^text in quotes/, '"443, 80"'],
   ['ExternalService', 'spec.ports[0].port', '90-80', /ends after it begins/, '"90-80"'],
   ['ExternalService', 'spec.ports[0].port', '80-90,85', /^each port once/, '"80-90,85"'],
+  ['ExternalService', 'spec.ports[0].port', '80-90,90', 'each port once, not 90 twice', '"80-90,90"'],
   ['ExternalService', 'spec.ports[1].port', '8', /^absent: port of ICMP/, '"8"'],
   ['ExternalService', 'spec.ports[2].port', '8', 'absent: protocol 47 has no ports', '"8"'],
   // Rules
@@ -452,6 +456,9 @@ t.test('hostile documents', (t) => {
   );
   t.ok(polluted.ok && !('data' in polluted.value), 'nothing is taken from a __proto__');
   t.equal(parseObject(Object.create(sample('EgressIP'))).ok, false, 'nor from a real prototype');
+
+  const { metadata, ...rest } = sample('ConfigMap');
+  t.equal(parseObject(Object.assign(Object.create({ metadata }), rest)).ok, false, 'nor a field from one');
 
   const many = parseObject({
     ...sample('EgressIP'),
