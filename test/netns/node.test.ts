@@ -91,7 +91,11 @@ function gatewayCounters(): string {
       }
     }
   }
-  names.push('other', 'leak');
+  names.push('other', 'leak', 'over6', 'clamped');
+  rules.push(`ip6 daddr fd00:10::64 udp dport ${TUNNEL_PORT} @th,96,24 ${VNI} counter name over6 accept`);
+  for (const segment of [1410, 1390]) {
+    rules.push(`iifname "vx0" tcp flags & (syn | ack) == syn tcp option maxseg size ${segment} counter name clamped`);
+  }
   rules.push(`udp dport ${TUNNEL_PORT} counter name other`);
   for (const family of families) {
     const ip = family === 4 ? 'ip' : 'ip6';
@@ -166,6 +170,7 @@ function setUp(): void {
     'link set eth0 up',
     ...['10.0.0.31/24', '10.0.0.64/32', '10.0.0.65/32'].map((address) => `addr add ${address} dev eth0`),
     'addr add fd00:10::31/64 dev eth0 nodad',
+    'addr add fd00:10::64/128 dev eth0 nodad',
     ...families.flatMap((family) => [`addr add ${internet[family]} dev lo`, `addr add ${client[family]} dev lo`]),
     `link add vx0 address ${TUNNEL_MAC_GATEWAY} type vxlan external dstport ${TUNNEL_PORT}`,
     'link set vx0 mtu 1450 up',
@@ -211,7 +216,7 @@ function planOf(workloads: Partial<Record<Pod, PerFamily<Steer>>>, uids: Partial
         podCIDRs: ['10.244.1.0/24', 'fd00:244:1::/64'],
         port: TUNNEL_PORT,
         mtu: null,
-        clusterCIDRs: ['10.244.0.0/16', '10.0.0.0/24', 'fd00:244::/32', 'fd00:10::/64'],
+        clusterCIDRs: ['10.244.0.0/16', '10.96.0.0/16', '10.0.0.0/24', 'fd00:244::/32', 'fd00:10::/64'],
         excludedCIDRs: [],
       },
     },
@@ -286,6 +291,39 @@ t.test('a known workload arrives encapsulated at its shard, with its own source 
   for (const family of families) t.ok(await ping(P1, internet[family]), `v${family} answered`);
   t.ok(await ping(P1, internet[4], '-c1 -W2 -s 1400 -M do'), 'a packet that just fits is not cut');
   t.same(since(before), { s1_p1_4: 2, s1_p1_6: 1 });
+});
+
+t.test('TCP is clamped to the tunnel; over IPv6 it is as over IPv4', async (t) => {
+  const before = arrived();
+  for (const family of families) {
+    const address = family === 6 ? `[${internet[6]}]` : internet[4];
+    // Nothing listens there: the SYN is all that is wanted.
+    t.throws(() => inside(P1, `socat -u - TCP${family}:${address}:9,connect-timeout=2`), /refused/);
+  }
+  t.equal(since(before).clamped, 2);
+  const plan = planOf({ p1: shard('s1') });
+  plan.gateways = { gw: { internalAddress: 'fd00:10::31', addresses: ['fd00:10::31'] } };
+  await node.apply(plan);
+  const then = arrived();
+  for (const family of families) await ping(P1, internet[family], '-c1 -W1');
+  t.same(since(then), { over6: 2 });
+  await node.apply(planOf({ p1: shard('s1') }));
+});
+
+t.test('steering looks after service translation, and so does the guard of the tunnel port', async (t) => {
+  const translate = (address: string, to: string) =>
+    inside(NODE, `iptables-nft -t nat -A PREROUTING -p udp -d ${address} -j DNAT --to-destination ${to}`);
+  translate('10.96.0.8', `${internet[4]}:9`);
+  translate('10.96.0.9', `10.0.0.31:${TUNNEL_PORT}`);
+  // A load balancer's address that is a pod.
+  translate('203.0.113.200', `${pod.p2[4]}:9`);
+  const before = arrived();
+  const drops = await node.drops();
+  for (const address of ['10.96.0.8', '10.96.0.9', '203.0.113.200'])
+    inside(P1, `socat -u - UDP4-SENDTO:${address}:9`, 'x');
+  await sleep(50);
+  t.same(since(before), { s1_p1_4: 1 }, 'an endpoint off the cluster is steered, the others are not');
+  t.equal((await node.drops()).drop_tunnel_port, (drops.drop_tunnel_port ?? 0) + 1, 'a gateway is no endpoint');
 });
 
 t.test('an unknown source is held, and its first packet goes on when the plan names it', async (t) => {
@@ -461,7 +499,7 @@ t.test('a restart finds everything in place and changes nothing; kill -9 stops n
     const metrics = inside(NODE, 'curl -sf -m 2 http://127.0.0.1:7793/metrics');
     t.match(metrics, /sluice_node_generation\{program="node"\} 7\n/);
     t.match(metrics, /sluice_node_workloads\{program="node"\} 1\n/);
-    t.match(metrics, /sluice_node_drops_total\{reason="tunnel-port",program="node"\} 6\n/);
+    t.match(metrics, /sluice_node_drops_total\{reason="tunnel-port",program="node"\} 7\n/);
 
     const flow = ping(P1, internet[4], '-c 8 -i 0.1 -W 1');
     await sleep(200);
