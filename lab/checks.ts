@@ -37,7 +37,8 @@ const bracket = (family: Family, address: string): string => (family === 6 ? `[$
 const curl = (family: Family, url: string): string[] => [
   'curl',
   `-${family}`,
-  ...['-sS', '--connect-timeout', String(waitSeconds), '-m', '20', url],
+  // -v: only there does curl say which error it was that it met in connecting.
+  ...['-svS', '--connect-timeout', String(waitSeconds), '-m', '20', url],
 ];
 
 export function checksOf(family: Family): Check[] {
@@ -93,7 +94,8 @@ export function judge(expected: Expectation, outcome: Outcome): { seen: string; 
   if (expected === 'rejected' || expected === 'dropped') {
     if (outcome.code === 0) return { seen: `got through: ${outcome.stdout.trim().slice(0, 40)}`, ok: false };
     // curl's 7 is any refusal to connect; only a reset says that somebody rejected it. 28 is silence.
-    if (outcome.code === 7 && /refused/i.test(said)) return { seen: 'rejected', ok: expected === 'rejected' };
+    if (outcome.code === 7 && /failed: Connection refused/.test(outcome.stderr))
+      return { seen: 'rejected', ok: expected === 'rejected' };
     if (outcome.code === 28) return { seen: 'dropped', ok: expected === 'dropped' };
     return { seen: said || `exit code ${outcome.code}`, ok: false };
   }

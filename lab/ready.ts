@@ -29,7 +29,8 @@ export async function awaitReady(world: World, timeoutMs = 20_000): Promise<void
         `not ready after ${timeoutMs / 1000} s: ${missing.join(', ')}; logs are in ${placeOf(world.lab).dir}/logs`,
       );
     }
-    await sleep(100);
+    // Asking costs a process per program, which the programs that start would rather have.
+    await sleep(250);
   }
 }
 
