@@ -5,7 +5,8 @@
 
 /** Reasons for which the data path drops or rejects a packet before, beside or after policy. */
 export const dropReasons = {
-  'foreign-tunnel': 'a tunnel packet from an address that is no node or gateway of the plan, by another interface, or with another VNI',
+  'foreign-tunnel':
+    'a tunnel packet from an address that is no node or gateway of the plan, by another interface, or with another VNI',
   'bad-tunnel-frame': 'a tunnel packet whose inner frame is neither IPv4 nor IPv6',
   'spoofed-source': 'an inner source that the sending node does not hold',
   'unknown-source': 'a source that no workload of the plan has',
@@ -17,7 +18,7 @@ export const dropReasons = {
   invalid: 'conntrack calls the packet invalid (checksum, impossible flags, out of window)',
   'no-egress-ip': 'the workload has no egress IP of this family',
   unassigned: 'the workload is assigned no egress IP and the pool says unassigned: Drop',
-  leak: 'a packet about to leave with a source that is not the workload\'s own egress IP',
+  leak: "a packet about to leave with a source that is not the workload's own egress IP",
 } as const;
 export type DropReason = keyof typeof dropReasons;
 
@@ -25,7 +26,7 @@ export type DropReason = keyof typeof dropReasons;
 export const policyReasons = {
   rule: 'a rule matched and its action ends the walk',
   'service-accept': 'a rule of the service context accepted',
-  'default-action': 'no context permitted the flow, so the pool\'s default action decides',
+  'default-action': "no context permitted the flow, so the pool's default action decides",
 } as const;
 export type PolicyReason = keyof typeof policyReasons;
 export type Reason = DropReason | PolicyReason;
