@@ -16,7 +16,7 @@ import {
 import { down } from './down.ts';
 import { flowFiles, followFlows, formatRecord } from './flows.ts';
 import { inNamespace, run } from './netns.ts';
-import { placeOf } from './place.ts';
+import { defaultLab, placeOf } from './place.ts';
 import { awaitReady } from './ready.ts';
 import { up } from './up.ts';
 
@@ -70,12 +70,13 @@ async function showFlows(
   print: (text: string) => void,
 ): Promise<void> {
   const place = placeOf(name);
+  const which = name === defaultLab ? '' : `--name ${name} `;
   print(
     [
       '',
       'Flow records as the gateways write them; Ctrl-C ends the demo and takes the lab down. Meanwhile, in another terminal:',
-      '  sudo bin/sluice lab exec pay-1 -- curl -s http://web.example.test/ip     ask as a pod of billing',
-      '  sudo bin/sluice lab status                                               what runs where, who holds which address',
+      `  sudo bin/sluice lab exec ${which}pay-1 -- curl -s http://web.example.test/ip     ask as a pod of billing`,
+      `  sudo bin/sluice lab status ${which}     what runs where, who holds which address`,
       `  edit ${place.manifests}/*.yaml        takes effect within a second`,
       '',
     ].join('\n'),

@@ -65,6 +65,8 @@ export function commandOf(program: Program, host: Host, place: Place): string[] 
         ...program.upstream.map((address) => `--server=${address}`),
         ...Object.entries(program.names).map(([name, addresses]) => `--host-record=${[name, ...addresses].join(',')}`),
       ];
+    case 'iperf':
+      return ['iperf3', '--server', '--forceflush'];
     case 'sshd': {
       // sshd wants /run/sshd and would leave it on the machine: it gets a /run of its own, in the mount namespace that
       // `ip netns exec` made for it. Its files are copied there, since it reads them again for each connection.
@@ -132,6 +134,7 @@ async function prepareProgram(program: Program, host: Host, place: Place, caDir:
       return;
     }
     case 'dns':
+    case 'iperf':
       return;
   }
 }

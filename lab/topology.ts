@@ -27,7 +27,8 @@ export type Program =
   | { kind: 'web'; httpPorts: number[]; names: string[] }
   /** Answers `names` itself; with `upstream`, a caching forwarder. */
   | { kind: 'dns'; names: Record<string, string[]>; upstream: string[] }
-  | { kind: 'sshd' };
+  | { kind: 'sshd' }
+  | { kind: 'iperf' };
 
 export interface Host {
   name: string;
@@ -257,6 +258,7 @@ export const defaultTopology: Topology = {
       { kind: 'web', httpPorts: [80], names: ['web.example.test', 'www.example.test', 'api.example.test'] },
       { kind: 'dns', names: serverNames, upstream: [] },
       { kind: 'sshd' },
+      { kind: 'iperf' },
     ]),
     server('web2', 90, [{ kind: 'web', httpPorts: [80, 8080], names: ['web2.example.test'] }]),
   ],

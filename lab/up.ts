@@ -95,6 +95,7 @@ async function serversAnswer(hosts: Host[], place: Place): Promise<void> {
     ports: (host.programs ?? []).flatMap((program) => {
       if (program.kind === 'web') return [...program.httpPorts, 443, 7, 9];
       if (program.kind === 'dns') return [53];
+      if (program.kind === 'iperf') return [5201];
       return program.kind === 'sshd' ? [22] : [];
     }),
   }));
