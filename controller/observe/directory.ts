@@ -158,14 +158,16 @@ const isBelow = (file: string, directory: string): boolean => directory === '' |
 
 function withAge<O extends AnyObject>(key: string, object: O, seen: string): O {
   const { creationTimestamp, uid } = object.metadata;
-  const created = Number.isNaN(Date.parse(creationTimestamp ?? '')) ? seen : (creationTimestamp ?? seen);
-  if (created === creationTimestamp && uid !== undefined) return object;
-  return { ...object, metadata: { ...object.metadata, creationTimestamp: created, uid: uid ?? uidOf(key, created) } };
+  if (creationTimestamp !== undefined && uid !== undefined) return object;
+  // The API server's form has seconds; the uid is of the exact time, since a pod may be made anew within one.
+  const created = creationTimestamp ?? seen.replace(/\.\d+Z$/, 'Z');
+  const made = uid ?? uidOf(key, creationTimestamp ?? seen);
+  return { ...object, metadata: { ...object.metadata, creationTimestamp: created, uid: made } };
 }
 
 /** In the form that Kubernetes' uids have. */
-function uidOf(key: string, created: string): string {
-  const hex = createHash('sha256').update(`${key}\0${created}`).digest('hex');
+function uidOf(key: string, time: string): string {
+  const hex = createHash('sha256').update(`${key}\0${time}`).digest('hex');
   return [hex.slice(0, 8), hex.slice(8, 12), `8${hex.slice(13, 16)}`, `a${hex.slice(17, 20)}`, hex.slice(20, 32)].join(
     '-',
   );
