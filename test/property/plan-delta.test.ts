@@ -110,7 +110,11 @@ t.test('whatever comes, nothing throws and no prototype changes', async (t) => {
         applyDelta(emptyNodePlan(), { set: input, delete: {} });
         applyDelta(emptyNodePlan(), { set: {}, delete: input });
         const fields = typeof input === 'object' && input !== null ? input : { plan: input };
-        for (const line of [JSON.stringify(input), JSON.stringify({ generation: 1, ...fields, type }), String(input)]) {
+        for (const line of [
+          JSON.stringify(input),
+          JSON.stringify({ generation: 1, ...fields, type }),
+          typeof input === 'string' ? input : '{',
+        ]) {
           parseClientMessage(line);
           parseServerMessage('node', line);
           parseServerMessage('gateway', line);

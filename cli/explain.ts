@@ -1,0 +1,287 @@
+/**
+ * `sluice explain`: what becomes of a flow from a pod, and why (design §9): the walk of the three contexts, the
+ * decision, and the egress IP, shard and gateway with which it would leave. It plans the directory's objects with the
+ * controller's own code and asks the one evaluator; it knows no more of the machines than the manifests say.
+ */
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { canonicalAddress, parseAddress, parseRange } from '../api/address.ts';
+import type { Pod } from '../api/kinds.ts';
+import { type Family, families, type GatewayPlan, type PerFamily, type WorkloadEntry } from '../api/plan.ts';
+import { isRecord } from '../api/plan-delta.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { dropReasons } from '../api/reasons.ts';
+import { emptyMemory, type PlannerMemory, readMemory } from '../controller/plan/memory.ts';
+import { noPeers } from '../controller/plan/peers.ts';
+import { plan } from '../controller/plan/plan.ts';
+import { ofKind } from '../controller/plan/snapshot.ts';
+import { readJson } from '../controller/state-file.ts';
+import { compilePolicy, type Explanation } from '../policy/evaluate.ts';
+import { sourceArgument } from './controller.ts';
+import { Exit, json, type Paint, painter, print, printable, table } from './output.ts';
+import { loadSource, type Source, statusOf } from './source.ts';
+
+export interface Target {
+  address: string;
+  family: Family;
+  port?: number;
+}
+interface Query {
+  namespace: string;
+  pod: string;
+  target: Target;
+  protocol: number;
+}
+
+/** What explain answers; `-o json` prints it as it is. */
+export interface Answer {
+  from: string;
+  source?: string;
+  to: string;
+  protocol: number;
+  /** `bypass`: Sluice does not carry the flow at all. */
+  verdict: 'accept' | 'drop' | 'reject' | 'bypass';
+  reason: string;
+  summary: string;
+  policy?: Explanation;
+  egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
+}
+
+const portOf = (text: string): number | undefined =>
+  /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
+
+/** `198.51.100.80`, `198.51.100.80:443`, `2001:db8::80`, `[2001:db8::80]`, `[2001:db8::80]:443`. */
+export function parseTarget(text: string): Target | undefined {
+  const bracket = /^\[([^\]]*)\](?::(\d+))?$/.exec(text);
+  const v4 = /^([\d.]+):(\d+)$/.exec(text);
+  const address = parseAddress(bracket?.[1] ?? v4?.[1] ?? text);
+  const portText = bracket?.[2] ?? v4?.[2];
+  const port = portText === undefined ? undefined : portOf(portText);
+  if (!address.ok || (bracket !== null && address.value.family !== 6)) return undefined;
+  if (portText !== undefined && (port === undefined || port === 0)) return undefined;
+  const canonical = canonicalAddress(bracket?.[1] ?? v4?.[1] ?? text);
+  if (!canonical.ok) return undefined;
+  return { address: canonical.value, family: address.value.family, ...(port === undefined ? {} : { port }) };
+}
+
+/** With a port TCP, without one ICMP of the address's family, unless said otherwise. */
+export function protocolOf(word: string | undefined, { family, port }: Target): number {
+  const icmp = family === 4 ? 1 : 58;
+  const names: Record<string, number> = { tcp: 6, udp: 17, sctp: 132, icmp, icmpv6: 58 };
+  const name = word?.toLowerCase() ?? (port === undefined ? 'icmp' : 'tcp');
+  const number = Object.hasOwn(names, name) ? names[name] : /^\d{1,3}$/.test(name) ? Number(name) : undefined;
+  if (number === undefined || number > 255) throw new Exit(2, `--protocol: expected tcp, udp, sctp, icmp or a number`);
+  const hasPorts = number === 6 || number === 17 || number === 132;
+  if (hasPorts && port === undefined) throw new Exit(2, '--to: expected ADDRESS:PORT ([ADDRESS]:PORT for IPv6)');
+  if (!hasPorts && port !== undefined) throw new Exit(2, `--to: protocol ${number} has no ports`);
+  return number;
+}
+
+/** Addresses as the controller gave them out: its own memory, or what it wrote into the status of the EgressIPs. */
+async function memoryOf({ path, snapshot }: Source, state: string | undefined): Promise<PlannerMemory> {
+  if (state !== undefined) {
+    const stored = await readJson(state, 'planner.json');
+    const memory = isRecord(stored) ? readMemory(stored.memory) : undefined;
+    if (memory === undefined) throw new Exit(1, `${state} holds no state of a controller`);
+    return memory;
+  }
+  const memory = emptyMemory();
+  for (const egressIP of ofKind(snapshot, 'EgressIP')) {
+    const status = await statusOf(path, egressIP);
+    for (const text of Array.isArray(status?.addresses) ? status.addresses : []) {
+      const address = canonicalAddress(String(text));
+      if (address.ok) memory.allocations[address.value] = { pool: egressIP.spec.pool, owner: egressIP.metadata.name };
+    }
+  }
+  return memory;
+}
+
+export async function explain(source: Source, query: Query, state?: string, now = Date.now()): Promise<Answer> {
+  const { namespace, pod: name, target, protocol } = query;
+  const pods = ofKind(source.snapshot, 'Pod');
+  const pod = pods.find(({ metadata }) => metadata.name === name && (metadata.namespace ?? 'default') === namespace);
+  if (pod === undefined) {
+    const others = pods.filter(({ metadata }) => metadata.namespace === namespace).map(({ metadata }) => metadata.name);
+    const known = others.length === 0 ? 'it has none' : `it has ${others.slice(0, 10).join(', ')}`;
+    throw new Exit(1, `no pod "${name}" in namespace "${namespace}" (${known})`);
+  }
+  const to = target.port === undefined ? target.address : addressPort(target);
+  const base = { from: `${namespace}/${name}`, to, protocol };
+  const bypass = (reason: string, summary: string): Answer => ({ ...base, verdict: 'bypass', reason, summary });
+  if (pod.spec.hostNetwork === true) {
+    return bypass('host-network', "Not carried: the pod uses its node's network, so its packets are the node's own.");
+  }
+  const result = plan(source.snapshot, await memoryOf(source, state), noPeers(), now);
+  const carried = [...result.pools]
+    .map(([pool, gatewayPlan]) => ({ pool, gatewayPlan, workload: workloadOf(gatewayPlan, pod, namespace) }))
+    .find(({ workload }) => workload !== undefined);
+  if (carried?.workload === undefined) {
+    const warning = result.warnings.find(({ object }) => object === `Pod/${namespace}/${name}`);
+    if (warning !== undefined) return bypass('no-workload', `Not carried: the pod ${warning.message}.`);
+    const idle = pod.status.phase === 'Succeeded' || pod.status.phase === 'Failed' || pod.spec.nodeName === undefined;
+    if (idle) return bypass('no-workload', 'Not carried: the pod is not running (finished, or on no node yet).');
+    if ((pod.status.podIPs ?? []).length === 0 && pod.status.podIP === undefined) {
+      return bypass('no-workload', 'Not carried: the pod has no address yet.');
+    }
+    return bypass(
+      'no-pool',
+      `Not carried: no GatewayPool selects namespace ${namespace}; it leaves as if Sluice were absent.`,
+    );
+  }
+  return answerOf(base, carried.pool, carried.gatewayPlan, carried.workload, target);
+}
+
+function workloadOf(gatewayPlan: GatewayPlan, pod: Pod, namespace: string): WorkloadEntry | undefined {
+  const { name } = pod.metadata;
+  return Object.values(gatewayPlan.workloads).find((entry) => entry.name === name && entry.namespace === namespace);
+}
+
+/** In the order in which a packet meets node, gateway and policy. */
+function answerOf(
+  base: Pick<Answer, 'from' | 'to' | 'protocol'>,
+  pool: string,
+  gatewayPlan: GatewayPlan,
+  workload: WorkloadEntry,
+  target: Target,
+): Answer {
+  if (!('pool' in gatewayPlan.settings)) throw new Error(`the plan of ${pool} has no settings`);
+  const settings = gatewayPlan.settings.pool;
+  const { family, address, port } = target;
+  const source = workload.addresses.find((text) => familyOf(text) === family);
+  if (source === undefined)
+    throw new Exit(1, `${base.from} has no IPv${family} address (it has ${workload.addresses.join(', ')})`);
+  const head = { ...base, source };
+  const flow = {
+    source,
+    destination: address,
+    protocol: base.protocol,
+    ...(port === undefined ? {} : { destinationPort: port }),
+  };
+  const policy = compilePolicy(gatewayPlan).explain(flow);
+  const dropped = (reason: keyof typeof dropReasons, verdict: 'drop' | 'reject' = 'drop'): Answer => ({
+    ...head,
+    verdict,
+    reason,
+    summary: `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`,
+  });
+  const bypass = (reason: string, summary: string): Answer => ({ ...head, verdict: 'bypass', reason, summary });
+  for (const [field, list] of [
+    ['clusterCIDRs', settings.clusterCIDRs],
+    ['excludedCIDRs', settings.excludedCIDRs],
+  ] as const) {
+    if (holds(list, address)) return bypass(field, `Not steered: ${address} lies in ${field} of GatewayPool ${pool}.`);
+  }
+  const egress = workload.egress[family];
+  if (egress === undefined && Object.keys(workload.egress).length > 0) return dropped('no-egress-ip');
+  if (egress === undefined && settings.unassigned === 'Drop') return dropped('unassigned');
+  if (egress === undefined) {
+    return bypass(
+      'unassigned',
+      'Not steered: no EgressIP selects the pod, and the pool says unassigned: Bypass; no rule applies.',
+    );
+  }
+  const ours = [
+    ...Object.values(gatewayPlan.shards).flatMap(({ egressIPs, nextHops }) => [...egressIPs, ...valuesOf(nextHops)]),
+    ...Object.values(gatewayPlan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
+  ];
+  if (ours.includes(address)) return dropped('hairpin', 'reject');
+  const { decision, summary } = policy;
+  const shard = gatewayPlan.shards[egress.shard];
+  const gateway = shard?.order[0];
+  const nextHop = shard?.nextHops[family];
+  return {
+    ...head,
+    verdict: decision.verdict,
+    reason: decision.reason,
+    summary,
+    policy,
+    ...(decision.verdict === 'accept' && {
+      egress: {
+        pool,
+        ...egress,
+        ...(gateway === undefined ? {} : { gateway }),
+        ...(nextHop === undefined ? {} : { nextHop }),
+      },
+    }),
+  };
+}
+
+const valuesOf = (hops: PerFamily<string>): string[] => families.flatMap((family) => hops[family] ?? []);
+const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+const addressPort = ({ address, family, port }: Target): string =>
+  family === 6 ? `[${address}]:${port}` : `${address}:${port}`;
+
+function holds(list: readonly string[], address: string): boolean {
+  const parsed = parseAddress(address);
+  const ranges = list.flatMap((text) => {
+    const range = parseRange(text);
+    return range.ok ? [range.value] : [];
+  });
+  return parsed.ok && PrefixSet.of(ranges).has(parsed.value);
+}
+
+export function answerText(answer: Answer, paint: Paint): string {
+  const { policy, egress } = answer;
+  const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
+  const lines = [`${printable(from)} to ${answer.to}, protocol ${answer.protocol}\n`];
+  if (policy !== undefined) {
+    lines.push('\n');
+    for (const { context, outcome, why } of policy.contexts) {
+      lines.push(`${paint('bold', context)}: ${outcome}. ${printable(why)}\n`);
+      const steps = policy.steps.filter((step) => step.context === context);
+      if (steps.length === 0) continue;
+      const rows = steps.map(({ matched, rule, action, why }) => [matched ? '  *' : '', rule, action, why]);
+      const text = table(['  ', 'rule', 'action', 'why'], rows);
+      lines.push(`${text.split('\n').slice(1).join('\n')}`);
+    }
+    lines.push('\n');
+  }
+  const style = answer.verdict === 'accept' ? 'green' : answer.verdict === 'bypass' ? 'yellow' : 'red';
+  lines.push(`${paint(style, answer.verdict)} (${answer.reason})\n${printable(answer.summary)}\n`);
+  if (egress !== undefined) {
+    const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
+    lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
+  }
+  return lines.join('');
+}
+
+interface Flags {
+  source: string;
+  from: { namespace: string; pod: string };
+  to: Target;
+  protocol?: string;
+  state?: string;
+  output: 'text' | 'json';
+}
+
+export function register(program: Command): void {
+  program
+    .command('explain')
+    .description('say what becomes of a flow, by which rule, and with which address it leaves')
+    .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML', sourceArgument)
+    .requiredOption('--from <namespace/pod>', 'who', (text: string) => {
+      const [namespace, pod, ...rest] = text.split('/');
+      if (!namespace || !pod || rest.length > 0) throw new InvalidArgumentError('expected NAMESPACE/POD');
+      return { namespace, pod };
+    })
+    .requiredOption('--to <address[:port]>', 'to where', (text: string) => {
+      const target = parseTarget(text);
+      if (target === undefined) throw new InvalidArgumentError('expected ADDRESS, ADDRESS:PORT or [IPV6]:PORT');
+      return target;
+    })
+    .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp)')
+    .option('--state <dir>', 'state directory of the controller, for the addresses that it gave out')
+    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json']).default('text'))
+    .addHelpText(
+      'after',
+      `
+Examples:
+  sluice explain --source directory:manifests --from billing/pay-1 --to 198.51.100.80:443
+  sluice explain --source directory:manifests --from billing/pay-1 --to '[2001:db8:100::80]:53' --protocol udp
+  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90 -o json`,
+    )
+    .action(async ({ source, from, to, protocol, state, output }: Flags, command: Command) => {
+      const query = { ...from, target: to, protocol: protocolOf(protocol, to) };
+      const answer = await explain(await loadSource(source), query, state);
+      print(command, output === 'json' ? json(answer) : answerText(answer, painter(command)));
+    });
+}

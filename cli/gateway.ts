@@ -1,0 +1,51 @@
+/** `sluice gateway`: the program of a gateway machine, until SIGINT or SIGTERM. What it puts in force outlives it. */
+import { type Command, InvalidArgumentError } from 'commander';
+import { isPeerName } from '../api/plan-stream.ts';
+import { formatListen } from '../daemon/listen.ts';
+import { listenArgument, untilSignal } from './controller.ts';
+
+export function nameArgument(text: string): string {
+  if (!isPeerName(text)) throw new InvalidArgumentError('expected lower-case letters, digits, "-" and "."');
+  return text;
+}
+
+export function urlArgument(text: string): string {
+  if (!/^https:\/\/[^/\s@]+\/?$/.test(text) || !URL.canParse(text)) {
+    throw new InvalidArgumentError('expected https://ADDRESS:PORT');
+  }
+  return text;
+}
+
+export const metricsArgument = (text: string): string => formatListen(listenArgument(text));
+
+interface Flags {
+  name: string;
+  controller: string;
+  certs: string;
+  state: string;
+  flowLog?: string;
+  metrics?: string;
+}
+
+export function register(program: Command): void {
+  program
+    .command('gateway')
+    .description('run a gateway: apply the plan of the controller to this machine (as root)')
+    .requiredOption('--name <name>', 'name in GatewayPool.spec.gateways and in the certificate', nameArgument)
+    .requiredOption('--controller <url>', 'plan stream of the controller', urlArgument)
+    .requiredOption('--certs <dir>', 'directory with ca.crt, tls.crt, tls.key')
+    .requiredOption('--state <dir>', 'what must survive a restart: the last plan')
+    .option('--flow-log <file>', 'flow records, one JSON object a line')
+    .option('--metrics <address:port>', 'metrics, /healthz and /readyz', metricsArgument)
+    .addHelpText(
+      'after',
+      `
+Example:
+  sluice gateway --name gw-a --controller https://10.0.0.10:7790 --certs /etc/sluice/certs \\
+    --state /var/lib/sluice/gateway --flow-log /var/log/sluice/flows.jsonl --metrics 127.0.0.1:7792`,
+    )
+    .action(async (flags: Flags) => {
+      const { runGateway } = await import('../gateway/main.ts');
+      await untilSignal(await runGateway(flags));
+    });
+}
