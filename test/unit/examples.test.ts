@@ -1,0 +1,199 @@
+/**
+ * What examples/*.yaml promise in their comments: every document is taken, the planner accepts every object, and flows
+ * meet the verdicts of the table, by the same way as in the product (documents → plan → evaluator). Each example is
+ * shown by itself (with the cluster and the pool that all need) and together with all others; and without its rules
+ * something else happens, so that none is there for nothing.
+ */
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import t from 'tap';
+import type { AnyObject } from '../../api/kinds.ts';
+import type { GatewayPlan } from '../../api/plan.ts';
+import { readDocuments } from '../../controller/observe/document.ts';
+import { emptyMemory } from '../../controller/plan/memory.ts';
+import { noPeers } from '../../controller/plan/peers.ts';
+import { type PlanResult, plan } from '../../controller/plan/plan.ts';
+import { compilePolicy, type Decision } from '../../policy/evaluate.ts';
+
+const folder = join(rootOf(import.meta.dirname), 'examples');
+const base = ['cluster.yaml', 'gateway-pool.yaml'];
+
+/** Compiled tests lie anywhere below the repository. */
+function rootOf(directory: string): string {
+  if (readdirSync(directory).includes('tsconfig.json')) return directory;
+  if (dirname(directory) === directory) throw new Error('the repository is not above the test');
+  return rootOf(dirname(directory));
+}
+
+const files = readdirSync(folder).filter((name) => name.endsWith('.yaml'));
+const documents = new Map(
+  files.map((name) => [
+    name,
+    readDocuments(name, readFileSync(join(folder, name), 'utf8'), new Map(), () => undefined),
+  ]),
+);
+
+function snapshotOf(names: readonly string[]): Map<string, AnyObject> {
+  const snapshot = new Map<string, AnyObject>();
+  for (const name of names) for (const [key, object] of documents.get(name)?.objects ?? []) snapshot.set(key, object);
+  return snapshot;
+}
+
+const planned = (names: readonly string[]): PlanResult => plan(snapshotOf(names), emptyMemory(), noPeers(), 0);
+const mainPlan = (names: readonly string[]): GatewayPlan => planned(names).pools.get('main') as GatewayPlan;
+
+/** Pod as `namespace/name`; the source is its address of the destination's family. */
+function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, destinationPort?: number): Decision {
+  const workload = Object.values(policy.workloads).find(({ namespace, name }) => `${namespace}/${name}` === pod);
+  const source = workload?.addresses.find((address) => address.includes(':') === to.includes(':'));
+  if (source === undefined) throw new Error(`${pod} has no address to reach ${to} from`);
+  const flow = { source, destination: to, protocol, ...(destinationPort === undefined ? {} : { destinationPort }) };
+  return compilePolicy(policy).decide(flow);
+}
+
+const [ICMP, TCP, UDP, ICMPV6] = [1, 6, 17, 58];
+type Row = [from: string, to: string, protocol: number, port: number | undefined, outcome: string, why: string];
+
+/** Outcome: the verdict, and the rule that decided or `default-action`. */
+const examples: Record<string, Row[]> = {
+  'coredns-upstream.yaml': [
+    ['kube-system/coredns-1', '198.51.100.53', UDP, 53, 'accept service/kube-system/coredns-upstream', 'by UDP'],
+    ['kube-system/coredns-1', '198.51.100.53', TCP, 53, 'accept service/kube-system/coredns-upstream', 'by TCP'],
+    ['kube-system/coredns-1', '2001:db8:100::53', UDP, 53, 'accept service/kube-system/coredns-upstream', 'by IPv6'],
+    ['kube-system/coredns-1', '198.51.100.53', TCP, 853, 'drop default-action', 'no other port'],
+    ['kube-system/coredns-1', '198.51.100.54', UDP, 53, 'drop default-action', 'no other resolver'],
+    ['reviews/reviews-1', '198.51.100.53', UDP, 53, 'drop default-action', 'pods ask CoreDNS, not the resolvers'],
+  ],
+  'ntp.yaml': [
+    ['batch/cleanup-7', '198.51.100.123', UDP, 123, 'accept cluster/time-for-all', 'a pod without a Service'],
+    ['reviews/reviews-1', '2001:db8:100::123', UDP, 123, 'accept cluster/time-for-all', 'a pod behind a Service'],
+    ['batch/cleanup-7', '198.51.100.123', TCP, 123, 'drop default-action', 'the time only'],
+    ['batch/cleanup-7', '198.51.100.124', UDP, 123, 'drop default-action', 'of these servers only'],
+  ],
+  'icmp-echo.yaml': [
+    ['monitoring/blackbox-1', '198.51.100.80', ICMP, undefined, 'accept namespace/monitoring/probe-may-ping', 'ping'],
+    ['monitoring/blackbox-1', '2001:db8:100::80', ICMPV6, undefined, 'accept namespace/monitoring/probe-may-ping', '6'],
+    ['monitoring/grafana-1', '198.51.100.80', ICMP, undefined, 'drop default-action', 'a neighbour may not'],
+    ['monitoring/blackbox-1', '203.0.113.250', ICMP, undefined, 'drop default-action', 'not everywhere'],
+    ['monitoring/blackbox-1', '198.51.100.80', UDP, 33434, 'drop default-action', 'not by other protocols'],
+  ],
+  'job.yaml': [
+    ['batch/report-29', '198.51.100.60', TCP, 443, 'accept namespace/batch/report-may-upload', 'the Job uploads'],
+    ['batch/report-29', '2001:db8:100::60', TCP, 443, 'accept namespace/batch/report-may-upload', 'by IPv6'],
+    ['batch/report-29', '198.51.100.60', TCP, 22, 'drop default-action', 'by HTTPS only'],
+    ['batch/cleanup-7', '198.51.100.60', TCP, 443, 'drop default-action', 'another Job may not'],
+  ],
+  'cluster-reject.yaml': [
+    ['reviews/reviews-1', '192.0.2.7', TCP, 443, 'reject cluster/forbidden', 'a forbidden network'],
+    ['reviews/reviews-1', '2001:db8:bad::7', UDP, 443, 'reject cluster/forbidden', 'of the other family'],
+    ['batch/report-29', '198.51.100.25', TCP, 25, 'reject cluster/forbidden', 'mail to anywhere'],
+    ['batch/report-29', '2001:db8:100::25', TCP, 587, 'reject cluster/forbidden', 'mail by IPv6'],
+    ['batch/report-29', '198.51.100.25', UDP, 25, 'drop default-action', 'what is no mail is not its business'],
+  ],
+  'two-egress-ips.yaml': [
+    ['reviews/reviews-1', '198.51.100.80', TCP, 443, 'accept service/reviews/https-anywhere', 'HTTPS'],
+    [
+      'reviews/reviews-4',
+      '2001:db8:100::80',
+      TCP,
+      443,
+      'accept service/reviews/https-anywhere',
+      'from a pod not ready',
+    ],
+    ['reviews/reviews-1', '198.51.100.80', TCP, 80, 'drop default-action', 'nothing else'],
+    ['batch/report-29', '198.51.100.80', TCP, 443, 'drop default-action', 'nobody else'],
+  ],
+};
+
+const outcomeOf = ({ verdict, rule, reason }: Decision): string => `${verdict} ${rule ?? reason}`;
+
+t.test('every document is taken, and no object is written twice', async (t) => {
+  const seen = new Set<string>();
+  for (const [name, { objects, errors }] of documents) {
+    t.same(errors, [], name);
+    t.ok(objects.size > 0, `${name} holds something`);
+    for (const key of objects.keys()) {
+      t.notOk(seen.has(key), `${key} is in one file`);
+      seen.add(key);
+    }
+    t.match(readFileSync(join(folder, name), 'utf8'), /^# .{40}/, `${name} says what it does`);
+  }
+  t.same(
+    Object.keys(examples).sort(),
+    files.filter((name) => !base.includes(name)).sort(),
+    'every example has a table',
+  );
+});
+
+t.test('the planner accepts every object', async (t) => {
+  const { statuses, warnings } = planned(files);
+  t.same(warnings, []);
+  t.ok(statuses.size > 10);
+  for (const [key, { conditions }] of statuses) {
+    const unhappy = conditions.filter(
+      ({ type, status }) => (type === 'Accepted' && status !== 'True') || (type === 'Conflicted' && status === 'True'),
+    );
+    // That `everybody` steps back where `reviews` lists the namespace is what a fallback is for: no conflict.
+    t.same(unhappy, [], key);
+    t.ok(
+      conditions.some(({ reason }) => reason === 'Accepted'),
+      `${key} without remarks`,
+    );
+  }
+});
+
+for (const [name, rows] of Object.entries(examples)) {
+  t.test(name, async (t) => {
+    const alone = mainPlan([...base, name]);
+    const without = mainPlan(base);
+    let differs = 0;
+    for (const [from, to, protocol, port, expected, why] of rows) {
+      const outcome = outcomeOf(decide(alone, from, to, protocol, port));
+      t.equal(outcome, expected, `${from} to ${to}, ${protocol}/${port}: ${why}`);
+      if (outcomeOf(decide(without, from, to, protocol, port)) !== outcome) differs++;
+    }
+    t.ok(differs > 0, 'without the example something else happens');
+    t.ok(differs < rows.length, 'and not to everything');
+    const rules = [...(documents.get(name)?.objects.values() ?? [])].filter(({ kind }) => kind.endsWith('EgressRule'));
+    for (const { metadata } of rules) {
+      t.ok(
+        rows.some(([, , , , expected]) => expected.endsWith(`/${metadata.name}`)),
+        `${metadata.name} decides a flow of the table`,
+      );
+    }
+  });
+}
+
+t.test('all together: an accept stays one, and the veto comes first', async (t) => {
+  const all = mainPlan(files);
+  for (const [from, to, protocol, port, expected] of Object.values(examples).flat()) {
+    if (expected.startsWith('drop')) continue;
+    t.equal(outcomeOf(decide(all, from, to, protocol, port)), expected, `${from} to ${to}, ${protocol}/${port}`);
+  }
+  const vetoed: Row[] = [
+    ['reviews/reviews-1', '192.0.2.7', TCP, 443, 'reject cluster/forbidden', 'HTTPS anywhere, but not there'],
+    ['reviews/reviews-1', '192.0.3.7', TCP, 443, 'accept service/reviews/https-anywhere', 'the next network'],
+  ];
+  for (const [from, to, protocol, port, expected, why] of vetoed) {
+    t.equal(outcomeOf(decide(all, from, to, protocol, port)), expected, why);
+  }
+});
+
+t.test('who leaves with which address', async (t) => {
+  const { workloads } = mainPlan(files);
+  const own = { 4: ['203.0.113.102', '203.0.113.103'], 6: ['2001:db8:113::102', '2001:db8:113::104'] };
+  for (const family of [4, 6] as const) {
+    const byNamespace = new Map<string, Set<string | undefined>>();
+    for (const { namespace, egress } of Object.values(workloads)) {
+      byNamespace.set(namespace, (byNamespace.get(namespace) ?? new Set()).add(egress[family]?.address));
+    }
+    const reviews = byNamespace.get('reviews') ?? new Set();
+    t.same([...reviews].sort(), own[family], `reviews: two IPv${family} addresses, each used by some pod`);
+    byNamespace.delete('reviews');
+    const others = new Set([...byNamespace.values()].flatMap((addresses) => [...addresses]));
+    t.equal(others.size, 1, 'all others share one');
+    t.notOk(others.has(undefined) || own[family].some((address) => others.has(address)), 'another one');
+  }
+  t.same(mainPlan(files).workloads, workloads, 'planned again: the same');
+});
