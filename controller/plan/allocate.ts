@@ -52,25 +52,19 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
     findings.refuse(objectKey(egressIP), 'NoSuchPool', `EgressIPPool ${egressIP.spec.pool} does not exist`);
     return false;
   });
-  const ageOf = new Map(owners.map((owner, age) => [owner.metadata.name, age]));
   const given = new Map<string, string>();
-  const held = (address: string): string | undefined => {
+  const holderBefore = (address: string): string | undefined => {
     const allocation = input.previous[address];
     return allocation !== undefined && allocation.releasedAt === undefined ? allocation.owner : undefined;
   };
 
-  // Explicit claims, oldest first. A younger claim does not take what an older owner drew before.
-  for (const [age, owner] of owners.entries()) {
+  const claim = (owner: EgressIP): void => {
     const pool = pools.get(owner.spec.pool)?.set;
+    const key = objectKey(owner);
+    const { name } = owner.metadata;
     for (const address of explicitAddresses(owner)) {
       const text = formatAddress(address);
-      const key = objectKey(owner);
-      const name = owner.metadata.name;
-      const drawer = held(text);
-      const drawerAge = drawer === undefined ? undefined : ageOf.get(drawer);
-      const olderDrawer =
-        drawerAge !== undefined && drawerAge < age && wants(owners[drawerAge], address.family, pools) > 0;
-      const winner = given.get(text) ?? (olderDrawer ? drawer : undefined);
+      const winner = given.get(text);
       if (winner === name) continue;
       if (winner !== undefined) {
         findings.conflict(key, 'AddressTaken', `${text} belongs to EgressIP ${winner}, which is older`);
@@ -78,47 +72,40 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
         findings.refuse(key, 'AddressReserved', `${text} is a next hop or a gateway's own address`);
       } else if (pool?.has(address) === true) {
         given.set(text, name);
-      } else if (drawer === name) {
+      } else if (holderBefore(text) === name) {
         given.set(text, name);
         findings.add(key, 'Accepted', 'True', 'OutOfPool', `${text} is no longer in EgressIPPool ${owner.spec.pool}`);
       } else {
         findings.refuse(key, 'OutOfPool', `${text} is not in EgressIPPool ${owner.spec.pool}`);
       }
     }
-  }
-
-  // What an owner drew before it keeps, lowest first if it now wants fewer.
+  };
+  // What an owner drew before, lowest first if it now wants fewer.
   const counts = new Map<string, PerFamily<number>>();
-  const kept = Object.entries(input.previous)
-    .flatMap(([text, allocation]) => {
-      const parsed = parseAddress(text);
-      return parsed.ok ? [{ text, allocation, address: parsed.value }] : [];
-    })
-    .sort((a, b) => compareAddresses(a.address, b.address));
-  const byOwner = new Map<string, typeof kept>();
-  for (const item of kept) {
-    const list = byOwner.get(item.allocation.owner);
-    if (list === undefined) byOwner.set(item.allocation.owner, [item]);
-    else list.push(item);
-  }
-  const keep = (owner: EgressIP, reclaimed: boolean): void => {
-    const name = owner.metadata.name;
-    const count = counts.get(name) ?? {};
-    for (const { text, allocation, address } of byOwner.get(name) ?? []) {
+  const before = byOwner(input.previous);
+  const keep = (owner: EgressIP, released: boolean): void => {
+    const { name } = owner.metadata;
+    const { pool, count = 0 } = owner.spec;
+    const kept = counts.get(name) ?? {};
+    for (const { text, allocation, address } of before.get(name) ?? []) {
       const { family } = address;
-      if (allocation.pool !== owner.spec.pool || (allocation.releasedAt !== undefined) !== reclaimed) continue;
-      if ((count[family] ?? 0) >= wants(owner, family, pools) || given.has(text) || input.reserved.has(text)) continue;
-      if (pools.get(owner.spec.pool)?.set.has(address) !== true) {
-        if (reclaimed) continue;
-        const message = `${text} is no longer in EgressIPPool ${owner.spec.pool}`;
+      if (allocation.pool !== pool || (allocation.releasedAt !== undefined) !== released) continue;
+      if ((kept[family] ?? 0) >= count || given.has(text) || input.reserved.has(text)) continue;
+      if (pools.get(pool)?.set.has(address) !== true) {
+        if (released) continue;
+        const message = `${text} is no longer in EgressIPPool ${pool}`;
         findings.add(objectKey(owner), 'Accepted', 'True', 'OutOfPool', message);
       }
       given.set(text, name);
-      count[family] = (count[family] ?? 0) + 1;
+      kept[family] = (kept[family] ?? 0) + 1;
     }
-    counts.set(name, count);
+    counts.set(name, kept);
   };
-  for (const owner of owners) keep(owner, false);
+  // By age, so that of a claim and a draw too the older has the address.
+  for (const owner of owners) {
+    if (owner.spec.addresses === undefined) keep(owner, false);
+    else claim(owner);
+  }
   // An owner that comes back takes its own again, quarantined or not.
   for (const owner of owners) keep(owner, true);
 
@@ -131,23 +118,46 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
     for (const family of families) {
       let missing = wants(owner, family, pools) - (counts.get(name)?.[family] ?? 0);
       if (missing <= 0) continue;
+      let nextFree = Number.POSITIVE_INFINITY;
       for (const text of candidates(pool.set, family)) {
         if (given.has(text) || input.reserved.has(text)) continue;
         const freeAt = quarantineEnd(input.previous[text], pools, input.now);
         if (freeAt > input.now) {
-          wakeAt = Math.min(wakeAt ?? Number.POSITIVE_INFINITY, freeAt);
+          nextFree = Math.min(nextFree, freeAt);
           continue;
         }
         given.set(text, name);
         if (--missing === 0) break;
       }
       if (missing > 0) {
+        if (nextFree < Number.POSITIVE_INFINITY) wakeAt = Math.min(wakeAt ?? nextFree, nextFree);
         const message = `EgressIPPool ${owner.spec.pool} has no free IPv${family} address (${missing} missing)`;
         findings.add(objectKey(owner), 'Programmed', 'False', 'PoolExhausted', message);
       }
     }
   }
   return { ...collect(owners, given, input, pools), ...(wakeAt === undefined ? {} : { wakeAt }) };
+}
+
+interface Held {
+  text: string;
+  address: Address;
+  allocation: Allocation;
+}
+
+/** In order of address. */
+function byOwner(allocations: Readonly<Record<string, Allocation>>): Map<string, Held[]> {
+  const owners = new Map<string, Held[]>();
+  const all = Object.entries(allocations).flatMap(([text, allocation]) => {
+    const parsed = parseAddress(text);
+    return parsed.ok ? [{ text, allocation, address: parsed.value }] : [];
+  });
+  for (const item of all.sort((a, b) => compareAddresses(a.address, b.address))) {
+    const list = owners.get(item.allocation.owner);
+    if (list === undefined) owners.set(item.allocation.owner, [item]);
+    else list.push(item);
+  }
+  return owners;
 }
 
 function collect(
