@@ -164,6 +164,12 @@ function answerOf(
     summary: `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`,
   });
   const bypass = (reason: string, summary: string): Answer => ({ ...head, verdict: 'bypass', reason, summary });
+  const guarded = [
+    ...Object.values(gatewayPlan.shards).flatMap(({ nextHops }) => valuesOf(nextHops)),
+    ...Object.values(gatewayPlan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
+  ];
+  const tunnelled = base.protocol === 17 && port === settings.steering.port;
+  if (guarded.includes(address) || tunnelled) return dropped('tunnel-port');
   for (const [field, list] of [
     ['clusterCIDRs', settings.clusterCIDRs],
     ['excludedCIDRs', settings.excludedCIDRs],
@@ -179,11 +185,9 @@ function answerOf(
       'Not steered: no EgressIP selects the pod, and the pool says unassigned: Bypass; no rule applies.',
     );
   }
-  const ours = [
-    ...Object.values(gatewayPlan.shards).flatMap(({ egressIPs, nextHops }) => [...egressIPs, ...valuesOf(nextHops)]),
-    ...Object.values(gatewayPlan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
-  ];
-  if (ours.includes(address)) return dropped('hairpin', 'reject');
+  if (Object.values(gatewayPlan.shards).some(({ egressIPs }) => egressIPs.includes(address))) {
+    return dropped('hairpin', 'reject');
+  }
   const { decision, summary } = policy;
   const shard = gatewayPlan.shards[egress.shard];
   const gateway = shard?.order[0];

@@ -39,7 +39,7 @@ t.test('apply(diff(a, b), a) equals b', async (t) => {
         }
       }
     }),
-    { numRuns: 400 },
+    { numRuns: 200 },
   );
   t.pass();
 });
@@ -122,7 +122,7 @@ t.test('whatever comes, nothing throws and no prototype changes', async (t) => {
         if (Object.getOwnPropertyNames(Object.prototype).length !== untouched) throw new Error('polluted');
       },
     ),
-    { numRuns: 500 },
+    { numRuns: 200 },
   );
   t.pass();
 });

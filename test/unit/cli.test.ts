@@ -1,0 +1,353 @@
+/**
+ * The command `sluice`, in this process: exit codes, help of every verb, and lint, get and explain over small
+ * manifests written here. What a terminal would see never has control characters that came from a manifest.
+ */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { parseTarget } from '../../cli/explain.ts';
+import { buildProgram, runCli } from '../../cli/program.ts';
+
+const dir = mkdtempSync(join(tmpdir(), 'sluice-cli-'));
+t.teardown(() => rmSync(dir, { recursive: true }));
+
+async function sluice(...args: string[]): Promise<{ code: number; out: string; err: string }> {
+  let out = '';
+  let err = '';
+  const code = await runCli(args, {
+    writeOut: (text) => {
+      out += text;
+    },
+    writeErr: (text) => {
+      err += text;
+    },
+    getOutHasColors: () => false,
+  });
+  return { code, out, err };
+}
+
+function manifests(name: string, files: Record<string, string>): string {
+  const path = join(dir, name);
+  for (const [file, text] of Object.entries(files)) {
+    mkdirSync(join(path, file, '..'), { recursive: true });
+    writeFileSync(join(path, file), text);
+  }
+  return path;
+}
+
+const pod = (namespace: string, name: string, host: number, more = ''): string => `
+apiVersion: v1
+kind: Pod
+metadata: { name: ${name}, namespace: ${namespace}, uid: ${namespace}-${name}, labels: { app: ${name} } }
+spec: { nodeName: node-a${more} }
+status: { phase: Running, podIPs: [{ ip: 10.244.1.${host} }, { ip: "fd00:244:1::${host}" }] }
+---`;
+const namespace = (name: string, team = 'a'): string => `
+apiVersion: v1
+kind: Namespace
+metadata: { name: ${name}, labels: { team: ${team} } }
+---`;
+const service = (spaceName: string, name: string, spec: string): string => `
+apiVersion: sluice.dev/v1alpha1
+kind: ExternalService
+metadata: { name: ${name}, namespace: ${spaceName} }
+spec: ${spec}
+---`;
+const rule = (kind: string, name: string, spec: string): string => `
+apiVersion: sluice.dev/v1alpha1
+kind: ${kind}
+metadata: { name: ${name}${kind === 'ClusterEgressRule' ? '' : ', namespace: billing'} }
+spec: ${spec}
+---`;
+
+const cluster = `
+apiVersion: v1
+kind: Node
+metadata: { name: node-a }
+spec: { podCIDRs: [10.244.1.0/24, "fd00:244:1::/64"] }
+status: { addresses: [{ type: InternalIP, address: 10.0.0.21 }] }
+---${namespace('billing')}${namespace('batch')}${namespace('outside', 'b')}${namespace('v4only')}
+${pod('billing', 'pay-1', 11)}${pod('billing', 'host', 12, ', hostNetwork: true')}${pod('batch', 'job', 13)}
+${pod('outside', 'out', 14)}${pod('v4only', 'four', 15)}
+apiVersion: v1
+kind: Service
+metadata: { name: payments, namespace: billing }
+spec: { selector: { app: pay-1 } }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: payments-1, namespace: billing, labels: { kubernetes.io/service-name: payments } }
+addressType: IPv4
+endpoints: [{ addresses: [10.244.1.11], conditions: { ready: true } }]
+`;
+const network = `
+apiVersion: sluice.dev/v1alpha1
+kind: GatewayPool
+metadata: { name: edge }
+spec:
+  namespaceSelector: { matchLabels: { team: a } }
+  gateways: [{ name: gw-a, internalAddress: 10.0.0.31 }]
+  interfaces: { internal: inside, external: { name: outside } }
+  nextHops: { v4: [10.0.0.64], v6: ["fd00:10::64"] }
+  steering: { mode: VXLAN, vni: 7790 }
+  clusterCIDRs: [10.244.0.0/16, 10.0.0.0/24, "fd00:244::/32"]
+  excludedCIDRs: [192.0.2.0/24]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: EgressIPPool
+metadata: { name: edge }
+spec: { gatewayPool: edge, ranges: [203.0.113.101-203.0.113.110, "2001:db8:113::101-2001:db8:113::110"], namespaceSelector: {} }
+---
+apiVersion: sluice.dev/v1alpha1
+kind: EgressIP
+metadata: { name: billing }
+spec: { pool: edge, addresses: [203.0.113.101, "2001:db8:113::101"], namespaces: [billing] }
+---
+apiVersion: sluice.dev/v1alpha1
+kind: EgressIP
+metadata: { name: v4only }
+spec: { pool: edge, addresses: [203.0.113.102], namespaces: [v4only] }
+`;
+const policy = [
+  service('billing', 'web', '{ addresses: [198.51.100.80, "2001:db8:100::80"] }'),
+  service('billing', 'other', '{ addresses: [198.51.100.90], ports: [{ name: tls, protocol: TCP, port: "443" }] }'),
+  rule('NamespaceEgressRule', 'partners', '{ action: accept, externalServices: [web, other] }'),
+  rule('ServiceEgressRule', 'pay', '{ action: accept, service: payments, externalServices: [web] }'),
+  rule('ClusterEgressRule', 'no-telnet', '{ action: reject, externalServices: ["telnet"], priority: 5 }'),
+  service('sluice-system', 'telnet', '{ addresses: [0.0.0.0/0], ports: [{ name: t, protocol: TCP, port: "23" }] }'),
+].join('');
+const good = manifests('good', { 'cluster.yaml': cluster, 'network.yaml': network, 'policy.yml': policy });
+
+t.test('exit codes and help', async (t) => {
+  const rows: [string[], number][] = [
+    [[], 2],
+    [['--help'], 0],
+    [['--version'], 0],
+    [['dance'], 2],
+    [['get'], 2],
+    [['get', 'pods'], 2],
+    [['get', 'pods', '--source', 'kubernetes'], 2],
+    [['get', 'shoes', '--source', `directory:${good}`], 2],
+    [['get', 'pods', '--source', `directory:${dir}/none`], 1],
+    [['lint'], 2],
+    [['lint', `${dir}/none`], 1],
+    [['gateway', '--name', 'gw-a'], 2],
+    [['gateway', '--name', 'GW_A', '--controller', 'https://10.0.0.1:1', '--certs', dir, '--state', dir], 2],
+    [['gateway', '--name', 'gw-a', '--controller', 'http://10.0.0.1:1', '--certs', dir, '--state', dir], 2],
+    [['certs', 'issue', 'king', 'a', '--dir', dir], 2],
+    [['certs', 'issue', 'node', '../a', '--dir', dir], 2],
+    [['certs', 'issue', 'node', 'a', '--dir', `${dir}/none`], 1],
+    [['explain', '--source', `directory:${good}`, '--from', 'pay-1', '--to', '198.51.100.80:443'], 2],
+    [['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', 'example.com:443'], 2],
+    [
+      ['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', '1.2.3.4', '--protocol', 'tcp'],
+      2,
+    ],
+  ];
+  for (const [args, code] of rows) t.equal((await sluice(...args)).code, code, `sluice ${args.join(' ')}`);
+  const verbs = buildProgram().commands;
+  t.same(
+    verbs.map((verb) => verb.name()),
+    ['run', 'controller', 'gateway', 'node', 'certs', 'lint', 'get', 'explain', 'lab'],
+  );
+  for (const verb of verbs) {
+    const helps: string[] = [];
+    for (const command of [verb, ...verb.commands]) {
+      const { code, out } = await sluice(verb.name(), ...(command === verb ? [] : [command.name()]), '--help');
+      t.equal(code, 0);
+      helps.push(out);
+    }
+    t.match(helps.join(''), /Examples?:?\n/, `the help of ${verb.name()} has an example`);
+  }
+  t.equal((await sluice('certs', 'ca', '--dir', join(dir, 'ca'))).code, 0);
+  t.equal((await sluice('certs', 'ca', '--dir', join(dir, 'ca'))).code, 1, 'a CA is not replaced');
+  const issued = await sluice('certs', 'issue', 'gateway', 'gw-a', '--dir', join(dir, 'ca'), '--address', '10.0.0.31');
+  t.same([issued.code, issued.out], [0, `${join(dir, 'ca')}/gateway-gw-a\n`]);
+});
+
+t.test('lint', async (t) => {
+  const clean = await sluice('lint', good);
+  t.same([clean.code, clean.err], [0, '3 files, 22 objects, 0 errors, 0 warnings\n'], clean.out);
+  const bad = manifests('bad', {
+    'a.yaml': 'apiVersion: v1\nkind: Namespace\nmetadata: { name: billing }\n---\nkind: [\n',
+    'b.yaml': [
+      'apiVersion: sluice.dev/v1alpha1',
+      'kind: ExternalService',
+      'metadata: { name: web, namespace: billing }',
+      'spec:',
+      '  addresses:',
+      '    - 198.51.100.80',
+      '    - 010.0.0.1',
+      '  prots: []',
+    ].join('\n'),
+    'c.yaml': rule('ServiceEgressRule', 'pay', '{ action: drop, service: payments, externalServices: [nothing] }'),
+    'd.yaml': `apiVersion: v1\nkind: "Pod\\e[31m\\u202e"\nmetadata: { name: x }\n`,
+    'e.yaml': `a: &a [x,x,x,x,x,x,x,x,x]\n${[...'bcdefgh'].map((c, i) => `${c}: &${c} [${Array(9).fill(`*${'abcdefg'[i]}`)}]`).join('\n')}\n`,
+    'sub/f.yaml': 'apiVersion: v1\nkind: Namespace\nmetadata: { name: billing }\n',
+    '.hidden.yaml': 'nonsense: [',
+  });
+  const { code, out, err } = await sluice('lint', bad);
+  t.equal(code, 1);
+  t.match(out, /a\.yaml:\d: /, 'YAML errors have a line');
+  t.match(out, /b\.yaml:7: spec\.addresses\[1\]: expected .*, got "010\.0\.0\.1"/);
+  t.match(out, /b\.yaml:\d: spec.*prots/, 'unknown fields are named');
+  t.match(out, /c\.yaml:2: ServiceEgressRule\/billing\/pay: ExternalServiceNotFound: /);
+  t.match(out, /e\.yaml:1: .*alias/i, 'an alias bomb is no more than an error');
+  t.match(out, /sub\/f\.yaml:1: Namespace\/billing: is in .*a\.yaml:1 already/);
+  t.notMatch(out, /hidden/);
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: that is what must not be there
+  t.notMatch(out + err, /[\x00-\x09\x0b-\x1f\u202e]/, 'nothing that steers a terminal');
+
+  const useless = manifests('useless', {
+    'all.yaml': [
+      cluster,
+      '---',
+      network,
+      '---',
+      service('billing', 'web', '{ addresses: [198.51.100.80] }'),
+      rule('NamespaceEgressRule', 'a-all', '{ action: accept, externalServices: ["*"], priority: 1 }'),
+      rule('NamespaceEgressRule', 'shadowed', '{ action: drop, externalServices: [web] }'),
+      rule('ServiceEgressRule', 'gone', '{ action: accept, service: payments, externalServices: [missing] }'),
+      rule('ServiceEgressRule', 'nobody', '{ action: accept, service: ghosts, externalServices: [web] }'),
+    ].join('\n'),
+  });
+  const lines = (await sluice('lint', useless)).out;
+  t.match(lines, /warning: NamespaceEgressRule\/billing\/shadowed: is never reached: namespace\/billing\/a-all/);
+  t.match(lines, /ServiceEgressRule\/billing\/gone: .*missing/);
+  t.match(lines, /warning: ServiceEgressRule\/billing\/nobody: NoEndpoints/);
+  const alone = manifests('alone', {
+    'all.yaml': [
+      cluster,
+      '---',
+      network,
+      '---',
+      service('billing', 'web', '{ addresses: [198.51.100.80] }'),
+      rule('NamespaceEgressRule', 'hopeful', '{ action: accept, externalServices: [web] }'),
+    ].join('\n'),
+  });
+  t.match((await sluice('lint', alone)).out, /warning: NamespaceEgressRule\/billing\/hopeful: can never permit/);
+});
+
+t.test('get', async (t) => {
+  const status = (kind: string, name: string, text: string) =>
+    manifests('shown', { [`.status/${kind}/${name}.yaml`]: text, 'n.yaml': network, 'bad.yaml': 'kind: Pod\n' });
+  status('GatewayPool', 'edge', 'status: { conditions: [{ type: Accepted, status: "True" }, 7, null] }\n');
+  status('EgressIP', 'v4only', 'status: [not, a, status]\n');
+  const path = status(
+    'EgressIP',
+    'billing',
+    'status:\n  addresses: [203.0.113.101]\n  conditions: [{ type: Programmed, status: "False", reason: GatewaysBehind, message: "gw-a \\e[31mis away" }]\n',
+  );
+  const source = ['--source', `directory:${path}`];
+  const wide = await sluice('get', 'eip', '-o', 'wide', ...source);
+  t.match(
+    wide.out,
+    /^NAME +POOL +ADDRESSES .*PROGRAMMED +AGE +PROBLEM\nbilling +edge +203\.0\.113\.101 .*False .*GatewaysBehind: gw-a \\u001b\[31mis away\nv4only +edge/,
+  );
+  t.equal(wide.err, '1 refused, see: sluice get errors\n');
+  t.match((await sluice('get', 'GATEWAYPOOL', ...source)).out, /edge +VXLAN +Drop +Bypass +True/);
+  t.match(JSON.parse((await sluice('get', 'egressips', 'billing', '-o', 'json', ...source)).out), {
+    kind: 'EgressIP',
+    spec: { addresses: ['203.0.113.101', '2001:db8:113::101'] },
+    status: { addresses: ['203.0.113.101'] },
+  });
+  t.match(JSON.parse((await sluice('get', 'all', '-o', 'json', ...source)).out), {
+    kind: 'List',
+    items: { length: 4 },
+  });
+  t.match((await sluice('get', 'eip', 'v4only', '-o', 'yaml', ...source)).out, /^apiVersion: .*\nkind: EgressIP\n/);
+  t.match((await sluice('get', 'errors', ...source)).out, /^FILE .*\nbad\.yaml \(document 1\) +Invalid +/);
+  t.match(await sluice('get', 'eip', 'none', ...source), { code: 1, err: 'sluice: no eip "none"\n' });
+  t.match(await sluice('get', 'pods', '-n', 'billing', '--source', `directory:${good}`), {
+    code: 0,
+    out: /^NAMESPACE +NAME +PHASE +IPS +NODE +AGE\nbilling +host .*\nbilling +pay-1 +Running +10\.244\.1\.11,fd00:244:1::11 +node-a/,
+  });
+  t.match(await sluice('get', 'cm', '--source', `directory:${good}`), { code: 0, out: '', err: 'no cm found\n' });
+});
+
+t.test('explain', async (t) => {
+  const rows: [string, string, object][] = [
+    [
+      'billing/pay-1',
+      '198.51.100.80:443',
+      {
+        verdict: 'accept',
+        reason: 'service-accept',
+        egress: { address: '203.0.113.101', gateway: 'gw-a', nextHop: '10.0.0.64' },
+      },
+    ],
+    [
+      'billing/pay-1',
+      '[2001:DB8:100::80]:443',
+      {
+        verdict: 'accept',
+        to: '[2001:db8:100::80]:443',
+        egress: { address: '2001:db8:113::101', nextHop: 'fd00:10::64' },
+      },
+    ],
+    ['billing/pay-1', '198.51.100.80', { verdict: 'accept', protocol: 1 }],
+    ['billing/pay-1', '2001:db8:100::80', { verdict: 'accept', protocol: 58 }],
+    ['billing/pay-1', '198.51.100.90:443', { verdict: 'drop', reason: 'default-action', egress: undefined }],
+    ['billing/pay-1', '198.51.100.80:23', { verdict: 'reject', policy: { decision: { rule: 'cluster/no-telnet' } } }],
+    ['billing/pay-1', '203.0.113.102:80', { verdict: 'reject', reason: 'hairpin' }],
+    ['billing/pay-1', '10.0.0.31:80', { verdict: 'drop', reason: 'tunnel-port' }],
+    ['billing/pay-1', '10.244.1.13:80', { verdict: 'bypass', reason: 'clusterCIDRs' }],
+    ['billing/pay-1', '192.0.2.1:80', { verdict: 'bypass', reason: 'excludedCIDRs' }],
+    ['billing/host', '198.51.100.80:443', { verdict: 'bypass', reason: 'host-network' }],
+    ['batch/job', '198.51.100.80:443', { verdict: 'bypass', reason: 'unassigned' }],
+    ['outside/out', '198.51.100.80:443', { verdict: 'bypass', reason: 'no-pool' }],
+    ['v4only/four', '[2001:db8:100::80]:443', { verdict: 'drop', reason: 'no-egress-ip' }],
+    ['v4only/four', '198.51.100.80:443', { verdict: 'drop', reason: 'default-action' }],
+  ];
+  for (const [from, to, expected] of rows) {
+    const { code, out, err } = await sluice(
+      'explain',
+      '--source',
+      `directory:${good}`,
+      '--from',
+      from,
+      '--to',
+      to,
+      '-o',
+      'json',
+    );
+    t.equal(code, 0, err);
+    t.match(JSON.parse(out), expected, `${from} to ${to}`);
+  }
+  const { out } = await sluice(
+    'explain',
+    '--source',
+    `directory:${good}`,
+    '--from',
+    'billing/pay-1',
+    '--to',
+    '198.51.100.80:443',
+  );
+  for (const line of [
+    /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80:443/,
+    /^cluster: no-match/m,
+    /^namespace: accepted.*permits nothing by itself/m,
+    /^ +\* +service\/billing\/pay +accept/m,
+    /^accept \(service-accept\)$/m,
+    /^Leaves as 203\.0\.113\.101: shard \S+ of pool edge, gateway gw-a\.$/m,
+  ])
+    t.match(out, line);
+  t.match(await sluice('explain', '--source', `directory:${good}`, '--from', 'billing/nope', '--to', '198.51.100.80'), {
+    code: 1,
+    err: /no pod "nope" in namespace "billing" \(it has host, pay-1\)|it has pay-1, host/,
+  });
+  for (const text of [
+    '',
+    '1.2.3',
+    '1.2.3.4:',
+    '1.2.3.4:0',
+    '1.2.3.4:70000',
+    '[1.2.3.4]:80',
+    '[::1',
+    '::1]:80',
+    'fe80::1%eth0',
+    '[::1]:x',
+  ])
+    t.equal(parseTarget(text), undefined, JSON.stringify(text));
+});
