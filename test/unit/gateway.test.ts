@@ -1,0 +1,561 @@
+/**
+ * The gateway's pure parts: numbers for names, the compiled table (what a change of the plan costs, what is shared, that
+ * nothing dangles), addresses and routes, flow records, the log file. That the compiled table means what the evaluator
+ * says is shown in the kernel (test/netns/gateway.test.ts).
+ */
+
+import { readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { CT_DECIDED, GATEWAY_CT_MASK } from '../../api/names.ts';
+import { contexts, emptyGatewayPlan, type GatewayPlan, type WorkloadEntry } from '../../api/plan.ts';
+import { counterName, type DropReason, dropReasons } from '../../api/reasons.ts';
+import { compileGateway } from '../../gateway/compile.ts';
+import { compileNet, heldShards } from '../../gateway/compile-net.ts';
+import {
+  DEFAULT_ACTION,
+  groupNumbers,
+  isDecided,
+  numberNames,
+  ruleMark,
+  ruleNumberOf,
+  ruleNumbers,
+} from '../../gateway/marks.ts';
+import { FlowLog } from '../../gateway/record/flow-log.ts';
+import { denyRecord, endRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
+import { diffRuleset, type NftState, type Ruleset, stateOf } from '../../kernel/nft.ts';
+import { FakeNft } from '../../kernel/nft-fake.ts';
+import type { ConntrackEntry } from '../../wire/conntrack.ts';
+
+const workload = (uid: string, node: string, addresses: string[], group: string, egress = true): WorkloadEntry => ({
+  namespace: group.split('/')[0] ?? '',
+  name: uid,
+  uid,
+  node,
+  services: ['payments'],
+  addresses,
+  group,
+  egress: egress
+    ? { 4: { address: '203.0.113.101', shard: 's0' }, 6: { address: '2001:db8:113::101', shard: 's0' } }
+    : {},
+});
+
+/** Two gateways, two nodes (b's pod ranges are not known), a rule per context. A fresh one per call. */
+function samplePlan(): GatewayPlan {
+  const plan = emptyGatewayPlan();
+  plan.settings = {
+    pool: {
+      pool: 'main',
+      defaultAction: 'Drop',
+      unassigned: 'Drop',
+      internalInterface: 'inside',
+      externalInterface: 'outside',
+      externalGateway: { 4: '203.0.113.1' },
+      steering: { mode: 'VXLAN', vni: 7790, port: 4793, mtu: null },
+      clusterCIDRs: ['10.244.0.0/16', '10.244.7.0/24', '10.245.0.0/16', 'fd00:244::/32'],
+      excludedCIDRs: [],
+    },
+  };
+  plan.gateways = {
+    'gw-a': { internalAddress: '10.0.0.31', addresses: ['10.0.0.31', '203.0.113.31'] },
+    'gw-b': { internalAddress: '10.0.0.32', addresses: ['10.0.0.32'] },
+  };
+  plan.nodes = {
+    a: { addresses: ['fd00:10::21', '10.0.0.21'], podCIDRs: ['10.244.1.0/24', 'fd00:244:1::/64'] },
+    b: { addresses: ['10.0.0.22'], podCIDRs: [] },
+  };
+  plan.shards = {
+    s0: {
+      index: 1,
+      nextHops: { 4: '10.0.0.64', 6: 'fd00:10::64' },
+      order: ['gw-a', 'gw-b'],
+      egressIPs: ['203.0.113.101', '2001:db8:113::101'],
+    },
+    s1: { index: 2, nextHops: { 4: '10.0.0.65' }, order: ['gw-b', 'gw-a'], egressIPs: ['203.0.113.102'] },
+  };
+  plan.services = {
+    'sluice-system/bad': { addresses: ['192.0.2.0/24', '2001:db8:bad::/48'], ports: null },
+    'billing/web': { addresses: ['198.51.100.80/32'], ports: [{ protocol: 6, ports: [[443, 443]] }] },
+    'billing/any-udp': { addresses: ['198.51.100.0/24'], ports: [{ protocol: 17, ports: null }] },
+  };
+  const rule = { action: 'accept', priority: 1000 } as const;
+  plan.rules = {
+    'cluster/no': { ...rule, context: 'cluster', name: 'no', action: 'reject', services: ['sluice-system/bad'] },
+    'namespace/billing/ok': {
+      ...rule,
+      context: 'namespace',
+      namespace: 'billing',
+      name: 'ok',
+      action: 'accept-decisively',
+      services: ['billing/any-udp'],
+    },
+    'namespace/billing/never': {
+      ...rule,
+      context: 'namespace',
+      namespace: 'billing',
+      name: 'never',
+      action: 'drop',
+      services: '*',
+    },
+    'service/billing/web': {
+      ...rule,
+      context: 'service',
+      namespace: 'billing',
+      name: 'web',
+      services: ['billing/web'],
+    },
+  };
+  plan.groups = {
+    'billing/1': {
+      namespace: 'billing',
+      rules: {
+        cluster: ['cluster/no'],
+        namespace: ['namespace/billing/ok', 'namespace/billing/never'],
+        service: ['service/billing/web'],
+      },
+    },
+    'batch/1': { namespace: 'batch', rules: { cluster: ['cluster/no'], namespace: [], service: [] } },
+  };
+  plan.workloads = {
+    'u-1': workload('u-1', 'a', ['10.244.1.5', 'fd00:244:1::5'], 'billing/1'),
+    'u-2': workload('u-2', 'b', ['10.244.2.6', 'fd00:244:2::6'], 'billing/1'),
+    'u-3': workload('u-3', 'a', ['10.244.1.7'], 'batch/1', false),
+  };
+  return plan;
+}
+
+const rulesetOf = (plan: GatewayPlan): Ruleset => compileGateway(plan).ruleset;
+const noTable: NftState = stateOf({ family: 'inet', table: 'sluice', counters: [], sets: {}, chains: {} });
+const full = (plan: GatewayPlan): string => diffRuleset(noTable, rulesetOf(plan));
+/** Lines of the transaction that leads from one plan to another. */
+const change = (before: GatewayPlan, after: GatewayPlan): string[] =>
+  diffRuleset(stateOf(rulesetOf(before)), rulesetOf(after))
+    .split('\n')
+    .filter(Boolean);
+const edited = (edit: (plan: GatewayPlan) => void): GatewayPlan => {
+  const plan = samplePlan();
+  edit(plan);
+  return plan;
+};
+
+/** The same plan with every collection in reverse order. */
+const reversed = (plan: GatewayPlan): GatewayPlan =>
+  Object.fromEntries(
+    Object.entries(plan).map(([name, items]) => [name, Object.fromEntries(Object.entries(items).reverse())]),
+  ) as unknown as GatewayPlan;
+
+t.test('marks: numbers for names', async (t) => {
+  const names = Array.from({ length: 2000 }, (_, i) => `cluster/rule-${i}`);
+  const numbers = ruleNumbers(names);
+  t.equal(new Set(numbers.values()).size, names.length + 1, 'each name has its own, the default action too');
+  t.same(ruleNumbers([...names].reverse()), numbers, 'the order does not matter');
+  const fewer = ruleNumbers(names.slice(0, 1000));
+  t.ok(
+    [...fewer].every(([name, number]) => numbers.get(name) === number),
+    'other names that come or go do not matter',
+  );
+  t.equal(numbers.get(DEFAULT_ACTION), ruleNumbers([]).get(DEFAULT_ACTION));
+
+  const tight = numberNames(names.slice(0, 50), 50);
+  t.same(
+    [...tight.values()].sort((a, b) => a - b),
+    Array.from({ length: 50 }, (_, i) => i + 1),
+    'with as many numbers as names, collisions find every free one',
+  );
+  t.same(numberNames(names.slice(0, 50).reverse(), 50), tight, 'collisions too are settled by name, not by order');
+  for (const number of [1, 0x7fffff, ...[...numbers.values()].slice(0, 50)]) {
+    const mark = ruleMark(number);
+    t.ok(mark > 0 && (mark & ~GATEWAY_CT_MASK) === 0, 'a mark stays in our bits');
+    t.notOk(isDecided(mark), 'and says nothing of decided');
+    t.equal(ruleNumberOf((mark | CT_DECIDED | 0x55) >>> 0), number, 'and is read from a decided flow of others');
+  }
+  t.ok(isDecided(CT_DECIDED | ruleMark(1)));
+  t.notOk([...groupNumbers(names).values()].includes(0), 'a group is never 0, which means unknown');
+});
+
+t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
+  for (const plan of [
+    samplePlan(),
+    edited((p) => Object.assign(p.settings, { pool: { ...pool(p), defaultAction: 'Accept' } })),
+  ]) {
+    const { chains, sets, counters } = rulesetOf(plan);
+    const texts = [
+      ...Object.values(chains).flatMap(({ rules }) => rules),
+      ...Object.values(sets).flatMap(({ elements }) => [...elements.values()]),
+    ];
+    const found = (pattern: RegExp): Set<string> =>
+      new Set(texts.flatMap((text) => [...text.matchAll(pattern)].map(([, name = '']) => name)));
+    const targets = found(/\b(?:jump|goto) (\w+)/g);
+    t.same(
+      [...targets].filter((name) => chains[name] === undefined),
+      [],
+      'every jump has a target',
+    );
+    const ends = Object.entries(chains).filter(([name, { hook }]) => hook === undefined && !targets.has(name));
+    t.same(ends, [], 'every chain is reached');
+    t.same(
+      [...found(/@([a-z]\w*)\b(?!,)/g)].filter((n) => sets[n] === undefined && n !== 'th'),
+      [],
+      'every set is there',
+    );
+    const used = found(/counter name (\w+)/g);
+    t.same(
+      [...used].filter((name) => !counters.includes(name)),
+      [],
+      'every counter is there',
+    );
+    // The other reasons are a node's.
+    const elsewhere: DropReason[] = ['tunnel-port', 'unassigned'];
+    const reasons = (Object.keys(dropReasons) as DropReason[]).filter((reason) => !elsewhere.includes(reason));
+    t.same([...used].sort(), [...reasons, 'rule' as const].map(counterName).sort(), 'every reason can be met');
+    for (const [name, { hook, rules }] of Object.entries(chains)) {
+      if (hook !== undefined) t.match(rules, [/^jump \w+$/], `${name} only jumps`);
+      if (hook !== undefined) t.equal(rules.length, 1);
+    }
+    const fake = new FakeNft();
+    await fake.run(diffRuleset(await fake.list('inet', 'sluice'), rulesetOf(plan)));
+    t.same(await fake.list('inet', 'sluice'), stateOf(rulesetOf(plan)));
+  }
+  t.equal(diffRuleset(noTable, rulesetOf(emptyGatewayPlan())), '', 'no pool, no rules');
+  t.throws(() => rulesetOf(edited((p) => delete p.rules['cluster/no'])), /cluster\/no/, 'half a policy is refused');
+});
+
+const pool = (plan: GatewayPlan) => ('pool' in plan.settings ? plan.settings.pool : {});
+
+t.test('compile: the same plan, the same table', async (t) => {
+  t.equal(full(samplePlan()), full(samplePlan()), 'to the letter');
+  t.same(change(samplePlan(), samplePlan()), [], 'twice changes nothing');
+  t.same(change(samplePlan(), reversed(samplePlan())), [], 'whatever the order of the plan');
+  t.same(
+    [...compileGateway(reversed(samplePlan())).ruleNumbers].sort(),
+    [...compileGateway(samplePlan()).ruleNumbers].sort(),
+  );
+});
+
+t.test('compile: what a change costs', async (t) => {
+  const onlyElements = /^(add|delete) element inet sluice /;
+  const rows: [name: string, edit: (plan: GatewayPlan) => void, sets: string[]][] = [
+    [
+      'a pod comes',
+      (p) => (p.workloads['u-9'] = workload('u-9', 'a', ['10.244.1.9', 'fd00:244:1::9'], 'billing/1')),
+      [
+        'group4',
+        'group6',
+        'held44',
+        'held46',
+        'held64',
+        'held66',
+        'known4',
+        'known6',
+        'own4',
+        'own6',
+        'snat4',
+        'snat6',
+      ],
+    ],
+    ['a pod goes', (p) => delete p.workloads['u-3'], ['group4', 'held44', 'held64', 'known4', 'noegress4']],
+    [
+      'a pod leaves with another address',
+      (p) => Object.assign(p.workloads['u-1']?.egress ?? {}, { 4: { address: '203.0.113.102', shard: 's1' } }),
+      ['own4', 'snat4'],
+    ],
+    [
+      'a pod changes its group',
+      (p) => Object.assign(p.workloads['u-1'] ?? {}, { group: 'batch/1' }),
+      ['group4', 'group6'],
+    ],
+    [
+      'a pod moves',
+      (p) => Object.assign(p.workloads['u-1'] ?? {}, { node: 'b' }),
+      ['held44', 'held46', 'held64', 'held66'],
+    ],
+    ['a node comes', (p) => (p.nodes.c = { addresses: ['10.0.0.23'], podCIDRs: [] }), ['nodes4']],
+    ['an egress IP comes', (p) => p.shards.s1?.egressIPs.push('203.0.113.103'), ['egress4', 'hairpin4']],
+    ['a gateway gets an address', (p) => p.gateways['gw-b']?.addresses.push('203.0.113.32'), ['hairpin4']],
+    ['a shard moves', (p) => p.shards.s0?.order.reverse(), []],
+    [
+      'a namespace with known rules comes',
+      (p) => (p.groups['x/1'] = { namespace: 'x', rules: { cluster: ['cluster/no'], namespace: [], service: [] } }),
+      ['rules_cluster'],
+    ],
+  ];
+  for (const [name, edit, sets] of rows) {
+    const lines = change(samplePlan(), edited(edit));
+    t.ok(
+      lines.every((line) => onlyElements.test(line)),
+      `${name}: elements only`,
+    );
+    t.same([...new Set(lines.map((line) => line.split(' ')[4]))].sort(), sets, name);
+  }
+
+  const other = change(
+    samplePlan(),
+    edited((p) => Object.assign(p.services['billing/web'] ?? {}, { addresses: ['198.51.100.90/32'] })),
+  );
+  t.ok(other.length > 0 && other.every((line) => onlyElements.test(line)), 'an external service is a set');
+  const rule = change(
+    samplePlan(),
+    edited((p) => Object.assign(p.rules['service/billing/web'] ?? {}, { action: 'drop' })),
+  );
+  const chains = rule.filter((line) => / chain /.test(line)).map((line) => line.replace(/_\w{12}.*/, ''));
+  t.same(
+    chains,
+    ['flush', 'delete', 'add'].map((verb) => `${verb} chain inet sluice service`),
+    'a rule is its own chain, made anew',
+  );
+  t.notOk(rule.some((line) => /^(flush|delete|add) (map|set|counter|table)/.test(line)));
+});
+
+t.test('compile: what is shared', async (t) => {
+  const size = (plan: GatewayPlan): number => Object.keys(rulesetOf(plan).chains).length;
+  const crowded = edited((p) => {
+    for (let i = 0; i < 1000; i++) {
+      const group = `ns-${i}/1`;
+      p.groups[group] = { namespace: `ns-${i}`, rules: { cluster: ['cluster/no'], namespace: [], service: [] } };
+      p.workloads[`w-${i}`] = workload(`w-${i}`, 'a', [`10.246.${i >> 8}.${i & 255}`], group);
+    }
+  });
+  t.equal(size(crowded), size(samplePlan()), '1,000 namespaces and pods: not one chain more');
+  const { chains, sets } = rulesetOf(crowded);
+  t.equal(Object.keys(chains).filter((name) => name.startsWith('cluster_')).length, 1, 'one chain of cluster rules');
+  t.equal(new Set(sets.rules_cluster?.elements.values()).size, 1, 'to which all of them go');
+  t.equal(sets.rules_cluster?.elements.size, 1002, 'each by its own mark');
+  t.equal(sets.rules_namespace?.elements.size, 1, 'no element where a context has no rule');
+  t.same(Object.keys(sets), Object.keys(rulesetOf(samplePlan()).sets), 'and not one set more');
+
+  const twins = edited((p) => {
+    const rule = p.rules['service/billing/web'];
+    if (rule !== undefined) p.rules['service/billing/twin'] = { ...rule, name: 'twin', action: 'drop' };
+    p.groups['billing/1']?.rules.service.push('service/billing/twin');
+  });
+  t.same(
+    Object.keys(rulesetOf(twins).sets),
+    Object.keys(rulesetOf(samplePlan()).sets),
+    'rules share their destinations',
+  );
+  t.same([...(sets.cluster4?.elements.keys() ?? [])], ['10.244.0.0-10.245.255.255'], 'overlapping prefixes are joined');
+  for (const context of contexts) t.ok(sets[`rules_${context}`], `a map for the ${context} context`);
+});
+
+t.test('addresses and routes', async (t) => {
+  const net = compileNet(samplePlan(), 'gw-a', 1500);
+  t.same(heldShards(samplePlan(), 'gw-a'), ['s0']);
+  t.same(heldShards(samplePlan(), 'gw-c'), [], 'a gateway that is in no order holds nothing');
+  t.same(
+    net.addresses.map(({ dev, address }) => `${dev} ${address}`),
+    ['inside 10.0.0.64/32', 'inside fd00:10::64/128', 'outside 203.0.113.101/32', 'outside 2001:db8:113::101/128'],
+    'of the shards that it holds: next hops inside, egress IPs outside',
+  );
+  t.same(
+    compileNet(samplePlan(), 'gw-b', 1500).addresses.map(({ address }) => address),
+    ['10.0.0.65/32', '203.0.113.102/32'],
+    'the other gateway has the others, and none of the first',
+  );
+  t.same(
+    net.routes.filter(({ table }) => table === 7790).map((r) => `${r.destination} -> ${r.encap?.destination}`),
+    [
+      '10.244.1.0/24 -> 10.0.0.21',
+      'fd00:244:1::/64 -> 10.0.0.21',
+      '10.244.2.6/32 -> 10.0.0.22',
+      'fd00:244:2::6/128 -> 10.0.0.22',
+    ],
+    'back to a node by its pod ranges, else by address; in the underlay’s family',
+  );
+  t.ok(
+    net.routes.every(({ via, family }) => via?.includes(':') === (family === 6)),
+    'next hops of the route’s own family',
+  );
+  t.same(
+    net.routes.filter(({ table }) => table === 7791).map(({ family, via, dev }) => ({ family, via, dev })),
+    [{ family: 4, via: '203.0.113.1', dev: 'outside' }],
+    'out by the router that the pool names, and by the machine’s routes for a family without',
+  );
+  t.same(
+    net.rules.map(({ family, priority, iif }) => `${family} ${priority} ${iif ?? ''}`.trim()),
+    ['4 7790', '4 7791 sluice-vx', '6 7790'],
+  );
+  const mtu = (plan: GatewayPlan, underlay: number): number | undefined =>
+    compileNet(plan, 'gw-a', underlay).links[0]?.mtu;
+  t.equal(mtu(samplePlan(), 1500), 1450, 'the tunnel’s MTU is the underlay’s less the overhead');
+  t.equal(
+    mtu(
+      edited((p) => Object.assign(p.gateways['gw-a'] ?? {}, { internalAddress: 'fd00:10::31' })),
+      1500,
+    ),
+    1430,
+    'over IPv6 less 20 more',
+  );
+  t.equal(
+    mtu(
+      edited((p) => Object.assign(pool(p), { steering: { mode: 'VXLAN', vni: 1, port: 4793, mtu: 1300 } })),
+      1500,
+    ),
+    1300,
+    'unless the pool says one',
+  );
+  t.same(compileNet(emptyGatewayPlan(), 'gw-a', 1500), {
+    links: [],
+    addresses: [],
+    routes: [],
+    rules: [],
+    neighbours: [],
+  });
+  const gone = edited((p) => Object.assign(p.workloads['u-2'] ?? {}, { node: 'nowhere' }));
+  t.notOk(
+    compileNet(gone, 'gw-a', 1500).routes.some(({ destination }) => destination.startsWith('10.244.2.6')),
+    'no route to a node that is not there',
+  );
+});
+
+const compiled = compileGateway(samplePlan());
+const view = viewOf('gw-a', samplePlan(), compiled.ruleNumbers);
+const time = new Date('2026-11-25T12:00:00Z');
+const markOf = (rule: string): number => ruleMark(compiled.ruleNumbers.get(rule) ?? 0);
+
+const flow = (rule: string, source = '10.244.1.5'): ConntrackEntry => ({
+  family: 4,
+  id: 7,
+  protocol: 6,
+  original: { source, destination: '198.51.100.80', sourcePort: 40000, destinationPort: 443 },
+  reply: { source: '198.51.100.80', destination: '203.0.113.101', sourcePort: 443, destinationPort: 50123 },
+  mark: (CT_DECIDED | markOf(rule)) >>> 0,
+  status: 0,
+  packets: { original: 12, reply: 10 },
+  bytes: { original: 900, reply: 8000 },
+  startNs: 1_764_072_000_000_000_000n,
+  stopNs: 1_764_072_002_500_400_000n,
+  zone: 0,
+});
+
+t.test('flow records: start and end', async (t) => {
+  const start = startRecord(flow('service/billing/web'), view, time);
+  t.same(start, {
+    time: '2026-11-25T12:00:00.000Z',
+    event: 'start',
+    verdict: 'accept',
+    reason: 'service-accept',
+    context: 'service',
+    rule: 'billing/web',
+    namespace: 'billing',
+    pod: 'u-1',
+    services: ['payments'],
+    node: 'a',
+    protocol: 'tcp',
+    source: '10.244.1.5',
+    sourcePort: 40000,
+    destination: '198.51.100.80',
+    destinationPort: 443,
+    egressIP: '203.0.113.101',
+    egressPort: 50123,
+    gateway: 'gw-a',
+    shard: 's0',
+  });
+  t.match(startRecord(flow('namespace/billing/ok'), view, time), {
+    reason: 'rule',
+    context: 'namespace',
+    rule: 'billing/ok',
+  });
+  t.match(startRecord(flow(DEFAULT_ACTION), view, time), { reason: 'default-action', rule: undefined });
+  t.match(
+    startRecord(flow('gone'), view, time),
+    { reason: 'rule', rule: undefined },
+    'a rule that is no more has no name',
+  );
+  const stranger = startRecord(flow('service/billing/web', '10.244.9.9'), view, time);
+  t.notOk('pod' in stranger || 'shard' in stranger, 'a source that is no workload any more');
+
+  const later = new Date('2026-11-25T12:00:09Z');
+  const end = endRecord(start, flow('gone', '10.244.9.9'), later);
+  t.same(end, {
+    ...start,
+    time: '2026-11-25T12:00:09.000Z',
+    event: 'end',
+    packets: { egress: 12, ingress: 10 },
+    bytes: { egress: 900, ingress: 8000 },
+    durationSeconds: 2.5,
+  });
+  const { startNs: _start, stopNs: _stop, ...timeless } = flow('gone');
+  t.notOk('durationSeconds' in endRecord(start, timeless, later), 'no duration that nobody measured');
+
+  const ping: ConntrackEntry = {
+    ...flow('service/billing/web'),
+    protocol: 1,
+    original: { source: '10.244.1.5', destination: '198.51.100.80' },
+    reply: { source: '198.51.100.80', destination: '203.0.113.101' },
+  };
+  const record = startRecord(ping, view, time);
+  t.equal(record.protocol, 'icmp');
+  t.notOk('sourcePort' in record || 'destinationPort' in record || 'egressPort' in record, 'ICMP has no ports');
+  t.equal(startRecord({ ...ping, protocol: 47 }, view, time).protocol, '47', 'others by number');
+});
+
+t.test('flow records: a denial of each reason', async (t) => {
+  const packet = {
+    mark: 0,
+    protocol: 17,
+    source: '10.244.1.5',
+    sourcePort: 5,
+    destination: '192.0.2.1',
+    destinationPort: 53,
+  };
+  for (const reason of Object.keys(dropReasons)) {
+    const record = denyRecord({ ...packet, prefix: reason }, view, time);
+    t.match(record, { event: 'deny', reason, pod: 'u-1', protocol: 'udp', destinationPort: 53 }, reason);
+    t.equal(record.verdict, reason === 'hairpin' ? 'reject' : 'drop');
+    t.notOk('rule' in record || 'egressIP' in record, 'no rule, and no address that it would have left with');
+  }
+  const rows: [name: string, expected: object][] = [
+    ['cluster/no', { verdict: 'reject', reason: 'rule', context: 'cluster', rule: 'no' }],
+    [DEFAULT_ACTION, { verdict: 'drop', reason: 'default-action' }],
+    ['gone', { verdict: 'drop', reason: 'rule', rule: undefined }],
+  ];
+  for (const [name, expected] of rows) {
+    t.match(denyRecord({ ...packet, prefix: 'rule', mark: markOf(name) }, view, time), expected, `by ${name}`);
+  }
+  const unknown = denyRecord({ ...packet, prefix: 'unknown-source', source: '10.9.9.9' }, view, time);
+  t.notOk('namespace' in unknown || 'pod' in unknown, 'of nobody');
+});
+
+t.test('flow log', async (t) => {
+  const folder = t.testdir({});
+  const file = join(folder, 'deep', 'flows.jsonl');
+  const log = new FlowLog(file, 100);
+  const written: number[] = [];
+  for (let n = 0; n < 40; n++) {
+    log.write({ n, padding: 'x'.repeat(60) });
+    written.push(n);
+    log.flush();
+  }
+  log.write({ n: 40 });
+  log.close();
+  t.equal(log.lost, 0);
+  const names = readdirSync(join(folder, 'deep')).sort();
+  t.same(names, ['flows.jsonl', ...[1, 2, 3, 4, 5].map((n) => `flows.jsonl.${n}`)], 'five old files are kept');
+  const kept = [...names.slice(1).reverse(), 'flows.jsonl'].flatMap((name) =>
+    readFileSync(join(folder, 'deep', name), 'utf8')
+      .trimEnd()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { n: number }).n),
+  );
+  t.same(kept, [...written, 40].slice(-kept.length), 'the newest lines, whole and in order, the oldest file last');
+
+  const again = new FlowLog(file);
+  again.write({ n: 41 });
+  again.close();
+  t.match(readFileSync(file, 'utf8'), /"n":40\}\n\{"n":41\}\n$/, 'a start goes on where the last run ended');
+
+  const fullDisk = new FlowLog('/dev/full');
+  for (let n = 0; n < 3; n++) fullDisk.write({ n });
+  fullDisk.close();
+  t.equal(fullDisk.lost, 3, 'what a full disk does not take is counted');
+
+  const slow = new FlowLog(join(folder, 'slow.jsonl'));
+  const megabyte = 'x'.repeat(1024 * 1024);
+  for (let n = 0; n < 12; n++) slow.write({ n, megabyte });
+  t.equal(slow.lost, 4, 'more than 8 MiB that wait to be written are lost, and counted');
+  slow.flush();
+  slow.write({ n: 13 });
+  slow.close();
+  t.equal(slow.lost, 4, 'once written there is room again');
+  rmSync(folder, { recursive: true });
+});
