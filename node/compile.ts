@@ -3,7 +3,6 @@
  * one routing table per shard, sysctls (design §6). Pure: what it must know of the machine comes in as facts.
  * Left out: Direct mode, refused by name.
  */
-import { parseAddress } from '../api/address.ts';
 import {
   NODE_MARK_MASK,
   NODE_SHARDS_MAX,
@@ -18,7 +17,7 @@ import {
 import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
 import { emptyNetState, type NetScope, type NetState, type Route } from '../kernel/iproute.ts';
 import type { Ruleset } from '../kernel/nft.ts';
-import { compileRuleset } from './ruleset.ts';
+import { compileRuleset, familyOf } from './ruleset.ts';
 
 export interface NodeFacts {
   workloadInterfaces: readonly string[];
@@ -134,10 +133,4 @@ function tunnelRoute(family: Family, table: number, vni: number, nextHop: string
     onlink: true,
     encap: { id: vni, destination: nextHop },
   };
-}
-
-function familyOf(address: string): Family {
-  const parsed = parseAddress(address);
-  if (!parsed.ok) throw new TypeError(`plan: ${parsed.error}`);
-  return parsed.value.family;
 }

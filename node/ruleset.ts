@@ -67,7 +67,8 @@ function intervals(set: PrefixSet, family: Family): Map<string, string> {
   );
 }
 
-function familyOf(address: string): Family {
+/** A plan's addresses are canonical: one that is not is a mistake of the planner. */
+export function familyOf(address: string): Family {
   const parsed = parseAddress(address);
   if (!parsed.ok) throw new TypeError(`plan: ${parsed.error}`);
   return parsed.value.family;

@@ -518,12 +518,22 @@ t.test('a restart finds everything in place and changes nothing; kill -9 stops n
   }
 });
 
-t.test('a device that vanished does not let packets out, and is mended', async (t) => {
+t.test('what another program takes away does not let packets out, and is mended', async (t) => {
   const plan = planOf({ p1: shard('s1') });
   await node.apply(plan);
-  inside(NODE, 'ip link del sluice-vx');
   const before = arrived();
+  inside(NODE, 'ip rule del priority 7801');
+  const drops = await node.drops();
+  t.notOk(await ping(P1, internet[4], '-c1 -W1'));
+  t.equal((await node.drops()).drop_leak, (drops.drop_leak ?? 0) + 1, 'no rule: marked packets may not go another way');
+  inside(NODE, 'ip rule add fwmark 1/0xff table 7801 priority 7801');
+  inside(NODE, 'ip link del sluice-vx');
   for (const family of families) t.notOk(await ping(P1, internet[family], '-c1 -W1'));
+  t.equal(
+    (await node.drops()).drop_leak,
+    (drops.drop_leak ?? 0) + 1,
+    'no device: they fall into the black hole before',
+  );
   t.same(since(before), {});
   await node.close();
   node = startNode();
