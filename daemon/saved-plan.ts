@@ -38,11 +38,17 @@ export async function savePlan<R extends PlanRole>(
   const handle = await open(temporary, 'w', 0o600);
   try {
     await handle.writeFile(JSON.stringify({ role, generation, hash: hashPlan(plan), savedAt: now, plan }));
-    await handle.sync();
-  } finally {
+    await rename(temporary, file);
+  } catch (error) {
     await handle.close();
+    throw error;
   }
-  await rename(temporary, file);
+  // A process that dies has its file all the same; only a machine that dies does not, and its kernel has forgotten the
+  // plan too. So nobody waits for the disk: a pod's release would.
+  void handle
+    .sync()
+    .catch(() => undefined)
+    .finally(() => handle.close());
 }
 
 export async function loadPlan<R extends PlanRole>(

@@ -44,8 +44,9 @@ export class GatewayApply {
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
   #plan: GatewayPlan = emptyGatewayPlan();
-  /** What the nft table holds; undefined: ask the kernel. */
+  /** What is in force as last applied; undefined: ask the kernel. */
   #nft: NftState | undefined;
+  #net: NetState | undefined;
 
   constructor(self: string, kernel: GatewayKernel, stateDirectory: string) {
     this.#self = self;
@@ -54,40 +55,57 @@ export class GatewayApply {
   }
 
   async apply(plan: GatewayPlan): Promise<Applied> {
-    const { nft, ip } = this.#kernel;
-    const { ruleset, ruleNumbers } = compileGateway(plan);
-    const first = this.#nft === undefined;
-    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
-    await this.#kernel.sysctl(sysctls);
-
-    const desired = await this.#net(plan);
-    const scope = await this.#scope(desired.addresses);
-    const current = await ip.list(scope);
-    const here = new Set(current.addresses.map(textOf));
-    const added = desired.addresses.filter((address) => !here.has(textOf(address)));
-    const leaving = current.addresses.filter((old) => !desired.addresses.some((a) => textOf(a) === textOf(old)));
-    await ip.apply(diffNet(current, { ...desired, addresses: [...desired.addresses, ...leaving] }));
-    if (desired.links.length > 0) await this.#kernel.sysctl(tunnelSysctls);
-
-    const script = diffRuleset(this.#nft, ruleset);
     try {
-      if (script !== '') await nft.run(script);
-      this.#nft = stateOf(ruleset);
+      return await this.#apply(plan);
     } catch (error) {
-      // Nothing of a failed transaction is in force; but look again rather than trust that.
-      this.#nft = undefined;
+      this.forget();
       throw error;
     }
-    await ip.apply(diffNet({ ...desired, addresses: [...desired.addresses, ...leaving] }, desired));
-    await this.#owned.write(desired.addresses);
-    for (const [device, addresses] of byDevice(added)) this.#kernel.announce(device, addresses);
+  }
 
-    const ended = first || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
+  /** The next apply() lists the kernel's state anew, and so undoes what others changed of ours. */
+  forget(): void {
+    this.#nft = undefined;
+    this.#net = undefined;
+  }
+
+  async #apply(plan: GatewayPlan): Promise<Applied> {
+    const { nft, ip } = this.#kernel;
+    const { ruleset, ruleNumbers } = compileGateway(plan);
+    const listed = this.#nft === undefined || this.#net === undefined;
+    const desired = await this.#desired(plan);
+    if (listed) await this.#kernel.sysctl(sysctls);
+    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
+    const scope = await this.#scope(desired.addresses);
+    const current = this.#net ?? (await ip.list(scope));
+
+    const wanted = new Set(desired.addresses.map(textOf));
+    const here = new Set(current.addresses.map(textOf));
+    const leaving = current.addresses.filter((address) => !wanted.has(textOf(address)));
+    const grown = { ...desired, addresses: [...desired.addresses, ...leaving] };
+    await this.#applyNet(current, grown);
+    if (listed && desired.links.length > 0) await this.#kernel.sysctl(tunnelSysctls);
+    const script = diffRuleset(this.#nft, ruleset);
+    if (script !== '') await nft.run(script);
+    this.#nft = stateOf(ruleset);
+    await this.#applyNet(grown, desired);
+    this.#net = desired;
+    await this.#owned.write(desired.addresses);
+    for (const [device, addresses] of byDevice(desired.addresses.filter((address) => !here.has(textOf(address))))) {
+      this.#kernel.announce(device, addresses);
+    }
+
+    const ended = listed || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
     this.#plan = plan;
     return { ruleNumbers, flowsEnded: ended, nftBytes: script.length };
   }
 
-  async #net(plan: GatewayPlan): Promise<NetState> {
+  async #applyNet(current: NetState, desired: NetState): Promise<void> {
+    const lines = diffNet(current, desired);
+    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+  }
+
+  async #desired(plan: GatewayPlan): Promise<NetState> {
     const mtu = 'pool' in plan.settings ? await this.#kernel.mtu(plan.settings.pool.internalInterface) : 1500;
     return compileNet(plan, this.#self, mtu);
   }

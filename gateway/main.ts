@@ -22,6 +22,9 @@ import { FlowLog } from './record/flow-log.ts';
 import { viewOf } from './record/flow-record.ts';
 import { Recorder } from './record/recorder.ts';
 
+/** The kernel does not tell of every change to what is ours; so often it is compared with the plan. */
+const RECONCILE_MS = 30_000;
+
 export interface GatewayOptions {
   name: string;
   /** URL of the controller's plan stream. */
@@ -54,6 +57,14 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   let inForce: number | undefined;
   let connected = false;
+  let current: GatewayPlan | undefined;
+  // One at a time, plans and reconciliations alike.
+  let last: Promise<unknown> = Promise.resolve();
+  const inTurn = (work: () => Promise<void>): Promise<void> => {
+    const mine = last.then(work);
+    last = mine.catch(() => undefined);
+    return mine;
+  };
 
   async function apply(plan: GatewayPlan, generation: number): Promise<void> {
     const began = performance.now();
@@ -63,6 +74,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
       inForce = generation;
+      current = plan;
       metrics.applied(seconds, generation, Object.keys(plan.workloads).length, shards.length, flowsEnded);
       log.info({ generation, seconds, shards, flowsEnded, nftBytes }, 'plan in force');
     } catch (error) {
@@ -76,7 +88,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   if (reason !== undefined) log.warn({ reason }, 'saved plan not usable: waiting for the controller');
   if (saved !== undefined) {
     log.info({ generation: saved.generation, ageSeconds: saved.ageSeconds }, 'starting with the saved plan');
-    await apply(saved.plan, saved.generation).catch(() => undefined);
+    await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
   const client = startPlanClient({
@@ -86,16 +98,24 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     certs: options.certs,
     addresses: ownAddresses(),
     ...(saved === undefined || inForce === undefined ? {} : { saved }),
-    async onPlan(plan, generation) {
-      await apply(plan, generation);
-      await savePlan(options.state, 'gateway', plan, generation);
-    },
+    onPlan: (plan, generation) =>
+      inTurn(async () => {
+        await apply(plan, generation);
+        await savePlan(options.state, 'gateway', plan, generation);
+      }),
     onState(state) {
       connected = state === 'connected';
       metrics.connected(connected);
     },
     log,
   });
+  const reconcile = setInterval(() => {
+    void inTurn(async () => {
+      if (current === undefined || inForce === undefined) return;
+      gateway.forget();
+      await apply(current, inForce);
+    }).catch(() => undefined);
+  }, RECONCILE_MS);
   const http =
     options.metrics === undefined
       ? undefined
@@ -111,7 +131,9 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   return {
     async close() {
       await http?.close();
+      clearInterval(reconcile);
       await client.close();
+      await last;
       await recorder.close();
       flowLog?.close();
     },

@@ -3,6 +3,7 @@
  * translated to an address that is not the workload's own now, and those that the policy no longer permits. The
  * evaluator walks the flow's original tuple again; nothing else is disturbed.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
 import { compilePolicy } from '../policy/evaluate.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
@@ -32,8 +33,16 @@ export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<st
   return found;
 }
 
-/** Whether anything changed that could end a flow. */
+/**
+ * Whether a flow could end by the change: a policy that says something else, or a workload that is gone or is another.
+ * Workloads that are merely new have no flows yet: until now their packets were dropped.
+ */
 export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
-  const parts = ['settings', 'workloads', 'groups', 'rules', 'services'] as const;
-  return parts.some((part) => JSON.stringify(before[part]) !== JSON.stringify(after[part]));
+  const changed = <T>(was: Record<string, T>, is: Record<string, T>): boolean =>
+    Object.entries(was).some(([key, value]) => !isDeepStrictEqual(value, is[key]));
+  return (
+    (['settings', 'workloads', 'groups', 'rules', 'services'] as const).some((part) =>
+      changed<unknown>(before[part], after[part]),
+    ) || Object.keys(before.services).length !== Object.keys(after.services).length
+  );
 }
