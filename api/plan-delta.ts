@@ -42,9 +42,34 @@ export function canonicalJson(value: unknown): string {
   return `{${parts.join(',')}}`;
 }
 
-/** SHA-256 over the canonical JSON, in hex. */
+/** Digests of values that were hashed before. Values of a plan are never changed once it is published or received. */
+const digests = new WeakMap<object, string>();
+
+function digestOf(value: unknown): string {
+  const known = isRecord(value) ? digests.get(value) : undefined;
+  if (known !== undefined) return known;
+  const digest = createHash('sha256').update(canonicalJson(value)).digest('base64');
+  if (isRecord(value)) digests.set(value, digest);
+  return digest;
+}
+
+/**
+ * SHA-256 over the canonical JSON in which each value stands as its own SHA-256, in hex. Since a delta shares the
+ * values that stay, hashing a plan of 50,000 workloads again after one changed takes milliseconds, not a second.
+ */
 export function hashPlan(plan: object): string {
-  return createHash('sha256').update(canonicalJson(plan)).digest('hex');
+  const hash = createHash('sha256');
+  const collections = collectionsOf(plan);
+  for (const name of Object.keys(collections).sort()) {
+    hash.update(`${JSON.stringify(name)}:{`);
+    const collection = collections[name] ?? {};
+    const parts: string[] = [];
+    for (const key of Object.keys(collection).sort()) {
+      if (collection[key] !== undefined) parts.push(`${JSON.stringify(key)}:${digestOf(collection[key])}`);
+    }
+    hash.update(`${parts.join(',')}}\n`);
+  }
+  return hash.digest('hex');
 }
 
 const collectionsOf = (plan: object): Collections => plan as Collections;
