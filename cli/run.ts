@@ -11,7 +11,7 @@ interface RunFlags {
   name: string;
   source: string;
   state: string;
-  listen: Listen;
+  listen?: Listen;
   flowLog?: string;
   metrics?: Listen;
   gatewayMetrics?: Listen;
@@ -26,7 +26,7 @@ export function register(program: Command): void {
     .requiredOption('--name <name>', 'name of this gateway, as the GatewayPool lists it')
     .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML, watched', sourceArgument)
     .requiredOption('--state <dir>', 'what must survive a restart; certificates are made here')
-    .option('--listen <address:port>', 'plan stream (default: loopback, any port)', listenArgument, LOOPBACK)
+    .option('--listen <address:port>', 'plan stream (default: loopback, any port)', listenArgument)
     .option('--flow-log <file>', 'flow records, JSON lines')
     .option('--metrics <address:port>', "the controller's metrics and health", listenArgument)
     .option('--gateway-metrics <address:port>', "the gateway's metrics and health", listenArgument)
@@ -42,22 +42,23 @@ Example:
 }
 
 export async function runBoth(flags: RunFlags): Promise<{ close(): Promise<void> }> {
+  const { listen = LOOPBACK } = flags;
   const { join } = await import('node:path');
   const { createLog } = await import('../daemon/log.ts');
   const { formatListen } = await import('../daemon/listen.ts');
   const { runController } = await import('../controller/main.ts');
   const { runGateway } = await import('../gateway/main.ts');
-  const certs = await makeCertificates(join(flags.state, 'certs'), flags);
+  const certs = await makeCertificates(join(flags.state, 'certs'), flags.name, listen);
   const controller = await runController({
     source: flags.source,
     state: join(flags.state, 'controller'),
-    listen: flags.listen,
+    listen,
     certs: certs.controller,
     ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
     log: createLog('controller'),
   });
   // An unspecified address is for others to connect to; we reach ourselves by loopback.
-  const host = flags.listen.host === '0.0.0.0' ? '127.0.0.1' : flags.listen.host === '::' ? '::1' : flags.listen.host;
+  const host = listen.host === '0.0.0.0' ? '127.0.0.1' : listen.host === '::' ? '::1' : listen.host;
   try {
     const gateway = await runGateway({
       name: flags.name,
@@ -81,7 +82,8 @@ export async function runBoth(flags: RunFlags): Promise<{ close(): Promise<void>
 
 async function makeCertificates(
   directory: string,
-  { name, listen }: RunFlags,
+  name: string,
+  listen: Listen,
 ): Promise<{ controller: string; gateway: string }> {
   const { access } = await import('node:fs/promises');
   const { join } = await import('node:path');
