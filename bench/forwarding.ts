@@ -1,0 +1,152 @@
+/**
+ * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), on two topologies that are
+ * alike but for the nft table (topology.ts), in interleaved rounds: each round measures both, every second round in
+ * reverse order. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
+ *   node dist/bench/forwarding.js [--rounds 9] [--seconds 1] [--namespaces 1000] [--pods 5] [--flows 64]
+ *                                 [--families 4,6] [--loads udp,tcp,tcp-packets] [--floor]
+ * Needs root, and iperf3, ethtool, nft, iproute2. Docs: docs/bench.md.
+ */
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { cpus, loadavg, release, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import type { Family } from '../api/plan.ts';
+import { CpuMeter } from './cpu.ts';
+import { type Load, LoadGenerator, type Sample, unitOf } from './load.ts';
+import { generatePlan, podAddresses } from './plan.ts';
+import { median, type Ratio, ratioOfMedians } from './statistics.ts';
+import { type Subject, Topology } from './topology.ts';
+
+/** Pods that the load comes from: five namespaces of five. */
+const SOURCES = 25;
+
+interface Row {
+  load: Load;
+  family: Family;
+  medians: Partial<Record<Subject, Sample>>;
+  perCpuSecond: Ratio;
+  perSecond: Ratio;
+  /** Of the gateway and server alone: the floor's cost a packet taken off. Only with --floor, only for udp. */
+  gatewayOnly?: { sluiceNs: number; baselineNs: number; ratio: number };
+  samples: Partial<Record<Subject, Sample[]>>;
+}
+
+const { values } = parseArgs({
+  options: {
+    rounds: { type: 'string', default: '9' },
+    seconds: { type: 'string', default: '1' },
+    namespaces: { type: 'string', default: '1000' },
+    pods: { type: 'string', default: '5' },
+    flows: { type: 'string', default: '64' },
+    families: { type: 'string', default: '4,6' },
+    loads: { type: 'string', default: 'udp,tcp,tcp-packets' },
+    floor: { type: 'boolean', default: false },
+    output: { type: 'string', default: 'bench/results/forwarding.json' },
+  },
+});
+const options = {
+  rounds: Number(values.rounds),
+  seconds: Number(values.seconds),
+  namespaces: Number(values.namespaces),
+  pods: Number(values.pods),
+  flows: Number(values.flows),
+};
+const familiesAsked = values.families.split(',').map((text) => Number(text) as Family);
+const loads = values.loads.split(',') as Load[];
+const subjects: Subject[] = values.floor ? ['sluice', 'baseline', 'floor'] : ['sluice', 'baseline'];
+
+const state = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
+const meter = new CpuMeter(`sluice-bench-${process.pid}`);
+const topologies: Topology[] = [];
+const generators: LoadGenerator[] = [];
+try {
+  const plan = generatePlan(options);
+  const places = Array.from({ length: Math.min(SOURCES, options.namespaces * options.pods) }, (_, at) =>
+    podAddresses(at),
+  );
+  const pods = { 4: places.map((of) => of[4]), 6: places.map((of) => of[6]) };
+  for (const subject of subjects) {
+    const topology = await Topology.create(subject, plan, [...pods[4], ...pods[6]], state);
+    topologies.push(topology);
+    const generator = new LoadGenerator(topology, meter, pods);
+    generators.push(generator);
+    await generator.start(familiesAsked, options.flows);
+  }
+  console.log(
+    `${options.namespaces} namespaces of ${options.pods} pods; ${options.rounds} rounds of ${options.seconds} s`,
+  );
+  const rows: Row[] = [];
+  for (const family of familiesAsked) for (const load of loads) rows.push(await compare(load, family));
+  await mkdir(join(values.output, '..'), { recursive: true });
+  const machine = { kernel: release(), cpu: cpus()[0]?.model, cpus: cpus().length, load: loadavg() };
+  await writeFile(
+    values.output,
+    `${JSON.stringify({ date: new Date().toISOString(), machine, options, rows }, null, 2)}\n`,
+  );
+  console.log(`written: ${values.output}`);
+} finally {
+  for (const generator of generators) await generator.close();
+  for (const topology of topologies) await topology.close();
+  meter.close();
+  await rm(state, { recursive: true });
+}
+
+async function compare(load: Load, family: Family): Promise<Row> {
+  const samples: Partial<Record<Subject, Sample[]>> = {};
+  // One round before the first, not counted: neighbours are found, code and caches are warm.
+  for (let round = -1; round < options.rounds; round++) {
+    const order = round % 2 === 0 ? generators : [...generators].reverse();
+    for (const generator of order) {
+      const subject = subjects[generators.indexOf(generator)] ?? 'sluice';
+      if (subject === 'floor' && load !== 'udp') continue;
+      const sample = await generator.measure(load, family, round < 0 ? 0.3 : options.seconds);
+      samples[subject] ??= [];
+      if (round >= 0) samples[subject].push(sample);
+    }
+  }
+  const row = summary(load, family, samples);
+  print(row);
+  return row;
+}
+
+function summary(load: Load, family: Family, samples: Row['samples']): Row {
+  const pick = (subject: Subject, key: keyof Sample): number[] => (samples[subject] ?? []).map((sample) => sample[key]);
+  const mid = (subject: Subject): Sample => ({
+    perSecond: median(pick(subject, 'perSecond')),
+    perCpuSecond: median(pick(subject, 'perCpuSecond')),
+    lost: median(pick(subject, 'lost')),
+  });
+  const row: Row = {
+    load,
+    family,
+    medians: { sluice: mid('sluice'), baseline: mid('baseline') },
+    perCpuSecond: ratioOfMedians(pick('sluice', 'perCpuSecond'), pick('baseline', 'perCpuSecond')),
+    perSecond: ratioOfMedians(pick('sluice', 'perSecond'), pick('baseline', 'perSecond')),
+    samples,
+  };
+  if (samples.floor !== undefined) {
+    row.medians.floor = mid('floor');
+    const cost = (subject: Subject): number => 1e6 / mid(subject).perCpuSecond - 1e6 / mid('floor').perCpuSecond;
+    const [sluiceNs, baselineNs] = [cost('sluice'), cost('baseline')];
+    row.gatewayOnly = { sluiceNs, baselineNs, ratio: baselineNs / sluiceNs };
+  }
+  return row;
+}
+
+function print(row: Row): void {
+  const unit = unitOf[row.load];
+  const figure = (value: number | undefined): string => (value ?? 0).toPrecision(4);
+  const text = ({ ratio, low, high }: Ratio): string => `${ratio.toFixed(3)} [${low.toFixed(3)}..${high.toFixed(3)}]`;
+  console.log(`${row.load}, IPv${row.family}`);
+  for (const [subject, sample] of Object.entries(row.medians)) {
+    const lost = row.load === 'udp' ? `, lost ${(100 * sample.lost).toFixed(1)} %` : '';
+    const rates = `${figure(sample.perCpuSecond)} ${unit} per CPU second, ${figure(sample.perSecond)} ${unit}/s`;
+    console.log(`  ${subject.padEnd(9)} ${rates}${lost}`);
+  }
+  console.log(`  ratio per CPU second ${text(row.perCpuSecond)}   per second ${text(row.perSecond)}`);
+  if (row.gatewayOnly === undefined) return;
+  const { sluiceNs, baselineNs, ratio } = row.gatewayOnly;
+  console.log(
+    `  gateway and server alone: sluice ${sluiceNs.toFixed(0)} ns, baseline ${baselineNs.toFixed(0)} ns, ratio ${ratio.toFixed(3)}`,
+  );
+}

@@ -1,0 +1,153 @@
+/**
+ * The three loads: one TCP stream of 64 KB segments, one of MTU-sized packets, a flood of small UDP datagrams. Client
+ * and sender run on CPU 0, the TCP server on CPU 1, on a machine that has two: where threads land changes the figures.
+ * `iperf3 -C cubic`: the kernel's default (bbr here) halves and spreads TCP's rate on veth.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import type { Family } from '../api/plan.ts';
+import { run } from '../kernel/run.ts';
+import type { CpuMeter } from './cpu.ts';
+import { SERVER, TCP_PORT, UDP_PORT } from './plan.ts';
+import type { Topology } from './topology.ts';
+
+export type Load = 'tcp' | 'tcp-packets' | 'udp';
+export const unitOf = { tcp: 'Gbit', 'tcp-packets': 'Gbit', udp: 'kpackets' } as const;
+
+export interface Sample {
+  /** Gbit or thousand packets that arrived, per second of wall clock and per CPU second. */
+  perSecond: number;
+  perCpuSecond: number;
+  /** Share of the datagrams that did not arrive. */
+  lost: number;
+}
+
+const pin = (cpu: number): string[] => (availableParallelism() > 1 ? ['taskset', '-c', String(cpu)] : []);
+
+/** What runs beside one topology as long as it stands. */
+export class LoadGenerator {
+  readonly #topology: Topology;
+  readonly #meter: CpuMeter;
+  readonly #pods: Record<Family, string[]>;
+  readonly #senders = new Map<Family, ChildProcess>();
+  #server: ChildProcess | undefined;
+
+  constructor(topology: Topology, meter: CpuMeter, pods: Record<Family, string[]>) {
+    this.#topology = topology;
+    this.#meter = meter;
+    this.#pods = pods;
+  }
+
+  async start(families: Family[], flows: number): Promise<void> {
+    if (this.#topology.subject !== 'floor') {
+      const server = [
+        'ip',
+        'netns',
+        'exec',
+        this.#topology.namespace('server'),
+        'iperf3',
+        '-s',
+        '-p',
+        String(TCP_PORT),
+      ];
+      this.#server = this.#counted([...pin(1), ...server]);
+      await this.#untilListening();
+    }
+    const program = fileURLToPath(new URL('./udp-sender.js', import.meta.url));
+    for (const family of families) {
+      const where = [this.#topology.namespace('client'), SERVER[family], String(UDP_PORT), String(flows)];
+      const sender = this.#counted([...pin(0), process.execPath, program, ...where, ...this.#pods[family]], true);
+      this.#senders.set(family, sender);
+      await answer(sender, 10_000);
+    }
+  }
+
+  async measure(load: Load, family: Family, seconds: number): Promise<Sample> {
+    await this.#topology.forgetFlows();
+    return load === 'udp' ? this.#flood(family, seconds) : this.#stream(load, family, seconds);
+  }
+
+  async #flood(family: Family, seconds: number): Promise<Sample> {
+    const sender = this.#senders.get(family);
+    if (sender === undefined) throw new TypeError('sender not started');
+    const arrivedBefore = await this.#topology.received();
+    const cpuBefore = this.#meter.seconds();
+    sender.send({ seconds });
+    const sent = (await answer(sender, 1000 * seconds + 10_000)) as { sent: number; seconds: number };
+    const cpu = this.#meter.seconds() - cpuBefore;
+    const arrived = (await this.#topology.received()) - arrivedBefore;
+    if (arrived === 0) throw new Error(`${this.#topology.subject}: no datagram arrived with a translated source`);
+    return {
+      perSecond: arrived / 1000 / sent.seconds,
+      perCpuSecond: arrived / 1000 / cpu,
+      lost: 1 - arrived / sent.sent,
+    };
+  }
+
+  async #stream(load: Load, family: Family, seconds: number): Promise<Sample> {
+    await this.#topology.segmentation(load === 'tcp');
+    const client = ['ip', 'netns', 'exec', this.#topology.namespace('client'), 'iperf3', '-C', 'cubic', '-J'];
+    const ends = [
+      '-c',
+      SERVER[family],
+      '-p',
+      String(TCP_PORT),
+      '-B',
+      this.#pods[family][0] ?? '',
+      '-t',
+      // A fraction would be cut off, and 0 means for ever.
+      String(Math.max(1, Math.round(seconds))),
+    ];
+    const cpuBefore = this.#meter.seconds();
+    const report = await run(this.#countedCommand([...pin(0), ...client, ...ends]), {
+      op: 'iperf3',
+      timeoutMs: 1000 * seconds + 15_000,
+    });
+    const cpu = this.#meter.seconds() - cpuBefore;
+    const { end } = JSON.parse(report) as { end: { sum_received: { bytes: number; seconds: number } } };
+    const gigabits = (8 * end.sum_received.bytes) / 1e9;
+    return { perSecond: gigabits / end.sum_received.seconds, perCpuSecond: gigabits / cpu, lost: 0 };
+  }
+
+  async close(): Promise<void> {
+    for (const child of [...this.#senders.values(), ...(this.#server ? [this.#server] : [])]) {
+      if (child.exitCode !== null) continue;
+      child.kill('SIGKILL');
+      await once(child, 'exit');
+    }
+  }
+
+  /** Joins the meter's group before it becomes the program. */
+  #countedCommand(command: string[]): string[] {
+    return ['sh', '-c', 'echo $$ > "$0" && exec "$@"', this.#meter.procs, ...command];
+  }
+
+  #counted(command: string[], ipc = false): ChildProcess {
+    const [program = '', ...args] = this.#countedCommand(command);
+    const stdio = ['ignore', 'ignore', 'inherit', ...(ipc ? (['ipc'] as const) : [])] as (
+      | 'ignore'
+      | 'inherit'
+      | 'ipc'
+    )[];
+    return spawn(program, args, { stdio });
+  }
+
+  async #untilListening(): Promise<void> {
+    const namespace = this.#topology.namespace('server');
+    for (let attempt = 0; attempt < 50; attempt++) {
+      const sockets = await run(['ip', 'netns', 'exec', namespace, 'ss', '-Hltn', `sport = :${TCP_PORT}`], {
+        op: 'ss',
+      });
+      if (sockets !== '') return;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    throw new Error('iperf3 -s does not listen');
+  }
+}
+
+async function answer(child: ChildProcess, timeoutMs: number): Promise<unknown> {
+  const [message] = await once(child, 'message', { signal: AbortSignal.timeout(timeoutMs) });
+  return message;
+}
