@@ -41,7 +41,7 @@ interface DrawPool {
   set: PrefixSet;
 }
 
-/** Candidates that one draw looks at before it gives up: bounds the walk over a /64 that is full of exclusions. */
+/** Addresses of a pool that one run looks at: bounds the walk over a /64. */
 const MAX_WALK = 1 << 17;
 
 export function allocate(input: AllocationInput, findings: Findings): AllocationResult {
@@ -109,28 +109,36 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
   // An owner that comes back takes its own again, quarantined or not.
   for (const owner of owners) keep(owner, true);
 
-  // New ones from the pool.
+  // New ones from the pool. What one owner walked past no later one can have, so each pool is walked once.
+  const walks = new Map<string, { addresses: Generator<string>; nextFree: number }>();
   let wakeAt: number | undefined;
   for (const owner of owners) {
     const pool = pools.get(owner.spec.pool);
     if (pool === undefined) continue;
-    const name = owner.metadata.name;
+    const { name } = owner.metadata;
     for (const family of families) {
       let missing = wants(owner, family, pools) - (counts.get(name)?.[family] ?? 0);
       if (missing <= 0) continue;
-      let nextFree = Number.POSITIVE_INFINITY;
-      for (const text of candidates(pool.set, family)) {
+      const key = `${owner.spec.pool} ${family}`;
+      const walk = walks.get(key) ?? {
+        addresses: candidates(pool.set, family),
+        nextFree: Number.POSITIVE_INFINITY,
+      };
+      walks.set(key, walk);
+      while (missing > 0) {
+        const { value: text, done } = walk.addresses.next();
+        if (done) break;
         if (given.has(text) || input.reserved.has(text)) continue;
         const freeAt = quarantineEnd(input.previous[text], pools, input.now);
         if (freeAt > input.now) {
-          nextFree = Math.min(nextFree, freeAt);
+          walk.nextFree = Math.min(walk.nextFree, freeAt);
           continue;
         }
         given.set(text, name);
-        if (--missing === 0) break;
+        missing--;
       }
       if (missing > 0) {
-        if (nextFree < Number.POSITIVE_INFINITY) wakeAt = Math.min(wakeAt ?? nextFree, nextFree);
+        if (walk.nextFree < Number.POSITIVE_INFINITY) wakeAt = Math.min(wakeAt ?? walk.nextFree, walk.nextFree);
         const message = `EgressIPPool ${owner.spec.pool} has no free IPv${family} address (${missing} missing)`;
         findings.add(objectKey(owner), 'Programmed', 'False', 'PoolExhausted', message);
       }
@@ -226,12 +234,13 @@ function wants(egressIP: EgressIP | undefined, family: Family, pools: ReadonlyMa
   return set === undefined || set.ranges(family).length === 0 ? 0 : (egressIP?.spec.count ?? 0);
 }
 
-function* candidates(set: PrefixSet, family: Family): Generator<string> {
+function* candidates(set: PrefixSet, family: Family): Generator<string, undefined> {
   let walked = 0;
   for (const { first, last } of set.ranges(family)) {
     for (let value = first; value <= last; value++) {
-      if (++walked > MAX_WALK) return;
+      if (++walked > MAX_WALK) return undefined;
       yield formatAddress({ family, value });
     }
   }
+  return undefined;
 }

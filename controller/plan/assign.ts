@@ -34,12 +34,19 @@ export function assigner(
 ): Assigner {
   const candidates = new Map<string, Candidate[]>();
   const served = new Map<string, number>();
+  // Most EgressIPs list their namespaces: those are found by name, and only selectors are tried on each namespace.
+  const ageOf = new Map(egressIPs.map((egressIP, index) => [egressIP, index]));
+  const listing = new Map<string, EgressIP[]>();
+  const selecting = egressIPs.filter(({ spec }) => spec.namespaceSelector !== undefined);
+  for (const egressIP of egressIPs) {
+    for (const name of new Set(egressIP.spec.namespaces)) listing.set(name, [...(listing.get(name) ?? []), egressIP]);
+  }
   for (const namespace of namespaces) {
     const { name } = namespace.metadata;
     const labels = labelsOf(namespace);
     const pool = poolOfNamespace.get(name);
     const list: Candidate[] = [];
-    for (const egressIP of egressIPs) {
+    for (const egressIP of new Set([...(listing.get(name) ?? []), ...selecting])) {
       const { spec } = egressIP;
       const listed = spec.namespaces?.includes(name) === true;
       const selected = listed || (spec.namespaceSelector !== undefined && matches(spec.namespaceSelector, labels));
@@ -53,8 +60,8 @@ export function assigner(
       }
       list.push({ egressIP, rank: spec.podSelector !== undefined ? 0 : listed ? 1 : 2 });
     }
-    // Stable sort: what is equal stays in order of age and name.
-    list.sort((a, b) => a.rank - b.rank || priority(a.egressIP) - priority(b.egressIP));
+    const age = ({ egressIP }: Candidate): number => ageOf.get(egressIP) ?? 0;
+    list.sort((a, b) => a.rank - b.rank || priority(a.egressIP) - priority(b.egressIP) || age(a) - age(b));
     reportConflicts(name, list, findings);
     candidates.set(name, list);
     const whole = list.findIndex(({ rank }) => rank > 0);

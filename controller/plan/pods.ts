@@ -8,7 +8,6 @@ import { formatAddress, parseAddress } from '../../api/address.ts';
 import { objectKey, type Pod } from '../../api/kinds.ts';
 import { podKey } from '../../policy/endpoints.ts';
 import type { Warning } from './plan.ts';
-import { older } from './snapshot.ts';
 
 export interface CountedPod {
   pod: Pod;
@@ -24,7 +23,7 @@ export interface CountedPod {
 export function countedPods(pods: readonly Pod[], warnings: Warning[]): CountedPod[] {
   const holder = new Map<string, CountedPod>();
   const counted: CountedPod[] = [];
-  for (const pod of [...pods].sort(older).reverse()) {
+  for (const pod of [...pods].reverse()) {
     const entry = countedPod(pod);
     if (entry === undefined) continue;
     const other = entry.addresses.map((address) => holder.get(address)).find((found) => found !== undefined);
