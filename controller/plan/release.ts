@@ -14,7 +14,7 @@ import {
   type Steer,
   type WorkloadEntry,
 } from '../../api/plan.ts';
-import { canonicalJson, sameJson } from '../../api/plan-delta.ts';
+import { sameJson } from '../../api/plan-delta.ts';
 import type { Release } from './memory.ts';
 import type { Peers } from './peers.ts';
 import type { CountedPod } from './pods.ts';
@@ -102,9 +102,12 @@ function exists({ steer }: NodeWorkloadEntry, shards: ReadonlySet<string>): bool
   });
 }
 
-/** What a release is of: the pod's addresses, and per family the pool, shard and source address. */
+/**
+ * What a release is of: the pod's addresses, and per family the pool, shard and source address. All are made here in
+ * one order of keys, so plain JSON text is the same for the same content.
+ */
 function fingerprintOf(pool: Pool | undefined, workload: WorkloadEntry | undefined, entry: NodeWorkloadEntry): string {
-  return canonicalJson([entry.addresses, entry.steer, pool?.name ?? null, workload?.egress ?? null]);
+  return JSON.stringify([entry.addresses, entry.steer, pool?.name ?? null, workload?.egress ?? null]);
 }
 
 function acknowledged(
