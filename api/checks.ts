@@ -66,6 +66,14 @@ function gatewayPool(o: ObjectOf<'GatewayPool'>, report: Report): void {
       report(at, 'the family of the first gateway: all tunnels have one outer family', show(gateway.internalAddress));
     }
   }
+  // There the ruleset tells a workload's packet from an answer by the interface.
+  if (o.spec.steering.mode === 'Direct' && interfaces.external.name === interfaces.internal) {
+    report(
+      'spec.interfaces.external.name',
+      'other than spec.interfaces.internal (Direct steering)',
+      show(interfaces.internal),
+    );
+  }
   for (const family of families) {
     const router = interfaces.external.gateway?.[`v${family}`];
     if (router !== undefined && rangeOf(router).family !== family) {

@@ -168,7 +168,7 @@ function answerOf(
     ...Object.values(gatewayPlan.shards).flatMap(({ nextHops }) => valuesOf(nextHops)),
     ...Object.values(gatewayPlan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
   ];
-  const tunnelled = base.protocol === 17 && port === settings.steering.port;
+  const tunnelled = settings.steering.mode === 'VXLAN' && base.protocol === 17 && port === settings.steering.port;
   if (guarded.includes(address) || tunnelled) return dropped('tunnel-port');
   for (const [field, list] of [
     ['clusterCIDRs', settings.clusterCIDRs],

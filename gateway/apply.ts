@@ -84,7 +84,7 @@ export class GatewayApply {
     const leaving = current.addresses.filter((address) => !wanted.has(textOf(address)));
     const grown = { ...desired, addresses: [...desired.addresses, ...leaving] };
     await this.#applyNet(current, grown);
-    if (listed && desired.links.length > 0) await this.#kernel.sysctl(tunnelSysctls);
+    if (desired.links.length > 0 && (listed || current.links.length === 0)) await this.#kernel.sysctl(tunnelSysctls);
     const script = diffRuleset(this.#nft, ruleset);
     if (script !== '') await nft.run(script);
     this.#nft = stateOf(ruleset);

@@ -1,8 +1,8 @@
 /**
  * GatewayPlan → the gateway's links, addresses, routes, rules and sysctls, as values (design §5, §6). A shard is held
  * by the first gateway of its order: its next hops are put on the internal interface, its egress IPs on the external.
- * Return routes lead a workload's addresses back through the tunnel to its node: one per pod CIDR of a node, and one
- * per workload whose address lies in none of them.
+ * Return routes lead a workload's addresses back to its node, through the tunnel or (Direct) on the inside segment: one
+ * per pod CIDR of a node, and one per workload whose address lies in none of them.
  */
 import { parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
 import {
@@ -17,31 +17,37 @@ import {
   TUNNEL_PEER,
 } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type NodeEntry, type PoolSettings } from '../api/plan.ts';
-import type { DeviceAddress, NetState, Route, Rule } from '../kernel/iproute.ts';
+import type { DesiredLink, DeviceAddress, NetState, Route, Rule } from '../kernel/iproute.ts';
 
 const hostLength = { 4: 32, 6: 128 } as const;
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+
+export const isTunnelled = (pool: PoolSettings): boolean => pool.steering.mode === 'VXLAN';
+/** The device by which workloads' packets come in, and replies to them go out. */
+export const ingressOf = (pool: PoolSettings): string => (isTunnelled(pool) ? TUNNEL_DEVICE : pool.internalInterface);
 
 /** `underlayMtu`: of the internal interface; used where the plan names no MTU. */
 export function compileNet(plan: GatewayPlan, self: string, underlayMtu: number): NetState {
   if (!('pool' in plan.settings)) return { links: [], addresses: [], routes: [], rules: [], neighbours: [] };
   const pool = plan.settings.pool;
   const underlay = familyOf(plan.gateways[self]?.internalAddress ?? '0.0.0.0');
+  const tunnel: DesiredLink = {
+    name: TUNNEL_DEVICE,
+    kind: 'vxlan-external',
+    port: pool.steering.port,
+    mac: TUNNEL_MAC_GATEWAY,
+    mtu: pool.steering.mtu ?? underlayMtu - TUNNEL_OVERHEAD[underlay],
+    up: true,
+  };
+  const links = isTunnelled(pool) ? [tunnel] : [];
   return {
-    links: [
-      {
-        name: TUNNEL_DEVICE,
-        kind: 'vxlan-external',
-        port: pool.steering.port,
-        mac: TUNNEL_MAC_GATEWAY,
-        mtu: pool.steering.mtu ?? underlayMtu - TUNNEL_OVERHEAD[underlay],
-        up: true,
-      },
-    ],
+    links,
     addresses: heldAddresses(plan, pool, self),
     routes: [...returnRoutes(plan, pool, underlay), ...egressRoutes(pool)],
     rules: rules(pool),
-    neighbours: families.map((family) => ({ dev: TUNNEL_DEVICE, address: TUNNEL_PEER[family], mac: TUNNEL_MAC_NODE })),
+    neighbours: links.flatMap(({ name }) =>
+      families.map((family) => ({ dev: name, address: TUNNEL_PEER[family], mac: TUNNEL_MAC_NODE })),
+    ),
   };
 }
 
@@ -69,18 +75,19 @@ function heldAddresses(plan: GatewayPlan, pool: PoolSettings, self: string): Dev
 function returnRoutes(plan: GatewayPlan, pool: PoolSettings, underlay: Family): Route[] {
   const routes: Route[] = [];
   const through = (node: NodeEntry | undefined, destination: string): void => {
-    const outer = node?.addresses.find((address) => familyOf(address) === underlay);
-    if (outer === undefined) return;
     const family = familyOf(destination);
+    // The tunnel carries both families through one; a next hop is of the packet's own.
+    const outer = node?.addresses.find((address) => familyOf(address) === (isTunnelled(pool) ? underlay : family));
+    if (outer === undefined) return;
     routes.push({
       family,
       table: TABLE_GATEWAY_RETURN,
       type: 'unicast',
       destination,
-      via: TUNNEL_PEER[family],
-      dev: TUNNEL_DEVICE,
+      via: isTunnelled(pool) ? TUNNEL_PEER[family] : outer,
+      dev: ingressOf(pool),
       onlink: true,
-      encap: { id: pool.steering.vni, destination: outer },
+      ...(isTunnelled(pool) && { encap: { id: pool.steering.vni, destination: outer } }),
     });
   };
   for (const node of Object.values(plan.nodes)) for (const prefix of node.podCIDRs) through(node, prefix);
@@ -119,7 +126,7 @@ function rules(pool: PoolSettings): Rule[] {
     { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
     ...(pool.externalGateway[family] === undefined
       ? []
-      : [{ family, priority: RULE_PRIORITY_EGRESS, table: TABLE_GATEWAY_EGRESS, iif: TUNNEL_DEVICE }]),
+      : [{ family, priority: RULE_PRIORITY_EGRESS, table: TABLE_GATEWAY_EGRESS, iif: ingressOf(pool) }]),
   ]);
 }
 

@@ -6,14 +6,17 @@
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak
  *   input            nobody reaches the gateway's sockets through an egress IP or from the tunnel
  * Membership lives in sets and maps. The checks that every packet pays are four short chains.
+ * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
+ * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
  * Leaves out: which shards this machine holds (addresses.ts); that changes addresses, not rules.
  */
 import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
-import { CT_DECIDED, NFLOG_GROUP, NFT_TABLE_GATEWAY, TUNNEL_DEVICE } from '../api/names.ts';
+import { CT_DECIDED, NFLOG_GROUP, NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
 import { counterName, type DropReason, dropReasons } from '../api/reasons.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
 import { Chains } from './chains.ts';
+import { ingressOf, isTunnelled } from './compile-net.ts';
 import { addressType, compilePolicy, header } from './compile-policy.ts';
 
 export interface CompiledGateway {
@@ -46,12 +49,19 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     ...rejectStatements,
   ]);
 
-  tunnelHooks(chains, pool, dropped);
-  forwardHook(chains, policy.walk, dropped, hairpin);
+  const tunnelled = isTunnelled(pool);
+  const ingress = ingressOf(pool);
+  if (tunnelled) tunnelHooks(chains, pool, dropped);
+  forwardHook(chains, pool, policy.walk, dropped, hairpin);
   chains.base('input', 'type filter hook input priority filter; policy accept;', [
-    `iifname "${pool.internalInterface}" udp dport ${pool.steering.port} accept`,
-    `udp dport ${pool.steering.port} goto ${dropped('foreign-tunnel')}`,
-    `iifname "${TUNNEL_DEVICE}" goto ${hairpin}`,
+    ...(tunnelled
+      ? [
+          `iifname "${pool.internalInterface}" udp dport ${pool.steering.port} accept`,
+          `udp dport ${pool.steering.port} goto ${dropped('foreign-tunnel')}`,
+          `iifname "${ingress}" goto ${hairpin}`,
+        ]
+      : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
+        families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin}`)),
     'icmpv6 type nd-neighbor-solicit accept',
     'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
@@ -62,11 +72,11 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const guard = chains.add('guard', [
     ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
     // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
-    'ct state untracked accept',
+    ...(tunnelled ? ['ct state untracked accept'] : []),
     `goto ${dropped('leak')}`,
   ]);
   chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [
-    `iifname "${TUNNEL_DEVICE}" oifname != "${TUNNEL_DEVICE}" goto ${guard}`,
+    `iifname "${ingress}" oifname != "${ingress}" goto ${guard}`,
   ]);
 
   const counters = [...(Object.keys(dropReasons) as DropReason[]), 'rule' as const].map(counterName);
@@ -128,7 +138,14 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
   ]);
 }
 
-function forwardHook(chains: Chains, walk: string[], dropped: (reason: DropReason) => string, hairpin: string): void {
+function forwardHook(
+  chains: Chains,
+  pool: PoolSettings,
+  walk: string[],
+  dropped: (reason: DropReason) => string,
+  hairpin: string,
+): void {
+  const ingress = ingressOf(pool);
   const invalid = chains.add('invalid', [
     `tcp flags & (syn | ack) == ack goto ${dropped('stray')}`,
     `goto ${dropped('invalid')}`,
@@ -143,16 +160,24 @@ function forwardHook(chains: Chains, walk: string[], dropped: (reason: DropReaso
     ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
     ...walk,
   ]);
+  // A stranger on the segment is told nothing. From the tunnel none comes so far: its packets were asked before.
+  const first = isTunnelled(pool)
+    ? egress
+    : chains.add('inside', [
+        ...families.map((family) => `${header[family]} saddr @sources${family} goto ${egress}`),
+        `goto ${dropped('unknown-source')}`,
+      ]);
   chains.base('forward', 'type filter hook forward priority filter; policy accept;', [
     `ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`,
-    `iifname "${TUNNEL_DEVICE}" goto ${egress}`,
-    `oifname "${TUNNEL_DEVICE}" goto ${dropped('unsolicited')}`,
+    `iifname "${ingress}" goto ${first}`,
+    `oifname "${ingress}" goto ${dropped('unsolicited')}`,
   ]);
 }
 
 /** Sets and maps: whoever comes or goes is an element here. */
 function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<string, number>): Record<string, NftSet> {
   const sets: Record<string, NftSet> = {};
+  const tunnelled = isTunnelled(pool);
   const fresh = (name: string, set: Omit<NftSet, 'elements'>): Map<string, string> => {
     const elements = new Map<string, string>();
     sets[name] = { ...set, elements };
@@ -160,12 +185,13 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
   };
   for (const family of families) {
     const type = addressType[family];
-    const known = fresh(`known${family}`, { type: { typeof: innerSource[family] } });
+    const known = tunnelled ? fresh(`known${family}`, { type: { typeof: innerSource[family] } }) : undefined;
+    const sources = tunnelled ? undefined : fresh(`sources${family}`, { type });
     const group = fresh(`group${family}`, { type, value: 'mark' });
     const noEgress = fresh(`noegress${family}`, { type });
     const snat = fresh(`snat${family}`, { type, value: type });
     const own = fresh(`own${family}`, { type: `${type} . ${type}` });
-    const held = { 4: heldSet(fresh, 4, family), 6: heldSet(fresh, 6, family) };
+    const held = tunnelled ? { 4: heldSet(fresh, 4, family), 6: heldSet(fresh, 6, family) } : undefined;
     for (const workload of Object.values(plan.workloads)) {
       const mark = markText(groupMarks.get(workload.group) ?? 0);
       const outer = plan.nodes[workload.node]?.addresses ?? [];
@@ -173,7 +199,8 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
         const parsed = parseAddress(address);
         if (!parsed.ok || parsed.value.family !== family) continue;
         const raw = rawText(parsed.value.value);
-        known.set(raw, '');
+        known?.set(raw, '');
+        sources?.set(address, '');
         group.set(address, mark);
         const egress = workload.egress[family];
         if (egress === undefined) noEgress.set(address, '');
@@ -181,10 +208,10 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
           snat.set(address, egress.address);
           own.set(concat(address, egress.address), '');
         }
-        for (const node of outer) held[familyOf(node)].set(concat(node, raw), '');
+        if (held !== undefined) for (const node of outer) held[familyOf(node)].set(concat(node, raw), '');
       }
     }
-    const nodes = fresh(`nodes${family}`, { type });
+    const nodes = tunnelled ? fresh(`nodes${family}`, { type }) : new Map<string, string>();
     for (const { addresses } of Object.values(plan.nodes)) add(nodes, addresses, family);
     const egressIPs = fresh(`egress${family}`, { type });
     for (const { egressIPs: addresses } of Object.values(plan.shards)) add(egressIPs, addresses, family);

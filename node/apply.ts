@@ -13,7 +13,7 @@ import type { PrefixSet } from '../api/prefix-set.ts';
 import type { ConntrackEntry } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
-import { compileNode, outerFamily, outerNextHop, settingsOf } from './compile.ts';
+import { compileNode, directNextHops, isTunnelled, outerFamily, outerNextHop, settingsOf } from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
 import { localDestinations } from './ruleset.ts';
 
@@ -37,7 +37,9 @@ export class Steering {
   readonly #workloadInterfaces: readonly string[];
   #nft: NftState | undefined;
   #net: NetState | undefined;
-  #facts: { nextHop: string | undefined; value: Awaited<ReturnType<NodeKernel['facts']>> } | undefined;
+  #facts: { about: string; value: Awaited<ReturnType<NodeKernel['facts']>> } | undefined;
+  /** As last written. */
+  #sysctls = '';
   #plan: NodePlan | undefined;
 
   constructor(kernel: NodeKernel, workloadInterfaces: readonly string[]) {
@@ -81,11 +83,14 @@ export class Steering {
       return { known: new Set(), workloads: 0, endedFlows: 0 };
     }
     const outer = outerFamily(plan);
-    const nextHop = Object.values(plan.shards)
+    const tunnelTo = Object.values(plan.shards)
+      .filter(isTunnelled)
       .map((shard) => outerNextHop(shard, outer))
       .find((hop) => hop !== undefined);
-    if (this.#facts === undefined || this.#facts.nextHop !== nextHop) {
-      this.#facts = { nextHop, value: await this.#kernel.facts(nextHop) };
+    const direct = directNextHops(plan);
+    const about = [tunnelTo, ...direct].join(' ');
+    if (this.#facts?.about !== about) {
+      this.#facts = { about, value: await this.#kernel.facts(tunnelTo, direct) };
     }
     const { ruleset, net, sysctls } = compileNode(plan, settings, {
       ...this.#facts.value,
@@ -101,7 +106,10 @@ export class Steering {
     try {
       if (listed) await this.#kernel.holdRule();
       await this.#applyNet(netNow, grown);
-      if (listed) await this.#kernel.sysctls(sysctls);
+      // A plan may bring the tunnel device, which has settings of its own.
+      const settled = JSON.stringify(sysctls);
+      if (listed || settled !== this.#sysctls) await this.#kernel.sysctls(sysctls);
+      this.#sysctls = settled;
     } catch (error) {
       await this.#kernel.nft.run(diffRuleset(nftNow, onlyForbidding(nftNow, ruleset)));
       await this.#end(endings, settings);

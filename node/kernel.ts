@@ -12,15 +12,15 @@ import type { Nft } from '../kernel/nft.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { inNamespace, run } from '../kernel/run.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
-import { type NodeFacts, nodeScope } from './compile.ts';
+import { type NodeFacts, nodeScope, type Underlay } from './compile.ts';
 
 export interface NodeKernel {
   nft: Nft;
   ip: Ip;
   /** What of the machine is ours to list: nodeScope, less the tables that are empty. */
   scope(): Promise<NetScope>;
-  /** `nextHop`: where tunnel packets will go; absent: nowhere yet. */
-  facts(nextHop: string | undefined): Promise<Omit<NodeFacts, 'workloadInterfaces'>>;
+  /** `tunnelTo`: where tunnel packets will go; absent: nowhere yet. `direct`: next hops without a tunnel. */
+  facts(tunnelTo: string | undefined, direct: readonly string[]): Promise<Omit<NodeFacts, 'workloadInterfaces'>>;
   /** Writes what differs. */
   sysctls(wanted: Record<string, string>): Promise<void>;
   /** The rule that queues held packets is there afterwards, once. */
@@ -50,9 +50,19 @@ export class HostKernel implements NodeKernel {
     this.ip = new HostIp(options);
   }
 
-  async facts(nextHop: string | undefined): Promise<Omit<NodeFacts, 'workloadInterfaces'>> {
-    const rpFilterAll = Number(await this.#sysctl('net/ipv4/conf/all/rp_filter')) || 0;
-    return { rpFilterAll, underlayMtu: nextHop === undefined ? DEFAULT_MTU : await this.#mtuTowards(nextHop) };
+  async facts(tunnelTo: string | undefined, direct: readonly string[]): Promise<Omit<NodeFacts, 'workloadInterfaces'>> {
+    const rpFilterAll = await this.#rpFilter('all');
+    const underlayMtu = tunnelTo === undefined ? DEFAULT_MTU : await this.#mtuTowards(tunnelTo);
+    const underlays: Record<string, Underlay> = {};
+    const rpFilters = new Map<string, number>();
+    for (const nextHop of direct) {
+      const device = await this.#deviceTowards(nextHop);
+      if (device === undefined) continue;
+      const rpFilter = rpFilters.get(device) ?? (await this.#rpFilter(device));
+      rpFilters.set(device, rpFilter);
+      underlays[nextHop] = { device, rpFilter };
+    }
+    return { rpFilterAll, underlayMtu, underlays };
   }
 
   async scope(): Promise<NetScope> {
@@ -97,16 +107,30 @@ export class HostKernel implements NodeKernel {
   /** No route there: as if it were Ethernet; the next reconciliation asks again. */
   async #mtuTowards(address: string): Promise<number> {
     try {
-      const [route] = JSON.parse(await this.#run('route get', ['ip', '-j', 'route', 'get', address])) as {
-        dev?: string;
-      }[];
-      const [link] = JSON.parse(await this.#run('link', ['ip', '-j', 'link', 'show', 'dev', route?.dev ?? ''])) as {
+      const device = (await this.#deviceTowards(address)) ?? '';
+      const [link] = JSON.parse(await this.#run('link', ['ip', '-j', 'link', 'show', 'dev', device])) as {
         mtu?: number;
       }[];
       return link?.mtu ?? DEFAULT_MTU;
     } catch {
       return DEFAULT_MTU;
     }
+  }
+
+  /** Undefined where no route leads: packets for there wait in the black hole until a reconciliation finds one. */
+  async #deviceTowards(address: string): Promise<string | undefined> {
+    try {
+      const [route] = JSON.parse(await this.#run('route get', ['ip', '-j', 'route', 'get', address])) as {
+        dev?: string;
+      }[];
+      return route?.dev;
+    } catch {
+      return undefined;
+    }
+  }
+
+  async #rpFilter(device: string): Promise<number> {
+    return Number(await this.#sysctl(`net/ipv4/conf/${device}/rp_filter`)) || 0;
   }
 
   async #sysctl(key: string): Promise<string | undefined> {

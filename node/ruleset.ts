@@ -2,7 +2,8 @@
  * A node's plan as nftables (design §6): table NFT_TABLE_NODE, family inet. Pure.
  * Base chains have fixed names and only jump; what they jump to is named by its content (kernel/nft.ts).
  * Order of a pod's packet: raw (tunnel) → conntrack → hold (-155) → xtables NFQUEUE (-150) → service translation (-100)
- * → steer (-90) → forward → null binding (before the CNI's masquerade). Left out: Direct mode.
+ * → steer (-90) → forward → null binding (before the CNI's masquerade). What only the tunnel needs (raw, clamping, the
+ * guard of its port) is there if a shard is VXLAN.
  */
 import { createHash } from 'node:crypto';
 import { formatAddress, parseAddress, parsePrefix, prefixRange, type Range } from '../api/address.ts';
@@ -96,9 +97,11 @@ export interface RulesetInput {
   workloadInterfaces: readonly string[];
   /** MTU of the tunnel device, to which TCP's segments are clamped. */
   mtu: number;
+  /** Devices by which a shard's packets may leave; none: they may not. */
+  devicesOf(shard: NodeShardEntry): string[];
 }
 
-export function compileRuleset({ plan, settings, workloadInterfaces, mtu }: RulesetInput): Ruleset {
+export function compileRuleset({ plan, settings, workloadInterfaces, mtu, devicesOf }: RulesetInput): Ruleset {
   const chains = new Chains();
   const shards = Object.entries(plan.shards);
   const shardChain = new Map(shards.map(([key, shard]) => [key, chains.add(`s${shard.index}`, shardRules(shard))]));
@@ -161,10 +164,13 @@ export function compileRuleset({ plan, settings, workloadInterfaces, mtu }: Rule
     }
   }
 
-  const vnis = [...new Set(shards.map(([, { vni }]) => vni))].sort((a, b) => a - b);
-  tunnelChains(chains, settings.port, vnis, workloadInterfaces);
-  workloadChains(chains, settings.port, workloadInterfaces);
-  forwardChains(chains, mtu);
+  const tunnelled = shards.filter(([, { mode }]) => mode === 'VXLAN');
+  const vnis = [...new Set(tunnelled.map(([, { vni }]) => vni))].sort((a, b) => a - b);
+  if (tunnelled.length > 0) tunnelChains(chains, settings.port, vnis, workloadInterfaces);
+  workloadChains(chains, tunnelled.length > 0 ? settings.port : undefined, workloadInterfaces);
+  const ways = new Map(shards.map(([, shard]) => [shard.index, devicesOf(shard)]));
+  sets.ways = { type: 'mark', value: 'verdict', elements: new Map() };
+  forwardChains(chains, tunnelled.length > 0 ? mtu : undefined, ways, sets.ways.elements);
   return {
     family: 'inet',
     table: NFT_TABLE_NODE,
@@ -210,10 +216,10 @@ function tunnelChains(chains: Chains, port: number, vnis: number[], workloadInte
   );
 }
 
-function workloadChains(chains: Chains, port: number, workloadInterfaces: readonly string[]): void {
+function workloadChains(chains: Chains, port: number | undefined, workloadInterfaces: readonly string[]): void {
   // Asked before and after service translation: a Service's endpoint may be a gateway.
   const guard = chains.add('guard', [
-    `udp dport ${port} ${dropped('tunnel-port')}`,
+    ...(port === undefined ? [] : [`udp dport ${port} ${dropped('tunnel-port')}`]),
     ...families.map((family) => `${words[family].ip} daddr @gateways${family} ${dropped('tunnel-port')}`),
   ]);
   const localReturns = [
@@ -249,31 +255,43 @@ function workloadChains(chains: Chains, port: number, workloadInterfaces: readon
   );
 }
 
-function forwardChains(chains: Chains, mtu: number): void {
-  const clamp = (['oifname', 'iifname'] as const).flatMap((side) =>
+/** `mtu`: of the tunnel, if there is one. `ways`: by shard's index, the devices by which its packets may leave. */
+function forwardChains(
+  chains: Chains,
+  mtu: number | undefined,
+  ways: ReadonlyMap<number, string[]>,
+  elements: Map<string, string>,
+): void {
+  const sides = mtu === undefined ? [] : (['oifname', 'iifname'] as const);
+  const clamp = sides.flatMap((side) =>
     families.map((family) => {
-      const segment = mtu - (family === 4 ? 40 : 60);
+      const segment = (mtu ?? 0) - (family === 4 ? 40 : 60);
       return `${side} "${TUNNEL_DEVICE}" meta nfproto ${words[family].nfproto} tcp flags & (syn | rst) == syn tcp option maxseg size set ${segment}`;
     }),
   );
+  // Our mark and another way out than its shard's: the rule or the route was taken away behind our back.
+  for (const [index, devices] of ways) {
+    const allowed = devices.map((device) => `oifname "${device}" return`);
+    elements.set(markText(index), `goto ${chains.add('way', [...allowed, dropped('leak')])}`);
+  }
+  const guard = chains.add('ways', [`meta mark and ${ours} vmap @ways`, dropped('leak')]);
   chains.base(
     'forward_all',
     'type filter hook forward priority mangle',
-    chains.add('forwarded', [
-      // Our mark and another way out: the rule or the route was taken away behind our back.
-      `ct mark and ${ours} != 0 meta mark and ${ours} != 0 oifname != "${TUNNEL_DEVICE}" ${dropped('leak')}`,
-      ...clamp,
-    ]),
+    chains.add('forwarded', [...clamp, `ct mark and ${ours} != 0 meta mark and ${ours} != 0 goto ${guard}`]),
   );
+  const devices = [...new Set([...ways.values()].flat())].sort();
   // Claims the source translation with the identity, so that no later chain (the CNI's masquerade) can.
   chains.base(
     'nat_out',
     'type nat hook postrouting priority srcnat - 10',
     chains.add(
       'null',
-      families.map(
-        (family) =>
-          `oifname "${TUNNEL_DEVICE}" meta mark and ${ours} != 0 meta nfproto ${words[family].nfproto} snat ${words[family].ip} to ${words[family].ip} saddr`,
+      devices.flatMap((device) =>
+        families.map(
+          (family) =>
+            `oifname "${device}" ct mark and ${ours} != 0 meta mark and ${ours} != 0 meta nfproto ${words[family].nfproto} snat ${words[family].ip} to ${words[family].ip} saddr`,
+        ),
       ),
     ),
   );

@@ -56,7 +56,11 @@ export const gatewayPoolSpec = Type.Object(
     ),
     steering: Type.Object(
       {
-        mode: oneOf(['VXLAN'], { default: 'VXLAN' }),
+        mode: oneOf(['VXLAN', 'Direct'], {
+          default: 'VXLAN',
+          description:
+            'How nodes reach the gateways: through a tunnel, or as next hops on the inside segment. Direct trusts that segment: whoever is on it can send with the source of a workload. vni, port and mtu are of the tunnel',
+        }),
         vni: Type.Integer({ minimum: 1, maximum: 16_777_215, default: 7790 }),
         port: Type.Integer({ minimum: 1, maximum: 65_535, default: TUNNEL_PORT }),
         mtu: Type.Optional(

@@ -218,6 +218,6 @@ export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<str
 };
 /** The same for single values of an enum: kind, path of the field, values. */
 export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
-  GatewayPool: { 'spec.mode': ['Audit'], 'spec.steering.mode': ['Direct'] },
+  GatewayPool: { 'spec.mode': ['Audit'] },
   EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'], 'spec.spread': ['Connection'] },
 };

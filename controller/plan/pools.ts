@@ -44,7 +44,7 @@ export function poolsOf(
     const { spec } = object;
     const name = object.metadata.name;
     const settings = settingsOf(object);
-    const first = pools[0];
+    const first = tunnelled(settings) ? pools.find((pool) => tunnelled(pool.settings)) : undefined;
     if (first !== undefined && first.settings.steering.port !== settings.steering.port) {
       // Not refused: that would withdraw a pool for the sake of one number.
       settings.steering.port = first.settings.steering.port;
@@ -95,6 +95,9 @@ export function poolsOf(
   }
   return { pools, poolOfNamespace, indices: numbers.all() };
 }
+
+/** A node has one tunnel device, so that all tunnels have one port. */
+export const tunnelled = ({ steering }: PoolSettings): boolean => steering.mode === 'VXLAN';
 
 function settingsOf({ metadata, spec }: GatewayPool): PoolSettings {
   const { external, internal } = spec.interfaces;

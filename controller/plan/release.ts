@@ -18,7 +18,7 @@ import { sameJson } from '../../api/plan-delta.ts';
 import type { Release } from './memory.ts';
 import type { Peers } from './peers.ts';
 import type { CountedPod } from './pods.ts';
-import type { Pool } from './pools.ts';
+import { type Pool, tunnelled } from './pools.ts';
 
 export interface ReleaseInput {
   pods: readonly CountedPod[];
@@ -144,13 +144,14 @@ export function nodePlanFor(
   const result = emptyNodePlan();
   const [first] = pools;
   if (first === undefined) return { ...result, workloads };
-  const mtus = pools.flatMap(({ settings }) => settings.steering.mtu ?? []);
+  const tunnels = pools.filter(({ settings }) => tunnelled(settings));
+  const mtus = tunnels.flatMap(({ settings }) => settings.steering.mtu ?? []);
   const union = (pick: (pool: Pool) => string[]): string[] => [...new Set(pools.flatMap(pick))];
   result.settings = {
     node: {
       node,
       podCIDRs,
-      port: first.settings.steering.port,
+      port: (tunnels[0] ?? first).settings.steering.port,
       mtu: mtus.length > 0 ? Math.min(...mtus) : null,
       clusterCIDRs: union(({ settings }) => settings.clusterCIDRs),
       excludedCIDRs: union(({ settings }) => settings.excludedCIDRs),

@@ -8,7 +8,7 @@ import {
   type RuleEntry,
   type ServiceEntry,
 } from '../../api/plan.ts';
-import { GATEWAY_INSIDE, NODES, PORT, VNI } from './gateway-rig.ts';
+import { GATEWAY_INSIDE, NODES, NODES6, PORT, VNI } from './gateway-rig.ts';
 
 export const PODS = {
   pay: { 4: '10.244.1.5', 6: 'fd00:244:1::5' },
@@ -83,6 +83,14 @@ export function basePlan(defaultAction: 'Drop' | 'Accept' = 'Drop'): GatewayPlan
     plan.groups[group] = { namespace, rules: { cluster: [], namespace: [], service: [] } };
   }
   return plan;
+}
+
+/** The same plan with Direct steering: a node is then a next hop of each family. */
+export function directPlan(plan: GatewayPlan): GatewayPlan {
+  const direct = structuredClone(plan);
+  if ('pool' in direct.settings) direct.settings.pool.steering.mode = 'Direct';
+  for (const node of ['a', 'b'] as const) direct.nodes[node]?.addresses.push(NODES6[node]);
+  return direct;
 }
 
 /** Adds a rule to a group. */

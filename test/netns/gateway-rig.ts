@@ -5,11 +5,12 @@
  *
  * The gateway is a network namespace with the product's own apply code; the other ends are packet sockets in a second
  * namespace without addresses, so that nothing but the test answers. Every probe carries a marker of its own.
+ * With Direct steering there is no tunnel on the inside wire, and the gateway's reverse-path filter is strict.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { TUNNEL_MAC_GATEWAY, TUNNEL_MAC_NODE } from '../../api/names.ts';
-import type { Family, GatewayPlan } from '../../api/plan.ts';
+import type { Family, GatewayPlan, SteeringMode } from '../../api/plan.ts';
 import { GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
 import { endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { HostIp } from '../../kernel/iproute-host.ts';
@@ -35,15 +36,18 @@ const exec = promisify(execFile);
 export const VNI = 7700;
 export const PORT = 4793;
 export const NODES = { a: '10.0.0.21', b: '10.0.0.22' } as const;
+export const NODES6 = { a: 'fd00:10::21', b: 'fd00:10::22' } as const;
 export const GATEWAY_INSIDE = '10.0.0.31';
 export const ROUTER = { 4: '203.0.113.1', 6: '2001:db8:113::1' } as const;
 const WIRE_MAC = '02:00:00:00:00:99';
+const NODE_MACS = { a: WIRE_MAC, b: '02:00:00:00:00:9b' } as const;
 
 export interface Probe {
   source: string;
   destination: string;
   protocol: number;
   destinationPort?: number;
+  sourcePort?: number;
   /** Unique among the probes of a round; also the source port or echo id. */
   marker: number;
   flags?: number;
@@ -55,14 +59,14 @@ export interface Sighting {
   kind: 'packet' | 'reset' | 'unreachable';
   marker: number;
   packet: Packet;
-  /** Inside: the node that the tunnel packet was addressed to. */
+  /** Inside: the node that the tunnel packet, or the frame, was addressed to. */
   node?: string;
 }
 
 export function probePacket(probe: Probe): Uint8Array {
   const { source, destination, marker } = probe;
   const payload = Uint8Array.of(marker >>> 24, marker >>> 16, marker >>> 8, marker);
-  const port = 1024 + (marker % 60_000);
+  const port = probe.sourcePort ?? 1024 + (marker % 60_000);
   if (probe.protocol === PROTOCOL_ICMP || probe.protocol === PROTOCOL_ICMPV6) {
     return buildIcmpEcho({ source, destination, id: port, sequence: 1, payload });
   }
@@ -73,6 +77,7 @@ export function probePacket(probe: Probe): Uint8Array {
 
 export class GatewayRig {
   readonly nft: HostNft;
+  readonly mode: SteeringMode;
   readonly #names: { gateway: string; wires: string };
   readonly #inside: PacketSocket;
   readonly #outside: PacketSocket;
@@ -89,7 +94,9 @@ export class GatewayRig {
     outside: PacketSocket,
     macs: [string, string],
     state: string,
+    mode: SteeringMode,
   ) {
+    this.mode = mode;
     this.#names = names;
     this.#inside = inside;
     this.#outside = outside;
@@ -99,7 +106,7 @@ export class GatewayRig {
     this.#apply = new GatewayApply('gw-a', this.#kernel(), state);
   }
 
-  static async create(tag: string, state: string): Promise<GatewayRig> {
+  static async create(tag: string, state: string, mode: SteeringMode = 'VXLAN'): Promise<GatewayRig> {
     const names = { gateway: `t-${tag}-gw-${process.pid}`, wires: `t-${tag}-wire-${process.pid}` };
     await exec('ip', ['netns', 'add', names.gateway]);
     await exec('ip', ['netns', 'add', names.wires]);
@@ -111,6 +118,7 @@ export class GatewayRig {
       // Else the kernel answers only so many rejected packets a second.
       `ip netns exec ${names.gateway} sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0`,
       `ip netns exec ${names.gateway} sysctl -qw net.ipv4.icmp_msgs_per_sec=1000000 net.ipv4.icmp_msgs_burst=100000`,
+      ...(mode === 'Direct' ? [`ip netns exec ${names.gateway} sysctl -qw net.ipv4.conf.all.rp_filter=1`] : []),
       `ip -n ${names.gateway} link set lo up`,
       ...['inside', 'outside'].flatMap((dev) => [
         `ip -n ${names.wires} link set ${dev} address ${WIRE_MAC} up`,
@@ -122,8 +130,10 @@ export class GatewayRig {
       `ip -n ${names.gateway} addr add 2001:db8:113::31/64 dev outside nodad`,
       `ip -n ${names.gateway} route add default via ${ROUTER[4]}`,
       `ip -n ${names.gateway} -6 route add default via ${ROUTER[6]}`,
-      ...Object.values(NODES).map(
-        (a) => `ip -n ${names.gateway} neigh add ${a} lladdr ${WIRE_MAC} dev inside nud permanent`,
+      ...(['a', 'b'] as const).flatMap((node) =>
+        [NODES[node], NODES6[node]].map(
+          (a) => `ip -n ${names.gateway} neigh add ${a} lladdr ${NODE_MACS[node]} dev inside nud permanent`,
+        ),
       ),
       ...Object.values(ROUTER).map(
         (a) => `ip -n ${names.gateway} neigh add ${a} lladdr ${WIRE_MAC} dev outside nud permanent`,
@@ -139,7 +149,7 @@ export class GatewayRig {
       };
       const open = (device: string): PacketSocket =>
         PacketSocket.open({ device, namespace: names.wires, timeoutMs: 1 });
-      return new GatewayRig(names, open('inside'), open('outside'), [macOf('inside'), macOf('outside')], state);
+      return new GatewayRig(names, open('inside'), open('outside'), [macOf('inside'), macOf('outside')], state, mode);
     } catch (error) {
       await remove(names);
       throw error;
@@ -197,9 +207,15 @@ export class GatewayRig {
     return Object.fromEntries(Object.entries(values).map(([name, { packets }]) => [name, packets]));
   }
 
-  /** An inner packet as a node's tunnel sends it. */
+  /** A workload's packet as its node sends it: by the tunnel, or as it is. */
   fromNode(inner: Uint8Array, options: { node?: string; vni?: number; to?: string; etherType?: number } = {}): void {
     const family = (inner[0] ?? 0) >>> 4 === 6 ? 6 : 4;
+    if (this.mode === 'Direct') {
+      const etherType = family === 6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4;
+      const source = options.node === NODES.b ? NODE_MACS.b : NODE_MACS.a;
+      this.#inside.send(buildFrame({ destination: this.#insideMac, source, etherType, payload: inner }));
+      return;
+    }
     const frame = buildFrame({
       destination: TUNNEL_MAC_GATEWAY,
       source: TUNNEL_MAC_NODE,
@@ -230,7 +246,8 @@ export class GatewayRig {
     while (Date.now() - quietSince < quietMs) {
       for (const [where, socket] of [['outside', this.#outside] as const, ['inside', this.#inside] as const]) {
         for (let bytes = socket.receive(); bytes !== undefined; bytes = socket.receive()) {
-          const sighting = where === 'outside' ? outside(bytes) : inside(bytes);
+          const seeInside = this.mode === 'Direct' ? insideDirect : inside;
+          const sighting = where === 'outside' ? outside(bytes) : seeInside(bytes);
           if (sighting === undefined) continue;
           seen.push(sighting);
           quietSince = Date.now();
@@ -264,6 +281,13 @@ function inside(bytes: Uint8Array): Sighting | undefined {
   const inner = decapVxlan(frame.value.payload.subarray(outer.value.payloadOffset));
   const sighting = inner.ok ? sightingOf('inside', inner.value.frame.payload) : undefined;
   return sighting && { ...sighting, node: outer.value.destination };
+}
+
+function insideDirect(bytes: Uint8Array): Sighting | undefined {
+  const frame = parseFrame(bytes);
+  const sighting = frame.ok ? sightingOf('inside', frame.value.payload) : undefined;
+  const node = (['a', 'b'] as const).find((name) => frame.ok && frame.value.destination === NODE_MACS[name]);
+  return sighting && node && { ...sighting, node: NODES[node] };
 }
 
 function sightingOf(where: Sighting['where'], bytes: Uint8Array): Sighting | undefined {

@@ -1,7 +1,7 @@
 /**
  * The gateway's data path, packets in and packets out (topology: gateway-rig.ts): agreement of the real ruleset with
  * the evaluator for random policies and for changes between them; forged, stray and malformed packets; leaks;
- * restarts.
+ * restarts. In both modes of steering, the mutants in one.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -12,17 +12,31 @@ import { families, type GatewayPlan } from '../../api/plan.ts';
 import { counterName, type DropReason } from '../../api/reasons.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK } from '../../wire/ip.ts';
-import { addRule, basePlan, DESTINATIONS, EGRESS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
-import { GatewayRig, icmpOf, NODES, type Probe, probePacket, ROUTER, type Sighting } from './gateway-rig.ts';
+import { addRule, basePlan, DESTINATIONS, directPlan, EGRESS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
+import {
+  GATEWAY_INSIDE,
+  GatewayRig,
+  icmpOf,
+  NODES,
+  NODES6,
+  type Probe,
+  probePacket,
+  ROUTER,
+  type Sighting,
+} from './gateway-rig.ts';
 
 t.setTimeout(240_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
+const directState = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('gw', state);
+const directRig = await GatewayRig.create('gd', directState, 'Direct');
+const rigs = [rig, directRig];
 t.teardown(async () => {
-  await rig.close();
-  rmSync(state, { recursive: true });
+  for (const each of rigs) await each.close();
+  for (const directory of [state, directState]) rmSync(directory, { recursive: true });
 });
+const planFor = (on: GatewayRig, plan: GatewayPlan): GatewayPlan => (on.mode === 'Direct' ? directPlan(plan) : plan);
 
 let nextMarker = 1;
 const marker = (): number => nextMarker++;
@@ -72,23 +86,26 @@ function disagreement(plan: GatewayPlan, sent: Probe[], seen: Sighting[]): strin
   return undefined;
 }
 
-async function round(plan: GatewayPlan, seed: number): Promise<string | undefined> {
-  await rig.apply(plan);
+async function round(plan: GatewayPlan, seed: number, on = rig): Promise<string | undefined> {
+  await on.apply(planFor(on, plan));
   const sent = probes(seed);
-  for (const probe of sent) rig.fromNode(probePacket(probe));
-  return disagreement(plan, sent, await rig.collect());
+  for (const probe of sent) on.fromNode(probePacket(probe));
+  return disagreement(plan, sent, await on.collect());
 }
 
 t.test('evaluator and kernel agree, for random policies and for changes from one to the next', async (t) => {
-  let seed = 0;
-  await fc.assert(
-    fc.asyncProperty(randomPlan, async (plan) => {
-      const problem = await round(plan, seed++);
-      if (problem !== undefined) throw new Error(problem);
-    }),
-    { numRuns: RUNS, endOnFailure: true },
-  );
-  t.pass(`${RUNS} policies, each reached from the one before`);
+  for (const on of rigs) {
+    const runs = on.mode === 'Direct' ? Math.ceil(RUNS / 4) : RUNS;
+    let seed = 0;
+    await fc.assert(
+      fc.asyncProperty(randomPlan, async (plan) => {
+        const problem = await round(plan, seed++, on);
+        if (problem !== undefined) throw new Error(problem);
+      }),
+      { numRuns: runs, endOnFailure: true },
+    );
+    t.pass(`${on.mode}: ${runs} policies, each reached from the one before`);
+  }
 });
 
 /**
@@ -159,11 +176,11 @@ function webPlan(): GatewayPlan {
 }
 
 /** Runs `send`, and says by how much each counter grew and what was seen. */
-async function watch(send: () => void): Promise<{ grew: Record<string, number>; seen: Sighting[] }> {
-  const before = await rig.counters();
+async function watch(send: () => void, on = rig): Promise<{ grew: Record<string, number>; seen: Sighting[] }> {
+  const before = await on.counters();
   send();
-  const seen = await rig.collect();
-  const after = await rig.counters();
+  const seen = await on.collect();
+  const after = await on.counters();
   const grew = Object.fromEntries(
     Object.entries(after).flatMap(([name, value]) =>
       value > (before[name] ?? 0) ? [[name, value - (before[name] ?? 0)]] : [],
@@ -172,141 +189,202 @@ async function watch(send: () => void): Promise<{ grew: Record<string, number>; 
   return { grew, seen };
 }
 
-t.test('packets that must not pass are dropped and counted by kind', async (t) => {
-  await rig.apply(webPlan());
-  for (const family of families) {
-    const other = family === 4 ? 6 : 4;
-    const tcp = (source: string, destination: string, flags?: number): Uint8Array =>
-      probePacket({
-        source,
-        destination,
-        protocol: PROTOCOL_TCP,
-        destinationPort: 80,
-        marker: marker(),
-        ...(flags && { flags }),
-      });
-    const pay = PODS.pay[family];
-    const web = WEB[family];
-    const unknown = family === 4 ? '10.244.1.99' : 'fd00:244:1::99';
-    const cases: [string, DropReason, () => void][] = [
-      [
-        'an inner source that another node holds',
-        'spoofed-source',
-        () => rig.fromNode(tcp(pay, web), { node: NODES.b }),
-      ],
-      ['an inner source that nobody has', 'unknown-source', () => rig.fromNode(tcp(unknown, web))],
-      ['a sender that is no node', 'foreign-tunnel', () => rig.fromNode(tcp(pay, web), { node: '10.0.0.77' })],
-      ['another VNI', 'foreign-tunnel', () => rig.fromNode(tcp(pay, web), { vni: 1 })],
-      ['an inner ARP frame', 'bad-tunnel-frame', () => rig.fromNode(tcp(pay, web), { etherType: 0x0806 })],
-      [
-        'a workload without an egress IP',
-        'no-egress-ip',
-        () => rig.fromNode(tcp(PODS.job[family], web), { node: NODES.b }),
-      ],
-      ['a workload to an egress IP', 'hairpin', () => rig.fromNode(tcp(pay, EGRESS.rev[family]))],
-      [
-        'a workload to another gateway',
-        'hairpin',
-        () => rig.fromNode(tcp(pay, family === 4 ? '203.0.113.32' : '2001:db8:113::32')),
-      ],
-      [
-        'a workload to this gateway',
-        'hairpin',
-        () => rig.fromNode(tcp(pay, family === 4 ? '203.0.113.31' : '2001:db8:113::31')),
-      ],
-      ['a workload to the cluster', 'cluster-destination', () => rig.fromNode(tcp(pay, PODS.rev[family]))],
-      ['a segment in mid-stream', 'stray', () => rig.fromNode(tcp(pay, web, TCP_ACK))],
-      ['impossible flags', 'invalid', () => rig.fromNode(tcp(pay, web, 0x03))],
-      [
-        'a packet to an egress IP that belongs to no flow',
-        'stray',
-        () => rig.fromOutside(tcp(web, EGRESS.pay[family])),
-      ],
-      ['a new flow from outside to a pod', 'unsolicited', () => rig.fromOutside(tcp(web, pay))],
-    ];
-    for (const [what, reason, send] of cases) {
-      const { grew, seen } = await watch(send);
-      t.strictSame(
-        grew,
-        { [counterName(reason)]: 1 },
-        `v${family}: ${what} is counted as ${reason}, and as nothing else`,
-      );
-      t.notOk(
-        seen.some(({ kind, where }) => kind === 'packet' && where === 'outside'),
-        `v${family}: ${what} does not leave`,
-      );
-      const answers = seen.filter(({ kind }) => kind !== 'packet').length;
-      t.equal(
-        answers,
-        reason === 'hairpin' ? 1 : 0,
-        `v${family}: ${what}: ${reason === 'hairpin' ? 'an answer' : 'silence'}`,
-      );
-    }
-    t.ok(PODS.pay[other], 'both families are in the table');
-  }
-});
-
-t.test('flows: replies come back to the right node, changes end what they forbid and nothing else', async (t) => {
-  const plan = webPlan();
-  addRule(plan, 'g-rev', { context: 'namespace', action: 'accept-decisively', services: ['x/web'], name: 'rev-web' });
-  await rig.apply(plan);
-  for (const family of families) {
-    const source = PODS.pay[family];
-    const destination = WEB[family];
-    const sent = { source, destination, protocol: PROTOCOL_UDP, destinationPort: 53, marker: marker() };
-    rig.fromNode(probePacket(sent));
-    const out = (await rig.collect()).find((s) => s.marker === sent.marker && s.where === 'outside');
-    t.equal(out?.packet.source, EGRESS.pay[family], `v${family}: leaves with billing's address`);
-    const reply = marker();
-    rig.fromOutside(
-      probePacket({
-        source: destination,
-        destination: EGRESS.pay[family],
-        protocol: PROTOCOL_UDP,
-        marker: reply,
-        destinationPort: 0,
-      }),
-    );
-    t.strictSame(
-      (await rig.collect()).filter((s) => s.marker === reply),
-      [],
-      `v${family}: a datagram to another port of the egress IP goes nowhere`,
-    );
-  }
-  const revFlow = (): void => {
+for (const on of rigs)
+  t.test(`${on.mode}: packets that must not pass are dropped and counted by kind`, async (t) => {
+    await on.apply(planFor(on, webPlan()));
     for (const family of families) {
-      rig.fromNode(
+      const other = family === 4 ? 6 : 4;
+      const tcp = (source: string, destination: string, flags?: number): Uint8Array =>
         probePacket({
-          source: PODS.rev[family],
-          destination: WEB[family],
-          protocol: PROTOCOL_UDP,
-          destinationPort: 53,
-          marker: 77,
-        }),
+          source,
+          destination,
+          protocol: PROTOCOL_TCP,
+          destinationPort: 80,
+          marker: marker(),
+          ...(flags && { flags }),
+        });
+      const pay = PODS.pay[family];
+      const web = WEB[family];
+      const node = family === 4 ? NODES.a : NODES6.a;
+      const unknown = family === 4 ? '10.244.1.99' : 'fd00:244:1::99';
+      const tunnelCases: [string, DropReason, () => void][] = [
+        [
+          'an inner source that another node holds',
+          'spoofed-source',
+          () => on.fromNode(tcp(pay, web), { node: NODES.b }),
+        ],
+        ['a sender that is no node', 'foreign-tunnel', () => on.fromNode(tcp(pay, web), { node: '10.0.0.77' })],
+        ['another VNI', 'foreign-tunnel', () => on.fromNode(tcp(pay, web), { vni: 1 })],
+        ['an inner ARP frame', 'bad-tunnel-frame', () => on.fromNode(tcp(pay, web), { etherType: 0x0806 })],
+      ];
+      const elsewhere = family === 4 ? '203.0.113.32' : '2001:db8:113::32';
+      const directCases: [string, DropReason, () => void][] = [
+        ['a stranger on the segment to another gateway', 'unknown-source', () => on.fromNode(tcp(unknown, elsewhere))],
+        ['a node that takes the gateway for its router', 'unknown-source', () => on.fromNode(tcp(node, web))],
+      ];
+      const cases: [string, DropReason, () => void][] = [
+        ...(on.mode === 'Direct' ? directCases : tunnelCases),
+        ['a source that nobody has', 'unknown-source', () => on.fromNode(tcp(unknown, web))],
+        [
+          'a workload without an egress IP',
+          'no-egress-ip',
+          () => on.fromNode(tcp(PODS.job[family], web), { node: NODES.b }),
+        ],
+        ['a workload to an egress IP', 'hairpin', () => on.fromNode(tcp(pay, EGRESS.rev[family]))],
+        [
+          'a workload to another gateway',
+          'hairpin',
+          () => on.fromNode(tcp(pay, family === 4 ? '203.0.113.32' : '2001:db8:113::32')),
+        ],
+        [
+          'a workload to this gateway',
+          'hairpin',
+          () => on.fromNode(tcp(pay, family === 4 ? '203.0.113.31' : '2001:db8:113::31')),
+        ],
+        ['a workload to the cluster', 'cluster-destination', () => on.fromNode(tcp(pay, PODS.rev[family]))],
+        ['a segment in mid-stream', 'stray', () => on.fromNode(tcp(pay, web, TCP_ACK))],
+        ['impossible flags', 'invalid', () => on.fromNode(tcp(pay, web, 0x03))],
+        [
+          'a packet to an egress IP that belongs to no flow',
+          'stray',
+          () => on.fromOutside(tcp(web, EGRESS.pay[family])),
+        ],
+        ['a new flow from outside to a pod', 'unsolicited', () => on.fromOutside(tcp(web, pay))],
+      ];
+      for (const [what, reason, send] of cases) {
+        const { grew, seen } = await watch(send, on);
+        t.strictSame(
+          grew,
+          { [counterName(reason)]: 1 },
+          `v${family}: ${what} is counted as ${reason}, and as nothing else`,
+        );
+        t.notOk(
+          seen.some(({ kind, where }) => kind === 'packet' && where === 'outside'),
+          `v${family}: ${what} does not leave`,
+        );
+        const answers = seen.filter(({ kind }) => kind !== 'packet').length;
+        t.equal(
+          answers,
+          reason === 'hairpin' ? 1 : 0,
+          `v${family}: ${what}: ${reason === 'hairpin' ? 'an answer' : 'silence'}`,
+        );
+      }
+      t.ok(PODS.pay[other], 'both families are in the table');
+      if (on.mode !== 'Direct') continue;
+      const echo = marker();
+      const to = family === 4 ? GATEWAY_INSIDE : 'fd00:10::64';
+      const { grew, seen } = await watch(
+        () => on.fromNode(probePacket({ source: node, destination: to, protocol: icmpOf(family), marker: echo })),
+        on,
       );
+      t.same(grew, {}, `v${family}: what a node has to say to the gateway itself`);
+      t.equal(seen.find((s) => s.marker === echo)?.packet.source, to, `v${family}: is answered`);
     }
-  };
-  revFlow();
-  await rig.collect();
-  const mine = async (): Promise<string[]> =>
-    (await rig.flows())
-      .map(({ id, original }) => `${original.source} ${id}`)
-      .filter((f) => /^(10\.244|fd00)/.test(f))
-      .sort();
-  const before = await mine();
-  t.ok(before.length >= 4, 'flows of billing and of reviews are established');
+  });
 
-  await rig.restarted(state).apply(plan);
-  t.strictSame(await mine(), before, 'a restarted gateway keeps every connection');
+for (const on of rigs)
+  t.test(
+    `${on.mode}: replies come back to the right node, changes end what they forbid and nothing else`,
+    async (t) => {
+      const policy = webPlan();
+      addRule(policy, 'g-rev', {
+        context: 'namespace',
+        action: 'accept-decisively',
+        services: ['x/web'],
+        name: 'rev-web',
+      });
+      const plan = planFor(on, policy);
+      await on.apply(plan);
+      for (const family of families) {
+        const source = PODS.pay[family];
+        const destination = WEB[family];
+        const sent = { source, destination, protocol: PROTOCOL_UDP, destinationPort: 53, marker: marker() };
+        on.fromNode(probePacket(sent));
+        const out = (await on.collect()).find((s) => s.marker === sent.marker && s.where === 'outside');
+        t.equal(out?.packet.source, EGRESS.pay[family], `v${family}: leaves with billing's address`);
+        const answer = marker();
+        on.fromOutside(
+          probePacket({
+            source: destination,
+            destination: EGRESS.pay[family],
+            protocol: PROTOCOL_UDP,
+            sourcePort: 53,
+            destinationPort: out?.packet.sourcePort ?? 0,
+            marker: answer,
+          }),
+        );
+        const back = (await on.collect()).filter((s) => s.marker === answer);
+        t.same(
+          back.map(({ where, node, packet }) => [where, node, packet.destination]),
+          [['inside', NODES.a, source]],
+          `v${family}: the answer comes back to its node, and to nobody else`,
+        );
+        const reply = marker();
+        on.fromOutside(
+          probePacket({
+            source: destination,
+            destination: EGRESS.pay[family],
+            protocol: PROTOCOL_UDP,
+            marker: reply,
+            destinationPort: 0,
+          }),
+        );
+        t.strictSame(
+          (await on.collect()).filter((s) => s.marker === reply),
+          [],
+          `v${family}: a datagram to another port of the egress IP goes nowhere`,
+        );
+      }
+      const revFlow = (): void => {
+        for (const family of families) {
+          on.fromNode(
+            probePacket({
+              source: PODS.rev[family],
+              destination: WEB[family],
+              protocol: PROTOCOL_UDP,
+              destinationPort: 53,
+              marker: 77,
+            }),
+          );
+        }
+      };
+      revFlow();
+      await on.collect();
+      const mine = async (): Promise<string[]> =>
+        (await on.flows())
+          .map(({ id, original }) => `${original.source} ${id}`)
+          .filter((f) => /^(10\.244|fd00)/.test(f))
+          .sort();
+      const before = await mine();
+      t.ok(before.length >= 4, 'flows of billing and of reviews are established');
 
-  const forbidden = structuredClone(plan);
-  forbidden.groups['g-pay'] = { namespace: 'billing', rules: { cluster: [], namespace: [], service: [] } };
-  await rig.apply(forbidden);
-  t.strictSame(
-    await mine(),
-    before.filter((f) => /^(10\.244\.1\.6|fd00:244:1::6) /.test(f)),
-    'only flows of billing ended',
+      await on.restarted(on === rig ? state : directState).apply(plan);
+      t.strictSame(await mine(), before, 'a restarted gateway keeps every connection');
+
+      const forbidden = structuredClone(plan);
+      forbidden.groups['g-pay'] = { namespace: 'billing', rules: { cluster: [], namespace: [], service: [] } };
+      await on.apply(forbidden);
+      t.strictSame(
+        await mine(),
+        before.filter((f) => /^(10\.244\.1\.6|fd00:244:1::6) /.test(f)),
+        'only flows of billing ended',
+      );
+    },
   );
+
+t.test('a source that is not translated does not leave, whatever the reason', async (t) => {
+  for (const on of rigs) {
+    await on.reset();
+    on.mutate = lines((line) => !/ snat ip6? to /.test(line));
+    await on.apply(planFor(on, webPlan()));
+    for (const family of families) {
+      const sent = { source: PODS.pay[family], destination: WEB[family], protocol: PROTOCOL_TCP, destinationPort: 80 };
+      const { grew, seen } = await watch(() => on.fromNode(probePacket({ ...sent, marker: marker() })), on);
+      t.same([grew, seen], [{ drop_leak: 1 }, []], `${on.mode}, v${family}`);
+    }
+    on.mutate = undefined;
+    await on.reset();
+  }
 });
 
 t.test('element updates: a pod that comes or goes changes elements, never a chain', async (t) => {

@@ -6,6 +6,7 @@
  * gw is no Sluice gateway: a plain VXLAN device that unpacks and answers by itself, so that nothing is translated and
  * counters at its door say exactly what came: outer address, VNI, inner source. The node also has a default route and a
  * CNI's masquerade, so that everything that is not steered arrives there too, in the open, and is counted as a leak.
+ * A second segment, eth1 10.0.1.21 ---- next hop 10.0.1.64, is for Direct steering: its packets come as they are.
  */
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -91,6 +92,13 @@ function gatewayCounters(): string {
       }
     }
   }
+  for (const family of families) {
+    const ip = family === 4 ? 'ip' : 'ip6';
+    names.push(`direct_p1_${family}`);
+    rules.push(
+      `iifname "eth1" ${ip} saddr ${pod.p1[family]} ${ip} daddr ${internet[family]} counter name direct_p1_${family} accept`,
+    );
+  }
   names.push('other', 'leak', 'over6', 'clamped');
   rules.push(`ip6 daddr fd00:10::64 udp dport ${TUNNEL_PORT} @th,96,24 ${VNI} counter name over6 accept`);
   for (const segment of [1410, 1390]) {
@@ -99,7 +107,7 @@ function gatewayCounters(): string {
   rules.push(`udp dport ${TUNNEL_PORT} counter name other`);
   for (const family of families) {
     const ip = family === 4 ? 'ip' : 'ip6';
-    rules.push(`iifname "eth0" ${ip} daddr ${internet[family]} counter name leak`);
+    rules.push(`iifname { "eth0", "eth1" } ${ip} daddr ${internet[family]} counter name leak`);
   }
   return [
     'table inet watch {',
@@ -541,3 +549,68 @@ t.test('what another program takes away does not let packets out, and is mended'
   for (const family of families) t.ok(await ping(P1, internet[family]), `v${family} answered again`);
   await node.close();
 });
+
+t.test(
+  'Direct: to the next hop itself, by the device that leads there, beside a VXLAN shard and without',
+  async (t) => {
+    run(`ip link add eth1 netns ${NODE} type veth peer name eth1 netns ${GW}`);
+    for (const [namespace, host, hops] of [
+      [NODE, 21, []],
+      [GW, 31, ['10.0.1.64/32', 'fd00:11::64/128']],
+    ] as const) {
+      batch(namespace, [
+        'link set eth1 up',
+        ...[`10.0.1.${host}/24`, `fd00:11::${host}/64`, ...hops].map(
+          (address) => `addr add ${address} dev eth1${address.includes(':') ? ' nodad' : ''}`,
+        ),
+      ]);
+    }
+    for (const family of families) {
+      const via = family === 4 ? '10.0.1.21' : 'fd00:11::21';
+      run(`ip -${family} -n ${GW} route add ${pod.p1[family]} via ${via} dev eth1`);
+    }
+    // Strict: replies from the whole internet come in by another device than that of the default route.
+    inside(NODE, 'sysctl -q -w net.ipv4.conf.eth1.rp_filter=1');
+    const plan = planOf({ p1: both({ shard: 'pool2/d1' }), p2: shard('s1') });
+    plan.shards['pool2/d1'] = { index: 3, mode: 'Direct', vni: 1, nextHops: { 4: '10.0.1.64', 6: 'fd00:11::64' } };
+    node = startNode();
+    await node.apply(plan);
+    const before = arrived();
+    for (const from of [P1, P2]) for (const family of families) t.ok(await ping(from, internet[family]), `v${family}`);
+    t.ok(await ping(P1, internet[4], '-c1 -W2 -s 1472 -M do'), 'no byte is lost to a tunnel');
+    t.same(since(before), { direct_p1_4: 2, direct_p1_6: 1, s1_p2_4: 1, s1_p2_6: 1 });
+
+    const onlyDirect = planOf({ p1: both({ shard: 'pool2/d1' }) });
+    onlyDirect.shards = { 'pool2/d1': plan.shards['pool2/d1'] };
+    await node.apply(onlyDirect);
+    t.throws(() => inside(NODE, 'ip link show sluice-vx'), 'no shard is VXLAN: no tunnel device');
+    const then = arrived();
+    for (const family of families) t.ok(await ping(P1, internet[family]), `v${family} without a tunnel`);
+    t.same(since(then), { direct_p1_4: 1, direct_p1_6: 1 });
+
+    await node.close();
+    node = startNode();
+    const state = () => ['nft -a -s list ruleset', 'ip route show table 7803'].map((command) => inside(NODE, command));
+    const kernelState = state();
+    await node.apply(onlyDirect);
+    t.same(state(), kernelState, 'a restart changes nothing');
+
+    const last = arrived();
+    const drops = await node.drops();
+    inside(NODE, 'ip rule del priority 7803');
+    t.notOk(await ping(P1, internet[4], '-c1 -W1'));
+    t.equal((await node.drops()).drop_leak, (drops.drop_leak ?? 0) + 1, 'no rule: the default route is another device');
+    inside(NODE, 'ip rule add fwmark 3/0xff table 7803 priority 7803');
+    inside(NODE, 'ip link set eth1 down');
+    for (const family of families) t.notOk(await ping(P1, internet[family], '-c1 -W1'));
+    t.same(since(last), {}, 'no device: the black hole');
+    await node.apply(plan);
+    t.equal(
+      inside(NODE, 'ip -o link show sluice-vx').length > 0,
+      true,
+      'the tunnel device is back with the VXLAN shard',
+    );
+    t.ok(await ping(P2, internet[4]), 'and carries');
+    await node.close();
+  },
+);

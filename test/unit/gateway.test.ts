@@ -138,6 +138,11 @@ const edited = (edit: (plan: GatewayPlan) => void): GatewayPlan => {
   return plan;
 };
 
+const isVxlan = ({ settings }: GatewayPlan): boolean => 'pool' in settings && settings.pool.steering.mode === 'VXLAN';
+const makeDirect = ({ settings }: GatewayPlan): void => {
+  if ('pool' in settings) settings.pool.steering.mode = 'Direct';
+};
+
 /** The same plan with every collection in reverse order. */
 const reversed = (plan: GatewayPlan): GatewayPlan =>
   Object.fromEntries(
@@ -177,6 +182,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
   for (const plan of [
     samplePlan(),
     edited((p) => Object.assign(p.settings, { pool: { ...pool(p), defaultAction: 'Accept' } })),
+    edited((p) => makeDirect(p)),
   ]) {
     const { chains, sets, counters } = rulesetOf(plan);
     const texts = [
@@ -206,6 +212,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     );
     // The other reasons are a node's.
     const elsewhere: DropReason[] = ['tunnel-port', 'unassigned'];
+    if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame', 'spoofed-source');
     const reasons = (Object.keys(dropReasons) as DropReason[]).filter((reason) => !elsewhere.includes(reason));
     t.same([...used].sort(), [...reasons, 'rule' as const].map(counterName).sort(), 'every reason can be met');
     for (const [name, { hook, rules }] of Object.entries(chains)) {
@@ -335,6 +342,44 @@ t.test('compile: what is shared', async (t) => {
   );
   t.same([...(sets.cluster4?.elements.keys() ?? [])], ['10.244.0.0-10.245.255.255'], 'overlapping prefixes are joined');
   for (const context of contexts) t.ok(sets[`rules_${context}`], `a map for the ${context} context`);
+});
+
+t.test('Direct: the internal interface in place of the tunnel', async (t) => {
+  const direct = edited((p) => {
+    makeDirect(p);
+    p.nodes.b?.addresses.push('fd00:10::22');
+  });
+  const net = compileNet(direct, 'gw-a', 1500);
+  t.same([net.links, net.neighbours], [[], []], 'no tunnel device');
+  t.same(
+    net.routes
+      .filter(({ table }) => table === 7790)
+      .map(({ destination, via, dev, encap }) => `${destination} ${via} ${dev} ${encap ?? ''}`.trim()),
+    [
+      '10.244.1.0/24 10.0.0.21 inside',
+      'fd00:244:1::/64 fd00:10::21 inside',
+      '10.244.2.6/32 10.0.0.22 inside',
+      'fd00:244:2::6/128 fd00:10::22 inside',
+    ],
+    'back to a node by its address of the same family',
+  );
+  t.same(
+    net.rules.map(({ family, priority, iif }) => `${family} ${priority} ${iif ?? ''}`.trim()),
+    ['4 7790', '4 7791 inside', '6 7790'],
+  );
+  t.same(net.addresses, compileNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
+  const { chains, sets } = rulesetOf(direct);
+  t.same([...(sets.sources6?.elements.keys() ?? [])], ['fd00:244:1::5', 'fd00:244:2::6']);
+  t.same(
+    Object.keys(sets).filter((name) => /^(held|known|nodes)/.test(name)),
+    [],
+  );
+  const rules = Object.values(chains).flatMap((chain) => chain.rules);
+  t.notOk(
+    rules.some((rule) => /sluice-vx|4793|untracked|notrack/.test(rule)),
+    'nothing of the tunnel, and nothing that passes untracked',
+  );
+  t.match(change(samplePlan(), direct).join('\n'), /delete set inet sluice held44/, 'a pool may change its mode');
 });
 
 t.test('addresses and routes', async (t) => {

@@ -31,6 +31,11 @@ const settings: NodeSettings = {
   excludedCIDRs: ['192.0.2.0/25', '192.0.2.128/25'],
 };
 const A = ['10.244.1.11', 'fd00:244:1::11'];
+const underlays = {
+  '10.0.0.65': { device: 'eth0', rpFilter: 1 },
+  '10.0.0.66': { device: 'eth1', rpFilter: 0 },
+  'fd00:10::66': { device: 'eth0', rpFilter: 1 },
+};
 const toS1: PerFamily<Steer> = { 4: { shard: 'p/1' }, 6: { shard: 'p/1' } };
 
 function planOf(workloads: Record<string, { addresses: string[]; steer: PerFamily<Steer> }>): NodePlan {
@@ -47,7 +52,7 @@ function planOf(workloads: Record<string, { addresses: string[]; steer: PerFamil
   };
 }
 const compile = (plan: NodePlan, from = settings): NodeState =>
-  compileNode(plan, from, { workloadInterfaces: ['cni0', 'cali*'], underlayMtu: 1500, rpFilterAll: 0 });
+  compileNode(plan, from, { workloadInterfaces: ['cni0', 'cali*'], underlayMtu: 1500, rpFilterAll: 0, underlays });
 const elements = (state: NodeState, set: string): [string, string][] => [...(state.ruleset.sets[set]?.elements ?? [])];
 
 t.test('Hold', async (t) => {
@@ -214,10 +219,63 @@ t.test('compile', async (t) => {
       t.ok(text.some((rule) => rule.endsWith(`maxseg size set ${family === 4 ? 1410 : 1390}`)));
     }
   });
+  t.test('Direct shards beside VXLAN ones: each by its own device', async (t) => {
+    const plan = planOf({ u1: { addresses: A, steer: toS1 } });
+    plan.shards['q/1'] = { index: 3, mode: 'Direct', vni: 1, nextHops: { 4: '10.0.0.66', 6: 'fd00:10::66' } };
+    const { net, ruleset, sysctls } = compile(plan);
+    const hop = { type: 'unicast', destination: 'default', onlink: true };
+    const blackhole = { type: 'blackhole', destination: 'default', metric: 32_767 };
+    t.same(
+      net.routes.filter(({ table }) => table === 7803),
+      [
+        { family: 4, table: 7803, ...hop, via: '10.0.0.66', dev: 'eth1' },
+        { family: 4, table: 7803, ...blackhole },
+        { family: 6, table: 7803, ...hop, via: 'fd00:10::66', dev: 'eth0' },
+        { family: 6, table: 7803, ...blackhole },
+        { family: 4, table: 7803, type: 'throw', destination: '10.0.0.66/32' },
+        { family: 6, table: 7803, type: 'throw', destination: 'fd00:10::66/128' },
+      ],
+    );
+    t.same(
+      net.routes.filter(({ table }) => table !== 7803),
+      state.net.routes,
+      'the tunnel’s are as before',
+    );
+    const waysOf = (index: string): string[] => {
+      const chain = /^goto (way_\w+)$/.exec(ruleset.sets.ways?.elements.get(index) ?? '')?.[1] ?? '';
+      return ruleset.chains[chain]?.rules ?? [];
+    };
+    const leak = 'counter name drop_leak drop';
+    t.same(waysOf('0x00000001'), ['oifname "sluice-vx" return', leak]);
+    t.same(waysOf('0x00000003'), ['oifname "eth0" return', 'oifname "eth1" return', leak]);
+    t.equal(sysctls['net/ipv4/conf/eth0/rp_filter'], '2', 'strict becomes loose');
+    t.notOk('net/ipv4/conf/eth1/rp_filter' in sysctls, 'none stays none');
+  });
+  t.test('Direct shards only: nothing of a tunnel', async (t) => {
+    const plan = planOf({ u1: { addresses: A, steer: toS1 } });
+    plan.shards = { 'p/1': { index: 1, mode: 'Direct', vni: 1, nextHops: { 4: '10.0.0.66', 6: 'fd00:10::99' } } };
+    const { net, ruleset, sysctls } = compile(plan);
+    t.same([net.links, net.neighbours], [[], []]);
+    const rules = Object.values(ruleset.chains).flatMap((chain) => chain.rules);
+    t.notOk(
+      rules.some((rule) => /4793|maxseg|notrack/.test(rule)),
+      'no tunnel port, no clamping',
+    );
+    t.notOk(Object.keys(sysctls).some((key) => key.includes('sluice-vx')));
+    t.same(
+      net.routes.filter(({ family }) => family === 6).map(({ type }) => type),
+      ['blackhole', 'throw'],
+      'a next hop that cannot be reached: nothing but the black hole',
+    );
+    t.ok(
+      rules.some((rule) => rule.startsWith('ip daddr @gateways4 ')),
+      'gateways are guarded all the same',
+    );
+  });
   t.test('refused by name', async (t) => {
-    const direct = planOf({});
-    direct.shards['p/1'] = { index: 1, mode: 'Direct', vni: 0, nextHops: {} };
-    t.throws(() => compile(direct), { message: /p\/1.*Direct.*not carried out yet/ });
+    const strange = planOf({});
+    strange.shards['p/1'] = { index: 1, mode: 'GRE' as 'Direct', vni: 0, nextHops: {} };
+    t.throws(() => compile(strange), { message: /p\/1.*GRE.*not known/ });
     for (const index of [0, 254, 253, 1.5]) {
       const plan = planOf({});
       plan.shards['p/1'] = { index, mode: 'VXLAN', vni: 1, nextHops: {} };
@@ -330,7 +388,7 @@ t.test('apply', async (t) => {
         },
       },
       scope: async () => ({ links: [], managed: () => false, tables: [], rulePriorities: [], neighbourDevices: [] }),
-      facts: async () => ({ underlayMtu: 1500, rpFilterAll: 1 }),
+      facts: async () => ({ underlayMtu: 1500, rpFilterAll: 1, underlays: {} }),
       sysctls: async (wanted) => {
         log.push(`sysctls rp_filter ${wanted['net/ipv4/conf/sluice-vx/rp_filter']}`);
       },
