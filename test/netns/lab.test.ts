@@ -1,9 +1,12 @@
 /**
  * The lab itself, and in it the demo's table: the default topology is brought up with the real programs in it, every
- * check of lab/checks.ts must hold, and down must leave nothing, also when lab.json is lost or up fails half-way.
+ * check of lab/checks.ts must hold, with a tunnel and, after an edit of the pool, with Direct steering; and down must
+ * leave nothing, also when lab.json is lost or up fails half-way.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { families } from '../../api/plan.ts';
 import { checksOf, type Expectation, explainExpectation, firewallView, judge, runChecks } from '../../lab/checks.ts';
@@ -136,6 +139,41 @@ t.test('the default topology', async (t) => {
     t.equal(await down(second), true, 'down works without lab.json');
     t.same(await leftovers(second), [], 'and leaves nothing');
     t.equal(await down(second), false, 'a second time there is nothing to do');
+  });
+
+  await t.test('the pool is changed to Direct steering: the same table, without a tunnel', async (t) => {
+    const place = placeOf(name);
+    const file = join(place.manifests, '10-network-team.yaml');
+    const text = await readFile(file, 'utf8');
+    const edited = text.replace('steering: { mode: VXLAN, vni: 7790 }', 'steering: { mode: Direct }');
+    t.not(edited, text, 'the manifest says VXLAN');
+    await writeFile(file, edited);
+    const hosts = world.topology.hosts.map((host) => host.name).filter((host) => /^(gw|node)-/.test(host));
+    const withTunnel = async (): Promise<string[]> => {
+      const shown = await Promise.all(
+        hosts.map((host) => run(inNamespace(place.namespace(host), ['ip', 'link', 'show', 'sluice-vx']))),
+      );
+      return hosts.filter((_, at) => shown[at]?.code === 0);
+    };
+    const until = Date.now() + 5_000;
+    let left = await withTunnel();
+    for (; left.length > 0 && Date.now() < until; left = await withTunnel()) await sleep(100);
+    t.same(left, [], 'no tunnel device is left on a gateway or node');
+    const results = await runChecks(name);
+    const after = await firewallView(name);
+    for (const { check, seen, ok } of results) {
+      t.ok(ok, `IPv${check.family} ${check.who} → ${check.what}: ${explainExpectation(check)}`, { seen });
+    }
+    t.same(after.foreign, [], 'the firewall saw no foreign source');
+    t.ok(
+      // What kube-system asked for is in its cache.
+      after.passed.every(
+        ({ namespace, packets }, at) =>
+          namespace === 'kube-system' || packets > (firewall.passed[at]?.packets ?? Number.POSITIVE_INFINITY),
+      ),
+      'and passed every namespace again',
+      { after },
+    );
   });
 
   await t.test('faults are seen and mended', async (t) => {

@@ -105,6 +105,25 @@ const invalid = (name: string) =>
   `{apiVersion: v1, kind: ConfigMap, metadata: {name: ${name}, namespace: a}, data: 5}\n`;
 const dataOf = (o: AnyObject | undefined) => (o?.kind === 'ConfigMap' ? o.data?.k : undefined);
 
+t.test('pools of both modes: one port for all tunnels, of which a Direct pool has none', async (t) => {
+  const nextHops = (from: number) => ({ v4: [`10.0.0.${from}-10.0.0.${from + 1}`] });
+  const gateways = (n: number) => ({ gateways: [{ name: `g${n}`, internalAddress: `10.0.0.${n}` }] });
+  const pools = [
+    gatewayPool('p', { ...gateways(1), nextHops: nextHops(64), steering: { mode: 'Direct', port: 4000, mtu: 1300 } }),
+    gatewayPool('q', { ...gateways(2), nextHops: nextHops(66), steering: { mode: 'VXLAN', vni: 7, port: 5000 } }),
+    gatewayPool('r', { ...gateways(3), nextHops: nextHops(68), steering: { mode: 'VXLAN', vni: 8, port: 6000 } }),
+  ];
+  const result = run([...pools, node('n1', '10.0.0.21')]);
+  const nodePlan = result.nodes.get('n1');
+  t.match(nodePlan?.settings, { node: { port: 5000, mtu: null } });
+  t.same(
+    Object.entries(nodePlan?.shards ?? {}).map(([key, { mode }]) => `${key.split('/')[0]} ${mode}`),
+    ['p Direct', 'p Direct', 'q VXLAN', 'q VXLAN', 'r VXLAN', 'r VXLAN'],
+  );
+  t.match(condition(result, 'GatewayPool/r', 'Conflicted'), { status: 'True', message: /steering.port is 5000/ });
+  t.not(condition(result, 'GatewayPool/q', 'Conflicted')?.status, 'True', 'the Direct pool’s port is nobody’s');
+});
+
 t.test('readDocuments: what is bad leaves what was', async (t) => {
   const nothing = () => undefined;
   const before = readDocuments('f', `${yaml('one', 'old')}---\n${yaml('two', 'old')}`, new Map(), nothing).objects;

@@ -412,6 +412,18 @@ t.test('bad inputs → path, expected, got', (t) => {
   t.end();
 });
 
+t.test('Direct steering', (t) => {
+  const direct = change(sample('GatewayPool'), 'spec.steering', { mode: 'Direct' });
+  t.match(parseObject(direct), { ok: true, value: { spec: { steering: { mode: 'Direct' } } } });
+  const oneArmed = change(direct, 'spec.interfaces.external.name', 'in0');
+  t.match(parseObject(oneArmed), {
+    ok: false,
+    errors: [{ path: 'spec.interfaces.external.name', expected: /^other than spec.interfaces.internal/, got: '"in0"' }],
+  });
+  t.ok(parseObject(change(oneArmed, 'spec.steering', {})).ok, 'a tunnel is a device of its own');
+  t.end();
+});
+
 t.test('fields and values of the design that are not carried out yet are refused by name', (t) => {
   for (const [kind, places] of Object.entries(absentFields)) {
     for (const [place, names] of Object.entries(places)) {
