@@ -171,6 +171,11 @@ function forwardHook(
     `ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`,
     `iifname "${ingress}" goto ${first}`,
     `oifname "${ingress}" goto ${dropped('unsolicited')}`,
+    // By another way than workloads come: it would be translated, and no policy asked. A workload without an egress IP
+    // may be one that is not steered, for which this machine is a router.
+    ...families.map(
+      (f) => `${header[f]} saddr @sources${f} ${header[f]} saddr != @noegress${f} goto ${dropped('spoofed-source')}`,
+    ),
   ]);
 }
 
@@ -186,7 +191,7 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
   for (const family of families) {
     const type = addressType[family];
     const known = tunnelled ? fresh(`known${family}`, { type: { typeof: innerSource[family] } }) : undefined;
-    const sources = tunnelled ? undefined : fresh(`sources${family}`, { type });
+    const sources = fresh(`sources${family}`, { type });
     const group = fresh(`group${family}`, { type, value: 'mark' });
     const noEgress = fresh(`noegress${family}`, { type });
     const snat = fresh(`snat${family}`, { type, value: type });
@@ -200,7 +205,7 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
         if (!parsed.ok || parsed.value.family !== family) continue;
         const raw = rawText(parsed.value.value);
         known?.set(raw, '');
-        sources?.set(address, '');
+        sources.set(address, '');
         group.set(address, mark);
         const egress = workload.egress[family];
         if (egress === undefined) noEgress.set(address, '');

@@ -208,9 +208,12 @@ export class GatewayRig {
   }
 
   /** A workload's packet as its node sends it: by the tunnel, or as it is. */
-  fromNode(inner: Uint8Array, options: { node?: string; vni?: number; to?: string; etherType?: number } = {}): void {
+  fromNode(
+    inner: Uint8Array,
+    options: { node?: string; vni?: number; to?: string; etherType?: number; raw?: boolean } = {},
+  ): void {
     const family = (inner[0] ?? 0) >>> 4 === 6 ? 6 : 4;
-    if (this.mode === 'Direct') {
+    if (this.mode === 'Direct' || options.raw) {
       const etherType = family === 6 ? ETHERTYPE_IPV6 : ETHERTYPE_IPV4;
       const source = options.node === NODES.b ? NODE_MACS.b : NODE_MACS.a;
       this.#inside.send(buildFrame({ destination: this.#insideMac, source, etherType, payload: inner }));

@@ -214,6 +214,8 @@ for (const on of rigs)
           () => on.fromNode(tcp(pay, web), { node: NODES.b }),
         ],
         ['a sender that is no node', 'foreign-tunnel', () => on.fromNode(tcp(pay, web), { node: '10.0.0.77' })],
+        ['a source of a workload beside the tunnel', 'spoofed-source', () => on.fromNode(tcp(pay, web), { raw: true })],
+        ['a source of a workload from outside, to the outside', 'spoofed-source', () => on.fromOutside(tcp(pay, web))],
         ['another VNI', 'foreign-tunnel', () => on.fromNode(tcp(pay, web), { vni: 1 })],
         ['an inner ARP frame', 'bad-tunnel-frame', () => on.fromNode(tcp(pay, web), { etherType: 0x0806 })],
       ];

@@ -212,7 +212,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     );
     // The other reasons are a node's.
     const elsewhere: DropReason[] = ['tunnel-port', 'unassigned'];
-    if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame', 'spoofed-source');
+    if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
     const reasons = (Object.keys(dropReasons) as DropReason[]).filter((reason) => !elsewhere.includes(reason));
     t.same([...used].sort(), [...reasons, 'rule' as const].map(counterName).sort(), 'every reason can be met');
     for (const [name, { hook, rules }] of Object.entries(chains)) {
@@ -258,9 +258,11 @@ t.test('compile: what a change costs', async (t) => {
         'own6',
         'snat4',
         'snat6',
+        'sources4',
+        'sources6',
       ],
     ],
-    ['a pod goes', (p) => delete p.workloads['u-3'], ['group4', 'held44', 'held64', 'known4', 'noegress4']],
+    ['a pod goes', (p) => delete p.workloads['u-3'], ['group4', 'held44', 'held64', 'known4', 'noegress4', 'sources4']],
     [
       'a pod leaves with another address',
       (p) => Object.assign(p.workloads['u-1']?.egress ?? {}, { 4: { address: '203.0.113.102', shard: 's1' } }),
