@@ -20,7 +20,7 @@ exec 9>.setup-lock
 flock 9
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
-packages=(nftables iptables iproute2 iputils-ping conntrack iperf3 tcpdump curl dnsmasq-base openssh-server
+packages=(nftables iptables iproute2 iputils-ping conntrack ethtool iperf3 socat tcpdump curl dnsmasq-base openssh-server
   netcat-openbsd procps ca-certificates)
 missing=()
 installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
