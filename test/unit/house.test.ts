@@ -20,7 +20,7 @@ const harmless = new Set(['node:crypto']);
 /** `node:net` opens sockets, but these of its exports only read a text. */
 const harmlessNames: Record<string, ReadonlySet<string>> = { 'node:net': new Set(['isIP', 'isIPv4', 'isIPv6']) };
 /** Tables of tests are long because they list cases; a program that is as long wants a split. */
-const maxLines = (room: string): number => (room === 'test' ? 700 : 400);
+const maxLines = (room: string): number => (room === 'test' ? 800 : 400);
 
 interface Import {
   specifier: string;
@@ -136,8 +136,8 @@ t.test('the check finds each kind of violation', async (t) => {
     ['a comment after a shebang', 'cli/x.ts', `#!/usr/bin/env node\n${comment}`, null],
     ['400 lines', 'api/x.ts', comment + 'a;\n'.repeat(399), null],
     ['401 lines', 'api/x.ts', comment + 'a;\n'.repeat(400), /401 lines/],
-    ['a test of 700 lines', 'test/x.ts', comment + 'a;\n'.repeat(699), null],
-    ['a test of 701 lines', 'test/x.ts', comment + 'a;\n'.repeat(700), /701 lines/],
+    ['a test of 800 lines', 'test/x.ts', comment + 'a;\n'.repeat(799), null],
+    ['a test of 801 lines', 'test/x.ts', comment + 'a;\n'.repeat(800), /801 lines/],
     ['a folder that is no room', 'utils/x.ts', comment, /no room/],
   ];
   for (const [name, path, text, expected] of rows) {
