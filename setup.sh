@@ -20,7 +20,7 @@ exec 9>.setup-lock
 flock 9
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
-packages=(nftables iptables iproute2 iputils-ping conntrack iperf3 tcpdump curl dnsmasq-base openssh-server
+packages=(nftables iptables iproute2 iputils-ping conntrack ethtool iperf3 socat tcpdump curl dnsmasq-base openssh-server
   netcat-openbsd procps ca-certificates)
 missing=()
 installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
@@ -68,13 +68,14 @@ if ! in_step; then
 fi
 
 # --- tap's plugins --------------------------------------------------------------------------------------------------
-# tap's TypeScript plugin is off in .taprc (tests run compiled), so tap has to build its plugin set once.
-if [ ! -f .tap/.setup-built ] || [ .taprc -nt .tap/.setup-built ]; then
+# tap's TypeScript plugin is off in .taprc (tests run compiled), so tap has to build its plugin set once; and once more
+# where the tree has been moved or copied, since what it builds holds absolute links.
+if [ "$(cat .tap/.setup-built 2>/dev/null)" != "$PWD" ] || [ .taprc -nt .tap/.setup-built ]; then
   say "building tap's plugin set (once, some ten seconds)"
   log=$(mktemp)
   npx --no-install tap build >"$log" 2>&1 9>&- || { cat "$log" >&2; die "tap build failed"; }
   rm -f "$log"
-  touch .tap/.setup-built
+  printf '%s\n' "$PWD" >.tap/.setup-built
 fi
 
 # --- compile --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ const kubeKinds: { kind: KindName; names: string[]; columns: PrinterColumn[] }[]
 function kindsNamed(word: string): Shown[] | undefined {
   const name = word.toLowerCase();
   if (name === 'all') return sluiceKinds.map(({ kind, columns }) => ({ kind, columns }));
+  if (name === 'rules') return sluiceKinds.filter(({ kind }) => kind.endsWith('EgressRule'));
   for (const { kind, plural, singular, shortNames, columns } of sluiceKinds) {
     if ([kind.toLowerCase(), plural, singular, ...shortNames].includes(name)) return [{ kind, columns }];
   }
@@ -139,7 +140,7 @@ async function get(word: string, name: string | undefined, flags: Flags, command
   const isErrors = word.toLowerCase() === 'errors';
   if (kinds === undefined && !isErrors) {
     const known = [...sluiceKinds.map(({ plural }) => plural), ...kubeKinds.map(({ names }) => names[0])];
-    throw new Exit(2, `no kind "${word}"; there are ${known.join(', ')}, all, errors`);
+    throw new Exit(2, `no kind "${word}"; there are ${known.join(', ')}, rules, all, errors`);
   }
   const { path, snapshot, errors } = await loadSource(flags.source);
   if (kinds === undefined) {
@@ -189,7 +190,12 @@ export function register(program: Command): void {
   program
     .command('get')
     .description('show objects with their status, or the documents that were refused')
-    .addArgument(new Argument('<kind>', 'kind, plural or short name; "all" (kinds of Sluice) or "errors"'))
+    .addArgument(
+      new Argument(
+        '<kind>',
+        'kind, plural or short name; "rules" (of all three levels), "all" (kinds of Sluice) or "errors"',
+      ),
+    )
     .addArgument(new Argument('[name]', 'only this one'))
     .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML', sourceArgument)
     .option('-n, --namespace <namespace>', 'only this namespace')

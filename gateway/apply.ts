@@ -1,7 +1,7 @@
 /**
- * Brings a gateway from what is in force to a plan: list → diff → apply for links, addresses, routes, rules; one nft
- * transaction; flows that the plan ends. Order: what carries packets is there before the rules that send packets to
- * it; what a plan takes away goes after the rules that used it. Applying the same plan twice changes nothing, and the
+ * Brings a gateway from what is in force to a plan: one nft transaction; list → diff → apply for links, addresses,
+ * routes, rules; flows that the plan ends. The nft rules come first, so that no packet is forwarded without them; a node
+ * releases a workload only when all of it is acknowledged. Applying the same plan twice changes nothing, and the
  * first apply after a start compares with the kernel, so that a restart flushes nothing.
  */
 import { readFile, rename, writeFile } from 'node:fs/promises';
@@ -17,7 +17,7 @@ import {
 } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
 import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } from '../kernel/iproute.ts';
-import { diffRuleset, type Nft, type NftState, stateOf } from '../kernel/nft.ts';
+import { diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { compileGateway } from './compile.ts';
 import { compileNet, sysctls, tunnelSysctls } from './compile-net.ts';
@@ -70,39 +70,45 @@ export class GatewayApply {
   }
 
   async #apply(plan: GatewayPlan): Promise<Applied> {
-    const { nft, ip } = this.#kernel;
     const { ruleset, ruleNumbers } = compileGateway(plan);
     const listed = this.#nft === undefined || this.#net === undefined;
-    const desired = await this.#desired(plan);
-    if (listed) await this.#kernel.sysctl(sysctls);
-    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
-    const scope = await this.#scope(desired.addresses);
-    const current = this.#net ?? (await ip.list(scope));
-
-    const wanted = new Set(desired.addresses.map(textOf));
-    const here = new Set(current.addresses.map(textOf));
-    const leaving = current.addresses.filter((address) => !wanted.has(textOf(address)));
-    const grown = { ...desired, addresses: [...desired.addresses, ...leaving] };
-    await this.#applyNet(current, grown);
-    if (desired.links.length > 0 && (listed || current.links.length === 0)) await this.#kernel.sysctl(tunnelSysctls);
-    const script = diffRuleset(this.#nft, ruleset);
-    if (script !== '') await nft.run(script);
-    this.#nft = stateOf(ruleset);
-    await this.#applyNet(grown, desired);
-    this.#net = desired;
-    await this.#owned.write(desired.addresses);
-    for (const [device, addresses] of byDevice(desired.addresses.filter((address) => !here.has(textOf(address))))) {
-      this.#kernel.announce(device, addresses);
-    }
+    let nftBytes = 0;
+    const rules = async (): Promise<void> => {
+      nftBytes = await this.#applyRules(ruleset);
+    };
+    const net = (): Promise<void> => this.#applyNet(plan, listed);
+    // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
+    const steps = 'pool' in plan.settings ? [rules, net] : [net, rules];
+    for (const step of steps) await step();
 
     const ended = listed || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
     this.#plan = plan;
-    return { ruleNumbers, flowsEnded: ended, nftBytes: script.length };
+    return { ruleNumbers, flowsEnded: ended, nftBytes };
   }
 
-  async #applyNet(current: NetState, desired: NetState): Promise<void> {
+  async #applyRules(ruleset: Ruleset): Promise<number> {
+    const { nft } = this.#kernel;
+    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
+    const script = diffRuleset(this.#nft, ruleset);
+    if (script !== '') await nft.run(script);
+    this.#nft = stateOf(ruleset);
+    return script.length;
+  }
+
+  async #applyNet(plan: GatewayPlan, listed: boolean): Promise<void> {
+    const { ip, sysctl, announce } = this.#kernel;
+    const desired = await this.#desired(plan);
+    if (listed && 'pool' in plan.settings) await sysctl(sysctls);
+    const scope = await this.#scope(desired.addresses);
+    const current = this.#net ?? (await ip.list(scope));
     const lines = diffNet(current, desired);
-    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+    if (lines.length > 0) await ip.apply(lines);
+    if (desired.links.length > 0 && (listed || current.links.length === 0)) await sysctl(tunnelSysctls);
+    this.#net = desired;
+    await this.#owned.write(desired.addresses);
+    const here = new Set(current.addresses.map(textOf));
+    const added = desired.addresses.filter((address) => !here.has(textOf(address)));
+    for (const [device, addresses] of byDevice(added)) announce(device, addresses);
   }
 
   async #desired(plan: GatewayPlan): Promise<NetState> {

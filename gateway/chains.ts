@@ -19,4 +19,13 @@ export class Chains {
   base(name: string, hook: string, rules: string[]): void {
     this.all[name] = { hook, rules: [`jump ${this.add(name, rules)}`] };
   }
+  /**
+   * A chain on one interface, before all other hooks. It holds its rules itself, under a name of their own: while one
+   * takes the place of another a packet may pass neither, which the rules must allow for.
+   */
+  ingress(noun: string, device: string, rules: string[]): void {
+    const hook = `type filter hook ingress device "${device}" priority filter; policy accept;`;
+    const name = this.add(noun, [hook, ...rules]);
+    this.all[name] = { hook, rules };
+  }
 }

@@ -1,10 +1,11 @@
 /**
  * GatewayPlan → the gateway's nftables table, as a value (design §5). Order of a packet's way:
- *   raw prerouting   tunnel packets: from a node of the plan, with an inner source that this node holds? not tracked
+ *   ingress          tunnel packets from a node of the plan, with an inner source that this node holds: not tracked
+ *   input            other tunnel packets are dropped by reason; nobody reaches the gateway's sockets through an egress
+ *                    IP or from the tunnel
  *   forward          decided flows first; else source → group, contexts in order, default action
  *   nat postrouting  source → egress IP
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak
- *   input            nobody reaches the gateway's sockets through an egress IP or from the tunnel
  * Membership lives in sets and maps. The checks that every packet pays are four short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
@@ -28,7 +29,8 @@ export interface CompiledGateway {
 const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
 const innerType = '@th,224,16';
 const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
-const vni = '@th,96,24';
+/** The VNI and the reserved byte behind it, zero in what the kernel takes: 32 aligned bits compare fastest. */
+const vni = '@th,96,32';
 
 export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const chains = new Chains();
@@ -51,15 +53,12 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
 
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
-  if (tunnelled) tunnelHooks(chains, pool, dropped);
+  const tunnelInput = tunnelled ? tunnelHooks(chains, pool, dropped) : [];
   forwardHook(chains, pool, policy.walk, dropped, hairpin);
   chains.base('input', 'type filter hook input priority filter; policy accept;', [
+    ...tunnelInput,
     ...(tunnelled
-      ? [
-          `iifname "${pool.internalInterface}" udp dport ${pool.steering.port} accept`,
-          `udp dport ${pool.steering.port} goto ${dropped('foreign-tunnel')}`,
-          `iifname "${ingress}" goto ${hairpin}`,
-        ]
+      ? [`iifname "${ingress}" goto ${hairpin}`]
       : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
         families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin}`)),
     'icmpv6 type nd-neighbor-solicit accept',
@@ -70,12 +69,13 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
   const guard = chains.add('guard', [
-    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
     // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
     ...(tunnelled ? ['ct state untracked accept'] : []),
     `goto ${dropped('leak')}`,
   ]);
   chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [
+    // First what nearly every packet is: comparing names of interfaces costs more than this look-up.
+    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
     `iifname "${ingress}" oifname != "${ingress}" goto ${guard}`,
   ]);
 
@@ -108,9 +108,29 @@ function dropChains(chains: Chains): (reason: DropReason) => string {
   };
 }
 
-/** Tunnel packets are checked before anything else knows them, and never tracked: their flows are the inner ones. */
-function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropReason) => string): void {
+/**
+ * Tunnel packets. What a node sends in the name of a workload that it holds is never tracked, since its flows are the
+ * inner ones; that is found as early as can be, on the internal interface itself, so that no other packet pays for it.
+ * Whatever else comes to the tunnel's port is looked at in the input hook, defragmented, and goes by its reason.
+ * Returns the rules for the input hook.
+ */
+function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropReason) => string): string[] {
   const { port } = pool.steering;
+  const held = families.flatMap((outer) =>
+    families.map(
+      (inner) =>
+        `${innerType} ${etherType[inner]} ${header[outer]} saddr . ${innerSource[inner]} @held${outer}${inner}`,
+    ),
+  );
+  const vniText = rawText(BigInt(pool.steering.vni) << 8n);
+  chains.ingress(
+    'tunnel_in',
+    pool.internalInterface,
+    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack accept`),
+  );
+  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
+    `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
+  ]);
   const suspect = families.map((family) =>
     chains.add('suspect', [
       `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
@@ -118,24 +138,20 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
     ]),
   );
   const tunnel = chains.add('tunnel', [
-    `${vni} != ${pool.steering.vni} goto ${dropped('foreign-tunnel')}`,
-    ...families.flatMap((outer) =>
-      families.map(
-        (inner) =>
-          `${innerType} ${etherType[inner]} ${header[outer]} saddr . ${innerSource[inner]} @held${outer}${inner} notrack accept`,
-      ),
-    ),
+    `${vni} != ${vniText} goto ${dropped('foreign-tunnel')}`,
+    // Reassembled from fragments, or the interface was made anew and lost its chain.
+    ...held.map((match) => `${match} accept`),
     'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
     'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
     ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),
     `goto ${dropped('bad-tunnel-frame')}`,
   ]);
-  chains.base('tunnel_in', 'type filter hook prerouting priority raw; policy accept;', [
-    `iifname "${pool.internalInterface}" udp dport ${port} fib daddr type local goto ${tunnel}`,
-  ]);
-  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
-    `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
-  ]);
+  return [
+    // Only what passed on the internal interface is untracked.
+    `udp dport ${port} ct state untracked accept`,
+    `udp dport ${port} iifname "${pool.internalInterface}" goto ${tunnel}`,
+    `udp dport ${port} goto ${dropped('foreign-tunnel')}`,
+  ];
 }
 
 function forwardHook(

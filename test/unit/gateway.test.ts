@@ -21,6 +21,7 @@ import {
   ruleNumberOf,
   ruleNumbers,
 } from '../../gateway/marks.ts';
+import { endedBy, touchesFlows } from '../../gateway/recheck.ts';
 import { FlowLog } from '../../gateway/record/flow-log.ts';
 import { denyRecord, endRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../../kernel/nft.ts';
@@ -474,6 +475,50 @@ const flow = (rule: string, source = '10.244.1.5'): ConntrackEntry => ({
   zone: 0,
 });
 
+t.test('which established flows a plan ends', async (t) => {
+  const ends = (edit: (plan: GatewayPlan) => void, one = flow('service/billing/web')): boolean =>
+    endedBy(edited(edit))(one);
+  const rows: [name: string, edit: (plan: GatewayPlan) => void, ended: boolean][] = [
+    ['the same plan', () => {}, false],
+    ['another pod goes', (p) => delete p.workloads['u-2'], false],
+    ['a pod comes', (p) => (p.workloads['u-9'] = workload('u-9', 'a', ['10.244.1.9'], 'billing/1')), false],
+    ['a rule that does not concern it', (p) => Object.assign(p.rules['cluster/no'] ?? {}, { action: 'drop' }), false],
+    ['its pod goes', (p) => delete p.workloads['u-1'], true],
+    [
+      'its pod has another egress IP',
+      (p) => Object.assign(p.workloads['u-1']?.egress ?? {}, { 4: { address: '203.0.113.102', shard: 's1' } }),
+      true,
+    ],
+    ['its pod has none', (p) => Object.assign(p.workloads['u-1'] ?? {}, { egress: {} }), true],
+    ['its rule drops now', (p) => Object.assign(p.rules['service/billing/web'] ?? {}, { action: 'drop' }), true],
+    ['its destination leaves the list', (p) => (p.services['billing/web'] = { addresses: [], ports: null }), true],
+    ['a veto above', (p) => Object.assign(p.rules['cluster/no'] ?? {}, { services: '*' }), true],
+    ['its group loses the rule', (p) => Object.assign(p.groups['billing/1']?.rules ?? {}, { service: [] }), true],
+  ];
+  // Without the rule that drops the rest of the namespace, which comes before the service context.
+  const open = (p: GatewayPlan): void => void p.groups['billing/1']?.rules.namespace.pop();
+  const before = edited(open);
+  for (const [name, edit, ended] of rows) {
+    const both = (p: GatewayPlan): void => {
+      open(p);
+      edit(p);
+    };
+    t.equal(ends(both), ended, name);
+    if (ended) t.ok(touchesFlows(before, edited(both)), `${name}: and the table is looked through`);
+  }
+  t.notOk(touchesFlows(before, edited(open)), 'the same plan: it is not');
+  t.notOk(
+    touchesFlows(
+      before,
+      edited((p) => {
+        open(p);
+        p.workloads['u-9'] = workload('u-9', 'a', ['10.244.1.9'], 'billing/1');
+      }),
+    ),
+    'nor for a pod that comes: it has no flows yet',
+  );
+});
+
 t.test('flow records: start and end', async (t) => {
   const start = startRecord(flow('service/billing/web'), view, time);
   t.same(start, {
@@ -590,6 +635,11 @@ t.test('flow log', async (t) => {
   again.write({ n: 41 });
   again.close();
   t.match(readFileSync(file, 'utf8'), /"n":40\}\n\{"n":41\}\n$/, 'a start goes on where the last run ended');
+
+  const small = new FlowLog(file, 10);
+  small.write({ n: 42 });
+  small.close();
+  t.equal(readFileSync(file, 'utf8'), '{"n":42}\n', 'what was there already counts for the size');
 
   const fullDisk = new FlowLog('/dev/full');
   for (let n = 0; n < 3; n++) fullDisk.write({ n });
