@@ -114,11 +114,12 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
         `${innerType} ${etherType[inner]} ${header[outer]} saddr . ${innerSource[inner]} @held${outer}${inner}`,
     ),
   );
+  const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
   const vniText = rawText(BigInt(pool.steering.vni) << 8n);
   chains.ingress(
     'tunnel_in',
     pool.internalInterface,
-    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack accept`),
+    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack ${checked} accept`),
   );
   chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
     `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
@@ -132,7 +133,7 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
   const tunnel = chains.add('tunnel', [
     `${vni} != ${vniText} goto ${dropped('foreign-tunnel')}`,
     // Reassembled from fragments, or the interface was made anew and lost its chain.
-    ...held.map((match) => `${match} accept`),
+    ...held.map((match) => `${match} ${checked} accept`),
     'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
     'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
     ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),
