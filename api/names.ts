@@ -38,10 +38,14 @@ export const TUNNEL_PEER = { 4: '169.254.77.1', 6: 'fe80::5:1c:77:1' } as const;
 /** Routing tables. Nodes: NODE_TABLE_BASE + shard index. */
 export const TABLE_GATEWAY_RETURN = 7790;
 export const TABLE_GATEWAY_EGRESS = 7791;
+/** Where workloads' packets end that our nftables table has not checked: it holds a black hole. */
+export const TABLE_GATEWAY_UNCHECKED = 7792;
+export const TABLE_MAIN = 254;
 export const NODE_TABLE_BASE = 7800;
 /** `ip rule` priorities; before `main` (32766). Nodes: NODE_RULE_PRIORITY + shard index. */
 export const RULE_PRIORITY_RETURN = 7790;
 export const RULE_PRIORITY_EGRESS = 7791;
+export const RULE_PRIORITY_UNCHECKED = 7792;
 export const RULE_PRIORITY_NODE = 7800;
 /** Routing protocol number put on every route of ours (rtnetlink `rtm_protocol`), so that list → diff sees only ours. */
 export const ROUTE_PROTOCOL = 177;
@@ -63,6 +67,12 @@ export const GATEWAY_CT_MASK = 0xffffff00;
 export const CT_DECIDED = 0x80000000;
 export const CT_RULE_MASK = 0x7fffff00;
 export const CT_RULE_SHIFT = 8;
+
+/**
+ * Gateway: bit of the packet mark that the tunnel's check sets on what it lets in. Routing asks for it, so that a
+ * machine whose nftables were flushed by somebody forwards nothing of a workload, rather than everything as it is.
+ */
+export const GATEWAY_CHECKED_MARK = 0x00000100;
 
 /** nfnetlink_log group of denials on a gateway, NFQUEUE number of held packets on a node. */
 export const NFLOG_GROUP = 7790;

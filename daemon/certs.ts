@@ -2,7 +2,7 @@
  * Certificates of the plan stream: a small CA of the installation's own, and one certificate per program whose URI
  * subject alternative name says who it is (`sluice://gateway/gw-a`). EC P-256, RFC 5280. A certificate directory holds
  * `ca.crt`, `tls.crt`, `tls.key`; that of the CA `ca.crt` and `ca.key`. Left out: revocation (issue anew, or a new CA)
- * and renewal by itself; files are read again at every connection, so that replacing them is enough.
+ * and renewal by itself. A gateway or node reads its files at every connection; the controller once, at its start.
  */
 import { type webcrypto as WebCrypto, webcrypto, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';

@@ -1,6 +1,6 @@
 /**
  * Metrics, health and readiness of a program, over plain HTTP: GET /metrics (Prometheus text), /healthz, /readyz.
- * Left out: authentication; it listens where the operator says (`--metrics`), by default on loopback only.
+ * Left out: authentication; it listens where the operator says (`--metrics ADDRESS:PORT`), and not at all without that.
  */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';

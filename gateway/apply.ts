@@ -9,10 +9,11 @@ import { join } from 'node:path';
 import {
   CT_DECIDED,
   NFT_TABLE_GATEWAY,
-  RULE_PRIORITY_EGRESS,
   RULE_PRIORITY_RETURN,
+  RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
   TABLE_GATEWAY_RETURN,
+  TABLE_GATEWAY_UNCHECKED,
   TUNNEL_DEVICE,
 } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
@@ -121,8 +122,8 @@ export class GatewayApply {
     return {
       links: [TUNNEL_DEVICE],
       managed: (address) => ours.has(textOf(address)),
-      tables: [TABLE_GATEWAY_RETURN, TABLE_GATEWAY_EGRESS],
-      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_EGRESS]],
+      tables: [TABLE_GATEWAY_RETURN, TABLE_GATEWAY_EGRESS, TABLE_GATEWAY_UNCHECKED],
+      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_UNCHECKED]],
       neighbourDevices: [TUNNEL_DEVICE],
     };
   }

@@ -6,10 +6,14 @@
  */
 import { parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
 import {
+  GATEWAY_CHECKED_MARK,
   RULE_PRIORITY_EGRESS,
   RULE_PRIORITY_RETURN,
+  RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
   TABLE_GATEWAY_RETURN,
+  TABLE_GATEWAY_UNCHECKED,
+  TABLE_MAIN,
   TUNNEL_DEVICE,
   TUNNEL_MAC_GATEWAY,
   TUNNEL_MAC_NODE,
@@ -111,22 +115,33 @@ function covered(node: NodeEntry, address: string): boolean {
   });
 }
 
-/** Workloads' packets go to the external router, whatever the machine's own default route is. */
+/** Workloads' packets go to the external router, whatever the machine's own default route is; unchecked ones nowhere. */
 function egressRoutes(pool: PoolSettings): Route[] {
   return families.flatMap((family): Route[] => {
     const via = pool.externalGateway[family];
-    const table = TABLE_GATEWAY_EGRESS;
-    if (via === undefined) return [];
-    return [{ family, table, type: 'unicast', destination: 'default', via, dev: pool.externalInterface }];
+    const dev = pool.externalInterface;
+    return [
+      { family, table: TABLE_GATEWAY_UNCHECKED, type: 'blackhole', destination: 'default' },
+      ...(via === undefined
+        ? []
+        : [{ family, table: TABLE_GATEWAY_EGRESS, type: 'unicast' as const, destination: 'default', via, dev }]),
+    ];
   });
 }
 
 function rules(pool: PoolSettings): Rule[] {
+  const mark = { value: GATEWAY_CHECKED_MARK, mask: GATEWAY_CHECKED_MARK };
+  const iif = ingressOf(pool);
   return families.flatMap((family): Rule[] => [
     { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
-    ...(pool.externalGateway[family] === undefined
-      ? []
-      : [{ family, priority: RULE_PRIORITY_EGRESS, table: TABLE_GATEWAY_EGRESS, iif: ingressOf(pool) }]),
+    {
+      family,
+      priority: RULE_PRIORITY_EGRESS,
+      table: pool.externalGateway[family] === undefined ? TABLE_MAIN : TABLE_GATEWAY_EGRESS,
+      iif,
+      mark,
+    },
+    { family, priority: RULE_PRIORITY_UNCHECKED, table: TABLE_GATEWAY_UNCHECKED, iif },
   ]);
 }
 

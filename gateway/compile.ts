@@ -12,7 +12,7 @@
  * Leaves out: which shards this machine holds (addresses.ts); that changes addresses, not rules.
  */
 import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
-import { CT_DECIDED, NFLOG_GROUP, NFT_TABLE_GATEWAY } from '../api/names.ts';
+import { CT_DECIDED, GATEWAY_CHECKED_MARK, NFLOG_GROUP, NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
 import { counterName, type DropReason, dropReasons } from '../api/reasons.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
@@ -24,6 +24,9 @@ export interface CompiledGateway {
   ruleset: Ruleset;
   ruleNumbers: Map<string, number>;
 }
+
+/** Routing asks for it: without this table nothing of a workload is forwarded. */
+const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
 
 /** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
 const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
@@ -54,6 +57,11 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
   const tunnelInput = tunnelled ? tunnelHooks(chains, pool, dropped) : [];
+  if (!tunnelled) {
+    chains.base('inside_in', 'type filter hook prerouting priority raw; policy accept;', [
+      `iifname "${ingress}" ${checked}`,
+    ]);
+  }
   forwardHook(chains, pool, policy.walk, dropped, hairpin);
   chains.base('input', 'type filter hook input priority filter; policy accept;', [
     ...tunnelInput,
@@ -126,7 +134,7 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
   chains.ingress(
     'tunnel_in',
     pool.internalInterface,
-    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack accept`),
+    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack ${checked} accept`),
   );
   chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
     `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
@@ -140,7 +148,7 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
   const tunnel = chains.add('tunnel', [
     `${vni} != ${vniText} goto ${dropped('foreign-tunnel')}`,
     // Reassembled from fragments, or the interface was made anew and lost its chain.
-    ...held.map((match) => `${match} accept`),
+    ...held.map((match) => `${match} ${checked} accept`),
     'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
     'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
     ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),

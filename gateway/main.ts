@@ -4,6 +4,7 @@
  */
 import { mkdir, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
+import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
@@ -14,6 +15,7 @@ import { announce } from '../kernel/announce.ts';
 import { endFlows } from '../kernel/conntrack.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
+import { watchTable } from '../kernel/nft-watch.ts';
 import { applySysctls } from '../kernel/sysctl.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
@@ -109,13 +111,22 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     },
     log,
   });
-  const reconcile = setInterval(() => {
+  const reconcile = (): void => {
     void inTurn(async () => {
       if (current === undefined || inForce === undefined) return;
       gateway.forget();
       await apply(current, inForce);
     }).catch(() => undefined);
-  }, RECONCILE_MS);
+  };
+  const timer = setInterval(reconcile, RECONCILE_MS);
+  const watch = watchTable({
+    table: NFT_TABLE_GATEWAY,
+    onDeleted() {
+      log.error({ table: NFT_TABLE_GATEWAY }, 'somebody deleted the table: putting it back');
+      reconcile();
+    },
+    onError: (error) => log.error({ err: error }, 'nftables events'),
+  });
   const http =
     options.metrics === undefined
       ? undefined
@@ -131,7 +142,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   return {
     async close() {
       await http?.close();
-      clearInterval(reconcile);
+      clearInterval(timer);
+      await watch.close();
       await client.close();
       await last;
       await recorder.close();

@@ -1,5 +1,5 @@
 /**
- * A stream of raw netlink messages from the kernel: conntrack events, logged packets or held packets. A worker thread
+ * A stream of raw netlink messages from the kernel: conntrack or nftables events, logged or held packets. A worker thread
  * (event-worker.ts) sleeps in poll() and posts batches; this side opens and configures the socket, so that a refusal
  * is an exception of `startEventSocket`, and sends on it directly (netlink carries a send out in the caller).
  * When the receiver is slow, batches are bounded: the worker stops reading, the kernel's buffer overruns, and
@@ -16,9 +16,12 @@ import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 export type ConntrackGroup = 'new' | 'update' | 'destroy';
 /** NFNLGRP_CONNTRACK_*, as bits. */
 const groupBits: Record<ConntrackGroup, number> = { new: 1, update: 2, destroy: 4 };
+/** NFNLGRP_NFTABLES is group 7. */
+const NFTABLES_BIT = 1 << 6;
 
 export type EventSource =
   | { kind: 'conntrack'; groups: readonly ConntrackGroup[] }
+  | { kind: 'nftables' }
   | { kind: 'nflog'; group: number; copyRange?: number }
   | { kind: 'nfqueue'; queue: number; maxLength: number; copyRange: number };
 
@@ -45,7 +48,7 @@ export interface EventSocket {
 export function startEventSocket(options: EventSocketOptions): EventSocket {
   const socket = NetlinkSocket.open({
     protocol: NETLINK_NETFILTER,
-    groups: options.kind === 'conntrack' ? options.groups.reduce((bits, group) => bits | groupBits[group], 0) : 0,
+    groups: groupsOf(options),
     receiveBuffer: options.receiveBuffer ?? 8 << 20,
     ...(options.namespace === undefined ? {} : { namespace: options.namespace }),
   });
@@ -61,9 +64,15 @@ export function startEventSocket(options: EventSocketOptions): EventSocket {
   }
 }
 
+function groupsOf(source: EventSource): number {
+  if (source.kind === 'nftables') return NFTABLES_BIT;
+  return source.kind === 'conntrack' ? source.groups.reduce((bits, group) => bits | groupBits[group], 0) : 0;
+}
+
 function configuration(source: EventSource): Uint8Array[] {
   switch (source.kind) {
     case 'conntrack':
+    case 'nftables':
       return [];
     case 'nflog':
       return encodeNflogConfig(source.group, source.copyRange ?? 256, 1);

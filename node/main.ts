@@ -4,13 +4,14 @@
  * process: closing stops neither steering nor what is dropped, and a start lists and mends instead of flushing.
  */
 import { networkInterfaces } from 'node:os';
-import { TUNNEL_DEVICE } from '../api/names.ts';
+import { NFT_TABLE_NODE, TUNNEL_DEVICE } from '../api/names.ts';
 import type { NodePlan } from '../api/plan.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
+import { watchTable } from '../kernel/nft-watch.ts';
 import { Steering } from './apply.ts';
 import { startHoldQueue } from './hold-queue.ts';
 import { HostKernel } from './kernel.ts';
@@ -114,14 +115,23 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     log,
   });
 
-  const reconcile = setInterval(() => {
+  const reconcile = (): void => {
     void inTurn(async () => {
       const { plan } = steering;
       if (plan === undefined) return;
       steering.forget();
       await apply(plan);
     }).catch((error: Error) => log.error({ error: error.message }, 'reconciliation failed'));
-  }, RECONCILE_MILLISECONDS);
+  };
+  const timer = setInterval(reconcile, RECONCILE_MILLISECONDS);
+  const watch = watchTable({
+    table: NFT_TABLE_NODE,
+    onDeleted() {
+      log.error({ table: NFT_TABLE_NODE }, 'somebody deleted the table: putting it back');
+      reconcile();
+    },
+    onError: (error) => log.error({ error: error.message }, 'nftables events'),
+  });
 
   const http = listen?.ok
     ? await startHttp({
@@ -138,7 +148,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   return {
     async close() {
       await http?.close();
-      clearInterval(reconcile);
+      clearInterval(timer);
+      await watch.close();
       await client.close();
       await last;
       await hold.close();

@@ -5,9 +5,12 @@
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
+# Not through npx, which leaves the remains of its spinner in front of the last line on a terminal.
+PATH=$PWD/node_modules/.bin:$PATH
+
 passed=0 failed=0
 colors=$([ -t 1 ] && echo force || echo off)
-if npx --no-install biome ci --colors="$colors" --error-on-warnings .; then passed=1; else failed=1; fi
+if biome ci --colors="$colors" --error-on-warnings .; then passed=1; else failed=1; fi
 
 if [ $# -gt 0 ]; then files=("$@"); else mapfile -t files < <(find dist/test -name '*.test.js' 2>/dev/null | sort); fi
 if [ ${#files[@]} -eq 0 ]; then
@@ -22,10 +25,10 @@ reporter=terse
 tap_log=$(mktemp)
 trap 'rm -f "$tap_log"' EXIT
 if [ "$reporter" = terse ]; then
-  npx --no-install tap --disable-coverage --jobs=2 --timeout=300 --reporter=terse --output-file="$tap_log" "${files[@]}"
+  tap --disable-coverage --jobs=2 --timeout=300 --reporter=terse --output-file="$tap_log" "${files[@]}"
 else
   # Passing assertions are noise in a log: only top-level results, failures with their diagnostics, and the summary.
-  npx --no-install tap --disable-coverage --jobs=2 --timeout=300 --reporter=tap "${files[@]}" |
+  tap --disable-coverage --jobs=2 --timeout=300 --reporter=tap "${files[@]}" |
     tee "$tap_log" | grep -v -E '^ +(ok |# Subtest|1\.\.|# time=)|^ *$'
 fi
 code=${PIPESTATUS[0]}

@@ -50,7 +50,9 @@ export class FlowLog {
     this.#buffered = 0;
     try {
       if (this.#size > this.#maxBytes) this.#rotate();
-      this.#size += writeSync(this.#descriptor, lines.join(''));
+      const bytes = Buffer.from(lines.join(''));
+      for (let at = 0; at < bytes.length; ) at += writeSync(this.#descriptor, bytes, at);
+      this.#size += bytes.length;
     } catch {
       this.lost += lines.length;
     }
@@ -62,7 +64,6 @@ export class FlowLog {
   }
 
   #rotate(): void {
-    closeSync(this.#descriptor);
     for (let n = KEPT - 1; n >= 0; n--) {
       try {
         renameSync(n === 0 ? this.#file : `${this.#file}.${n}`, `${this.#file}.${n + 1}`);
@@ -70,7 +71,10 @@ export class FlowLog {
         // Not there yet.
       }
     }
-    this.#descriptor = openSync(this.#file, 'a', 0o640);
+    // Open before close: if it cannot be opened, the old one is written on.
+    const descriptor = openSync(this.#file, 'a', 0o640);
+    closeSync(this.#descriptor);
+    this.#descriptor = descriptor;
     this.#size = 0;
   }
 }

@@ -385,6 +385,12 @@ t.test('a source that is not translated does not leave, whatever the reason', as
       t.same([grew, seen], [{ drop_leak: 1 }, []], `${on.mode}, v${family}`);
     }
     on.mutate = undefined;
+    await on.nft.drop('sluice');
+    for (const family of families) {
+      const sent = { source: PODS.pay[family], destination: WEB[family], protocol: PROTOCOL_TCP, destinationPort: 80 };
+      on.fromNode(probePacket({ ...sent, marker: marker() }));
+    }
+    t.same(await on.collect(), [], `${on.mode}: without the table`);
     await on.reset();
   }
 });
