@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
 # Lint and format, then every compiled test under dist/test. The last line is `N passed, N failed`; the exit code is
 # non-zero when anything failed, when the linter complained, or when no test ran. Arguments: compiled test files to run
-# instead of all (`bash test/run.sh dist/test/unit/address.test.js`).
+# instead of all (`bash test/run.sh dist/test/unit/address.test.js`); before them `--setup`, to run setup.sh first, whose
+# failure (a source that does not compile) is a failed run with the same last line.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
+
+if [ "${1-}" = --setup ]; then
+  shift
+  if ! bash setup.sh; then
+    echo "0 passed, 1 failed"
+    exit 1
+  fi
+fi
 
 # Not through npx, which leaves the remains of its spinner in front of the last line on a terminal.
 PATH=$PWD/node_modules/.bin:$PATH
