@@ -21,7 +21,7 @@ import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } fr
 import { diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { compileGateway } from './compile.ts';
-import { compileNet, sysctls, tunnelSysctls } from './compile-net.ts';
+import { compileNet, deviceSysctls, sysctls } from './compile-net.ts';
 import { endedBy, touchesFlows } from './recheck.ts';
 
 export interface GatewayKernel {
@@ -48,6 +48,8 @@ export class GatewayApply {
   /** What is in force as last applied; undefined: ask the kernel. */
   #nft: NftState | undefined;
   #net: NetState | undefined;
+  /** Settings of devices, as last written. */
+  #settled = '';
 
   constructor(self: string, kernel: GatewayKernel, stateDirectory: string) {
     this.#self = self;
@@ -104,7 +106,12 @@ export class GatewayApply {
     const current = this.#net ?? (await ip.list(scope));
     const lines = diffNet(current, desired);
     if (lines.length > 0) await ip.apply(lines);
-    if (desired.links.length > 0 && (listed || current.links.length === 0)) await sysctl(tunnelSysctls);
+    const settings = 'pool' in plan.settings ? deviceSysctls(plan.settings.pool) : {};
+    const settled = JSON.stringify(settings);
+    // A device that was made just now has none of them.
+    const renewed = listed || settled !== this.#settled || lines.some((line) => line.includes(' link add '));
+    if (renewed && 'pool' in plan.settings) await sysctl(settings);
+    this.#settled = settled;
     this.#net = desired;
     await this.#owned.write(desired.addresses);
     const here = new Set(current.addresses.map(textOf));

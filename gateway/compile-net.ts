@@ -157,8 +157,19 @@ export const sysctls: Record<string, string> = {
   'net/netfilter/nf_conntrack_timestamp': '1',
   'net/netfilter/nf_conntrack_events': '1',
 };
-/** After the device exists: its packets come from anywhere. */
+/** After the tunnel device exists: its packets come from anywhere. */
 export const tunnelSysctls: Record<string, string> = {
   [`net/ipv4/conf/${TUNNEL_DEVICE}/rp_filter`]: '2',
   [`net/ipv4/conf/${TUNNEL_DEVICE}/forwarding`]: '1',
 };
+
+/**
+ * Settings of devices. Where the kernel asks whether an answer came by the right interface, it looks up the way to its
+ * source as a workload's packet would go, and that way is there only for packets with the mark: it is to look at it.
+ */
+export function deviceSysctls(pool: PoolSettings): Record<string, string> {
+  return {
+    [`net/ipv4/conf/${pool.externalInterface}/src_valid_mark`]: '1',
+    ...(isTunnelled(pool) ? tunnelSysctls : {}),
+  };
+}

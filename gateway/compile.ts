@@ -57,6 +57,8 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
   const tunnelInput = tunnelled ? tunnelHooks(chains, pool, dropped) : [];
+  // Answers: see deviceSysctls().
+  chains.ingress('outside_in', pool.externalInterface, [`meta protocol ip ${checked}`]);
   if (!tunnelled) {
     chains.base('inside_in', 'type filter hook prerouting priority raw; policy accept;', [
       `iifname "${ingress}" ${checked}`,
