@@ -148,7 +148,7 @@ t.test('base chains change under traffic: what is accepted passes, what is dropp
         `${fixed ? 'fixed name' : 'named by content'}: ${n} swaps, ${dropped?.packets} dropped, ${passed?.packets} passed, ${through?.packets} let by`,
       );
       t.ok(
-        (dropped?.packets ?? 0) > 30 && (passed?.packets ?? 0) > 1000 && n > 2,
+        (dropped?.packets ?? 0) > 10 && (passed?.packets ?? 0) > 1000 && n > 2,
         'there was traffic, and there were swaps',
       );
       if (fixed) t.equal(through?.packets, 0, 'no packet was let by');
