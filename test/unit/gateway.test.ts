@@ -11,7 +11,7 @@ import { CT_DECIDED, GATEWAY_CT_MASK } from '../../api/names.ts';
 import { contexts, emptyGatewayPlan, families, type GatewayPlan, type WorkloadEntry } from '../../api/plan.ts';
 import { counterName, type DropReason, dropReasons } from '../../api/reasons.ts';
 import { compileGateway } from '../../gateway/compile.ts';
-import { compileNet, heldShards } from '../../gateway/compile-net.ts';
+import { compileNet, deviceSysctls, heldShards } from '../../gateway/compile-net.ts';
 import {
   DEFAULT_ACTION,
   groupNumbers,
@@ -373,6 +373,10 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
     ['4 7790', '4 7791 inside', '4 7792 inside', '6 7790', '6 7791 inside', '6 7792 inside'],
   );
   t.same(net.addresses, compileNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
+  const settingsOf = ({ settings }: GatewayPlan): string[] =>
+    'pool' in settings ? Object.keys(deviceSysctls(settings.pool)) : [];
+  t.same(settingsOf(direct), ['net/ipv4/conf/outside/src_valid_mark'], 'no setting of a tunnel device');
+  t.ok(settingsOf(samplePlan()).includes('net/ipv4/conf/sluice-vx/rp_filter'));
   const { chains, sets } = rulesetOf(direct);
   t.same([...(sets.sources6?.elements.keys() ?? [])], ['fd00:244:1::5', 'fd00:244:2::6']);
   t.same(
