@@ -32,7 +32,24 @@ fi
 reporter=terse
 [ -t 1 ] || reporter=tap
 tap_log=$(mktemp)
-trap 'rm -f "$tap_log"' EXIT
+# A test takes down what it made; one that is interrupted (Ctrl-C) or crashes cannot. Its namespaces and labs end with its
+# process id, which tap notes when the process ends: only those of this run's processes, and of none that still lives.
+sweep() {
+  trap '' INT TERM
+  rm -f "$tap_log"
+  local pid name
+  for pid in $(sed -n 's/^  "pid": \([0-9]*\),$/\1/p' .tap/processinfo/*.json 2>/dev/null | sort -u); do
+    [ ! -e "/proc/$pid" ] || continue
+    for name in "e$pid" "t$pid" "u$pid"; do
+      [ ! -d "/run/sluice/labs/$name" ] || bin/sluice lab down --name "$name" >&2
+    done
+    for name in $(ip netns list | sed -nE "s/^(t-[a-z0-9-]*-$pid(-[0-9]+)?)( .*)?$/\1/p"); do
+      ip netns pids "$name" | xargs -r kill -KILL 2>/dev/null
+      ip netns del "$name"
+    done
+  done
+}
+trap sweep EXIT
 if [ "$reporter" = terse ]; then
   tap --disable-coverage --jobs=2 --timeout=300 --reporter=terse --output-file="$tap_log" "${files[@]}"
 else
@@ -54,5 +71,7 @@ if [ -n "$(count skip)$(count todo)" ]; then
   echo "skipped or todo tests: $summary" >&2
   failed=$((failed + 1))
 fi
+trap - EXIT
+sweep
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
