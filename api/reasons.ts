@@ -31,7 +31,15 @@ export const policyReasons = {
 export type PolicyReason = keyof typeof policyReasons;
 export type Reason = DropReason | PolicyReason;
 
+/** Reasons that the data path counts: `rule` and `default-action` are those by which policy denies. */
+export type CountedReason = DropReason | 'rule' | 'default-action';
+export const countedReasons: readonly CountedReason[] = [
+  ...(Object.keys(dropReasons) as DropReason[]),
+  'rule',
+  'default-action',
+];
+
 /** The name of the nft counter of a reason: nft identifiers have no hyphen in our tables. */
-export function counterName(reason: DropReason | 'default-action' | 'rule'): string {
+export function counterName(reason: CountedReason): string {
   return `drop_${reason.replaceAll('-', '_')}`;
 }

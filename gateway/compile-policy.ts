@@ -35,7 +35,14 @@ export function decide(number: number): string {
   return `meta mark set 0x00000000 ct mark set ct mark and ${keep} or ${markText(CT_DECIDED | ruleMark(number))} accept`;
 }
 
-export function compilePolicy(plan: GatewayPlan, chains: Chains, drop: string, reject: string): CompiledPolicy {
+/** Chains that end a flow; `byDefault` is the drop of the pool's default action. */
+export interface Endings {
+  drop: string;
+  reject: string;
+  byDefault: string;
+}
+
+export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Endings): CompiledPolicy {
   const sets: Record<string, NftSet> = {};
   const numbers = ruleNumbers(Object.keys(plan.rules));
   const groupMarks = groupNumbers(Object.keys(plan.groups));
@@ -43,7 +50,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, drop: string, r
 
   function ruleLines(id: string, rule: RuleEntry): string[] {
     const number = numbers.get(id) ?? 0;
-    const verdict = verdictOf(rule, number, drop, reject);
+    const verdict = verdictOf(rule, number, endings);
     return destinations.matches(rule.services).map((match) => `${match}${verdict}`.trim());
   }
 
@@ -63,7 +70,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, drop: string, r
   }
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
-  const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${drop}`;
+  const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${endings.byDefault}`;
   return {
     sets,
     walk: [...contexts.map((context) => `meta mark vmap @${contextMap(context)}`), last],
@@ -73,7 +80,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, drop: string, r
 }
 
 /** What a matching rule does. `accept` above the service context only ends its own context: back to the walk. */
-function verdictOf(rule: RuleEntry, number: number, drop: string, reject: string): string {
+function verdictOf(rule: RuleEntry, number: number, { drop, reject }: Endings): string {
   switch (rule.action) {
     case 'accept':
       return rule.context === 'service' ? decide(number) : 'return';

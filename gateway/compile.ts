@@ -14,7 +14,7 @@
 import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
 import { CT_DECIDED, GATEWAY_CHECKED_MARK, NFLOG_GROUP, NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
-import { counterName, type DropReason, dropReasons } from '../api/reasons.ts';
+import { countedReasons, counterName, type DropReason } from '../api/reasons.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
 import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
@@ -45,9 +45,13 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   }
   const pool = plan.settings.pool;
   const dropped = dropChains(chains);
-  const drop = chains.add('drop', [`counter name ${counterName('rule')}`, log('rule'), 'drop']);
-  const reject = chains.add('reject', [`counter name ${counterName('rule')}`, log('rule'), ...rejectStatements]);
-  const policy = compilePolicy(plan, chains, drop, reject);
+  const ending = (noun: string, reason: 'rule' | 'default-action', last: string[]): string =>
+    chains.add(noun, [`counter name ${counterName(reason)}`, log('rule'), ...last]);
+  const policy = compilePolicy(plan, chains, {
+    drop: ending('drop', 'rule', ['drop']),
+    reject: ending('reject', 'rule', rejectStatements),
+    byDefault: ending('drop', 'default-action', ['drop']),
+  });
   const hairpin = chains.add('hairpin', [
     `counter name ${counterName('hairpin')}`,
     log('hairpin'),
@@ -89,7 +93,7 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     `iifname "${ingress}" oifname != "${ingress}" goto ${guard}`,
   ]);
 
-  const counters = [...(Object.keys(dropReasons) as DropReason[]), 'rule' as const].map(counterName);
+  const counters = countedReasons.map(counterName);
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
   return {
     ruleset: { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: chains.all },

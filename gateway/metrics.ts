@@ -4,7 +4,7 @@
  */
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
-import { counterName, type DropReason, dropReasons } from '../api/reasons.ts';
+import { countedReasons, counterName } from '../api/reasons.ts';
 import type { Nft } from '../kernel/nft.ts';
 import type { FlowLog } from './record/flow-log.ts';
 import type { FlowRecord } from './record/flow-record.ts';
@@ -28,15 +28,15 @@ export function gatewayMetrics(
   const counter = (name: string, help: string, labelNames: string[] = []): Counter =>
     new Counter({ name, help, labelNames, registers });
 
-  const reasons = [...(Object.keys(dropReasons) as DropReason[]), 'rule' as const];
-  new Gauge({
-    name: 'sluice_gateway_drops_packets',
-    help: 'Packets dropped or rejected by the data path since its counters were made, by reason',
+  new Counter({
+    name: 'sluice_gateway_drops_total',
+    help: 'Packets dropped or rejected by the data path, by reason; from the kernel, whose counters start with the table',
     labelNames: ['reason'],
     registers,
     async collect() {
       const values = await nft.counters(NFT_TABLE_GATEWAY);
-      for (const reason of reasons) this.set({ reason }, values[counterName(reason)]?.packets ?? 0);
+      this.reset();
+      for (const reason of countedReasons) this.inc({ reason }, values[counterName(reason)]?.packets ?? 0);
     },
   });
   new Gauge({
