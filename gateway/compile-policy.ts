@@ -35,11 +35,12 @@ export function decide(number: number): string {
   return `meta mark set 0x00000000 ct mark set ct mark and ${keep} or ${markText(CT_DECIDED | ruleMark(number))} accept`;
 }
 
-/** Chains that end a flow; `byDefault` is the drop of the pool's default action. */
+/** Chains that end a flow. */
 export interface Endings {
   drop: string;
   reject: string;
-  byDefault: string;
+  /** The drop of the pool's default action, made if it is needed. */
+  byDefault(): string;
 }
 
 export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Endings): CompiledPolicy {
@@ -70,7 +71,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Ending
   }
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
-  const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${endings.byDefault}`;
+  const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${endings.byDefault()}`;
   return {
     sets,
     walk: [...contexts.map((context) => `meta mark vmap @${contextMap(context)}`), last],

@@ -50,7 +50,7 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const policy = compilePolicy(plan, chains, {
     drop: ending('drop', 'rule', ['drop']),
     reject: ending('reject', 'rule', rejectStatements),
-    byDefault: ending('drop', 'default-action', ['drop']),
+    byDefault: () => ending('drop', 'default-action', ['drop']),
   });
   const hairpin = chains.add('hairpin', [
     `counter name ${counterName('hairpin')}`,
