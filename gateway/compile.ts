@@ -50,13 +50,16 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
 
   const tunnelInput = tunnelHooks(chains, pool, dropped);
   forwardHook(chains, policy.walk, dropped, hairpin);
-  chains.base('input', 'type filter hook input priority filter; policy accept;', [
+  const input = 'type filter hook input priority filter; policy accept;';
+  const inputRules = [
     ...tunnelInput,
     `iifname "${TUNNEL_DEVICE}" goto ${hairpin}`,
     'icmpv6 type nd-neighbor-solicit accept',
     'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
-  ]);
+  ];
+  // Only what passed on the internal interface is untracked.
+  chains.base('input', input, inputRules, [`udp dport ${pool.steering.port} ct state untracked accept`]);
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
@@ -65,11 +68,13 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     'ct state untracked accept',
     `goto ${dropped('leak')}`,
   ]);
-  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [
+  chains.base(
+    'last',
+    'type filter hook postrouting priority 300; policy accept;',
+    [`iifname "${TUNNEL_DEVICE}" oifname != "${TUNNEL_DEVICE}" goto ${guard}`],
     // First what nearly every packet is: comparing names of interfaces costs more than this look-up.
-    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
-    `iifname "${TUNNEL_DEVICE}" oifname != "${TUNNEL_DEVICE}" goto ${guard}`,
-  ]);
+    families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+  );
 
   const counters = [...(Object.keys(dropReasons) as DropReason[]), 'rule' as const].map(counterName);
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
@@ -140,8 +145,6 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
     `goto ${dropped('bad-tunnel-frame')}`,
   ]);
   return [
-    // Only what passed on the internal interface is untracked.
-    `udp dport ${port} ct state untracked accept`,
     `udp dport ${port} iifname "${pool.internalInterface}" goto ${tunnel}`,
     `udp dport ${port} goto ${dropped('foreign-tunnel')}`,
   ];
@@ -162,11 +165,12 @@ function forwardHook(chains: Chains, walk: string[], dropped: (reason: DropReaso
     ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
     ...walk,
   ]);
-  chains.base('forward', 'type filter hook forward priority filter; policy accept;', [
-    `ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`,
-    `iifname "${TUNNEL_DEVICE}" goto ${egress}`,
-    `oifname "${TUNNEL_DEVICE}" goto ${dropped('unsolicited')}`,
-  ]);
+  chains.base(
+    'forward',
+    'type filter hook forward priority filter; policy accept;',
+    [`iifname "${TUNNEL_DEVICE}" goto ${egress}`, `oifname "${TUNNEL_DEVICE}" goto ${dropped('unsolicited')}`],
+    [`ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`],
+  );
 }
 
 /** Sets and maps: whoever comes or goes is an element here. */
