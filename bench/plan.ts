@@ -56,7 +56,7 @@ export function generatePlan({ namespaces, pods }: PlanSize): GatewayPlan {
 /** Namespace number `at` with its pods, group, rules and egress IP. */
 export function addNamespace(plan: GatewayPlan, at: number, pods: number): void {
   const namespace = `team-${at}`;
-  const own = { 4: `192.0.${at >> 8}.${at & 255}/32`, 6: `2001:db8:200:${at.toString(16)}::/64` };
+  const own = { 4: `192.0.${at >> 8}.${at & 255}/32`, 6: `2001:db8:200:${(at + 1).toString(16)}::/64` };
   const rules = {
     cluster: ['cluster/no-metadata', 'cluster/blocked'],
     namespace: [
@@ -110,7 +110,7 @@ export function addPod(
   const node = Math.floor(place / PODS_PER_NODE);
   plan.nodes[`node-${node}`] ??= {
     addresses: [node === 0 ? NODE : `10.0.${1 + (node >> 8)}.${node & 255}`],
-    podCIDRs: [`10.${128 + (node >> 8)}.${node & 255}.0/24`, `fd00:244:${node.toString(16)}::/64`],
+    podCIDRs: [`10.${128 + (node >> 8)}.${node & 255}.0/24`, `fd00:244:${(node + 1).toString(16)}::/64`],
   };
   plan.workloads[uid] = {
     namespace: `team-${at}`,
@@ -130,7 +130,7 @@ export function podAddresses(place: number): { 4: string; 6: string } {
   const host = (place % PODS_PER_NODE) + 2;
   return {
     4: `10.${128 + (node >> 8)}.${node & 255}.${host}`,
-    6: `fd00:244:${node.toString(16)}::${host.toString(16)}`,
+    6: `fd00:244:${(node + 1).toString(16)}::${host.toString(16)}`,
   };
 }
 

@@ -9,12 +9,12 @@
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { TUNNEL_DEVICE, TUNNEL_MAC_NODE, TUNNEL_OVERHEAD, TUNNEL_PEER } from '../api/names.ts';
+import { TABLE_GATEWAY_UNCHECKED, TUNNEL_DEVICE, TUNNEL_MAC_NODE, TUNNEL_OVERHEAD, TUNNEL_PEER } from '../api/names.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
 import { GatewayApply, type GatewayKernel } from '../gateway/apply.ts';
 import { compileNet, sysctls, tunnelSysctls } from '../gateway/compile-net.ts';
 import { endFlows } from '../kernel/conntrack.ts';
-import { diffNet, emptyNetState } from '../kernel/iproute.ts';
+import { diffNet, emptyNetState, type NetState } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { run } from '../kernel/run.ts';
@@ -145,7 +145,7 @@ export class Topology {
     }
     await writeSysctls(namespace, sysctls);
     const ip = new HostIp({ namespace });
-    await ip.apply(diffNet(emptyNetState(), compileNet(plan, 'gw-a', MTU)));
+    await ip.apply(diffNet(emptyNetState(), unmarked(compileNet(plan, 'gw-a', MTU))));
     await writeSysctls(namespace, tunnelSysctls);
     if (this.subject === 'floor') {
       await this.#sink('gateway', [`iifname "inside" udp dport ${PORT} counter name received drop`]);
@@ -177,6 +177,14 @@ export class Topology {
   async #in(host: 'client' | 'node' | 'gateway' | 'server', command: string[]): Promise<void> {
     await run(['ip', 'netns', 'exec', this.namespace(host), ...command], { op: command[0] ?? '', timeoutMs: 10_000 });
   }
+}
+
+/** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
+function unmarked(net: NetState): NetState {
+  const rules = net.rules
+    .filter(({ table }) => table !== TABLE_GATEWAY_UNCHECKED)
+    .map(({ mark: _mark, ...rule }) => rule);
+  return { ...net, rules };
 }
 
 /** A file of the source tree, wherever below it the compiled program lies. */

@@ -1,6 +1,6 @@
 /**
  * Chains of the gateway's table that are named by what they hold, so that none is ever edited: a change makes a new
- * chain and points to it. A base chain keeps a fixed name and only jumps, since two base chains cannot be swapped
+ * chain and points to it. A base chain keeps a fixed name and jumps, since two base chains cannot be swapped
  * without a gap (kernel/nft.ts).
  */
 import { createHash } from 'node:crypto';
@@ -9,15 +9,17 @@ import type { NftChain } from '../kernel/nft.ts';
 export class Chains {
   readonly all: Record<string, NftChain> = {};
 
-  /** A chain of these rules; equal rules give the same chain. */
-  add(noun: string, rules: string[]): string {
-    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 12)}`;
+  /** A chain of these rules; equal rules give the same chain. `also`: what else its name tells. */
+  add(noun: string, rules: string[], also: string[] = []): string {
+    const content = [...also, ...rules].join('\n');
+    const name = `${noun}_${createHash('sha256').update(content).digest('hex').slice(0, 12)}`;
     this.all[name] = { rules };
     return name;
   }
 
-  base(name: string, hook: string, rules: string[]): void {
-    this.all[name] = { hook, rules: [`jump ${this.add(name, rules)}`] };
+  /** `first`: rules for nearly every packet, which a jump would cost more than they do; the jump's name tells them. */
+  base(name: string, hook: string, rules: string[], first: string[] = []): void {
+    this.all[name] = { hook, rules: [...first, `jump ${this.add(name, rules, first)}`] };
   }
   /**
    * A chain on one interface, before all other hooks. It holds its rules itself, under a name of their own: while one

@@ -69,7 +69,8 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     ]);
   }
   forwardHook(chains, pool, policy.walk, dropped, hairpin);
-  chains.base('input', 'type filter hook input priority filter; policy accept;', [
+  const input = 'type filter hook input priority filter; policy accept;';
+  const inputRules = [
     ...tunnelInput,
     ...(tunnelled
       ? [`iifname "${ingress}" goto ${hairpin}`]
@@ -78,7 +79,10 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     'icmpv6 type nd-neighbor-solicit accept',
     'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
-  ]);
+  ];
+  // Only what passed on the internal interface is untracked.
+  const passed = tunnelled ? [`udp dport ${pool.steering.port} ct state untracked accept`] : [];
+  chains.base('input', input, inputRules, passed);
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
@@ -87,11 +91,13 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
     ...(tunnelled ? ['ct state untracked accept'] : []),
     `goto ${dropped('leak')}`,
   ]);
-  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', [
+  chains.base(
+    'last',
+    'type filter hook postrouting priority 300; policy accept;',
+    [`iifname "${ingress}" oifname != "${ingress}" goto ${guard}`],
     // First what nearly every packet is: comparing names of interfaces costs more than this look-up.
-    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
-    `iifname "${ingress}" oifname != "${ingress}" goto ${guard}`,
-  ]);
+    families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+  );
 
   const counters = countedReasons.map(counterName);
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
@@ -161,8 +167,6 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
     `goto ${dropped('bad-tunnel-frame')}`,
   ]);
   return [
-    // Only what passed on the internal interface is untracked.
-    `udp dport ${port} ct state untracked accept`,
     `udp dport ${port} iifname "${pool.internalInterface}" goto ${tunnel}`,
     `udp dport ${port} goto ${dropped('foreign-tunnel')}`,
   ];
@@ -197,16 +201,20 @@ function forwardHook(
         ...families.map((family) => `${header[family]} saddr @sources${family} goto ${egress}`),
         `goto ${dropped('unknown-source')}`,
       ]);
-  chains.base('forward', 'type filter hook forward priority filter; policy accept;', [
-    `ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`,
-    `iifname "${ingress}" goto ${first}`,
-    `oifname "${ingress}" goto ${dropped('unsolicited')}`,
-    // By another way than workloads come: it would be translated, and no policy asked. A workload without an egress IP
-    // may be one that is not steered, for which this machine is a router.
-    ...families.map(
-      (f) => `${header[f]} saddr @sources${f} ${header[f]} saddr != @noegress${f} goto ${dropped('spoofed-source')}`,
-    ),
-  ]);
+  chains.base(
+    'forward',
+    'type filter hook forward priority filter; policy accept;',
+    [
+      `iifname "${ingress}" goto ${first}`,
+      `oifname "${ingress}" goto ${dropped('unsolicited')}`,
+      // By another way than workloads come: it would be translated, and no policy asked. A workload without an egress IP
+      // may be one that is not steered, for which this machine is a router.
+      ...families.map(
+        (f) => `${header[f]} saddr @sources${f} ${header[f]} saddr != @noegress${f} goto ${dropped('spoofed-source')}`,
+      ),
+    ],
+    [`ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`],
+  );
 }
 
 /** Sets and maps: whoever comes or goes is an element here. */

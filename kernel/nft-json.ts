@@ -1,7 +1,7 @@
 /**
  * What `nft -n -j list table` prints (libnftables-json(5), nft 1.0.6), as an NftState: element texts are brought to
  * the forms of nft-element.ts. JSON says of a `typeof` set only "integer", so shapes are read from the terse text
- * listing (`nft -n -t list table`). Rules are not read, but for base chains that only jump.
+ * listing (`nft -n -t list table`). Rules are not read, but for the jumps of base chains.
  */
 import { addressBytes, ipv4Text, ipv6Text } from '../wire/address-text.ts';
 import { KernelError } from './errors.ts';
@@ -54,7 +54,8 @@ export function parseTable(json: string, terse: string): NftState {
     } else if (kind === 'rule') bases.get(String(object.chain))?.push(jumpTarget(object.expr));
   }
   for (const [name, targets] of bases) {
-    if (targets.every((target) => target !== undefined)) state.jumps.set(name, targets);
+    const jumps = targets.filter((target) => target !== undefined);
+    if (jumps.length > 0) state.jumps.set(name, jumps);
   }
   return state;
 }

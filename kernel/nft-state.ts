@@ -24,10 +24,10 @@ export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval'>): strin
 
 export const isMapShape = (shape: string): boolean => shape.includes(' : ');
 
-/** The targets, if every rule of a chain is `jump NAME`. */
+/** The targets of those rules of a chain that are nothing but `jump NAME`; undefined if there are none. */
 export function jumpsOf(rules: readonly string[]): string[] | undefined {
-  const targets = rules.map((rule) => /^jump ([A-Za-z_][\w]*)$/.exec(rule)?.[1]);
-  return targets.every((target) => target !== undefined) ? targets : undefined;
+  const targets = rules.flatMap((rule) => /^jump ([A-Za-z_][\w]*)$/.exec(rule)?.[1] ?? []);
+  return targets.length > 0 ? targets : undefined;
 }
 
 /** The state in which the kernel is once this ruleset is in force. */

@@ -3,8 +3,8 @@
  * what the kernel holds into one script, which is one transaction (nft-host.ts; nft-fake.ts for tests).
  *
  * Chains without a hook are immutable and named by their content, so a diff only adds and deletes them. A chain with
- * a hook may do the same; better, it keeps a fixed name and holds nothing but `jump NAME` rules: then it is rewritten
- * in place, and each packet sees the old rules or the new ones. Of two base chains that take turns in a transaction
+ * a hook may do the same; better, it keeps a fixed name and what it holds is told by the names that it jumps to: when
+ * those change it is rewritten in place, and each packet sees the old rules or the new ones. Of two base chains that take turns in a transaction
  * each is empty for a moment, and nothing promises that no packet meets both so (none did, in 800 turns under load).
  * Of a chain that is there, the hook's own text is not compared: another hook or priority needs another name.
  */
@@ -44,7 +44,7 @@ export interface NftState {
   counters: Set<string>;
   sets: Map<string, SetState>;
   chains: Set<string>;
-  /** Chains with a hook whose every rule is `jump NAME`: those names. They can be rewritten in place. */
+  /** Chains with a hook that have rules of nothing but `jump NAME`: those names. They can be rewritten in place. */
   jumps: Map<string, string[]>;
 }
 

@@ -132,7 +132,7 @@ t.test('base chains change under traffic: what is accepted passes, what is dropp
       await nft.drop(TABLE);
       await nft.run(diffRuleset(await nft.list('inet', TABLE), generation(0, fixed)));
       const floods = ['127.0.0.2', '127.0.0.3'].map((address) =>
-        spawn('ip', ['netns', 'exec', namespace, 'timeout', '20', 'ping', '-q', '-f', '-W', '1', '-w', '1', address], {
+        spawn('ip', ['netns', 'exec', namespace, 'timeout', '20', 'ping', '-q', '-f', '-W', '1', '-w', '2', address], {
           stdio: 'ignore',
         }),
       );
