@@ -132,7 +132,13 @@ class DestinationSets {
       this.#sets[name] = { type, interval: true, elements: new Map(keys.map((text) => [text, ''])) };
       matches.push(`${match} @${name} `);
     };
-    make('all', address, daddr, boxes.addresses.map(span));
+    // Not a plain interval set: before it touches anything, nft reads the elements of every one of those in the table.
+    make(
+      'all',
+      `${address} . inet_proto`,
+      `${daddr} . meta l4proto`,
+      boxes.addresses.map((range) => concat(span(range), '0-255')),
+    );
     make(
       'protocols',
       `${address} . inet_proto`,
