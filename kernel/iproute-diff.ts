@@ -6,7 +6,7 @@
  * Every line can be repeated, or undoes something that was listed.
  */
 import { ROUTE_PROTOCOL } from '../api/names.ts';
-import type { Family } from '../api/plan.ts';
+import { type Family, families } from '../api/plan.ts';
 import type { DesiredLink, DeviceAddress, Neighbour, NetState, Route, Rule } from './iproute.ts';
 
 export const emptyNetState = (): NetState => ({ links: [], addresses: [], routes: [], rules: [], neighbours: [] });
@@ -40,10 +40,10 @@ export function diffNet(current: NetState, desired: NetState): string[] {
   const unflushed = kept(current.neighbours).filter(({ dev }) => !flushed.has(dev));
   const neighbours = compare(unflushed, desired.neighbours, neighbourKey, neighbourText);
   return [
-    ...rules.gone.map((rule) => `-${rule.family} rule del ${ruleText(rule)}`),
-    ...routes.gone.map((route) => `-${route.family} route del ${routeText(route)}`),
-    ...neighbours.gone.map(({ dev, address }) => `-${familyOf(address)} neigh del ${address} dev ${dev}`),
-    ...addresses.gone.map(({ dev, address }) => `-${familyOf(address)} addr del ${address} dev ${dev}`),
+    ...byFamily(rules.gone.map((rule) => `-${rule.family} rule del ${ruleText(rule)}`)),
+    ...byFamily(routes.gone.map((route) => `-${route.family} route del ${routeText(route)}`)),
+    ...byFamily(neighbours.gone.map(({ dev, address }) => `-${familyOf(address)} neigh del ${address} dev ${dev}`)),
+    ...byFamily(addresses.gone.map(({ dev, address }) => `-${familyOf(address)} addr del ${address} dev ${dev}`)),
     ...[...lost].map((name) => `-4 link del ${name}`),
     ...desired.links.flatMap((link) =>
       linkLines(
@@ -51,12 +51,18 @@ export function diffNet(current: NetState, desired: NetState): string[] {
         link,
       ),
     ),
-    ...neighbours.set.map((item) => `-${familyOf(item.address)} neigh replace ${neighbourText(item)} nud permanent`),
-    ...addresses.set.map(addressLine),
-    ...routes.set.map((route) => `-${route.family} route replace ${routeText(route)}`),
-    ...rules.set.map((rule) => `-${rule.family} rule add ${ruleText(rule)}`),
+    ...byFamily(
+      neighbours.set.map((item) => `-${familyOf(item.address)} neigh replace ${neighbourText(item)} nud permanent`),
+    ),
+    ...byFamily(addresses.set.map(addressLine)),
+    ...byFamily(routes.set.map((route) => `-${route.family} route replace ${routeText(route)}`)),
+    ...byFamily(rules.set.map((rule) => `-${rule.family} rule add ${ruleText(rule)}`)),
   ];
 }
+
+/** Lines of one kind, whose order among themselves is free: a batch for each family, not one for each change of it. */
+const byFamily = (lines: string[]): string[] =>
+  families.flatMap((f) => lines.filter((line) => line.startsWith(`-${f}`)));
 
 /** By key: what is no longer wanted, and what is missing or differs in its text. */
 function compare<T>(current: T[], desired: T[], key: (item: T) => string, text: (item: T) => string) {
