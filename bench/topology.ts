@@ -204,6 +204,8 @@ export function hostKernel(namespace: string): GatewayKernel {
     ip: new HostIp({ namespace }),
     sysctl: (desired) => writeSysctls(namespace, desired),
     mtu: async () => MTU,
+    // A new namespace's rp_filter is off.
+    reversePathFilter: async () => false,
     announce: () => undefined,
     endFlows: (match) => endFlows(match, { namespace }),
   };

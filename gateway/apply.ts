@@ -29,6 +29,8 @@ export interface GatewayKernel {
   ip: Ip;
   sysctl(desired: Record<string, string>): Promise<unknown>;
   mtu(device: string): Promise<number>;
+  /** Whether `rp_filter` is on for a device: the higher of its own value and that of `all`. */
+  reversePathFilter(device: string): Promise<boolean>;
   announce(device: string, addresses: string[]): void;
   endFlows(match: (flow: ConntrackEntry) => boolean): Promise<number>;
 }
@@ -48,6 +50,7 @@ export class GatewayApply {
   /** What is in force as last applied; undefined: ask the kernel. */
   #nft: NftState | undefined;
   #net: NetState | undefined;
+  #reversePathFilter = true;
   /** Settings of devices, as last written. */
   #settled = '';
 
@@ -73,8 +76,8 @@ export class GatewayApply {
   }
 
   async #apply(plan: GatewayPlan): Promise<Applied> {
-    const { ruleset, ruleNumbers } = compileGateway(plan);
     const listed = this.#nft === undefined || this.#net === undefined;
+    const { ruleset, ruleNumbers } = compileGateway(plan, await this.#filtersReversePath(plan, listed));
     let nftBytes = 0;
     const rules = async (): Promise<void> => {
       nftBytes = await this.#applyRules(ruleset);
@@ -87,6 +90,14 @@ export class GatewayApply {
     const ended = listed || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
     this.#plan = plan;
     return { ruleNumbers, flowsEnded: ended, nftBytes };
+  }
+
+  /** Asked anew whenever the kernel is listed: a packet should not pay for a filter that is off. */
+  async #filtersReversePath(plan: GatewayPlan, listed: boolean): Promise<boolean> {
+    if (listed && 'pool' in plan.settings) {
+      this.#reversePathFilter = await this.#kernel.reversePathFilter(plan.settings.pool.externalInterface);
+    }
+    return this.#reversePathFilter;
   }
 
   async #applyRules(ruleset: Ruleset): Promise<number> {

@@ -35,7 +35,8 @@ const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
 /** The VNI and the reserved byte behind it, zero in what the kernel takes: 32 aligned bits compare fastest. */
 const vni = '@th,96,32';
 
-export function compileGateway(plan: GatewayPlan): CompiledGateway {
+/** `reversePathFilter`: whether the kernel filters what comes from the external interface so (`rp_filter`). */
+export function compileGateway(plan: GatewayPlan, reversePathFilter = true): CompiledGateway {
   const chains = new Chains();
   if (!('pool' in plan.settings)) {
     return {
@@ -61,8 +62,8 @@ export function compileGateway(plan: GatewayPlan): CompiledGateway {
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
   const tunnelInput = tunnelled ? tunnelHooks(chains, pool, dropped) : [];
-  // Answers: see deviceSysctls().
-  chains.ingress('outside_in', pool.externalInterface, [`meta protocol ip ${checked}`]);
+  // Answers, where the way back of each is looked up: see deviceSysctls().
+  if (reversePathFilter) chains.ingress('outside_in', pool.externalInterface, [`meta protocol ip ${checked}`]);
   if (!tunnelled) {
     chains.base('inside_in', 'type filter hook prerouting priority raw; policy accept;', [
       `iifname "${ingress}" ${checked}`,

@@ -16,7 +16,7 @@ import { endFlows } from '../kernel/conntrack.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { watchTable } from '../kernel/nft-watch.ts';
-import { applySysctls } from '../kernel/sysctl.ts';
+import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
 import { gatewayMetrics } from './metrics.ts';
@@ -163,6 +163,10 @@ function hostKernel(warn: (fields: object, message: string) => void): GatewayKer
     nft: new HostNft(),
     ip: new HostIp(),
     sysctl: applySysctls,
+    async reversePathFilter(device) {
+      const values = await Promise.all([device, 'all'].map((name) => readSysctl(`net/ipv4/conf/${name}/rp_filter`)));
+      return values.some((value) => value !== '0');
+    },
     mtu: async (device) => Number.parseInt(await readFile(`/sys/class/net/${device}/mtu`, 'utf8'), 10),
     announce(device, addresses) {
       try {

@@ -178,6 +178,7 @@ export class GatewayRig {
           ...Object.entries(desired).map(([k, v]) => `${k}=${v}`),
         ]),
       mtu: async () => 1500,
+      reversePathFilter: async () => true,
       announce: () => undefined,
       endFlows: (match) => endFlows(match, { namespace }),
     };
