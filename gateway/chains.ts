@@ -21,6 +21,7 @@ export class Chains {
   base(name: string, hook: string, rules: string[], first: string[] = []): void {
     this.all[name] = { hook, rules: [...first, `jump ${this.add(name, rules, first)}`] };
   }
+
   /**
    * A chain on one interface, before all other hooks. It holds its rules itself, under a name of their own: while one
    * takes the place of another a packet may pass neither, which the rules must allow for.

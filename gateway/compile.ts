@@ -87,17 +87,16 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
-  const guard = chains.add('guard', [
-    // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
-    ...(tunnelled ? ['ct state untracked accept'] : []),
-    `goto ${dropped('leak')}`,
-  ]);
   chains.base(
     'last',
     'type filter hook postrouting priority 300; policy accept;',
-    [`iifname "${ingress}" oifname != "${ingress}" goto ${guard}`],
+    [`iifname "${ingress}" oifname != "${ingress}" goto ${dropped('leak')}`],
     // First what nearly every packet is: comparing names of interfaces costs more than this look-up.
-    families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+    [
+      ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+      // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
+      ...(tunnelled ? ['ct state untracked accept'] : []),
+    ],
   );
 
   const counters = countedReasons.map(counterName);
@@ -149,9 +148,8 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
     pool.internalInterface,
     held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack ${checked} accept`),
   );
-  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [
-    `oifname "${pool.internalInterface}" udp dport ${port} notrack`,
-  ]);
+  // By the port alone: comparing the name of the interface would cost each answer more.
+  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [], [`udp dport ${port} notrack`]);
   const suspect = families.map((family) =>
     chains.add('suspect', [
       `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
