@@ -1,9 +1,9 @@
 /**
  * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), on two topologies that are
  * alike but for the nft table (topology.ts), in interleaved rounds: each round measures both, every second round in
- * reverse order. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
+ * reverse order; of udp in slices, taken in turn, since what else the machine does changes within a second. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
  *   node dist/bench/forwarding.js [--rounds 9] [--seconds 1] [--namespaces 1000] [--pods 5] [--flows 64]
- *                                 [--families 4,6] [--loads udp,tcp,tcp-packets] [--floor]
+ *                                 [--slices 10] [--families 4,6] [--loads udp,tcp,tcp-packets] [--floor]
  * Needs root, and iperf3, ethtool, nft, iproute2. Docs: docs/bench.md.
  */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Family } from '../api/plan.ts';
 import { CpuMeter } from './cpu.ts';
-import { type Load, LoadGenerator, type Sample, unitOf } from './load.ts';
+import { type Count, type Load, LoadGenerator, type Sample, sampleOf, unitOf } from './load.ts';
 import { generatePlan, podAddresses } from './plan.ts';
 import { median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { type Subject, Topology } from './topology.ts';
@@ -38,6 +38,7 @@ const { values } = parseArgs({
     namespaces: { type: 'string', default: '1000' },
     pods: { type: 'string', default: '5' },
     flows: { type: 'string', default: '64' },
+    slices: { type: 'string', default: '10' },
     families: { type: 'string', default: '4,6' },
     loads: { type: 'string', default: 'udp,tcp,tcp-packets' },
     floor: { type: 'boolean', default: false },
@@ -50,6 +51,7 @@ const options = {
   namespaces: Number(values.namespaces),
   pods: Number(values.pods),
   flows: Number(values.flows),
+  slices: Number(values.slices),
 };
 const familiesAsked = values.families.split(',').map((text) => Number(text) as Family);
 const loads = values.loads.split(',') as Load[];
@@ -95,14 +97,23 @@ async function compare(load: Load, family: Family): Promise<Row> {
   const samples: Partial<Record<Subject, Sample[]>> = {};
   // One round before the first, not counted: neighbours are found, code and caches are warm.
   for (let round = -1; round < options.rounds; round++) {
-    const order = round % 2 === 0 ? generators : [...generators].reverse();
-    for (const generator of order) {
-      const subject = subjects[generators.indexOf(generator)] ?? 'sluice';
-      if (subject === 'floor' && load !== 'udp') continue;
-      const sample = await generator.measure(load, family, round < 0 ? 0.3 : options.seconds);
-      samples[subject] ??= [];
-      if (round >= 0) samples[subject].push(sample);
+    const counts = new Map<Subject, Count[]>();
+    const measured = [...generators.entries()].map(([at, generator]) => ({
+      generator,
+      subject: subjects[at] ?? 'sluice',
+    }));
+    const taken = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
+    for (const { generator } of taken) await generator.prepare();
+    const slices = load === 'udp' ? options.slices : 1;
+    for (let slice = 0; slice < slices; slice++) {
+      const order = (round + slice) % 2 === 0 ? taken : taken.toReversed();
+      for (const { generator, subject } of order) {
+        const count = await generator.measure(load, family, (round < 0 ? 0.3 : options.seconds) / slices);
+        counts.set(subject, [...(counts.get(subject) ?? []), count]);
+      }
     }
+    if (round < 0) continue;
+    for (const [subject, of] of counts) samples[subject] = [...(samples[subject] ?? []), sampleOf(of)];
   }
   const row = summary(load, family, samples);
   print(row);

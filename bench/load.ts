@@ -24,6 +24,26 @@ export interface Sample {
   lost: number;
 }
 
+/** What was counted in some seconds; counts of several slices add up. */
+export interface Count {
+  /** Gbit or thousand packets that arrived. */
+  amount: number;
+  /** The same of what did not. */
+  lost: number;
+  seconds: number;
+  cpuSeconds: number;
+}
+
+export function sampleOf(counts: Count[]): Sample {
+  const sum = (key: keyof Count): number => counts.reduce((total, count) => total + count[key], 0);
+  const amount = sum('amount');
+  return {
+    perSecond: amount / sum('seconds'),
+    perCpuSecond: amount / sum('cpuSeconds'),
+    lost: sum('lost') / (amount + sum('lost')),
+  };
+}
+
 const pin = (cpu: number): string[] => (availableParallelism() > 1 ? ['taskset', '-c', String(cpu)] : []);
 
 /** What runs beside one topology as long as it stands. */
@@ -64,12 +84,16 @@ export class LoadGenerator {
     }
   }
 
-  async measure(load: Load, family: Family, seconds: number): Promise<Sample> {
-    await this.#topology.forgetFlows();
+  /** Flows are forgotten, so that rounds start alike. */
+  prepare(): Promise<void> {
+    return this.#topology.forgetFlows();
+  }
+
+  measure(load: Load, family: Family, seconds: number): Promise<Count> {
     return load === 'udp' ? this.#flood(family, seconds) : this.#stream(load, family, seconds);
   }
 
-  async #flood(family: Family, seconds: number): Promise<Sample> {
+  async #flood(family: Family, seconds: number): Promise<Count> {
     const sender = this.#senders.get(family);
     if (sender === undefined) throw new TypeError('sender not started');
     const arrivedBefore = await this.#topology.received();
@@ -79,14 +103,10 @@ export class LoadGenerator {
     const cpu = this.#meter.seconds() - cpuBefore;
     const arrived = (await this.#topology.received()) - arrivedBefore;
     if (arrived === 0) throw new Error(`${this.#topology.subject}: no datagram arrived with a translated source`);
-    return {
-      perSecond: arrived / 1000 / sent.seconds,
-      perCpuSecond: arrived / 1000 / cpu,
-      lost: 1 - arrived / sent.sent,
-    };
+    return { amount: arrived / 1000, lost: (sent.sent - arrived) / 1000, seconds: sent.seconds, cpuSeconds: cpu };
   }
 
-  async #stream(load: Load, family: Family, seconds: number): Promise<Sample> {
+  async #stream(load: Load, family: Family, seconds: number): Promise<Count> {
     await this.#topology.segmentation(load === 'tcp');
     const client = ['ip', 'netns', 'exec', this.#topology.namespace('client'), 'iperf3', '-C', 'cubic', '-J'];
     const ends = [
@@ -107,8 +127,8 @@ export class LoadGenerator {
     });
     const cpu = this.#meter.seconds() - cpuBefore;
     const { end } = JSON.parse(report) as { end: { sum_received: { bytes: number; seconds: number } } };
-    const gigabits = (8 * end.sum_received.bytes) / 1e9;
-    return { perSecond: gigabits / end.sum_received.seconds, perCpuSecond: gigabits / cpu, lost: 0 };
+    const { bytes, seconds: lasted } = end.sum_received;
+    return { amount: (8 * bytes) / 1e9, lost: 0, seconds: lasted, cpuSeconds: cpu };
   }
 
   async close(): Promise<void> {

@@ -1,6 +1,6 @@
 /**
  * Brings a gateway from what is in force to a plan: one nft transaction; list → diff → apply for links, addresses,
- * routes, rules; flows that the plan ends. The nft rules come first, so that no packet is forwarded without them; a node
+ * routes, rules; flows that the plan ends, and then a lighter guard at the last hook. The nft rules come first, so that no packet is forwarded without them; a node
  * releases a workload only when all of it is acknowledged. Applying the same plan twice changes nothing, and the
  * first apply after a start compares with the kernel, so that a restart flushes nothing.
  */
@@ -77,17 +77,20 @@ export class GatewayApply {
 
   async #apply(plan: GatewayPlan): Promise<Applied> {
     const listed = this.#nft === undefined || this.#net === undefined;
-    const { ruleset, ruleNumbers } = compileGateway(plan, await this.#filtersReversePath(plan, listed));
+    const { ruleset, settled, ruleNumbers } = compileGateway(plan, await this.#filtersReversePath(plan, listed));
+    const touches = listed || touchesFlows(this.#plan, plan);
     let nftBytes = 0;
     const rules = async (): Promise<void> => {
-      nftBytes = await this.#applyRules(ruleset);
+      nftBytes = await this.#applyRules(touches ? ruleset : settled);
     };
     const net = (): Promise<void> => this.#applyNet(plan, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
     const steps = 'pool' in plan.settings ? [rules, net] : [net, rules];
     for (const step of steps) await step();
 
-    const ended = listed || touchesFlows(this.#plan, plan) ? await this.#kernel.endFlows(endedBy(plan)) : 0;
+    const ended = touches ? await this.#kernel.endFlows(endedBy(plan)) : 0;
+    // Every flow that is left now, or was made since, has its own translation.
+    if (touches) nftBytes += await this.#applyRules(settled);
     this.#plan = plan;
     return { ruleNumbers, flowsEnded: ended, nftBytes };
   }
@@ -147,7 +150,7 @@ export class GatewayApply {
   }
 }
 
-/** Only flows that policy decided are ours to end. */
+/** Flows that policy decided. */
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
 
 /**

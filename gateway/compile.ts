@@ -5,7 +5,9 @@
  *                    IP or from the tunnel
  *   forward          decided flows first; else source → group, contexts in order, default action
  *   nat postrouting  source → egress IP
- *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak
+ *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak. Every packet is
+ *                    asked until the connection table has been looked through for flows that a change ends; after
+ *                    that the first packet of each flow, since a flow keeps its translation
  * Membership lives in sets and maps. The checks that every packet pays are four short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
@@ -21,7 +23,10 @@ import { ingressOf, isTunnelled } from './compile-net.ts';
 import { addressType, compilePolicy, header } from './compile-policy.ts';
 
 export interface CompiledGateway {
+  /** Asks every packet for its source. */
   ruleset: Ruleset;
+  /** Asks the first packet of a flow: for when no flow is left that is translated otherwise than the plan says. */
+  settled: Ruleset;
   ruleNumbers: Map<string, number>;
 }
 
@@ -34,15 +39,17 @@ const innerType = '@th,224,16';
 const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
 /** The VNI and the reserved byte behind it, zero in what the kernel takes: 32 aligned bits compare fastest. */
 const vni = '@th,96,32';
+const vniText = (pool: PoolSettings): string => rawText(BigInt(pool.steering.vni) << 8n);
+/** One look-up instead of comparisons: each expression costs a packet about as much as the next. */
+const heldKey = (outer: Family, inner: Family): string =>
+  `${header[outer]} saddr . udp dport . ${vni} . ${innerSource[inner]}`;
 
 /** `reversePathFilter`: whether the kernel filters what comes from the external interface so (`rp_filter`). */
 export function compileGateway(plan: GatewayPlan, reversePathFilter = true): CompiledGateway {
   const chains = new Chains();
   if (!('pool' in plan.settings)) {
-    return {
-      ruleset: { family: 'inet', table: NFT_TABLE_GATEWAY, counters: [], sets: {}, chains: {} },
-      ruleNumbers: new Map(),
-    };
+    const empty: Ruleset = { family: 'inet', table: NFT_TABLE_GATEWAY, counters: [], sets: {}, chains: {} };
+    return { ruleset: empty, settled: empty, ruleNumbers: new Map() };
   }
   const pool = plan.settings.pool;
   const dropped = dropChains(chains);
@@ -61,7 +68,7 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
 
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
-  const tunnelInput = tunnelled ? tunnelHooks(chains, pool, dropped) : [];
+  const tunnelInput = tunnelled ? tunnelHooks(chains, plan, pool, dropped) : [];
   // Answers, where the way back of each is looked up: see deviceSysctls().
   if (reversePathFilter) chains.ingress('outside_in', pool.externalInterface, [`meta protocol ip ${checked}`]);
   if (!tunnelled) {
@@ -81,30 +88,34 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
     'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
   ];
-  // Only what passed on the internal interface is untracked.
-  const passed = tunnelled ? [`udp dport ${pool.steering.port} ct state untracked accept`] : [];
+  // Tunnel packets that passed on the internal interface: nobody else sets this mark, and inner packets are tracked.
+  const passed = tunnelled ? [`ct state untracked meta mark ${markText(GATEWAY_CHECKED_MARK)} accept`] : [];
   chains.base('input', input, inputRules, passed);
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
-  chains.base(
-    'last',
-    'type filter hook postrouting priority 300; policy accept;',
-    [`iifname "${ingress}" oifname != "${ingress}" goto ${dropped('leak')}`],
-    // First what nearly every packet is: comparing names of interfaces costs more than this look-up.
-    [
-      ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
-      // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
-      ...(tunnelled ? ['ct state untracked accept'] : []),
-    ],
-  );
-
+  const leak = dropped('leak');
   const counters = countedReasons.map(counterName);
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
-  return {
-    ruleset: { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: chains.all },
-    ruleNumbers: policy.ruleNumbers,
+  const guarded = (settled: boolean): Ruleset => {
+    const all = { ...chains.all, ...lastHook(ingress, leak, tunnelled, settled) };
+    return { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: all };
   };
+  return { ruleset: guarded(false), settled: guarded(true), ruleNumbers: policy.ruleNumbers };
+}
+
+function lastHook(ingress: string, leak: string, tunnelled: boolean, settled: boolean): Chains['all'] {
+  const chains = new Chains();
+  const rules = [
+    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
+    `iifname "${ingress}" oifname != "${ingress}" goto ${leak}`,
+  ];
+  // Confirmed: a packet of it has passed this chain before.
+  const translated = settled ? ['ct status and (snat | confirmed) == (snat | confirmed) accept'] : [];
+  // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
+  const own = tunnelled ? ['ct state untracked accept'] : [];
+  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', rules, [...translated, ...own]);
+  return chains.all;
 }
 
 /** A TCP client fails at once with a reset, any other with "administratively prohibited". */
@@ -134,19 +145,24 @@ function dropChains(chains: Chains): (reason: DropReason) => string {
  * Whatever else comes to the tunnel's port is looked at in the input hook, defragmented, and goes by its reason.
  * Returns the rules for the input hook.
  */
-function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropReason) => string): string[] {
+function tunnelHooks(
+  chains: Chains,
+  plan: GatewayPlan,
+  pool: PoolSettings,
+  dropped: (reason: DropReason) => string,
+): string[] {
   const { port } = pool.steering;
-  const held = families.flatMap((outer) =>
-    families.map(
-      (inner) =>
-        `${innerType} ${etherType[inner]} ${header[outer]} saddr . ${innerSource[inner]} @held${outer}${inner}`,
-    ),
+  // Nearly always one: a family that no node has would cost each packet a comparison.
+  const outerFamilies = families.filter((family) =>
+    Object.values(plan.nodes).some(({ addresses }) => addresses.some((address) => familyOf(address) === family)),
   );
-  const vniText = rawText(BigInt(pool.steering.vni) << 8n);
+  const held = families.flatMap((inner) =>
+    outerFamilies.map((outer) => `${innerType} ${etherType[inner]} ${heldKey(outer, inner)} @held${outer}${inner}`),
+  );
   chains.ingress(
     'tunnel_in',
     pool.internalInterface,
-    held.map((match) => `udp dport ${port} ${vni} ${vniText} ${match} notrack ${checked} accept`),
+    held.map((match) => `${match} notrack ${checked} accept`),
   );
   // By the port alone: comparing the name of the interface would cost each answer more.
   chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [], [`udp dport ${port} notrack`]);
@@ -157,7 +173,7 @@ function tunnelHooks(chains: Chains, pool: PoolSettings, dropped: (reason: DropR
     ]),
   );
   const tunnel = chains.add('tunnel', [
-    `${vni} != ${vniText} goto ${dropped('foreign-tunnel')}`,
+    `${vni} != ${vniText(pool)} goto ${dropped('foreign-tunnel')}`,
     // Reassembled from fragments, or the interface was made anew and lost its chain.
     ...held.map((match) => `${match} ${checked} accept`),
     'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
@@ -220,6 +236,7 @@ function forwardHook(
 function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<string, number>): Record<string, NftSet> {
   const sets: Record<string, NftSet> = {};
   const tunnelled = isTunnelled(pool);
+  const port = String(pool.steering.port);
   const fresh = (name: string, set: Omit<NftSet, 'elements'>): Map<string, string> => {
     const elements = new Map<string, string>();
     sets[name] = { ...set, elements };
@@ -250,7 +267,8 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
           snat.set(address, egress.address);
           own.set(concat(address, egress.address), '');
         }
-        if (held !== undefined) for (const node of outer) held[familyOf(node)].set(concat(node, raw), '');
+        if (held === undefined) continue;
+        for (const node of outer) held[familyOf(node)].set(concat(node, port, vniText(pool), raw), '');
       }
     }
     const nodes = tunnelled ? fresh(`nodes${family}`, { type }) : new Map<string, string>();
@@ -274,7 +292,7 @@ function heldSet(
   outer: Family,
   inner: Family,
 ): Map<string, string> {
-  return fresh(`held${outer}${inner}`, { type: { typeof: `${header[outer]} saddr . ${innerSource[inner]}` } });
+  return fresh(`held${outer}${inner}`, { type: { typeof: heldKey(outer, inner) } });
 }
 
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);

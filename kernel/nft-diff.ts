@@ -69,6 +69,7 @@ type Element = [key: string, value: string];
 function diffElements(current: Map<string, string>, desired: Map<string, string>) {
   const removed: Element[] = [];
   const added: Element[] = [];
+  if (current === desired) return { removed, added };
   for (const [key, value] of current) if (desired.get(key) !== value) removed.push([key, value]);
   for (const [key, value] of desired) if (current.get(key) !== value) added.push([key, value]);
   return { removed, added };

@@ -34,7 +34,7 @@ export function jumpsOf(rules: readonly string[]): string[] | undefined {
 export function stateOf(ruleset: Ruleset): NftState {
   const state: NftState = { ...emptyState(), exists: true, counters: new Set(ruleset.counters) };
   for (const [name, set] of Object.entries(ruleset.sets)) {
-    state.sets.set(name, { shape: shapeOf(set), elements: new Map(set.elements) });
+    state.sets.set(name, { shape: shapeOf(set), elements: set.elements });
   }
   for (const [name, chain] of Object.entries(ruleset.chains)) {
     state.chains.add(name);

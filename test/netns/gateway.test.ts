@@ -355,7 +355,7 @@ for (const on of rigs)
       const mine = async (): Promise<string[]> =>
         (await on.flows())
           .map(({ id, original }) => `${original.source} ${id}`)
-          .filter((f) => /^(10\.244|fd00)/.test(f))
+          .filter((f) => /^(10\.244|fd00:244)/.test(f))
           .sort();
       const before = await mine();
       t.ok(before.length >= 4, 'flows of billing and of reviews are established');
