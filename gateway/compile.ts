@@ -20,7 +20,8 @@ import { countedReasons, counterName, type DropReason } from '../api/reasons.ts'
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
 import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
-import { addressType, compilePolicy, header } from './compile-policy.ts';
+import { compilePolicy } from './compile-policy.ts';
+import { addressType, header } from './destination-sets.ts';
 
 export interface CompiledGateway {
   /** Asks every packet for its source. */
