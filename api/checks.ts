@@ -146,6 +146,11 @@ function rule(o: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'Service
       report(path, 'a name in the namespace of the rule, without a namespace before it', show(name));
     }
   }
+  for (const [i, account] of (o.spec.serviceAccounts ?? []).entries()) {
+    if (o.kind === 'ClusterEgressRule' || !account.includes('/')) continue;
+    const expected = 'a ServiceAccount of the namespace of the rule, without a namespace before it';
+    report(`spec.serviceAccounts[${i}]`, expected, show(account));
+  }
 }
 
 /** The API server labels every namespace with its own name; a manifest cannot claim another. */
@@ -156,7 +161,9 @@ function namespace(o: ObjectOf<'Namespace'>): void {
 
 /** `podIP` is the first of `podIPs`; afterwards `podIPs` alone has them all, in canonical form. */
 function pod(o: ObjectOf<'Pod'>, report: Report): void {
-  const { status } = o;
+  const { spec, status } = o;
+  // As the API server fills it in.
+  if (spec.serviceAccountName === '') spec.serviceAccountName = 'default';
   if (status.podIP === '') delete status.podIP;
   if (status.podIP === undefined) return;
   const address = parseAddress(status.podIP);

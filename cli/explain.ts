@@ -5,17 +5,28 @@
  */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress, parseAddress, parseRange } from '../api/address.ts';
-import type { Pod } from '../api/kinds.ts';
-import { type Family, families, type GatewayPlan, type PerFamily, type WorkloadEntry } from '../api/plan.ts';
+import { objectKey, type Pod } from '../api/kinds.ts';
+import {
+  type Context,
+  contexts,
+  type Family,
+  families,
+  type GatewayPlan,
+  type PerFamily,
+  type WorkloadEntry,
+} from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { dropReasons } from '../api/reasons.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from '../controller/plan/memory.ts';
 import { noPeers } from '../controller/plan/peers.ts';
-import { plan } from '../controller/plan/plan.ts';
-import { ofKind } from '../controller/plan/snapshot.ts';
+import { type PlanResult, plan } from '../controller/plan/plan.ts';
+import { ofKind, type Snapshot } from '../controller/plan/snapshot.ts';
 import { readJson } from '../controller/state-file.ts';
+import { describeExclusion, excludes, selectsNamespace } from '../policy/applies.ts';
+import { endpointsOf } from '../policy/endpoints.ts';
 import { compilePolicy, type Explanation } from '../policy/evaluate.ts';
+import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { Exit, json, type Paint, painter, print, printable, table } from './output.ts';
 import { loadSource, type Source, statusOf } from './source.ts';
@@ -43,7 +54,14 @@ export interface Answer {
   reason: string;
   summary: string;
   policy?: Explanation;
+  /** Rules of the pod's namespace and of the cluster that do not speak of the pod, and why. */
+  excluded?: Excluded[];
   egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
+}
+interface Excluded {
+  context: Context;
+  rule: string;
+  why: string;
 }
 
 const portOf = (text: string): number | undefined =>
@@ -127,7 +145,33 @@ export async function explain(source: Source, query: Query, state?: string, now 
       `Not carried: no GatewayPool selects namespace ${namespace}; it leaves as if Sluice were absent.`,
     );
   }
-  return answerOf(base, carried.pool, carried.gatewayPlan, carried.workload, target);
+  const answer = answerOf(base, carried.pool, carried.gatewayPlan, carried.workload, target);
+  const applied = Object.values(carried.gatewayPlan.groups[carried.workload.group]?.rules ?? {}).flat();
+  return answer.policy === undefined
+    ? answer
+    : { ...answer, excluded: excluded(source.snapshot, pod, applied, result) };
+}
+
+function excluded(snapshot: Snapshot, pod: Pod, applied: readonly string[], { statuses }: PlanResult): Excluded[] {
+  const { namespace } = pod.metadata;
+  const labels = ofKind(snapshot, 'Namespace').find(({ metadata }) => metadata.name === namespace)?.metadata.labels;
+  const endpoints = endpointsOf(ofKind(snapshot, 'Pod'), ofKind(snapshot, 'EndpointSlice'));
+  const rules = {
+    cluster: ofKind(snapshot, 'ClusterEgressRule'),
+    namespace: ofKind(snapshot, 'NamespaceEgressRule'),
+    service: ofKind(snapshot, 'ServiceEgressRule'),
+  };
+  return contexts.flatMap((context) =>
+    rules[context].flatMap((rule): Excluded[] => {
+      const id = `${context}/${qualifiedName(rule.metadata)}`;
+      if (applied.includes(id) || (context !== 'cluster' && rule.metadata.namespace !== namespace)) return [];
+      const elsewhere = rule.kind === 'ClusterEgressRule' && !selectsNamespace(rule, namespace ?? '', labels);
+      const exclusion = elsewhere ? 'namespaceSelector' : excludes(rule, pod, endpoints);
+      if (exclusion !== undefined) return [{ context, rule: id, why: describeExclusion(rule, pod, exclusion) }];
+      const accepted = statuses.get(objectKey(rule))?.conditions.find(({ type }) => type === 'Accepted');
+      return [{ context, rule: id, why: `it is not accepted: ${accepted?.message ?? 'not in the plan'}` }];
+    }),
+  );
 }
 
 function workloadOf(gatewayPlan: GatewayPlan, pod: Pod, namespace: string): WorkloadEntry | undefined {
@@ -223,6 +267,9 @@ function holds(list: readonly string[], address: string): boolean {
   return parsed.ok && PrefixSet.of(ranges).has(parsed.value);
 }
 
+/** As many as a person reads. */
+const MAX_EXCLUDED = 10;
+
 export function answerText(answer: Answer, paint: Paint): string {
   const { policy, egress } = answer;
   const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
@@ -232,8 +279,14 @@ export function answerText(answer: Answer, paint: Paint): string {
     for (const { context, outcome, why } of policy.contexts) {
       lines.push(`${paint('bold', context)}: ${outcome}. ${printable(why)}\n`);
       const steps = policy.steps.filter((step) => step.context === context);
-      if (steps.length === 0) continue;
-      const rows = steps.map(({ matched, rule, action, why }) => [matched ? '  *' : '', rule, action, why]);
+      const others = (answer.excluded ?? []).filter((rule) => rule.context === context);
+      const more = others.length - MAX_EXCLUDED;
+      const rows = [
+        ...steps.map(({ matched, rule, action, why }) => [matched ? '  *' : '', rule, action, why]),
+        ...others.slice(0, MAX_EXCLUDED).map(({ rule, why }) => ['', rule, '', `does not apply: ${why}`]),
+        ...(more > 0 ? [['', `and ${more} more`, '', 'do not apply (-o json)']] : []),
+      ];
+      if (rows.length === 0) continue;
       const text = table(['  ', 'rule', 'action', 'why'], rows);
       lines.push(`${text.split('\n').slice(1).join('\n')}`);
     }

@@ -13,6 +13,7 @@ import { isRecord } from '../api/plan-delta.ts';
 import { emptyMemory } from '../controller/plan/memory.ts';
 import { noPeers } from '../controller/plan/peers.ts';
 import { plan } from '../controller/plan/plan.ts';
+import type { AnyRule } from '../policy/applies.ts';
 import { Exit, painter, print, printable, printError } from './output.ts';
 
 export interface Finding {
@@ -128,8 +129,32 @@ export function lintTogether(placed: ReadonlyMap<string, Placed>): Finding[] {
   for (const gatewayPlan of result.pools.values()) {
     for (const [id, message] of uselessRules(gatewayPlan)) add(keyOfRule(id), 'warning', message);
   }
+  for (const [key, message] of unusedAccounts([...snapshot.values()])) add(key, 'warning', message);
   return findings;
 }
+
+/** A misspelt name in a drop rule would forbid nothing. Judged only where there are pods among the manifests. */
+function* unusedAccounts(objects: readonly AnyObject[]): Generator<[key: string, message: string]> {
+  const accounts = new Map<string, Set<string>>();
+  for (const object of objects) {
+    if (object.kind !== 'Pod') continue;
+    const namespace = object.metadata.namespace ?? '';
+    accounts.set(namespace, (accounts.get(namespace) ?? new Set()).add(object.spec.serviceAccountName));
+  }
+  for (const rule of objects) {
+    if (!isRule(rule)) continue;
+    for (const account of rule.spec.serviceAccounts ?? []) {
+      const [name = '', before] = account.split('/').reverse();
+      const namespace = before ?? rule.metadata.namespace;
+      const there = namespace === undefined ? [...accounts.values()] : [accounts.get(namespace) ?? new Set()];
+      if (there.every(({ size }) => size === 0) || there.some((names) => names.has(name))) continue;
+      const where = namespace === undefined ? '' : ` of namespace ${namespace}`;
+      yield [objectKey(rule), `no pod${where} has the service account ${name}`];
+    }
+  }
+}
+
+const isRule = (object: AnyObject): object is AnyRule => object.kind.endsWith('EgressRule');
 
 function keyOfRule(id: string): string {
   const [context, ...rest] = id.split('/');

@@ -17,14 +17,14 @@ import type {
   ServiceEgressRule,
 } from '../api/kinds.ts';
 import { objectKey } from '../api/kinds.ts';
-import { LABEL_NAMESPACE_NAME } from '../api/names.ts';
 import type { Context, GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import type { AnyRule } from './applies.ts';
+import { excludes, selectsNamespace, sourcesOf } from './applies.ts';
 import type { ServiceEndpoints } from './endpoints.ts';
 import { endpointsOf, isSource, podKey } from './endpoints.ts';
 import { compareRules, qualifiedName } from './order.ts';
 import type { RefusalReason, Resolution } from './reference.ts';
 import { serviceCatalog } from './reference.ts';
-import { matches } from './selector.ts';
 
 export interface BindInput {
   namespaces: Namespace[];
@@ -60,7 +60,6 @@ export interface Binding {
   conditions: RuleCondition[];
 }
 
-type AnyRule = ClusterEgressRule | NamespaceEgressRule | ServiceEgressRule;
 interface BoundRule<R extends AnyRule> {
   id: string;
   rule: R;
@@ -100,23 +99,19 @@ export function bind(input: BindInput): Binding {
   for (const pod of input.pods) {
     if (!isSource(pod)) continue;
     const namespace = pod.metadata.namespace ?? '';
-    const { labels } = pod.metadata;
     let cluster = clusterRulesOf.get(namespace);
     if (cluster === undefined) {
-      // The API server puts the name there and lets nobody change it; a manifest on disk may lack or forge it.
-      const trusted = { ...namespaceLabels.get(namespace), [LABEL_NAMESPACE_NAME]: namespace };
-      cluster = clusterRules.filter(({ rule }) => matches(rule.spec.namespaceSelector, trusted));
+      const labels = namespaceLabels.get(namespace);
+      cluster = clusterRules.filter(({ rule }) => selectsNamespace(rule, namespace, labels));
       clusterRulesOf.set(namespace, cluster);
     }
-    const selects = ({ rule }: BoundRule<AnyRule>): boolean => matches(rule.spec.podSelector, labels);
-    const serves = ({ rule }: BoundRule<ServiceEgressRule>): boolean =>
-      sourcesOf(rule, endpoints)?.has(podKey(pod)) === true;
+    const selects = ({ rule }: BoundRule<AnyRule>): boolean => excludes(rule, pod, endpoints) === undefined;
     const entry: GroupEntry = {
       namespace,
       rules: {
         cluster: cluster.filter(selects).map(idOf),
         namespace: (namespaceRules.get(namespace) ?? []).filter(selects).map(idOf),
-        service: (serviceRules.get(namespace) ?? []).filter((bound) => selects(bound) && serves(bound)).map(idOf),
+        service: (serviceRules.get(namespace) ?? []).filter(selects).map(idOf),
       },
     };
     const key = groupKey(entry);
@@ -124,12 +119,6 @@ export function bind(input: BindInput): Binding {
     groupOf.set(podKey(pod), key);
   }
   return { rules, services: catalog.used, groups, groupOf, servicesOf: servicesByPod(endpoints), conditions };
-}
-
-/** The pods that a service rule speaks of; undefined: its Service lists none. */
-function sourcesOf(rule: ServiceEgressRule, endpoints: Map<string, ServiceEndpoints>): Set<string> | undefined {
-  const service = endpoints.get(`${rule.metadata.namespace ?? ''}/${rule.spec.service}`);
-  return rule.spec.endpoints === 'Ready' ? service?.ready : service?.all;
 }
 
 function conditionOf(rule: AnyRule, resolution: Resolution, endpoints: Map<string, ServiceEndpoints>): RuleCondition {

@@ -17,6 +17,23 @@ const rule = {
   ),
   priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),
   podSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every pod' })),
+  serviceAccounts: Type.Optional(
+    Type.Array(
+      Type.String({
+        pattern: '^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$',
+        minLength: 1,
+        maxLength: 317,
+        expected: 'the name of a ServiceAccount',
+      }),
+      {
+        minItems: 1,
+        maxItems: 256,
+        listType: 'set',
+        description:
+          "ServiceAccounts of the pod's own namespace; in a cluster rule a plain name in each namespace that it selects, or namespace/name. Absent: all",
+      },
+    ),
+  ),
 };
 
 export const clusterEgressRuleSpec = Type.Object(
@@ -34,7 +51,6 @@ export const serviceEgressRuleSpec = Type.Object(
 );
 
 export const ruleAbsent = [
-  'serviceAccounts',
   'mode',
   'logging',
   'schedule',

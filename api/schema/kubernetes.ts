@@ -18,7 +18,7 @@ export const podFields = {
     {
       nodeName: Type.Optional(text()),
       hostNetwork: Type.Optional(Type.Boolean()),
-      serviceAccountName: Type.Optional(text()),
+      serviceAccountName: Type.String({ maxLength: 253, default: 'default' }),
     },
     { default: {} },
   ),

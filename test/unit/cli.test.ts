@@ -227,6 +227,24 @@ t.test('lint', async (t) => {
     ].join('\n'),
   });
   t.match((await sluice('lint', alone)).out, /warning: NamespaceEgressRule\/billing\/hopeful: can never permit/);
+  const accounts = manifests('accounts', {
+    'all.yaml': [
+      cluster,
+      '---',
+      rule(
+        'ClusterEgressRule',
+        'some',
+        '{ action: drop, externalServices: ["*"], serviceAccounts: [default, x/y, typo] }',
+      ),
+      rule('NamespaceEgressRule', 'wrong', '{ action: drop, externalServices: ["*"], serviceAccounts: [pya] }'),
+    ].join('\n'),
+  });
+  const named = (await sluice('lint', accounts)).out.split('\n').filter((line) => line.includes('account'));
+  t.match(named, [
+    /warning: ClusterEgressRule\/some: no pod has the service account typo$/,
+    /warning: NamespaceEgressRule\/billing\/wrong: no pod of namespace billing has the service account pya$/,
+  ]);
+  t.equal(named.length, 2, 'an account of a namespace that is not among the manifests is not judged');
 });
 
 t.test('get', async (t) => {
@@ -333,6 +351,50 @@ t.test('explain', async (t) => {
     /^Leaves as 203\.0\.113\.101: shard \S+ of pool edge, gateway gw-a\.$/m,
   ])
     t.match(out, line);
+  const excluding = manifests('excluding', {
+    'cluster.yaml': cluster,
+    'network.yaml': network,
+    'policy.yml': [
+      policy,
+      rule(
+        'ClusterEgressRule',
+        'of-ci',
+        '{ action: drop, externalServices: ["*"], serviceAccounts: [ci, batch/default] }',
+      ),
+      rule(
+        'ClusterEgressRule',
+        'elsewhere',
+        '{ action: drop, externalServices: ["*"], namespaceSelector: { matchLabels: { team: c } } }',
+      ),
+      rule(
+        'NamespaceEgressRule',
+        'labels',
+        '{ action: drop, externalServices: ["*"], podSelector: { matchLabels: { app: x } } }',
+      ),
+      rule('NamespaceEgressRule', 'broken', '{ action: drop, externalServices: [none] }'),
+      rule('ServiceEgressRule', 'ghosts', '{ action: drop, service: ghosts, externalServices: ["*"] }'),
+    ].join('\n'),
+  });
+  const why = (
+    await sluice(
+      'explain',
+      '--source',
+      `directory:${excluding}`,
+      '--from',
+      'billing/pay-1',
+      '--to',
+      '198.51.100.80:443',
+    )
+  ).out;
+  for (const line of [
+    /^ +cluster\/of-ci +does not apply: the pod's service account default is none of its ci, batch\/default$/m,
+    /^ +cluster\/elsewhere +does not apply: its namespaceSelector does not select namespace billing$/m,
+    /^ +namespace\/billing\/labels +does not apply: its podSelector does not match the pod's labels$/m,
+    /^ +namespace\/billing\/broken +does not apply: it is not accepted: .*none/m,
+    /^ +service\/billing\/ghosts +does not apply: service ghosts does not list the pod as an endpoint$/m,
+    /^accept \(service-accept\)$/m,
+  ])
+    t.match(why, line);
   t.match(await sluice('explain', '--source', `directory:${good}`, '--from', 'billing/nope', '--to', '198.51.100.80'), {
     code: 1,
     err: /no pod "nope" in namespace "billing" \(it has host, pay-1\)|it has pay-1, host/,

@@ -96,6 +96,10 @@ t.test('defaults, canonical texts and what is dropped', (t) => {
   t.same(value(sample('Pod')).status.podIPs, [{ ip: '10.244.1.2' }, { ip: 'fd00:244:1::2' }]);
   t.same(value(change(sample('Pod'), 'status.podIPs', undefined)).status.podIPs, [{ ip: '10.244.1.2' }]);
   t.same(value(sample('Pod')).spec, { nodeName: 'node-a', serviceAccountName: 'pay', hostNetwork: false });
+  for (const account of [undefined, null, '']) {
+    const { spec } = value(change(sample('Pod'), 'spec.serviceAccountName', account));
+    t.match(spec, { serviceAccountName: 'default' }, `a pod whose service account is ${JSON.stringify(account)}`);
+  }
   t.same(
     value({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'p', namespace: 'n', creationTimestamp: null } }).status,
     {},
@@ -356,6 +360,24 @@ const rows: Row[] = [
   ],
   ['NamespaceEgressRule', 'spec.namespaceSelector', {}, 'absent: unknown field', 'an object'],
   ['NamespaceEgressRule', 'spec.podSelector', null, 'an object', 'null'],
+  ['NamespaceEgressRule', 'spec.serviceAccounts', [], 'at least 1 item', 'an empty list'],
+  [
+    'NamespaceEgressRule',
+    'spec.serviceAccounts',
+    ['billing/pay'],
+    /^a ServiceAccount of the namespace of the rule/,
+    '"billing/pay"',
+    'spec.serviceAccounts[0]',
+  ],
+  [
+    'ClusterEgressRule',
+    'spec.serviceAccounts',
+    ['pay', 'a/b/c'],
+    'the name of a ServiceAccount',
+    '"a/b/c"',
+    'spec.serviceAccounts[1]',
+  ],
+  ['ClusterEgressRule', 'spec.serviceAccounts[1]', 'pay', /^other than/, '"pay"'],
   [
     'ServiceEgressRule',
     'spec.externalServices',

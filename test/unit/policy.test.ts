@@ -33,13 +33,17 @@ const namespace = (name: string, labels = {}): Namespace => object('Namespace', 
 const pod = (
   name: string,
   ips: string[],
-  more: { labels?: object; uid?: string; hostNetwork?: boolean; phase?: string } = {},
+  more: { labels?: object; uid?: string; hostNetwork?: boolean; phase?: string; account?: string } = {},
 ): Pod =>
   object(
     'Pod',
     name,
     {
-      spec: { nodeName: 'n', ...(more.hostNetwork && { hostNetwork: true }) },
+      spec: {
+        nodeName: 'n',
+        serviceAccountName: more.account ?? 'default',
+        ...(more.hostNetwork && { hostNetwork: true }),
+      },
       status: { phase: more.phase ?? 'Running', podIPs: ips.map((ip) => ({ ip })) },
     },
     { uid: more.uid ?? `uid-${name}`, labels: more.labels ?? {} },
@@ -52,6 +56,7 @@ interface RuleShape {
   externalServices?: string[];
   created?: string;
   podSelector?: LabelSelector;
+  serviceAccounts?: string[];
   namespaceSelector?: LabelSelector;
   service?: string;
   endpoints?: 'All' | 'Ready';
@@ -420,6 +425,61 @@ t.test('groups: same rules share one, and its key is its content', async (t) => 
   t.strictSame(shuffled.groups, binding.groups, 'whatever the order of the objects');
   t.strictSame([...shuffled.groupOf].sort(), [...binding.groupOf].sort());
   t.strictSame(bind(input()).groups, {});
+});
+
+t.test('service accounts', async (t) => {
+  const world = {
+    namespaces: [namespace('a', { team: 'x' }), namespace('b')],
+    pods: [
+      pod('a/plain', ['10.0.0.1']),
+      pod('a/pay', ['10.0.0.2'], { account: 'pay' }),
+      pod('b/pay', ['10.0.0.3'], { account: 'pay' }),
+      pod('b/other', ['10.0.0.4'], { account: 'other', labels: { app: 'x' } }),
+    ],
+    endpointSlices: [slice('a/s', 'payments', [{ addresses: ['10.0.0.1'] }, { addresses: ['10.0.0.2'] }])],
+    externalServices: [external('a/web'), external(`${NS}/web`)],
+  };
+  const inA = { namespaceSelector: { matchLabels: { team: 'x' } } };
+  const rows: [string, Partial<BindInput>, string[]][] = [
+    ['absent is all', { clusterRules: [cluster('r')] }, ['a/plain', 'a/pay', 'b/pay', 'b/other']],
+    ['a name in each namespace', { clusterRules: [cluster('r', { serviceAccounts: ['pay'] })] }, ['a/pay', 'b/pay']],
+    ['a name in the selected ones', { clusterRules: [cluster('r', { serviceAccounts: ['pay'], ...inA })] }, ['a/pay']],
+    ['exactly one', { clusterRules: [cluster('r', { serviceAccounts: ['b/pay'] })] }, ['b/pay']],
+    [
+      'not in a namespace that is not selected',
+      { clusterRules: [cluster('r', { serviceAccounts: ['b/pay'], ...inA })] },
+      [],
+    ],
+    [
+      'any of them',
+      { clusterRules: [cluster('r', { serviceAccounts: ['a/default', 'other'] })] },
+      ['a/plain', 'b/other'],
+    ],
+    [
+      'labels and account',
+      {
+        clusterRules: [cluster('r', { serviceAccounts: ['other', 'pay'], podSelector: { matchLabels: { app: 'x' } } })],
+      },
+      ['b/other'],
+    ],
+    ['a namespace rule: its own', { namespaceRules: [tenant('a/r', { serviceAccounts: ['pay'] })] }, ['a/pay']],
+    [
+      'a pod without one has the default',
+      { namespaceRules: [tenant('a/r', { serviceAccounts: ['default'] })] },
+      ['a/plain'],
+    ],
+    ['a service rule', { serviceRules: [app('a/r', { serviceAccounts: ['pay'] })] }, ['a/pay']],
+  ];
+  for (const [name, more, expected] of rows) {
+    const binding = bind(input({ ...world, ...more }));
+    const speaksOf = world.pods
+      .map(({ metadata }) => `${metadata.namespace}/${metadata.name}`)
+      .filter((key) => {
+        const group = binding.groups[binding.groupOf.get(`uid-${key}`) ?? ''];
+        return Object.values(group?.rules ?? {}).flat().length > 0;
+      });
+    t.strictSame(speaksOf, expected, name);
+  }
 });
 
 const services: Record<string, ServiceEntry> = {

@@ -77,6 +77,7 @@ export const samples = [
       externalServices: ['bad', 'security/list'],
       priority: 5,
       podSelector: {},
+      serviceAccounts: ['pay', 'billing/pay.v2'],
       namespaceSelector: { matchExpressions: [{ key: 'team', operator: 'Exists' }] },
     },
   },
