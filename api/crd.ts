@@ -96,6 +96,15 @@ function status(info: KindInfo): Json {
       'x-kubernetes-list-type': 'atomic',
     };
   }
+  if (info.kind.endsWith('EgressRule')) {
+    properties.schedule = { type: 'string', enum: ['Open', 'Closed'], description: 'Of a rule with a schedule' };
+    properties.nextChange = {
+      type: 'string',
+      format: 'date-time',
+      maxLength: 64,
+      description: 'When its schedule opens or closes next',
+    };
+  }
   return { type: 'object', properties };
 }
 

@@ -10,6 +10,7 @@ export { parsePorts, portEntry } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
 export { portProtocols, protocolNumbers, type ServicePort } from './schema/external-service.ts';
 export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
+export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
 export type { FieldError } from './schema/walk.ts';
 export { type AnyObject, type ParsedObject, parseObject } from './validate.ts';
 

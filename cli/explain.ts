@@ -62,6 +62,8 @@ interface Excluded {
   context: Context;
   rule: string;
   why: string;
+  /** It would apply at another time. */
+  outOfSchedule?: true;
 }
 
 const portOf = (text: string): number | undefined =>
@@ -169,6 +171,9 @@ function excluded(snapshot: Snapshot, pod: Pod, applied: readonly string[], { st
       const exclusion = elsewhere ? 'namespaceSelector' : excludes(rule, pod, endpoints);
       if (exclusion !== undefined) return [{ context, rule: id, why: describeExclusion(rule, pod, exclusion) }];
       const accepted = statuses.get(objectKey(rule))?.conditions.find(({ type }) => type === 'Accepted');
+      if (accepted?.reason === 'OutOfSchedule') {
+        return [{ context, rule: id, why: accepted.message, outOfSchedule: true }];
+      }
       return [{ context, rule: id, why: `it is not accepted: ${accepted?.message ?? 'not in the plan'}` }];
     }),
   );
@@ -279,7 +284,8 @@ export function answerText(answer: Answer, paint: Paint): string {
     for (const { context, outcome, why } of policy.contexts) {
       lines.push(`${paint('bold', context)}: ${outcome}. ${printable(why)}\n`);
       const steps = policy.steps.filter((step) => step.context === context);
-      const others = (answer.excluded ?? []).filter((rule) => rule.context === context);
+      const excluded = (answer.excluded ?? []).filter((rule) => rule.context === context);
+      const others = [true, undefined].flatMap((late) => excluded.filter((rule) => rule.outOfSchedule === late));
       const more = others.length - MAX_EXCLUDED;
       const rows = [
         ...steps.map(({ matched, rule, action, why }) => [matched ? '  *' : '', rule, action, why]),
@@ -301,12 +307,21 @@ export function answerText(answer: Answer, paint: Paint): string {
   return lines.join('');
 }
 
+/** `2026-03-29T01:00:00Z`, `2026-03-29T03:00+02:00`: with an offset, since a local time may exist twice or not at all. */
+function timeArgument(text: string): number {
+  const form = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)$/;
+  const time = form.test(text) ? Date.parse(text) : Number.NaN;
+  if (time >= 0) return time;
+  throw new InvalidArgumentError('expected a time since 1970 like 2026-03-29T01:00:00Z or 2026-03-29T03:00+02:00');
+}
+
 interface Flags {
   source: string;
   from: { namespace: string; pod: string };
   to: Target;
   protocol?: string;
   state?: string;
+  at?: number;
   output: 'text' | 'json';
 }
 
@@ -327,6 +342,7 @@ export function register(program: Command): void {
     })
     .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp)')
     .option('--state <dir>', 'state directory of the controller, for the addresses that it gave out')
+    .option('--at <time>', 'as of another time, for rules with a schedule (default: now)', timeArgument)
     .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json']).default('text'))
     .addHelpText(
       'after',
@@ -334,11 +350,12 @@ export function register(program: Command): void {
 Examples:
   sluice explain --source directory:manifests --from billing/pay-1 --to 198.51.100.80:443
   sluice explain --source directory:manifests --from billing/pay-1 --to '[2001:db8:100::80]:53' --protocol udp
-  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90 -o json`,
+  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90 -o json
+  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:873 --at 2026-03-29T03:00+02:00`,
     )
-    .action(async ({ source, from, to, protocol, state, output }: Flags, command: Command) => {
+    .action(async ({ source, from, to, protocol, state, at, output }: Flags, command: Command) => {
       const query = { ...from, target: to, protocol: protocolOf(protocol, to) };
-      const answer = await explain(await loadSource(source), query, state);
+      const answer = await explain(await loadSource(source), query, state, at);
       print(command, output === 'json' ? json(answer) : answerText(answer, painter(command)));
     });
 }

@@ -113,7 +113,14 @@ export function lintTogether(placed: ReadonlyMap<string, Placed>): Finding[] {
     const { file, line } = placed.get(key) ?? { file: '-', line: 1 };
     findings.push({ file, line, severity, message: `${key}: ${message}` });
   };
-  const snapshot = new Map([...placed].map(([key, { object }]) => [key, object]));
+  // What is wrong with a manifest must not depend on the hour: rules with a schedule are taken as open.
+  const scheduled = new Set<string>();
+  const snapshot = new Map<string, AnyObject>();
+  for (const [key, { object }] of placed) {
+    const always = withoutSchedule(object);
+    if (always !== object) scheduled.add(key);
+    snapshot.set(key, always);
+  }
   const result = plan(snapshot, emptyMemory(), noPeers(), 0);
   for (const [key, { conditions }] of result.statuses) {
     for (const { type, status, reason, message } of conditions) {
@@ -127,7 +134,7 @@ export function lintTogether(placed: ReadonlyMap<string, Placed>): Finding[] {
   }
   for (const { object, reason, message } of result.warnings) add(object, 'warning', `${reason}: ${message}`);
   for (const gatewayPlan of result.pools.values()) {
-    for (const [id, message] of uselessRules(gatewayPlan)) add(keyOfRule(id), 'warning', message);
+    for (const [id, message] of uselessRules(gatewayPlan, scheduled)) add(keyOfRule(id), 'warning', message);
   }
   for (const [key, message] of unusedAccounts([...snapshot.values()])) add(key, 'warning', message);
   return findings;
@@ -162,8 +169,24 @@ function keyOfRule(id: string): string {
   return [kind[context as keyof typeof kind], ...rest].join('/');
 }
 
-/** Rules that change nothing for any pod that they select now. Those that select none are not judged. */
-export function uselessRules(gatewayPlan: GatewayPlan): Map<string, string> {
+function withoutSchedule(object: AnyObject): AnyObject {
+  switch (object.kind) {
+    case 'ClusterEgressRule':
+    case 'NamespaceEgressRule':
+    case 'ServiceEgressRule': {
+      const { schedule, ...spec } = object.spec;
+      return schedule === undefined ? object : ({ ...object, spec } as AnyObject);
+    }
+    default:
+      return object;
+  }
+}
+
+/**
+ * Rules that change nothing for any pod that they select now. Those that select none are not judged. `scheduled`: keys
+ * of rules that do not always apply, and so hide no other.
+ */
+export function uselessRules(gatewayPlan: GatewayPlan, scheduled: ReadonlySet<string>): Map<string, string> {
   const useless = new Map<string, string>();
   const useful = new Set<string>();
   const { rules } = gatewayPlan;
@@ -182,7 +205,9 @@ export function uselessRules(gatewayPlan: GatewayPlan): Map<string, string> {
       const list = group.rules[context];
       const below = contexts.slice(level + 1).flatMap((next) => group.rules[next]);
       list.forEach((id, index) => {
-        const before = list.slice(0, index).find((earlier) => covers(earlier, id));
+        const before = list
+          .slice(0, index)
+          .find((earlier) => !scheduled.has(keyOfRule(earlier)) && covers(earlier, id));
         const rule = rules[id];
         if (rule?.services !== '*' && rule?.services.length === 0) {
           useless.set(id, 'matches nothing: none of its ExternalServices exists');

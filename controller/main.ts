@@ -12,6 +12,7 @@ import { createRegistry, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
+import { Alarm } from './alarm.ts';
 import { watchDirectory } from './observe/directory.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
@@ -27,6 +28,8 @@ export interface ControllerOptions {
   certs: string;
   metrics?: Listen;
   log: Logger;
+  /** The wall clock, milliseconds since the epoch (default: the machine's). */
+  now?: () => number;
 }
 
 export interface Controller {
@@ -41,12 +44,12 @@ const STATE_FILE = 'planner.json';
 const GENERATION_BLOCK = 1000;
 
 export async function runController(options: ControllerOptions): Promise<Controller> {
-  const { log, state } = options;
+  const { log, state, now = Date.now } = options;
   if (!options.source.startsWith('directory:')) throw new Error(`unknown source ${options.source}`);
   const path = resolve(options.source.slice('directory:'.length));
   const metrics = controllerMetrics();
   const versions = new Versions();
-  const statuses = new StatusDirectory(join(path, '.status'), log);
+  const statuses = new StatusDirectory(join(path, '.status'), log, now);
   const stored = await readJson(state, STATE_FILE);
   const known = isRecord(stored) ? readMemory(stored.memory) : undefined;
   if (stored !== undefined && known === undefined) log.error({ file: STATE_FILE }, 'state is damaged; it is made anew');
@@ -57,11 +60,11 @@ export async function runController(options: ControllerOptions): Promise<Control
   let dirty = false;
   let planning: Promise<void> | undefined;
   let saving = Promise.resolve();
-  let wake: NodeJS.Timeout | undefined;
   let failure: string | undefined;
   let warned = new Set<string>();
   let closed = false;
 
+  const alarm = new Alarm(trigger, now);
   const source = await watchDirectory({ path, state, log, onChange: trigger });
   const server = await startPlanServer({
     listen: options.listen,
@@ -116,16 +119,15 @@ export async function runController(options: ControllerOptions): Promise<Control
       dirty = false;
       const { snapshot, errors } = source.current();
       const stop = metrics.duration.startTimer();
-      const result = plan(snapshot, memory, versions.peers, Date.now());
+      const plannedAt = now();
+      const result = plan(snapshot, memory, versions.peers, plannedAt);
       stop();
       await keep(result.memory);
       publish(result);
       statuses.publish(withErrors(result.statuses, errors), errors);
       warn(result);
       metrics.observe(snapshot, errors.length, versions, generation, result.held);
-      clearTimeout(wake);
-      if (result.wakeAt !== undefined)
-        wake = setTimeout(trigger, Math.min(result.wakeAt - Date.now() + 10, 2 ** 31 - 1));
+      alarm.set(plannedAt, result.wakeAt);
       failure = undefined;
     }
   }
@@ -183,11 +185,11 @@ export async function runController(options: ControllerOptions): Promise<Control
     ...(http === undefined ? {} : { metricsPort: http.port }),
     async close() {
       closed = true;
-      clearTimeout(wake);
       await http?.close();
       await server.close();
       await source.close();
       await planning;
+      alarm.close();
       await saving;
       await statuses.close();
     },

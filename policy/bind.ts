@@ -25,6 +25,8 @@ import { endpointsOf, isSource, podKey } from './endpoints.ts';
 import { compareRules, qualifiedName } from './order.ts';
 import type { RefusalReason, Resolution } from './reference.ts';
 import { serviceCatalog } from './reference.ts';
+import type { ScheduleState } from './schedule.ts';
+import { describeSchedule, scheduleState } from './schedule.ts';
 
 export interface BindInput {
   namespaces: Namespace[];
@@ -38,14 +40,18 @@ export interface BindInput {
   controllerNamespace: string;
   /** Lists that were in force last, for drop and reject rules whose ExternalService is gone. */
   lastServices: Record<string, ServiceEntry>;
+  /** For schedules; milliseconds since the epoch. */
+  now: number;
 }
 
 export interface RuleCondition {
   objectKey: string;
   type: 'Accepted';
   status: 'True' | 'False';
-  reason: 'Accepted' | 'NoEndpoints' | 'ForeignEndpoint' | RefusalReason;
+  reason: 'Accepted' | 'OutOfSchedule' | 'NoEndpoints' | 'ForeignEndpoint' | RefusalReason;
   message: string;
+  /** Of a rule that has one. */
+  schedule?: ScheduleState;
 }
 
 export interface Binding {
@@ -58,6 +64,8 @@ export interface Binding {
   servicesOf: Map<string, string[]>;
   /** One per rule object, in the order of the input. */
   conditions: RuleCondition[];
+  /** The next edge of any rule's schedule; milliseconds since the epoch. */
+  nextChange?: number;
 }
 
 interface BoundRule<R extends AnyRule> {
@@ -70,6 +78,7 @@ export function bind(input: BindInput): Binding {
   const endpoints = endpointsOf(input.pods, input.endpointSlices);
   const rules: Record<string, RuleEntry> = {};
   const conditions: RuleCondition[] = [];
+  const edges: number[] = [];
 
   /** Resolves, reports and records; returns the rules that are in force, in walking order. */
   function admit<R extends AnyRule>(context: Context, objects: R[]): BoundRule<R>[] {
@@ -78,12 +87,15 @@ export function bind(input: BindInput): Binding {
       const { metadata, spec } = rule;
       const tenant = context === 'cluster' ? {} : { namespace: metadata.namespace ?? '' };
       const resolution = catalog.resolve({ ...tenant, action: spec.action, names: spec.externalServices });
-      conditions.push(conditionOf(rule, resolution, endpoints));
+      const schedule = scheduleState(spec.schedule, input.now);
+      if (schedule?.nextChange !== undefined) edges.push(schedule.nextChange);
+      conditions.push(conditionOf(rule, resolution, endpoints, schedule));
       if (!resolution.ok) continue;
       const id = `${context}/${qualifiedName(metadata)}`;
       const { action, priority } = spec;
       rules[id] = { context, ...tenant, name: metadata.name, action, priority, services: resolution.services };
-      bound.push({ id, rule });
+      // Out of its schedule it is in no group; its lists are still kept for the time when it is again.
+      if (schedule?.open !== false) bound.push({ id, rule });
     }
     return bound.sort((a, b) => compareRules(a.rule, b.rule));
   }
@@ -118,14 +130,28 @@ export function bind(input: BindInput): Binding {
     groups[key] ??= entry;
     groupOf.set(podKey(pod), key);
   }
-  return { rules, services: catalog.used, groups, groupOf, servicesOf: servicesByPod(endpoints), conditions };
+  return {
+    rules,
+    services: catalog.used,
+    groups,
+    groupOf,
+    servicesOf: servicesByPod(endpoints),
+    conditions,
+    ...(edges.length > 0 && { nextChange: edges.reduce((first, edge) => Math.min(first, edge)) }),
+  };
 }
 
-function conditionOf(rule: AnyRule, resolution: Resolution, endpoints: Map<string, ServiceEndpoints>): RuleCondition {
-  const condition = { objectKey: objectKey(rule), type: 'Accepted' } as const;
+function conditionOf(
+  rule: AnyRule,
+  resolution: Resolution,
+  endpoints: Map<string, ServiceEndpoints>,
+  schedule: ScheduleState | undefined,
+): RuleCondition {
+  const condition = { objectKey: objectKey(rule), type: 'Accepted', ...(schedule && { schedule }) } as const;
   if (!resolution.ok) return { ...condition, status: 'False', reason: resolution.reason, message: resolution.message };
 
   const remarks: { reason: RuleCondition['reason']; message: string }[] = [];
+  if (schedule?.open === false) remarks.push({ reason: 'OutOfSchedule', message: describeSchedule(schedule) });
   if (resolution.missing.length > 0) {
     const { action } = rule.spec;
     const effect = action === 'drop' || action === 'reject' ? 'the last list stays in force' : 'it matches nothing';
@@ -148,9 +174,12 @@ function conditionOf(rule: AnyRule, resolution: Resolution, endpoints: Map<strin
     ...condition,
     status: 'True',
     reason: remarks[0]?.reason ?? 'Accepted',
-    message: remarks.map(({ message }) => message).join('; ') || 'the rule is in force',
+    message: remarks.map(({ message }) => message).join('; ') || inForce(schedule),
   };
 }
+
+const inForce = (schedule: ScheduleState | undefined): string =>
+  schedule === undefined ? 'the rule is in force' : `the rule is in force; ${describeSchedule(schedule)}`;
 
 /** Content in the key: a group whose rules change is another group, and the data path can add it before it moves pods. */
 function groupKey({ namespace, rules }: GroupEntry): string {

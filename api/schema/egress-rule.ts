@@ -4,6 +4,7 @@
 
 import { Type } from 'typebox';
 import { labelSelectorSchema, objectName, oneOf } from './common.ts';
+import { scheduleSchema } from './schedule.ts';
 
 const rule = {
   action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
@@ -34,6 +35,7 @@ const rule = {
       },
     ),
   ),
+  schedule: Type.Optional(scheduleSchema),
 };
 
 export const clusterEgressRuleSpec = Type.Object(
@@ -53,7 +55,6 @@ export const serviceEgressRuleSpec = Type.Object(
 export const ruleAbsent = [
   'mode',
   'logging',
-  'schedule',
   'bandwidth',
   'maxConnections',
   'connectionsPerSecond',

@@ -87,6 +87,11 @@ const condition = (type: string): PrinterColumn => ({
   jsonPath: `.status.conditions[?(@.type=="${type}")].status`,
 });
 const ageColumn: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp' };
+/** Of rules with a schedule: not a date column, which kubectl would print as an age. */
+const scheduled: PrinterColumn[] = [
+  { name: 'Schedule', type: 'string', jsonPath: '.status.schedule' },
+  { name: 'NextChange', type: 'string', jsonPath: '.status.nextChange', priority: 1 },
+];
 const states = [condition('Accepted'), condition('Programmed'), ageColumn];
 
 export const sluiceKinds: readonly KindInfo[] = [
@@ -152,6 +157,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Action', 'action'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
+      ...scheduled,
       ...states,
     ],
   },
@@ -167,6 +173,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Action', 'action'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
+      ...scheduled,
       ...states,
     ],
   },
@@ -183,6 +190,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Action', 'action'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
+      ...scheduled,
       ...states,
     ],
   },

@@ -46,7 +46,7 @@ export interface PlanResult {
   memory: PlannerMemory;
   /** Pods that wait for an acknowledgement. */
   held: number;
-  /** When time alone changes the result next (a quarantine ends); milliseconds since the epoch. */
+  /** When time alone changes the result next (a quarantine ends, a schedule's edge); milliseconds since the epoch. */
   wakeAt?: number;
 }
 
@@ -121,6 +121,7 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     serviceRules: ofKind(snapshot, 'ServiceEgressRule'),
     controllerNamespace: CONTROLLER_NAMESPACE,
     lastServices: memory.lastServices,
+    now,
   });
   const assign = assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, findings);
   const nodeObjects = ofKind(snapshot, 'Node');
@@ -182,6 +183,10 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
   const gateways = new Map(
     pools.flatMap((pool) => Object.keys(pool.gateways).map((name) => [name, pool.name] as const)),
   );
+  const wakeAt = Math.min(
+    allocation.wakeAt ?? Number.POSITIVE_INFINITY,
+    binding.nextChange ?? Number.POSITIVE_INFINITY,
+  );
   return {
     pools: plans,
     gateways,
@@ -201,7 +206,7 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     warnings,
     memory: next,
     held: release.held,
-    ...(allocation.wakeAt === undefined ? {} : { wakeAt: allocation.wakeAt }),
+    ...(wakeAt === Number.POSITIVE_INFINITY ? {} : { wakeAt }),
   };
 }
 

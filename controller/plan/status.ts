@@ -6,6 +6,7 @@ import { type EgressIP, type GatewayPool, objectKey } from '../../api/kinds.ts';
 import { families, type GatewayPlan } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { Binding } from '../../policy/bind.ts';
+import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
 import type { Condition, Findings, Status } from './condition.ts';
@@ -73,6 +74,7 @@ export function statusesOf(input: StatusInput): Map<string, Status> {
         const rule = rules.get(key);
         if (rule === undefined) conditions.push(accepted());
         else conditions.push({ type: rule.type, status: rule.status, reason: rule.reason, message: rule.message });
+        if (rule?.schedule !== undefined) Object.assign(facts, scheduleFacts(rule.schedule));
         conditions.push(
           rule?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy,
         );
@@ -156,6 +158,13 @@ function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: Sta
         ...(peer?.error === undefined ? {} : { error: peer.error }),
       };
     }),
+  };
+}
+
+function scheduleFacts({ open, nextChange }: ScheduleState): Record<string, unknown> {
+  return {
+    schedule: open ? 'Open' : 'Closed',
+    ...(nextChange === undefined ? {} : { nextChange: timeText(nextChange) }),
   };
 }
 

@@ -40,8 +40,12 @@ function snapshotOf(names: readonly string[]): Map<string, AnyObject> {
   return snapshot;
 }
 
-const planned = (names: readonly string[]): PlanResult => plan(snapshotOf(names), emptyMemory(), noPeers(), 0);
-const mainPlan = (names: readonly string[]): GatewayPlan => planned(names).pools.get('main') as GatewayPlan;
+/** A Thursday, 01:00 in Berlin: the schedule of schedule.yaml is open. */
+const NIGHT = Date.parse('1970-01-01T00:00:00Z');
+const planned = (names: readonly string[], now = NIGHT): PlanResult =>
+  plan(snapshotOf(names), emptyMemory(), noPeers(), now);
+const mainPlan = (names: readonly string[], now?: number): GatewayPlan =>
+  planned(names, now).pools.get('main') as GatewayPlan;
 
 /** Pod as `namespace/name`; the source is its address of the destination's family. */
 function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, destinationPort?: number): Decision {
@@ -83,6 +87,12 @@ const examples: Record<string, Row[]> = {
     ['batch/report-29', '2001:db8:100::60', TCP, 443, 'accept namespace/batch/report-may-upload', 'by IPv6'],
     ['batch/report-29', '198.51.100.60', TCP, 22, 'drop default-action', 'by HTTPS only'],
     ['batch/cleanup-7', '198.51.100.60', TCP, 443, 'drop default-action', 'another Job may not'],
+  ],
+  'schedule.yaml': [
+    ['batch/cleanup-7', '198.51.100.61', TCP, 873, 'accept namespace/batch/backup-at-night', 'at night'],
+    ['batch/cleanup-7', '2001:db8:100::61', TCP, 873, 'accept namespace/batch/backup-at-night', 'by IPv6'],
+    ['batch/cleanup-7', '198.51.100.61', TCP, 22, 'drop default-action', 'by rsync only'],
+    ['batch/report-29', '198.51.100.61', TCP, 873, 'drop default-action', 'another Job may not'],
   ],
   'cluster-reject.yaml': [
     ['reviews/reviews-1', '192.0.2.7', TCP, 443, 'reject cluster/forbidden', 'a forbidden network'],
@@ -164,6 +174,22 @@ for (const [name, rows] of Object.entries(examples)) {
     }
   });
 }
+
+t.test('schedule.yaml by day', async (t) => {
+  const outcome = (at: string): string => {
+    const day = mainPlan([...base, 'schedule.yaml'], Date.parse(at));
+    return outcomeOf(decide(day, 'batch/cleanup-7', '198.51.100.61', TCP, 873));
+  };
+  t.equal(outcome('2026-07-01T19:59:59Z'), 'drop default-action', 'before 22:00 in summer');
+  t.equal(outcome('2026-07-01T20:00:00Z'), 'accept namespace/batch/backup-at-night');
+  t.equal(outcome('2026-12-01T20:00:00Z'), 'drop default-action', 'before 22:00 in winter');
+  t.equal(
+    outcome('2026-12-05T02:59:59Z'),
+    'accept namespace/batch/backup-at-night',
+    'Saturday, of the night of Friday',
+  );
+  t.equal(outcome('2026-12-05T21:00:00Z'), 'drop default-action', 'the night of Saturday');
+});
 
 t.test('all together: an accept stays one, and the veto comes first', async (t) => {
   const all = mainPlan(files);

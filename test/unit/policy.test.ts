@@ -87,6 +87,7 @@ const input = (more: Partial<BindInput> = {}): BindInput => ({
   serviceRules: [],
   controllerNamespace: NS,
   lastServices: {},
+  now: 0,
   ...more,
 });
 

@@ -79,6 +79,7 @@ export const samples = [
       podSelector: {},
       serviceAccounts: ['pay', 'billing/pay.v2'],
       namespaceSelector: { matchExpressions: [{ key: 'team', operator: 'Exists' }] },
+      schedule: [{ days: ['Sat', 'Sun'], from: '22:00', to: '04:00', timezone: 'Europe/Berlin' }],
     },
   },
   {
