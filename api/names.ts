@@ -40,9 +40,14 @@ export const TABLE_GATEWAY_RETURN = 7790;
 export const TABLE_GATEWAY_EGRESS = 7791;
 /** Where workloads' packets end that our nftables table has not checked: it holds a black hole. */
 export const TABLE_GATEWAY_UNCHECKED = 7792;
+/** For what policy rejects: leads TCP to the machine itself, whose input hook resets; and refuses all else. */
+export const TABLE_GATEWAY_RESET = 7793;
+export const TABLE_GATEWAY_PROHIBIT = 7794;
 export const TABLE_MAIN = 254;
 export const NODE_TABLE_BASE = 7800;
 /** `ip rule` priorities; before `main` (32766). Nodes: NODE_RULE_PRIORITY + shard index. */
+export const RULE_PRIORITY_RESET = 7788;
+export const RULE_PRIORITY_PROHIBIT = 7789;
 export const RULE_PRIORITY_RETURN = 7790;
 export const RULE_PRIORITY_EGRESS = 7791;
 export const RULE_PRIORITY_UNCHECKED = 7792;
@@ -60,8 +65,8 @@ export const NODE_SHARDS_MAX = 253;
 export const NODE_MARK_HELD = 0xfe;
 
 /**
- * Gateway: bits of the ct mark that are ours: the top one says *decided*, the others carry the deciding rule.
- * The packet mark is ours only between the forward hook's first and last rule: it is zero again when a packet leaves.
+ * Gateway: bits of the ct mark that are ours: the top one says *decided* (permitted, and seen to leave with the right
+ * source), the others carry the rule that permitted.
  */
 export const GATEWAY_CT_MASK = 0xffffff00;
 export const CT_DECIDED = 0x80000000;
@@ -69,10 +74,17 @@ export const CT_RULE_MASK = 0x7fffff00;
 export const CT_RULE_SHIFT = 8;
 
 /**
- * Gateway: bit of the packet mark that the tunnel's check sets on what it lets in. Routing asks for it, so that a
- * machine whose nftables were flushed by somebody forwards nothing of a workload, rather than everything as it is.
+ * Gateway: the packet mark of what the tunnel's check has let in. Routing asks for it, so that a machine whose nftables
+ * were flushed by somebody forwards nothing of a workload, rather than everything as it is. While policy is walked the
+ * packet mark carries the source's group instead, after it this or the next.
  */
 export const GATEWAY_CHECKED_MARK = 0x00000100;
+/** Gateway: packet marks of what policy rejects, by which it is routed: TCP, and all else. */
+export const GATEWAY_RESET_MARK = 0x00000200;
+export const GATEWAY_PROHIBIT_MARK = 0x00000400;
+
+/** Gateway: the packet mark of its own tunnel packets, which the last hook does not ask for their source. */
+export const GATEWAY_TUNNEL_MARK = 0x00000800;
 
 /** nfnetlink_log group of denials on a gateway, NFQUEUE number of held packets on a node. */
 export const NFLOG_GROUP = 7790;

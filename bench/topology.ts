@@ -9,7 +9,15 @@
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { TABLE_GATEWAY_UNCHECKED, TUNNEL_DEVICE, TUNNEL_MAC_NODE, TUNNEL_OVERHEAD, TUNNEL_PEER } from '../api/names.ts';
+import {
+  TABLE_GATEWAY_PROHIBIT,
+  TABLE_GATEWAY_RESET,
+  TABLE_GATEWAY_UNCHECKED,
+  TUNNEL_DEVICE,
+  TUNNEL_MAC_NODE,
+  TUNNEL_OVERHEAD,
+  TUNNEL_PEER,
+} from '../api/names.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
 import { GatewayApply, type GatewayKernel } from '../gateway/apply.ts';
 import { compileNet, sysctls, tunnelSysctls } from '../gateway/compile-net.ts';
@@ -179,11 +187,11 @@ export class Topology {
   }
 }
 
+const needOurMarks = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROHIBIT];
+
 /** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
 function unmarked(net: NetState): NetState {
-  const rules = net.rules
-    .filter(({ table }) => table !== TABLE_GATEWAY_UNCHECKED)
-    .map(({ mark: _mark, ...rule }) => rule);
+  const rules = net.rules.filter(({ table }) => !needOurMarks.includes(table)).map(({ mark: _mark, ...rule }) => rule);
   return { ...net, rules };
 }
 

@@ -9,9 +9,11 @@ import { join } from 'node:path';
 import {
   CT_DECIDED,
   NFT_TABLE_GATEWAY,
-  RULE_PRIORITY_RETURN,
+  RULE_PRIORITY_RESET,
   RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
+  TABLE_GATEWAY_PROHIBIT,
+  TABLE_GATEWAY_RESET,
   TABLE_GATEWAY_RETURN,
   TABLE_GATEWAY_UNCHECKED,
   TUNNEL_DEVICE,
@@ -143,14 +145,20 @@ export class GatewayApply {
     return {
       links: [TUNNEL_DEVICE],
       managed: (address) => ours.has(textOf(address)),
-      tables: [TABLE_GATEWAY_RETURN, TABLE_GATEWAY_EGRESS, TABLE_GATEWAY_UNCHECKED],
-      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_UNCHECKED]],
+      tables: [
+        TABLE_GATEWAY_RETURN,
+        TABLE_GATEWAY_EGRESS,
+        TABLE_GATEWAY_UNCHECKED,
+        TABLE_GATEWAY_RESET,
+        TABLE_GATEWAY_PROHIBIT,
+      ],
+      rulePriorities: [[RULE_PRIORITY_RESET, RULE_PRIORITY_UNCHECKED]],
       neighbourDevices: [TUNNEL_DEVICE],
     };
   }
 }
 
-/** Flows that policy decided. */
+/** Only flows that policy decided are ours to end. */
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
 
 /**

@@ -7,10 +7,16 @@
 import { parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
 import {
   GATEWAY_CHECKED_MARK,
+  GATEWAY_PROHIBIT_MARK,
+  GATEWAY_RESET_MARK,
   RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_PROHIBIT,
+  RULE_PRIORITY_RESET,
   RULE_PRIORITY_RETURN,
   RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
+  TABLE_GATEWAY_PROHIBIT,
+  TABLE_GATEWAY_RESET,
   TABLE_GATEWAY_RETURN,
   TABLE_GATEWAY_UNCHECKED,
   TABLE_MAIN,
@@ -115,13 +121,18 @@ function covered(node: NodeEntry, address: string): boolean {
   });
 }
 
-/** Workloads' packets go to the external router, whatever the machine's own default route is; unchecked ones nowhere. */
+/**
+ * Workloads' packets go to the external router, whatever the machine's own default route is; unchecked ones nowhere;
+ * of rejected ones TCP to the machine itself, to be reset, and the rest to an ICMP error.
+ */
 function egressRoutes(pool: PoolSettings): Route[] {
   return families.flatMap((family): Route[] => {
     const via = pool.externalGateway[family];
     const dev = pool.externalInterface;
     return [
       { family, table: TABLE_GATEWAY_UNCHECKED, type: 'blackhole', destination: 'default' },
+      { family, table: TABLE_GATEWAY_RESET, type: 'local', destination: 'default', dev: 'lo' },
+      { family, table: TABLE_GATEWAY_PROHIBIT, type: 'prohibit', destination: 'default' },
       ...(via === undefined
         ? []
         : [{ family, table: TABLE_GATEWAY_EGRESS, type: 'unicast' as const, destination: 'default', via, dev }]),
@@ -131,8 +142,17 @@ function egressRoutes(pool: PoolSettings): Route[] {
 
 function rules(pool: PoolSettings): Rule[] {
   const mark = { value: GATEWAY_CHECKED_MARK, mask: GATEWAY_CHECKED_MARK };
+  const rejected = (value: number): { value: number; mask: number } => ({ value, mask: 0xffffffff });
   const iif = ingressOf(pool);
   return families.flatMap((family): Rule[] => [
+    { family, priority: RULE_PRIORITY_RESET, table: TABLE_GATEWAY_RESET, iif, mark: rejected(GATEWAY_RESET_MARK) },
+    {
+      family,
+      priority: RULE_PRIORITY_PROHIBIT,
+      table: TABLE_GATEWAY_PROHIBIT,
+      iif,
+      mark: rejected(GATEWAY_PROHIBIT_MARK),
+    },
     { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
     {
       family,

@@ -1,22 +1,21 @@
 /**
- * Policy → nftables. A packet's source has become a mark (its group); per context one map leads from the mark to a
- * chain that holds the group's rules of that context, in order. Groups with the same rules share the chain.
+ * Policy → nftables. A packet's source has become a mark (its group); one map leads from the mark to the group's chain,
+ * which jumps to a chain for each context that has rules for it, in order, and ends with the default action. Groups
+ * with the same rules share the chains. More than one look-up would be one too many: a change between two of them
+ * could show a packet half of the old policy and half of the new.
  * So the cost of a flow's first packet depends on the rules that apply to it, not on namespaces or pods.
  */
-import { type Context, contexts, type GatewayPlan, type RuleEntry } from '../api/plan.ts';
+import { type Context, contexts, type GatewayPlan, type GroupEntry, type RuleEntry } from '../api/plan.ts';
 import { markText, type NftSet } from '../kernel/nft.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
 import { decide, type Endings, verdictOf } from './verdict.ts';
 
-/** Map of a context: group's mark → the chain of its rules. */
-const contextMap = (context: Context): string => `rules_${context}`;
-
 export interface CompiledPolicy {
   sets: Record<string, NftSet>;
-  /** Rules that walk the contexts; the packet mark carries the group. They end in a verdict. */
-  walk: string[];
+  /** The rule that walks the contexts; the packet mark carries the group. It ends in a verdict. */
+  walk: string;
   /** Group key → packet mark. */
   groupMarks: Map<string, number>;
   /** Rule id or DEFAULT_ACTION → number in ct marks and in the marks of logged denials. */
@@ -35,27 +34,25 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Ending
     return destinations.matches(rule.services).map((match) => `${match}${verdict}`.trim());
   }
 
-  for (const context of contexts) {
-    const elements = new Map<string, string>();
-    for (const [key, group] of Object.entries(plan.groups)) {
-      const lines = group.rules[context].flatMap((id) => {
-        const rule = plan.rules[id];
-        // Half a policy could permit what the whole one forbids.
-        if (rule === undefined) throw new TypeError(`group ${key} names rule ${id}, which the plan does not hold`);
-        return ruleLines(id, rule);
-      });
-      if (lines.length === 0) continue;
-      elements.set(markText(groupMarks.get(key) ?? 0), `jump ${chains.add(context, lines)}`);
-    }
-    sets[contextMap(context)] = { type: 'mark', value: 'verdict', elements };
-  }
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
   const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${endings.byDefault()}`;
-  return {
-    sets,
-    walk: [...contexts.map((context) => `meta mark vmap @${contextMap(context)}`), last],
-    groupMarks,
-    ruleNumbers: numbers,
-  };
+
+  function contextChain(context: Context, key: string, group: GroupEntry): string[] {
+    const lines = group.rules[context].flatMap((id) => {
+      const rule = plan.rules[id];
+      // Half a policy could permit what the whole one forbids.
+      if (rule === undefined) throw new TypeError(`group ${key} names rule ${id}, which the plan does not hold`);
+      return ruleLines(id, rule);
+    });
+    return lines.length === 0 ? [] : [`jump ${chains.add(context, lines)}`];
+  }
+
+  const elements = new Map<string, string>();
+  for (const [key, group] of Object.entries(plan.groups)) {
+    const rules = [...contexts.flatMap((context) => contextChain(context, key, group)), last];
+    elements.set(markText(groupMarks.get(key) ?? 0), `goto ${chains.add('group', rules)}`);
+  }
+  sets.groups = { type: 'mark', value: 'verdict', elements };
+  return { sets, walk: 'meta mark vmap @groups', groupMarks, ruleNumbers: numbers };
 }

@@ -2,19 +2,30 @@
  * GatewayPlan → the gateway's nftables table, as a value (design §5). Order of a packet's way:
  *   ingress          tunnel packets from a node of the plan, with an inner source that this node holds: not tracked
  *   input            other tunnel packets are dropped by reason; nobody reaches the gateway's sockets through an egress
- *                    IP or from the tunnel
- *   forward          decided flows first; else source → group, contexts in order, default action
- *   nat postrouting  source → egress IP
- *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak. Every packet is
+ *                    IP or from the tunnel; what policy rejects is led here and answered
+ *   nat prerouting   first packets only: source → group, contexts in order, default action. What is permitted goes on
+ *                    with its rule in the ct mark
+ *   nat postrouting  first packets only: source → egress IP
+ *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
+ *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
  *                    asked until the connection table has been looked through for flows that a change ends; after
- *                    that the first packet of each flow, since a flow keeps its translation
- * Membership lives in sets and maps. The checks that every packet pays are four short chains.
+ *                    that only those of flows that are not decided, since a flow keeps its translation
+ * Membership lives in sets and maps. The checks that every packet pays are three short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
  * Leaves out: which shards this machine holds (addresses.ts); that changes addresses, not rules.
  */
 import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
-import { CT_DECIDED, GATEWAY_CHECKED_MARK, NFLOG_GROUP, NFT_TABLE_GATEWAY } from '../api/names.ts';
+import {
+  CT_DECIDED,
+  CT_RULE_MASK,
+  GATEWAY_CHECKED_MARK,
+  GATEWAY_PROHIBIT_MARK,
+  GATEWAY_RESET_MARK,
+  GATEWAY_TUNNEL_MARK,
+  NFLOG_GROUP,
+  NFT_TABLE_GATEWAY,
+} from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
 import { countedReasons, counterName, type DropReason } from '../api/reasons.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
@@ -58,14 +69,11 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
     chains.add(noun, [`counter name ${counterName(reason)}`, log('rule'), ...last]);
   const policy = compilePolicy(plan, chains, {
     drop: ending('drop', 'rule', ['drop']),
-    reject: ending('reject', 'rule', rejectStatements),
+    reject: ending('reject', 'rule', reject),
     byDefault: () => ending('drop', 'default-action', ['drop']),
   });
-  const hairpin = chains.add('hairpin', [
-    `counter name ${counterName('hairpin')}`,
-    log('hairpin'),
-    ...rejectStatements,
-  ]);
+  const hairpin = (last: string[]): string =>
+    chains.add('hairpin', [`counter name ${counterName('hairpin')}`, log('hairpin'), ...last]);
 
   const tunnelled = isTunnelled(pool);
   const ingress = ingressOf(pool);
@@ -77,14 +85,15 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
       `iifname "${ingress}" ${checked}`,
     ]);
   }
-  forwardHook(chains, pool, policy.walk, dropped, hairpin);
+  policyHook(chains, pool, policy.walk, dropped, hairpin(reject));
   const input = 'type filter hook input priority filter; policy accept;';
   const inputRules = [
     ...tunnelInput,
+    `iifname "${ingress}" meta mark ${markText(GATEWAY_RESET_MARK)} reject with tcp reset`,
     ...(tunnelled
-      ? [`iifname "${ingress}" goto ${hairpin}`]
+      ? [`iifname "${ingress}" goto ${hairpin(rejectStatements)}`]
       : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
-        families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin}`)),
+        families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin(rejectStatements)}`)),
     'icmpv6 type nd-neighbor-solicit accept',
     'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
@@ -95,32 +104,71 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
-  const leak = dropped('leak');
+  const undecided = undecidedPackets(chains, ingress, dropped);
   const counters = countedReasons.map(counterName);
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
   const guarded = (settled: boolean): Ruleset => {
-    const all = { ...chains.all, ...lastHook(ingress, leak, tunnelled, settled) };
+    const all = { ...chains.all, ...lastHook(ingress, dropped('leak'), undecided, tunnelled, settled) };
     return { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: all };
   };
   return { ruleset: guarded(false), settled: guarded(true), ruleNumbers: policy.ruleNumbers };
 }
 
-function lastHook(ingress: string, leak: string, tunnelled: boolean, settled: boolean): Chains['all'] {
+/**
+ * What leaves without the permission of a rule. Not all of it is a workload's: the machine may be a router to others. A
+ * workload without an egress IP may be one that is not steered.
+ */
+function undecidedPackets(chains: Chains, ingress: string, dropped: (reason: DropReason) => string): string {
+  const invalid = chains.add('invalid', [
+    `tcp flags & (syn | ack) == ack goto ${dropped('stray')}`,
+    `goto ${dropped('invalid')}`,
+  ]);
+  return chains.add('undecided', [
+    // What this machine sends itself.
+    'meta iif 0 return',
+    `iifname "${ingress}" ct state invalid goto ${invalid}`,
+    `iifname "${ingress}" goto ${dropped('leak')}`,
+    `oifname "${ingress}" goto ${dropped('unsolicited')}`,
+    // By another way than workloads come.
+    ...families.map((f) => {
+      const source = `ct original ${header[f]} saddr`;
+      return `${source} @sources${f} ${source} != @noegress${f} goto ${dropped('spoofed-source')}`;
+    }),
+  ]);
+}
+
+function lastHook(
+  ingress: string,
+  leak: string,
+  undecided: string,
+  tunnelled: boolean,
+  settled: boolean,
+): Chains['all'] {
   const chains = new Chains();
+  const decided = markText(CT_DECIDED);
   const rules = [
-    ...families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} accept`),
-    `iifname "${ingress}" oifname != "${ingress}" goto ${leak}`,
+    `ct mark and ${markText(CT_RULE_MASK)} == 0x00000000 goto ${undecided}`,
+    `ct state invalid,untracked goto ${undecided}`,
+    ...families.map(
+      (f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} ct mark set ct mark or ${decided} accept`,
+    ),
+    `iifname "${ingress}" goto ${leak}`,
   ];
-  // Confirmed: a packet of it has passed this chain before.
-  const translated = settled ? ['ct status and (snat | confirmed) == (snat | confirmed) accept'] : [];
-  // Our own tunnel packets: the kernel names the tunnel device as the one that they came in by.
-  const own = tunnelled ? ['ct state untracked accept'] : [];
-  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', rules, [...translated, ...own]);
+  const known = settled ? [`ct mark and ${decided} == ${decided} accept`] : [];
+  // The kernel names the tunnel device as the one that our own tunnel packets came in by.
+  const own = tunnelled ? [`meta mark ${markText(GATEWAY_TUNNEL_MARK)} accept`] : [];
+  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', rules, [...known, ...own]);
   return chains.all;
 }
 
 /** A TCP client fails at once with a reset, any other with "administratively prohibited". */
 const rejectStatements = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'];
+
+/** Where policy is walked no answer can be given yet: routing leads to one, by the mark. */
+const reject = [
+  `meta l4proto tcp meta mark set ${markText(GATEWAY_RESET_MARK)} accept`,
+  `meta mark set ${markText(GATEWAY_PROHIBIT_MARK)} accept`,
+];
 
 /** At most 1,000 records a second: a flood of denials must not become a flood of work. The counters count all. */
 function log(prefix: string): string {
@@ -166,7 +214,12 @@ function tunnelHooks(
     held.map((match) => `${match} notrack ${checked} accept`),
   );
   // By the port alone: comparing the name of the interface would cost each answer more.
-  chains.base('tunnel_out', 'type filter hook output priority raw; policy accept;', [], [`udp dport ${port} notrack`]);
+  chains.base(
+    'tunnel_out',
+    'type filter hook output priority raw; policy accept;',
+    [],
+    [`udp dport ${port} notrack meta mark set ${markText(GATEWAY_TUNNEL_MARK)}`],
+  );
   const suspect = families.map((family) =>
     chains.add('suspect', [
       `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
@@ -188,49 +241,39 @@ function tunnelHooks(
   ];
 }
 
-function forwardHook(
+/**
+ * The walk of the policy, in a hook that only the first packet of a flow runs, before it is routed. Whoever translated
+ * its destination before (an earlier chain) keeps it from coming here, and so from leaving.
+ */
+function policyHook(
   chains: Chains,
   pool: PoolSettings,
-  walk: string[],
+  walk: string,
   dropped: (reason: DropReason) => string,
   hairpin: string,
 ): void {
-  const ingress = ingressOf(pool);
-  const invalid = chains.add('invalid', [
-    `tcp flags & (syn | ack) == ack goto ${dropped('stray')}`,
-    `goto ${dropped('invalid')}`,
-  ]);
   const egress = chains.add('egress', [
-    `ct state invalid goto ${invalid}`,
     ...families.map((family) => `${header[family]} daddr @hairpin${family} goto ${hairpin}`),
     ...families.map((family) => `${header[family]} daddr @cluster${family} goto ${dropped('cluster-destination')}`),
     'meta mark set 0x00000000',
     ...families.map((family) => `meta mark set ${header[family]} saddr map @group${family}`),
     `meta mark 0x00000000 goto ${dropped('unknown-source')}`,
     ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
-    ...walk,
+    walk,
+    // The group went while its packet was on its way.
+    `goto ${dropped('unknown-source')}`,
   ]);
   // A stranger on the segment is told nothing. From the tunnel none comes so far: its packets were asked before.
   const first = isTunnelled(pool)
     ? egress
     : chains.add('inside', [
+        'fib daddr type { local, broadcast, multicast } return',
         ...families.map((family) => `${header[family]} saddr @sources${family} goto ${egress}`),
         `goto ${dropped('unknown-source')}`,
       ]);
-  chains.base(
-    'forward',
-    'type filter hook forward priority filter; policy accept;',
-    [
-      `iifname "${ingress}" goto ${first}`,
-      `oifname "${ingress}" goto ${dropped('unsolicited')}`,
-      // By another way than workloads come: it would be translated, and no policy asked. A workload without an egress IP
-      // may be one that is not steered, for which this machine is a router.
-      ...families.map(
-        (f) => `${header[f]} saddr @sources${f} ${header[f]} saddr != @noegress${f} goto ${dropped('spoofed-source')}`,
-      ),
-    ],
-    [`ct mark and ${markText(CT_DECIDED)} == ${markText(CT_DECIDED)} accept`],
-  );
+  chains.base('walk', 'type nat hook prerouting priority dstnat + 10; policy accept;', [
+    `iifname "${ingressOf(pool)}" goto ${first}`,
+  ]);
 }
 
 /** Sets and maps: whoever comes or goes is an element here. */

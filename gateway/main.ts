@@ -17,7 +17,7 @@ import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { watchTable } from '../kernel/nft-watch.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
-import { GatewayApply, type GatewayKernel } from './apply.ts';
+import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
 import { gatewayMetrics } from './metrics.ts';
 import { FlowLog } from './record/flow-log.ts';
@@ -175,7 +175,7 @@ function hostKernel(warn: (fields: object, message: string) => void): GatewayKer
         warn({ err: error, device, addresses }, 'neighbours were not told of new addresses');
       }
     },
-    endFlows: (match) => endFlows(match),
+    endFlows: (match) => endFlows(match, { mark: decidedMark }),
   };
 }
 

@@ -1,25 +1,21 @@
 /**
  * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
  * translated to an address that is not the workload's own now, and those that the policy no longer permits. The
- * evaluator walks the flow's original tuple again; nothing else is disturbed. Of flows that policy did not decide only
- * a workload's that somebody else has translated: after this the last hook trusts a flow's translation.
+ * evaluator walks the flow's original tuple again; nothing else is disturbed. After it the last hook may trust a decided
+ * flow's translation.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
 import { compilePolicy } from '../policy/evaluate.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
-import { isDecided } from './marks.ts';
 
 export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
   const evaluator = compilePolicy(plan);
   const workloads = workloadsByAddress(plan);
-  return ({ family, original, reply, protocol, mark }) => {
+  return ({ family, original, reply, protocol }) => {
     const workload = workloads.get(original.source);
-    const decided = isDecided(mark ?? 0);
-    if (workload === undefined) return decided;
-    const foreign = workload.egress[family]?.address !== reply.destination;
-    if (!decided) return foreign && reply.destination !== original.source;
-    if (foreign) return true;
+    if (workload === undefined) return true;
+    if (workload.egress[family]?.address !== reply.destination) return true;
     const { verdict } = evaluator.decide({
       source: original.source,
       destination: original.destination,

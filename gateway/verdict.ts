@@ -1,15 +1,15 @@
 /**
  * What becomes of a flow that a rule matches, as nftables statements.
  */
-import { CT_DECIDED, GATEWAY_CT_MASK } from '../api/names.ts';
+import { GATEWAY_CHECKED_MARK, GATEWAY_CT_MASK } from '../api/names.ts';
 import type { RuleEntry } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
 import { ruleMark } from './marks.ts';
 
-/** Statements that make a flow a decided one, in the name of a rule. */
+/** Statements that permit a flow in the name of a rule. It is decided when its first packet leaves: lastHook(). */
 export function decide(number: number): string {
   const keep = markText(~GATEWAY_CT_MASK);
-  return `meta mark set 0x00000000 ct mark set ct mark and ${keep} or ${markText(CT_DECIDED | ruleMark(number))} accept`;
+  return `ct mark set ct mark and ${keep} or ${markText(ruleMark(number))} meta mark set ${markText(GATEWAY_CHECKED_MARK)} accept`;
 }
 
 /** Chains that end a flow. */

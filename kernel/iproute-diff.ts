@@ -106,7 +106,7 @@ function routeText(route: Route): string {
     encap && `encap ${familyOf(encap.destination) === 4 ? 'ip' : 'ip6'} id ${encap.id} dst ${encap.destination}`,
     via && `via ${via}`,
     // The kernel hangs dev lo on a v6 throw and the like; it means nothing.
-    type === 'unicast' && dev && `dev ${dev}`,
+    (type === 'unicast' || type === 'local') && dev && `dev ${dev}`,
     onlink && 'onlink',
     `table ${table}`,
     `proto ${ROUTE_PROTOCOL}`,

@@ -7,7 +7,13 @@ import { KernelError } from './errors.ts';
 import type { DesiredLink, DeviceAddress, Neighbour, Route, Rule } from './iproute.ts';
 
 /** rtnetlink(7) route types. */
-const routeTypes: Record<string, Route['type']> = { 1: 'unicast', 6: 'blackhole', 7: 'unreachable', 9: 'throw' };
+const routeTypes: Record<string, Route['type']> = {
+  1: 'unicast',
+  2: 'local',
+  6: 'blackhole',
+  7: 'unreachable',
+  9: 'throw',
+};
 
 interface LinkJson {
   ifname: string;
@@ -99,7 +105,7 @@ export function parseRoutes(json: string, family: Family): Route[] {
         destination:
           entry.dst === 'default' || entry.dst.includes('/') ? entry.dst : `${entry.dst}/${hostLength[family]}`,
         ...(via !== undefined && { via }),
-        ...(type === 'unicast' && entry.dev !== undefined && { dev: entry.dev }),
+        ...((type === 'unicast' || type === 'local') && entry.dev !== undefined && { dev: entry.dev }),
         ...(entry.flags?.includes('onlink') && { onlink: true }),
         ...(entry.encap !== undefined && { encap: { id: entry.encapId ?? 0, destination: entry.encapDst ?? '' } }),
         ...(entry.metric !== undefined && { metric: entry.metric }),

@@ -26,7 +26,7 @@ export interface DeviceAddress {
 export interface Route {
   family: Family;
   table: number;
-  type: 'unicast' | 'throw' | 'blackhole' | 'unreachable';
+  type: 'unicast' | 'local' | 'prohibit' | 'throw' | 'blackhole' | 'unreachable';
   /** Canonical prefix with its length (`10.0.0.1/32` too), or 'default'. */
   destination: string;
   /** Next hop of the route's own family. */

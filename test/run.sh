@@ -34,9 +34,12 @@ reporter=terse
 tap_log=$(mktemp)
 # A test takes down what it made; one that is interrupted (Ctrl-C) or crashes cannot. Its namespaces and labs end with its
 # process id, which tap notes when the process ends: only those of this run's processes, and of none that still lives.
+# The gateway's rig lifts the machine's limit of ICMP errors for prohibited routes.
+error_cost=$(cat /proc/sys/net/ipv4/route/error_cost)
 sweep() {
   trap '' INT TERM
   rm -f "$tap_log"
+  echo "$error_cost" >/proc/sys/net/ipv4/route/error_cost
   local pid name
   for pid in $(sed -n 's/^  "pid": \([0-9]*\),$/\1/p' .tap/processinfo/*.json 2>/dev/null | sort -u); do
     [ ! -e "/proc/$pid" ] || continue

@@ -25,6 +25,8 @@ export interface FlowRecord {
   sourcePort?: number;
   destination: string;
   destinationPort?: number;
+  icmpType?: number;
+  icmpCode?: number;
   egressIP?: string;
   egressPort?: number;
   gateway: string;
@@ -108,6 +110,8 @@ export interface DeniedPacket {
   sourcePort?: number;
   destination: string;
   destinationPort?: number;
+  icmpType?: number;
+  icmpCode?: number;
 }
 
 export function denyRecord(packet: DeniedPacket, view: RecordView, time: Date): FlowRecord {
@@ -126,16 +130,18 @@ export function denyRecord(packet: DeniedPacket, view: RecordView, time: Date): 
   };
 }
 
-function tuple(of: {
-  source: string;
-  destination: string;
-  sourcePort?: number;
-  destinationPort?: number;
-}): Pick<FlowRecord, 'source' | 'sourcePort' | 'destination' | 'destinationPort'> {
+type FlowTuple = Pick<
+  FlowRecord,
+  'source' | 'sourcePort' | 'destination' | 'destinationPort' | 'icmpType' | 'icmpCode'
+>;
+
+function tuple(of: FlowTuple): FlowTuple {
   return {
     source: of.source,
     ...(of.sourcePort === undefined ? {} : { sourcePort: of.sourcePort }),
     destination: of.destination,
     ...(of.destinationPort === undefined ? {} : { destinationPort: of.destinationPort }),
+    ...(of.icmpType === undefined ? {} : { icmpType: of.icmpType }),
+    ...(of.icmpCode === undefined ? {} : { icmpCode: of.icmpCode }),
   };
 }

@@ -12,10 +12,15 @@ import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark } from '../apply.ts';
 import { isDecided } from '../marks.ts';
 import { denyRecord, endRecord, type FlowRecord, type RecordView, startRecord } from './flow-record.ts';
+import { type Carried, FlowTraffic } from './flow-traffic.ts';
 
 export interface RecorderOptions {
   view: RecordView;
   onRecord(record: FlowRecord): void;
+  /** What a flow has carried since this was last said of it: at its end, and whenever lookAtFlows() finds it. */
+  onTraffic?(started: FlowRecord, carried: Carried): void;
+  /** Flows that are older (milliseconds since the epoch) were looked at by an earlier run. */
+  lookedAt?: number;
   onError(error: Error): void;
 }
 
@@ -25,6 +30,7 @@ export class Recorder {
   malformed = 0;
   readonly #options: RecorderOptions;
   readonly #open = new Map<number, FlowRecord>();
+  readonly #traffic = new FlowTraffic();
   #sockets: EventSocket[] = [];
 
   constructor(options: RecorderOptions) {
@@ -58,7 +64,15 @@ export class Recorder {
         onError,
       }),
     );
-    await this.#resync();
+    await this.#resync(this.#options.lookedAt ?? 0);
+  }
+
+  /** Counts what living flows have carried so far. */
+  async lookAtFlows(): Promise<void> {
+    for (const flow of await listFlows({ mark: decidedMark })) {
+      const started = this.#open.get(flow.id);
+      if (started !== undefined) this.#options.onTraffic?.(started, this.#traffic.look(flow));
+    }
   }
 
   async close(): Promise<void> {
@@ -66,12 +80,20 @@ export class Recorder {
     this.#sockets = [];
   }
 
-  async #resync(): Promise<void> {
+  async #resync(lookedAt = 0): Promise<void> {
     const flows = await listFlows({ mark: decidedMark });
     const now = new Date();
     const ids = new Set(flows.map((flow) => flow.id));
-    for (const id of this.#open.keys()) if (!ids.has(id)) this.#open.delete(id);
-    for (const flow of flows) if (!this.#open.has(flow.id)) this.#open.set(flow.id, startRecord(flow, this.view, now));
+    for (const id of this.#open.keys()) {
+      if (ids.has(id)) continue;
+      this.#open.delete(id);
+      this.#traffic.forget(id);
+    }
+    for (const flow of flows) {
+      if (this.#open.has(flow.id)) continue;
+      this.#open.set(flow.id, startRecord(flow, this.view, now));
+      if (Number(flow.startNs ?? 0n) / 1e6 < lookedAt) this.#traffic.skip(flow);
+    }
   }
 
   #conntrack(messages: Uint8Array[]): void {
@@ -99,6 +121,7 @@ export class Recorder {
     const started = this.#open.get(flow.id) ?? startRecord(flow, this.view, now);
     this.#open.delete(flow.id);
     this.#options.onRecord(endRecord(started, flow, now));
+    this.#options.onTraffic?.(started, this.#traffic.end(flow));
   }
 
   #denials(messages: Uint8Array[]): void {

@@ -113,8 +113,15 @@ t.test('evaluator and kernel agree, for random policies and for changes from one
  * rounds above within MUTANT_ROUNDS random policies.
  */
 const MUTANT_ROUNDS = 40;
+const PERMIT = 'ct mark set 0x00000100 meta mark set 0x00000100 accept';
 const swap = (a: string, b: string) => (script: string) =>
   script.replaceAll(a, '\0').replaceAll(b, a).replaceAll('\0', b);
+/** Of two contexts that a group's chain walks one after the other. */
+const swapJumps = (first: string, second: string) => (script: string) =>
+  script.replace(
+    new RegExp(`^(add rule inet sluice group_\\w+) (jump ${first}_\\w+)\n\\1 (jump ${second}_\\w+)$`, 'gm'),
+    '$1 $3\n$1 $2',
+  );
 const lines = (keep: (line: string) => boolean) => (script: string) => script.split('\n').filter(keep).join('\n');
 const mutants: [string, (script: string) => string][] = [
   ['a port range one too long', (s) => s.replaceAll('8000-8100', '8000-8101')],
@@ -122,9 +129,9 @@ const mutants: [string, (script: string) => string][] = [
   ['TCP taken for UDP', swap(' . 6 . ', ' . 17 . ')],
   ['a prefix one address short', (s) => s.replaceAll('-198.51.100.127', '-198.51.100.126')],
   ['a v6 prefix one address short', (s) => s.replaceAll('-2001:db8:100::7f', '-2001:db8:100::7e')],
-  ['cluster and namespace contexts swapped', swap('@rules_cluster', '@rules_namespace')],
-  ['namespace and service contexts swapped', swap('@rules_namespace', '@rules_service')],
-  ['the service context missing', lines((line) => !line.includes('vmap @rules_service'))],
+  ['cluster and namespace contexts swapped', swapJumps('cluster', 'namespace')],
+  ['namespace and service contexts swapped', swapJumps('namespace', 'service')],
+  ['the service context missing', lines((line) => !line.includes(' jump service_'))],
   ['the v6 arm of ports missing', lines((line) => !line.includes('ip6 daddr . meta l4proto . th dport'))],
   ['the v4 arm of whole protocols missing', lines((line) => !/ip daddr \. meta l4proto @/.test(line))],
   ['accept above the service context permits', (s) => s.replace(/^(add rule .*) return$/gm, '$1 accept')],
@@ -135,11 +142,11 @@ const mutants: [string, (script: string) => string][] = [
   ['reject answers nothing', (s) => s.replaceAll(/ reject with \S+( \S+)?$/gm, ' drop')],
   [
     'the default action the other way',
-    (s) => s.replace(/^(add rule inet sluice egress_\w+) meta mark set \S+ goto \S+$/gm, '$1 accept'),
+    (s) => s.replace(/^(add rule inet sluice group_\w+) meta mark set \S+ goto \S+$/gm, `$1 ${PERMIT}`),
   ],
   [
-    'decided too early: whatever comes from the tunnel',
-    (s) => s.replaceAll('ct mark and 0x80000000 == 0x80000000 accept', 'iifname "sluice-vx" accept'),
+    'permitted too early: whatever comes from the tunnel',
+    (s) => s.replace(/^(add rule inet sluice walk_\w+ iifname "sluice-vx") goto \S+$/gm, `$1 ${PERMIT}`),
   ],
   ['reviews leaves with the address of billing', (s) => s.replaceAll(': 203.0.113.102', ': 203.0.113.101')],
   ['all v6 left untranslated', lines((line) => !line.includes('snat ip6'))],
@@ -385,6 +392,32 @@ t.test('a source that is not translated does not leave, whatever the reason', as
       t.same([grew, seen], [{ drop_leak: 1 }, []], `${on.mode}, v${family}`);
     }
     on.mutate = undefined;
+    await on.apply(planFor(on, webPlan()));
+    await on.nft.run(`table inet foreign {
+      chain postrouting { type nat hook postrouting priority srcnat - 5; policy accept; oifname "outside" masquerade; }
+    }`);
+    for (const family of families) {
+      const sent = { source: PODS.pay[family], destination: WEB[family], protocol: PROTOCOL_UDP, destinationPort: 53 };
+      const { grew, seen } = await watch(() => on.fromNode(probePacket({ ...sent, marker: marker() })), on);
+      t.same([grew, seen], [{ drop_leak: 1 }, []], `${on.mode}, v${family}: somebody else translates it first`);
+    }
+    await on.nft.drop('foreign');
+    await on.nft.run(`table inet foreign {
+      chain prerouting { type nat hook prerouting priority dstnat; policy accept; udp dport 54 redirect to :53; }
+      chain raw { type filter hook prerouting priority raw; policy accept; udp dport 55 notrack; }
+    }`);
+    for (const family of families) {
+      for (const [destinationPort, what] of [
+        [54, 'redirects'],
+        [55, 'untracks'],
+      ] as const) {
+        const sent = { source: PODS.pay[family], destination: WEB[family], protocol: PROTOCOL_UDP, destinationPort };
+        on.fromNode(probePacket({ ...sent, marker: marker() }));
+        const left = (await on.collect()).filter(({ where }) => where === 'outside');
+        t.strictSame(left, [], `${on.mode}, v${family}: somebody else ${what} it`);
+      }
+    }
+    await on.nft.drop('foreign');
     await on.nft.drop('sluice');
     for (const family of families) {
       const sent = { source: PODS.pay[family], destination: WEB[family], protocol: PROTOCOL_TCP, destinationPort: 80 };
@@ -392,6 +425,40 @@ t.test('a source that is not translated does not leave, whatever the reason', as
     }
     t.same(await on.collect(), [], `${on.mode}: without the table`);
     await on.reset();
+  }
+});
+
+t.test('an address that changes hands: not even a flow that could not be ended leaves with it', async (t) => {
+  for (const on of rigs) {
+    await on.reset();
+    const plan = planFor(on, webPlan());
+    await on.apply(plan);
+    const sent = families.map((family) => ({
+      source: PODS.pay[family],
+      destination: WEB[family],
+      protocol: PROTOCOL_UDP,
+      destinationPort: 53,
+      // Of which the source port is made: the same flow each time.
+      marker: marker(),
+    }));
+    const send = (): void => {
+      for (const probe of sent) on.fromNode(probePacket(probe));
+    };
+    const sources = async (): Promise<string[]> =>
+      (await on.collect()).filter(({ where }) => where === 'outside').map(({ packet }) => packet.source);
+    send();
+    t.strictSame(await sources(), [EGRESS.pay[4], EGRESS.pay[6]], `${on.mode}: before`);
+    const moved = structuredClone(plan);
+    const pay = moved.workloads['uid-pay'];
+    for (const family of families) Object.assign(pay?.egress[family] ?? {}, { address: EGRESS.rev[family] });
+    on.cannotEndFlows = true;
+    await t.rejects(on.apply(moved), /no connection table/);
+    const { grew, seen } = await watch(send, on);
+    t.same([grew, seen], [{ drop_leak: 2 }, []], `${on.mode}: the flows are still there, and leak nothing`);
+    on.cannotEndFlows = false;
+    await on.apply(moved);
+    send();
+    t.strictSame(await sources(), [EGRESS.rev[4], EGRESS.rev[6]], `${on.mode}: ended, they begin anew`);
   }
 });
 

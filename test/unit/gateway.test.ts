@@ -8,7 +8,7 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { CT_DECIDED, GATEWAY_CT_MASK } from '../../api/names.ts';
-import { contexts, emptyGatewayPlan, families, type GatewayPlan, type WorkloadEntry } from '../../api/plan.ts';
+import { emptyGatewayPlan, families, type GatewayPlan, type WorkloadEntry } from '../../api/plan.ts';
 import { countedReasons, counterName, dropReasons } from '../../api/reasons.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { compileNet, deviceSysctls, heldShards } from '../../gateway/compile-net.ts';
@@ -292,7 +292,7 @@ t.test('compile: what a change costs', async (t) => {
     [
       'a namespace with known rules comes',
       (p) => (p.groups['x/1'] = { namespace: 'x', rules: { cluster: ['cluster/no'], namespace: [], service: [] } }),
-      ['rules_cluster'],
+      ['groups'],
     ],
   ];
   for (const [name, edit, sets] of rows) {
@@ -316,8 +316,8 @@ t.test('compile: what a change costs', async (t) => {
   const chains = rule.filter((line) => / chain /.test(line)).map((line) => line.replace(/_\w{12}.*/, ''));
   t.same(
     chains,
-    ['flush', 'delete', 'add'].map((verb) => `${verb} chain inet sluice service`),
-    'a rule is its own chain, made anew',
+    ['flush', 'delete', 'add'].flatMap((verb) => ['service', 'group'].map((of) => `${verb} chain inet sluice ${of}`)),
+    'a rule is its context’s chain and the one that leads there, made anew',
   );
   t.notOk(rule.some((line) => /^(flush|delete|add) (map|set|counter|table)/.test(line)));
 });
@@ -334,9 +334,11 @@ t.test('compile: what is shared', async (t) => {
   t.equal(size(crowded), size(samplePlan()), '1,000 namespaces and pods: not one chain more');
   const { chains, sets } = rulesetOf(crowded);
   t.equal(Object.keys(chains).filter((name) => name.startsWith('cluster_')).length, 1, 'one chain of cluster rules');
-  t.equal(new Set(sets.rules_cluster?.elements.values()).size, 1, 'to which all of them go');
-  t.equal(sets.rules_cluster?.elements.size, 1002, 'each by its own mark');
-  t.equal(sets.rules_namespace?.elements.size, 1, 'no element where a context has no rule');
+  t.equal(new Set(sets.groups?.elements.values()).size, 2, 'namespaces of the same rules go to the same chain');
+  t.equal(sets.groups?.elements.size, 1002, 'each by its own mark');
+  const groupChains = Object.entries(chains).flatMap(([name, { rules }]) => (name.startsWith('group_') ? [rules] : []));
+  const few = groupChains.find(({ length }) => length === 2);
+  t.match(few, [/^jump cluster_/, /goto drop_/], 'no jump where a context has no rule');
   t.same(Object.keys(sets), Object.keys(rulesetOf(samplePlan()).sets), 'and not one set more');
 
   const twins = edited((p) => {
@@ -350,7 +352,50 @@ t.test('compile: what is shared', async (t) => {
     'rules share their destinations',
   );
   t.same([...(sets.cluster4?.elements.keys() ?? [])], ['10.244.0.0-10.245.255.255'], 'overlapping prefixes are joined');
-  for (const context of contexts) t.ok(sets[`rules_${context}`], `a map for the ${context} context`);
+  const walk = [/^jump cluster_/, /^jump namespace_/, /^jump service_/, /goto drop_/];
+  const all = groupChains.find(({ length }) => length === 4);
+  t.match(all, walk, 'contexts in their order, then the default action');
+});
+
+t.test('compile: types and codes of ICMP', async (t) => {
+  const elements = (ports: [number, number][]): string[] => {
+    const { sets, chains } = rulesetOf(
+      edited((p) => {
+        p.services['billing/web'] = {
+          addresses: ['198.51.100.80/32', '2001:db8:100::80/128'],
+          ports: [
+            { protocol: 1, ports },
+            { protocol: 58, ports },
+          ],
+        };
+      }),
+    );
+    const texts = (['4', '6'] as const).map((family) => {
+      const [name = '', set] = Object.entries(sets).find(([key]) => key.endsWith(`_types${family}`)) ?? [];
+      const icmp = family === '4' ? 'icmp' : 'icmpv6';
+      t.match(set, { type: `ipv${family}_addr . ${icmp}_type . ${icmp}_code`, interval: true });
+      const rules = Object.values(chains).flatMap((chain) => chain.rules);
+      t.ok(
+        rules.some((rule) => rule.includes(` daddr . ${icmp} type . ${icmp} code @${name} `)),
+        'a rule asks it',
+      );
+      return [...(set?.elements.keys() ?? [])].map((key) => key.replace(/^\S+ \. /, ''));
+    });
+    t.same(texts[0], texts[1], 'the same in both families');
+    return texts[0] ?? [];
+  };
+  const rows: [name: string, ports: [number, number][], elements: string[]][] = [
+    ['a type', [[0x0800, 0x08ff]], ['8 . 0-255']],
+    ['a type and code', [[0x0304, 0x0304]], ['3 . 4']],
+    ['codes in a row', [[0x0304, 0x0309]], ['3 . 4-9']],
+    ['types in a row', [[0x0d00, 0x12ff]], ['13-18 . 0-255']],
+    ['everything', [[0, 0xffff]], ['0-255 . 0-255']],
+    ['the end of one, the start of the next', [[0x03fe, 0x0400]], ['3 . 254-255', '4 . 0']],
+    ['types in part at both ends', [[0x0302, 0x0701]], ['3 . 2-255', '4-6 . 0-255', '7 . 0-1']],
+    ['whole types and a part', [[0x0300, 0x0502]], ['3-4 . 0-255', '5 . 0-2']],
+    ['a part and whole types', [[0x0301, 0x05ff]], ['3 . 1-255', '4-5 . 0-255']],
+  ];
+  for (const [name, ports, expected] of rows) t.same(elements(ports), expected, name);
 });
 
 t.test('Direct: the internal interface in place of the tunnel', async (t) => {
@@ -374,7 +419,13 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   );
   t.same(
     net.rules.map(({ family, priority, iif }) => `${family} ${priority} ${iif ?? ''}`.trim()),
-    ['4 7790', '4 7791 inside', '4 7792 inside', '6 7790', '6 7791 inside', '6 7792 inside'],
+    families.flatMap((f) => [
+      `${f} 7788 inside`,
+      `${f} 7789 inside`,
+      `${f} 7790`,
+      `${f} 7791 inside`,
+      `${f} 7792 inside`,
+    ]),
   );
   t.same(net.addresses, compileNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
   const settingsOf = ({ settings }: GatewayPlan): string[] =>
@@ -389,7 +440,7 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   );
   const rules = Object.values(chains).flatMap((chain) => chain.rules);
   t.notOk(
-    rules.some((rule) => /sluice-vx|4793|untracked|notrack/.test(rule)),
+    rules.some((rule) => /sluice-vx|4793|untracked .*accept|notrack/.test(rule)),
     'nothing of the tunnel, and nothing that passes untracked',
   );
   t.match(change(samplePlan(), direct).join('\n'), /delete set inet sluice held44/, 'a pool may change its mode');
@@ -420,7 +471,7 @@ t.test('addresses and routes', async (t) => {
     'back to a node by its pod ranges, else by address; in the underlay’s family',
   );
   t.ok(
-    net.routes.every(({ via, family, type }) => type === 'blackhole' || via?.includes(':') === (family === 6)),
+    net.routes.every(({ via, family, type }) => type !== 'unicast' || via?.includes(':') === (family === 6)),
     'next hops of the route’s own family',
   );
   t.same(
@@ -431,9 +482,13 @@ t.test('addresses and routes', async (t) => {
   t.same(
     net.rules.map((r) => [r.family, r.priority, r.table, r.iif, r.mark?.value].join(' ').trimEnd()),
     [
+      '4 7788 7793 sluice-vx 512',
+      '4 7789 7794 sluice-vx 1024',
       '4 7790 7790',
       '4 7791 7791 sluice-vx 256',
       '4 7792 7792 sluice-vx',
+      '6 7788 7793 sluice-vx 512',
+      '6 7789 7794 sluice-vx 1024',
       '6 7790 7790',
       '6 7791 254 sluice-vx 256',
       '6 7792 7792 sluice-vx',
@@ -445,6 +500,14 @@ t.test('addresses and routes', async (t) => {
       .filter(({ table }) => table === 7792)
       .map(({ family, type, destination }) => [family, type, destination]),
     families.map((family) => [family, 'blackhole', 'default']),
+  );
+  t.same(
+    net.routes.filter(({ table }) => table > 7792).map(({ family, type, dev }) => [family, type, dev]),
+    families.flatMap((family) => [
+      [family, 'local', 'lo'],
+      [family, 'prohibit', undefined],
+    ]),
+    'what is rejected: TCP to the input hook, the rest to an ICMP error',
   );
   const mtu = (plan: GatewayPlan, underlay: number): number | undefined =>
     compileNet(plan, 'gw-a', underlay).links[0]?.mtu;
@@ -596,11 +659,11 @@ t.test('flow records: start and end', async (t) => {
   const ping: ConntrackEntry = {
     ...flow('service/billing/web'),
     protocol: 1,
-    original: { source: '10.244.1.5', destination: '198.51.100.80' },
-    reply: { source: '198.51.100.80', destination: '203.0.113.101' },
+    original: { source: '10.244.1.5', destination: '198.51.100.80', icmpType: 8, icmpCode: 0, icmpId: 7 },
+    reply: { source: '198.51.100.80', destination: '203.0.113.101', icmpType: 0, icmpCode: 0, icmpId: 7 },
   };
   const record = startRecord(ping, view, time);
-  t.equal(record.protocol, 'icmp');
+  t.match(record, { protocol: 'icmp', icmpType: 8, icmpCode: 0 }, 'the type that asked, not that of the answer');
   t.notOk('sourcePort' in record || 'destinationPort' in record || 'egressPort' in record, 'ICMP has no ports');
   t.equal(startRecord({ ...ping, protocol: 47 }, view, time).protocol, '47', 'others by number');
 });
@@ -628,6 +691,12 @@ t.test('flow records: a denial of each reason', async (t) => {
   for (const [name, expected] of rows) {
     t.match(denyRecord({ ...packet, prefix: 'rule', mark: markOf(name) }, view, time), expected, `by ${name}`);
   }
+  const { sourcePort: _source, destinationPort: _destination, ...portless } = packet;
+  t.match(
+    denyRecord({ ...portless, protocol: 1, icmpType: 13, icmpCode: 0, prefix: 'rule' }, view, time),
+    { protocol: 'icmp', icmpType: 13, icmpCode: 0 },
+    'ICMP by type and code',
+  );
   const unknown = denyRecord({ ...packet, prefix: 'unknown-source', source: '10.9.9.9' }, view, time);
   t.notOk('namespace' in unknown || 'pod' in unknown, 'of nobody');
 });

@@ -1,0 +1,169 @@
+/**
+ * Totals per rule from what the kernel counts per rule number (design §8): the counter of a set's element, which dies
+ * with the rule's number or the table, and the packets and bytes of flows. Totals belong to the rule's id, and so
+ * survive a change of the ruleset, of the rule, and the process (save, restore). Pure; the clock is passed in.
+ * Memory: the rules of the plan, and those that went within the last hour.
+ */
+import {
+  defaultActionId,
+  type HitsTuple,
+  hitsTuple,
+  isHitId,
+  noHits,
+  type RuleHits,
+  readHits,
+} from '../../api/hits.ts';
+import type { GatewayPlan } from '../../api/plan.ts';
+import { isRecord } from '../../api/plan-delta.ts';
+import type { CounterValue } from '../../kernel/nft.ts';
+import { DEFAULT_ACTION } from '../marks.ts';
+
+/** A rule may be away for a moment: a file renamed, a manifest refused. Then its totals go on. */
+const KEEP_MS = 3_600_000;
+const KEEP_MOST = 10_000;
+
+/** Who is counted under a number. */
+export interface Numbered {
+  id: string;
+  denies: boolean;
+}
+
+export function numberedRules(plan: GatewayPlan, ruleNumbers: ReadonlyMap<string, number>): Map<number, Numbered> {
+  const numbered = new Map<number, Numbered>();
+  if (!('pool' in plan.settings)) return numbered;
+  const { pool, defaultAction } = plan.settings.pool;
+  for (const [id, number] of ruleNumbers) {
+    if (id === DEFAULT_ACTION) {
+      numbered.set(number, { id: defaultActionId(pool), denies: defaultAction === 'Drop' });
+      continue;
+    }
+    const action = plan.rules[id]?.action;
+    numbered.set(number, { id, denies: action === 'drop' || action === 'reject' });
+  }
+  return numbered;
+}
+
+export interface SavedHits {
+  /** The counters as they were last read. */
+  counters: [number: number, id: string, denies: boolean, packets: number, bytes: number][];
+  totals: Record<string, HitsTuple>;
+}
+
+export class HitTotals {
+  readonly totals = new Map<string, RuleHits>();
+  #numbered = new Map<number, Numbered>();
+  #last = new Map<number, CounterValue>();
+  /** Id of a rule that is not in the plan → since when. The longest gone first. */
+  readonly #gone = new Map<string, number>();
+  readonly #changed = new Set<string>();
+
+  /** The numbering in force from now on. What was counted before should have been read. */
+  use(numbered: Map<number, Numbered>, now: number): void {
+    this.#numbered = numbered;
+    for (const number of this.#last.keys()) if (!numbered.has(number)) this.#last.delete(number);
+    const here = new Set([...numbered.values()].map(({ id }) => id));
+    for (const id of this.totals.keys()) {
+      if (here.has(id)) this.#gone.delete(id);
+      else if (!this.#gone.has(id)) this.#gone.set(id, now);
+    }
+    this.#forget(now);
+  }
+
+  /** What the kernel's counters say. One that is not among them was not read: it says nothing. */
+  fold(counts: ReadonlyMap<number, CounterValue>, now: number): void {
+    for (const [number, value] of counts) {
+      const rule = this.#numbered.get(number);
+      if (rule === undefined) continue;
+      const last = this.#last.get(number);
+      this.#last.set(number, value);
+      // A counter only grows; one that is smaller was made anew.
+      const base = last === undefined || value.packets < last.packets ? { packets: 0, bytes: 0 } : last;
+      const packets = value.packets - base.packets;
+      if (packets === 0) continue;
+      const totals = this.#of(rule.id);
+      totals.hits += packets;
+      totals.lastHit = now;
+      if (rule.denies) {
+        totals.packets += packets;
+        totals.bytes += value.bytes - base.bytes;
+      } else totals.flows += packets;
+    }
+    this.#forget(now);
+  }
+
+  /** What flows that the rule permitted have carried since they were last asked. */
+  traffic(id: string, packets: number, bytes: number): void {
+    if (packets === 0) return;
+    const totals = this.#of(id);
+    totals.packets += packets;
+    totals.bytes += bytes;
+  }
+
+  /** The kernel's counters are gone with their table: the next ones start at zero. */
+  tableGone(): void {
+    this.#last.clear();
+  }
+
+  /** Totals that changed since they were taken, the longest waiting first. */
+  take(most: number): [id: string, hits: RuleHits][] {
+    const taken: [string, RuleHits][] = [];
+    for (const id of this.#changed) {
+      if (taken.length === most) break;
+      this.#changed.delete(id);
+      const totals = this.totals.get(id);
+      if (totals !== undefined) taken.push([id, totals]);
+    }
+    return taken;
+  }
+
+  /** These were not sent after all; or, without a list, whoever they are for knows none of them. */
+  again(ids: Iterable<string> = this.totals.keys()): void {
+    for (const id of ids) this.#changed.add(id);
+  }
+
+  save(): SavedHits {
+    const counters: SavedHits['counters'] = [];
+    for (const [number, { packets, bytes }] of this.#last) {
+      const rule = this.#numbered.get(number);
+      if (rule !== undefined) counters.push([number, rule.id, rule.denies, packets, bytes]);
+    }
+    return { counters, totals: Object.fromEntries([...this.totals].map(([id, hits]) => [id, hitsTuple(hits)])) };
+  }
+
+  /** From our own file; what is damaged in it is left out. `sameTable`: the kernel's counters may be those of then. */
+  static restore(saved: unknown, sameTable: boolean): HitTotals {
+    const hits = new HitTotals();
+    if (!isRecord(saved) || !isRecord(saved.totals) || !Array.isArray(saved.counters)) return hits;
+    for (const [id, tuple] of Object.entries(saved.totals)) {
+      const totals = readHits(tuple);
+      if (totals !== undefined && isHitId(id)) hits.totals.set(id, totals);
+    }
+    for (const item of saved.counters) {
+      const [number, id, denies, packets, bytes] = Array.isArray(item) ? item : [];
+      const counts = [number, packets, bytes].every((count) => Number.isSafeInteger(count) && count >= 0);
+      if (!counts || typeof id !== 'string' || !isHitId(id)) continue;
+      hits.#numbered.set(number, { id, denies: denies === true });
+      if (sameTable) hits.#last.set(number, { packets, bytes });
+    }
+    return hits;
+  }
+
+  #of(id: string): RuleHits {
+    let totals = this.totals.get(id);
+    if (totals === undefined) {
+      totals = noHits();
+      this.totals.set(id, totals);
+    }
+    this.#changed.add(id);
+    return totals;
+  }
+
+  #forget(now: number): void {
+    for (const [id, since] of this.#gone) {
+      if (now - since < KEEP_MS && this.#gone.size <= KEEP_MOST) break;
+      this.#gone.delete(id);
+      this.totals.delete(id);
+      this.#changed.delete(id);
+    }
+  }
+}
