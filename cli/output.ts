@@ -10,10 +10,10 @@ import { stringify } from 'yaml';
 export const outputForms = ['table', 'wide', 'json', 'yaml'] as const;
 export type OutputForm = (typeof outputForms)[number];
 
-/** Ends a verb with an exit code after it has itself said why: 1 failure, 2 usage. */
+/** Ends a verb with an exit code after it has itself said why: 1 failure, 2 usage, 3 done, with a but (simulate, import). */
 export class Exit extends Error {
-  readonly code: 1 | 2;
-  constructor(code: 1 | 2, message = '') {
+  readonly code: 1 | 2 | 3;
+  constructor(code: 1 | 2 | 3, message = '') {
     super(message);
     this.code = code;
   }

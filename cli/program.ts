@@ -1,6 +1,7 @@
 /**
  * The command `sluice`: its verbs, one file each, and what they have in common: help with examples, and exit codes
- * 0 (done), 1 (failed, or the answer is no), 2 (used wrongly). Nothing here starts anything at import.
+ * 0 (done), 1 (failed, or the answer is no), 2 (used wrongly), 3 (simulate, import: done, with a but). Nothing here starts
+ * anything at import.
  */
 import { Command, CommanderError, type OutputConfiguration } from 'commander';
 import { register as certs } from './certs.ts';
@@ -8,13 +9,14 @@ import { register as controller } from './controller.ts';
 import { register as explain } from './explain.ts';
 import { register as gateway } from './gateway.ts';
 import { register as get } from './get.ts';
+import { register as importer } from './import/command.ts';
 import { register as lab } from './lab.ts';
 import { register as lint } from './lint.ts';
 import { register as node } from './node.ts';
 import { Exit, printable } from './output.ts';
 import { register as run } from './run.ts';
 
-const verbs = [run, controller, gateway, node, certs, lint, get, explain, lab];
+const verbs = [run, controller, gateway, node, certs, lint, get, explain, importer, lab];
 
 export function buildProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('sluice')
@@ -26,7 +28,7 @@ export function buildProgram(output: OutputConfiguration = {}): Command {
     .addHelpText(
       'after',
       `
-Exit codes: 0 done, 1 failed, 2 used wrongly.
+Exit codes: 0 done, 1 failed, 2 used wrongly; 3 import could not carry over all.
 
 Examples:
   sluice lab demo                                    # a whole network on this machine

@@ -68,7 +68,8 @@ export function readDocuments(
   return { objects, errors };
 }
 
-function parseYaml(text: string): { ok: true; documents: unknown[] } | { ok: false; errors: string[] } {
+/** Every document of a text, or what is wrong with it; also for what reads other kinds (cli/import). */
+export function parseYaml(text: string): { ok: true; documents: unknown[] } | { ok: false; errors: string[] } {
   try {
     const documents = parseAllDocuments(text, { logLevel: 'silent', stringKeys: true });
     if (!Array.isArray(documents)) return { ok: true, documents: [] };
@@ -81,7 +82,8 @@ function parseYaml(text: string): { ok: true; documents: unknown[] } | { ok: fal
   }
 }
 
-function itemsOf(content: unknown): unknown[] {
+/** What one document holds: the items of a `List`, nothing if it is empty, else itself. */
+export function itemsOf(content: unknown): unknown[] {
   if (content === null || content === undefined) return [];
   if (isRecord(content) && content.kind === 'List' && Array.isArray(content.items)) return content.items;
   return [content];

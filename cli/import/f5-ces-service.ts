@@ -1,0 +1,253 @@
+/**
+ * One ExternalService of CES as ours: which addresses and ports it means, and what of them we cannot say. CES takes an
+ * address or CIDR for what it is and all else for a name; it ignores a port entry without `port`, and a service without
+ * any usable one means every protocol. An entry that we cannot carry must never leave the list empty for that reason:
+ * then nothing is left, rather than everything. Pure.
+ */
+import { addressBits, formatPrefix, formatRange, parseAddress, parsePrefix, parseRange } from '../../api/address.ts';
+import { parseObject, parsePorts, type ServicePort } from '../../api/kinds.ts';
+import { API_VERSION } from '../../api/names.ts';
+import { show } from '../../api/schema/describe.ts';
+import type { CesPort, CesService } from './f5-ces-manifest.ts';
+
+/** What our schema carries out of what CES can say: asked of the schema, so that there is one place that knows. */
+export interface Takes {
+  names: boolean;
+  bandwidth: boolean;
+  logging: boolean;
+}
+
+export function schemaTakes(): Takes {
+  const metadata = { name: 'probe', namespace: 'probe' };
+  const takes = (kind: string, spec: object): boolean =>
+    parseObject({ apiVersion: API_VERSION, kind, metadata, spec }).ok;
+  const port = { name: 'a', protocol: 'TCP', port: '443', bandwidth: '1Mbit' };
+  return {
+    names: takes('ExternalService', { addresses: ['api.example.com'] }),
+    bandwidth: takes('ExternalService', { addresses: ['198.51.100.1'], ports: [port] }),
+    logging: takes('NamespaceEgressRule', { action: 'accept', externalServices: ['a'], logging: true }),
+  };
+}
+
+export interface FieldRemark {
+  path: string;
+  reason: string;
+  message: string;
+}
+
+export type Port = ServicePort & { bandwidth?: string };
+export interface ConvertedService {
+  /** Empty: nothing is left of it. */
+  addresses: string[];
+  /** Absent: every protocol. */
+  ports?: Port[];
+  changed: FieldRemark[];
+  /** Destinations that are not in the result. */
+  lost: FieldRemark[];
+  /** Limits that are not in the result: all that was permitted still is, and more quickly. */
+  unlimited: FieldRemark[];
+}
+
+export function convertService({ spec }: CesService, takes: Takes): ConvertedService {
+  const result: ConvertedService = { addresses: [], changed: [], lost: [], unlimited: [] };
+  const seen = new Set<string>();
+  for (const [i, text] of spec.addresses.entries()) {
+    const path = `spec.addresses[${i}]`;
+    const read = readAddress(text, takes);
+    if ('reason' in read) {
+      result.lost.push({ path, ...read });
+      continue;
+    }
+    if (read.address !== text) {
+      const message = `${show(text)} has bits after its prefix; written as ${read.address}, as CES reads it`;
+      result.changed.push({ path, reason: 'HostBits', message });
+    }
+    if (!seen.has(read.canonical)) result.addresses.push(read.address);
+    seen.add(read.canonical);
+  }
+  const ports = convertPorts(spec.ports ?? [], takes, result);
+  if (ports === 'nothing') result.addresses = [];
+  else if (ports !== 'any') result.ports = ports;
+  return result;
+}
+
+type ReadAddress = { address: string; canonical: string } | { reason: string; message: string };
+
+const unreadable = (text: string, why: string): ReadAddress => ({
+  reason: 'AddressUnreadable',
+  message: `${show(text)}: ${why}`,
+});
+
+function readAddress(text: string, takes: Takes): ReadAddress {
+  const range = parseRange(text);
+  if (range.ok && /^[^-]*-/.test(text)) {
+    return unreadable(text, 'CES takes FIRST-LAST for a name; write it yourself if it is meant');
+  }
+  if (range.ok && (text === '0.0.0.0' || range.value.last === 0n)) {
+    return unreadable(text, 'a BIG-IP may read this as every address; write 0.0.0.0/0 or ::/0 if it is meant');
+  }
+  if (range.ok && range.value.family === 6 && range.value.first >> 32n === 0xffffn) {
+    return unreadable(text, 'IPv4 mapped into IPv6, which no packet carries');
+  }
+  if (range.ok) return { address: text, canonical: formatRange(range.value) };
+  const [head = '', length = '', ...rest] = text.split('/', 3);
+  const address = parseAddress(head);
+  if (address.ok && rest.length === 0 && /^(0|[1-9]\d{0,2})$/.test(length)) {
+    const { family, value } = address.value;
+    const host = BigInt(addressBits(family) - Number(length));
+    if (host >= 0n) {
+      const prefix = formatPrefix({ family, value: (value >> host) << host, length: Number(length) });
+      if (parsePrefix(prefix).ok) return { address: prefix, canonical: prefix };
+    }
+  }
+  if (!isName(text)) return unreadable(text, 'no address and no CIDR; CES takes it for a name');
+  const metadata = { name: 'probe', namespace: 'probe' };
+  const taken =
+    takes.names &&
+    parseObject({ apiVersion: API_VERSION, kind: 'ExternalService', metadata, spec: { addresses: [text] } }).ok;
+  if (taken) return { address: text, canonical: text.toLowerCase() };
+  return { reason: 'NameAddress', message: `${show(text)}: a name is not carried out yet; only addresses are` };
+}
+
+const isName = (text: string): boolean =>
+  text.length <= 253 &&
+  /^(\*\.)?[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_])?\.?$/.test(text) &&
+  /[A-Za-z]\.?$/.test(text);
+
+const protocols: Readonly<Record<string, 'TCP' | 'UDP' | 'SCTP'>> = { tcp: 'TCP', udp: 'UDP', sctp: 'SCTP' };
+/** Entries of one service (external-service.ts), and ranges of which the text of one stays below its 512 characters. */
+const MAX_ENTRIES = 64;
+const MAX_RANGES = 40;
+
+type Ranges = [number, number][];
+interface Entry {
+  name: string | undefined;
+  protocol: 'TCP' | 'UDP' | 'SCTP';
+  ranges: Ranges;
+  bandwidth: string | undefined;
+}
+
+function convertPorts(ports: readonly CesPort[], takes: Takes, result: ConvertedService): Port[] | 'any' | 'nothing' {
+  const entries: Entry[] = [];
+  let ignored = 0;
+  for (const [i, port] of ports.entries()) {
+    const path = `spec.ports[${i}]`;
+    if (port.port === undefined || port.port === '') {
+      ignored++;
+      const message = 'an entry without port is ignored, as CES does';
+      result.changed.push({ path, reason: 'EmptyPort', message });
+      continue;
+    }
+    const protocol = Object.hasOwn(protocols, (port.protocol ?? '').toLowerCase())
+      ? protocols[(port.protocol ?? '').toLowerCase()]
+      : undefined;
+    if (protocol === undefined) {
+      const got = port.protocol === undefined || port.protocol === '' ? 'no protocol' : show(port.protocol);
+      const message = `port ${show(port.port)} of ${got}: only TCP, UDP and SCTP have ports, and what CES makes of it depends on its version`;
+      result.lost.push({ path: `${path}.protocol`, reason: 'ProtocolWithoutPorts', message });
+      continue;
+    }
+    const ranges = readPorts(port.port);
+    if (ranges === null) {
+      const message = `${show(port.port)}: expected ports from 1 to 65535 and ranges that end after they begin`;
+      result.lost.push({ path: `${path}.port`, reason: 'PortUnreadable', message });
+      continue;
+    }
+    const bandwidth = bandwidthOf(port.bandwidth, `${path}.bandwidth`, takes, result);
+    entries.push({ name: port.name, protocol, ranges, bandwidth });
+  }
+  if (entries.length === 0) {
+    if (ports.length > ignored) return 'nothing';
+    if (ignored > 0) {
+      const message = 'no entry has a port, so it means every protocol, as in CES: more than it may look';
+      result.changed.push({ path: 'spec.ports', reason: 'AnyProtocol', message });
+    }
+    return 'any';
+  }
+  const texts = entries.flatMap((entry) => chunks(entry.ranges, MAX_RANGES).map((ranges) => ({ ...entry, ranges })));
+  const fitting = texts.length <= MAX_ENTRIES ? texts : mergeEntries(entries);
+  if (fitting.length < entries.length) {
+    const message = `${entries.length} entries are written as ${fitting.length}, the same ports together`;
+    result.changed.push({ path: 'spec.ports', reason: 'PortsMerged', message });
+  }
+  return named(fitting, result);
+}
+
+/** Sorted and disjoint; null: not all of it can be read. */
+function readPorts(text: string): Ranges | null {
+  const ranges: Ranges = [];
+  for (const part of text.split(',')) {
+    const read = parsePorts(part.replace(/^0+(?=\d)/, '').replace(/-0+(?=\d)/, '-'));
+    if (!read.ok) return null;
+    ranges.push(...read.value);
+  }
+  return mergeRanges(ranges);
+}
+
+function mergeRanges(ranges: Ranges): Ranges {
+  const merged: Ranges = [];
+  for (const [first, last] of ranges.toSorted((a, b) => a[0] - b[0])) {
+    const open = merged.at(-1);
+    // Ports side by side stay apart, as they were written.
+    if (open !== undefined && first <= open[1]) open[1] = Math.max(open[1], last);
+    else merged.push([first, last]);
+  }
+  return merged;
+}
+
+/** The ports of one protocol and bandwidth together, in as few entries as hold them. */
+function mergeEntries(entries: readonly Entry[]): Entry[] {
+  const together = new Map<string, Entry>();
+  for (const { protocol, bandwidth, ranges } of entries) {
+    const key = `${protocol} ${bandwidth ?? ''}`;
+    const known = together.get(key);
+    if (known === undefined) together.set(key, { name: undefined, protocol, bandwidth, ranges: [...ranges] });
+    else known.ranges.push(...ranges);
+  }
+  return [...together.values()].flatMap((entry) =>
+    chunks(mergeRanges(entry.ranges), MAX_RANGES).map((ranges) => ({ ...entry, ranges })),
+  );
+}
+
+function named(entries: readonly Entry[], result: ConvertedService): Port[] {
+  const used = new Set<string>();
+  let renamed = 0;
+  const ports = entries.map(({ name, protocol, ranges, bandwidth }, i): Port => {
+    let own = name ?? '';
+    if (used.has(own) || own.length > 63 || !/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(own)) {
+      own = `${protocol.toLowerCase()}-${i}`;
+      for (let n = 2; used.has(own); n++) own = `${protocol.toLowerCase()}-${i}-${n}`;
+      renamed++;
+    }
+    used.add(own);
+    const port = ranges.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(',');
+    return { name: own, protocol, port, ...(bandwidth === undefined ? {} : { bandwidth }) };
+  });
+  if (renamed > 0) {
+    const message = `${renamed} of ${ports.length} entries got a name: each needs one of its own, of lower-case letters, digits and -`;
+    result.changed.push({ path: 'spec.ports', reason: 'PortNames', message });
+  }
+  return ports;
+}
+
+/** The name of an iRule; those of CES's own configuration say their rate. */
+function bandwidthOf(
+  text: string | undefined,
+  path: string,
+  takes: Takes,
+  result: ConvertedService,
+): string | undefined {
+  if (text === undefined || text === '') return undefined;
+  const rate = /^bwc-([1-9]\d{0,5})mbps-irule$/.exec(text)?.[1];
+  if (rate !== undefined && takes.bandwidth) return `${rate}Mbit`;
+  const why =
+    rate === undefined ? 'an iRule that only the BIG-IP knows' : `a limit of ${rate} Mbit/s is not carried out yet`;
+  result.unlimited.push({ path, reason: 'Bandwidth', message: `${show(text)}: ${why}` });
+  return undefined;
+}
+
+export function chunks<T>(list: readonly T[], size: number): T[][] {
+  const parts: T[][] = [];
+  for (let i = 0; i < list.length; i += size) parts.push(list.slice(i, i + size));
+  return parts;
+}
