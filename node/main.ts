@@ -9,9 +9,9 @@ import type { NodePlan } from '../api/plan.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
+import { createReconciler } from '../daemon/reconciler.ts';
 import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
-import { watchTable } from '../kernel/nft-watch.ts';
 import { Steering } from './apply.ts';
 import { startHoldQueue } from './hold-queue.ts';
 import { HostKernel } from './kernel.ts';
@@ -34,9 +34,6 @@ export interface NodeOptions {
 export interface RunningNode {
   close(): Promise<void>;
 }
-
-/** The kernel's state is compared with the plan this often: another program may have taken something away. */
-const RECONCILE_MILLISECONDS = 30_000;
 
 export async function runNode(options: NodeOptions): Promise<RunningNode> {
   for (const name of options.workloadInterfaces) {
@@ -69,13 +66,13 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       throw error;
     }
   };
-  // One at a time, plans and reconciliations alike.
-  let last: Promise<unknown> = Promise.resolve();
-  const inTurn = (work: () => Promise<void>): Promise<void> => {
-    const mine = last.then(work);
-    last = mine.catch(() => {});
-    return mine;
+  const reconcile = async (): Promise<void> => {
+    const { plan } = steering;
+    if (plan === undefined) return;
+    steering.forget();
+    await apply(plan);
   };
+  const { inTurn, ...reconciler } = createReconciler(NFT_TABLE_NODE, reconcile, log);
 
   const { saved, reason } = await loadPlan(options.state, 'node');
   if (reason !== undefined) log.error({ reason }, 'the saved plan is not usable; waiting for the controller');
@@ -115,23 +112,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     log,
   });
 
-  const reconcile = (): void => {
-    void inTurn(async () => {
-      const { plan } = steering;
-      if (plan === undefined) return;
-      steering.forget();
-      await apply(plan);
-    }).catch((error: Error) => log.error({ error: error.message }, 'reconciliation failed'));
-  };
-  const timer = setInterval(reconcile, RECONCILE_MILLISECONDS);
-  const watch = watchTable({
-    table: NFT_TABLE_NODE,
-    onDeleted() {
-      log.error({ table: NFT_TABLE_NODE }, 'somebody deleted the table: putting it back');
-      reconcile();
-    },
-    onError: (error) => log.error({ error: error.message }, 'nftables events'),
-  });
+  reconciler.start();
 
   const http = listen?.ok
     ? await startHttp({
@@ -148,10 +129,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   return {
     async close() {
       await http?.close();
-      clearInterval(timer);
-      await watch.close();
       await client.close();
-      await last;
+      await reconciler.close();
       await hold.close();
     },
   };

@@ -208,7 +208,7 @@ t.test('kill -9 of each program: traffic goes on, and a restart resets nothing',
 
 t.test('nft flush ruleset by somebody else: mended at once, no connection lost', async (t) => {
   const before = await longFlows();
-  for (const host of [before[0]?.split(' ')[0] ?? '']) {
+  for (const host of [before[0]?.split(' ')[0] ?? '', 'node-a']) {
     await must(
       inNamespace(place.namespace(host), [
         'nft',
@@ -218,7 +218,7 @@ t.test('nft flush ruleset by somebody else: mended at once, no connection lost',
         host === 'node-a' ? 'sluice_node' : 'sluice',
       ]),
     );
-    const mended = await within(2_000, async () => (await curl('pay-1', 4, 1)).code === 0);
+    const mended = await within(5_000, async () => (await curl('pay-1', 4, 1)).code === 0);
     t.comment(`${host}: ${Math.round(mended)} ms until billing gets out again`);
     t.strictSame(await longFlows(), before, `${host}: the same connections`);
   }
