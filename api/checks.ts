@@ -7,11 +7,10 @@
 import { formatAddress, parseAddress, parseRange, type Range } from './address.ts';
 import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from './names.ts';
 import { type Family, families } from './plan.ts';
-import { parsePorts, protocolNumber } from './ports.ts';
+import { parsePortsOf, protocolNumber } from './ports.ts';
 import { PrefixSet } from './prefix-set.ts';
 import { must } from './result.ts';
 import { describe, show } from './schema/describe.ts';
-import { portProtocols } from './schema/external-service.ts';
 import type { KindName, ObjectOf } from './schema/registry.ts';
 
 export type Report = (path: string, expected: string, got: string) => void;
@@ -125,15 +124,8 @@ function externalService(o: ObjectOf<'ExternalService'>, report: Report): void {
   for (const [i, port] of (o.spec.ports ?? []).entries()) {
     if (port.port === undefined) continue;
     const path = `spec.ports[${i}].port`;
-    const protocol = protocolNumber(port.protocol);
-    if (protocol === 1 || protocol === 58) {
-      report(path, 'absent: port of ICMP (type/code) is not carried out yet', show(port.port));
-    } else if (!portProtocols.has(protocol)) {
-      report(path, `absent: protocol ${protocol} has no ports`, show(port.port));
-    } else {
-      const ports = parsePorts(port.port);
-      if (!ports.ok) report(path, ports.error, show(port.port));
-    }
+    const ports = parsePortsOf(protocolNumber(port.protocol), port.port);
+    if (!ports.ok) report(path, ports.error, show(port.port));
   }
 }
 

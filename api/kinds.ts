@@ -6,9 +6,9 @@
 import type { KubeKindName, ObjectOf, SluiceKindName } from './schema/registry.ts';
 import type { AnyObject } from './validate.ts';
 
-export { parsePorts, portEntry } from './ports.ts';
+export { icmpNumber, icmpText, isIcmp, parseIcmpTypes, parsePorts, portEntry } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
-export { portProtocols, protocolNumbers, type ServicePort } from './schema/external-service.ts';
+export { icmpProtocol, portProtocols, protocolNumbers, type ServicePort } from './schema/external-service.ts';
 export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
 export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
 export type { FieldError } from './schema/walk.ts';

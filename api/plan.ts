@@ -102,7 +102,10 @@ export interface ServiceEntry {
 export interface PortEntry {
   /** IP protocol number. */
   protocol: number;
-  /** Inclusive ranges; null: all of the protocol. Only for TCP, UDP and SCTP. */
+  /**
+   * Inclusive ranges; null: all of the protocol. TCP, UDP and SCTP: of ports. ICMP and ICMPv6: of type * 256 + code,
+   * as their two octets stand in the header, in packets of their own family. No other protocol has any.
+   */
   ports: [number, number][] | null;
 }
 

@@ -1,12 +1,27 @@
 /**
- * Ports of an ExternalService: text such as `443,8000-8100` to inclusive ranges, and a port entry to the plan's form.
+ * `port` of an ExternalService, text to inclusive ranges: of ports (`443,8000-8100`), or of types and codes of ICMP
+ * (`8,3/4`) as PortEntry has them; and a port entry to the plan's form.
  */
 
 import type { PortEntry } from './plan.ts';
 import { fail, ok, type Result } from './result.ts';
-import { portProtocols, protocolNumbers } from './schema/external-service.ts';
+import { icmpProtocol, portProtocols, protocolNumbers } from './schema/external-service.ts';
 
 const maxRanges = 128;
+const icmpProtocols: ReadonlySet<number> = new Set(Object.values(icmpProtocol));
+
+export const isIcmp = (protocol: number): boolean => icmpProtocols.has(protocol);
+/** The number by which PortEntry knows a type and code of ICMP. */
+export const icmpNumber = (type: number, code: number): number => type * 256 + code;
+/** `8/0`. */
+export const icmpText = (number: number): string => `${number >>> 8}/${number & 0xff}`;
+
+/** What `port` of this protocol says; a failure says what was expected. */
+export function parsePortsOf(protocol: number, text: string): Result<[number, number][]> {
+  if (portProtocols.has(protocol)) return parsePorts(text);
+  if (isIcmp(protocol)) return parseIcmpTypes(text);
+  return fail(`absent: only TCP, UDP, SCTP, ICMP and ICMPv6 have it, not protocol ${protocol}`);
+}
 
 /** Sorted inclusive ranges within 1 to 65535. Ranges that overlap are refused: one of them is a slip. */
 export function parsePorts(text: string): Result<[number, number][]> {
@@ -22,12 +37,31 @@ export function parsePorts(text: string): Result<[number, number][]> {
     if (first > last) return fail(`a range that ends after it begins, not ${part}`);
     ranges.push([first, last]);
   }
-  ranges.sort((a, b) => a[0] - b[0]);
-  for (const [i, range] of ranges.entries()) {
-    const next = ranges[i + 1];
-    if (next !== undefined && next[0] <= range[1]) return fail(`each port once, not ${next[0]} twice`);
+  const twice = sortedOverlap(ranges);
+  return twice === undefined ? ok(ranges) : fail(`each port once, not ${twice} twice`);
+}
+
+/** Sorted inclusive ranges of type * 256 + code: `8` is every code of type 8. */
+export function parseIcmpTypes(text: string): Result<[number, number][]> {
+  const parts = text.split(',', maxRanges + 1);
+  if (parts.length > maxRanges) return fail(`at most ${maxRanges} types and codes`);
+  const ranges: [number, number][] = [];
+  for (const part of parts) {
+    const match = /^(0|[1-9][0-9]{0,2})(?:\/(0|[1-9][0-9]{0,2}))?$/.exec(part);
+    if (match === null) return fail('types and codes of ICMP from 0 to 255 as in 8,3/4');
+    const type = Number(match[1]);
+    const code = match[2] === undefined ? undefined : Number(match[2]);
+    if (type > 255 || (code ?? 0) > 255) return fail('types and codes of ICMP from 0 to 255');
+    ranges.push([icmpNumber(type, code ?? 0), icmpNumber(type, code ?? 255)]);
   }
-  return ok(ranges);
+  const twice = sortedOverlap(ranges);
+  return twice === undefined ? ok(ranges) : fail(`each type and code once, not ${icmpText(twice)} twice`);
+}
+
+/** Sorts the ranges in place; the first number that two of them have. */
+function sortedOverlap(ranges: [number, number][]): number | undefined {
+  ranges.sort((a, b) => a[0] - b[0]);
+  return ranges.find(([first], i) => first <= (ranges[i - 1]?.[1] ?? -1))?.[0];
 }
 
 /** The number of a protocol that the schema let pass. */
@@ -39,7 +73,7 @@ export function protocolNumber(protocol: string | number): number {
 export function portEntry(port: { protocol: string | number; port?: string }): PortEntry {
   const protocol = protocolNumber(port.protocol);
   if (port.port === undefined) return { protocol, ports: null };
-  const ports = parsePorts(port.port);
-  if (!ports.ok || !portProtocols.has(protocol)) throw new Error(`not a parsed port: ${JSON.stringify(port)}`);
+  const ports = parsePortsOf(protocol, port.port);
+  if (!ports.ok) throw new Error(`not a parsed port: ${JSON.stringify(port)}`);
   return { protocol, ports: ports.value };
 }

@@ -30,12 +30,8 @@ import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { Exit, json, type Paint, painter, print, printable, table } from './output.ts';
 import { loadSource, type Source, statusOf } from './source.ts';
+import { icmpTypeOf, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
 
-export interface Target {
-  address: string;
-  family: Family;
-  port?: number;
-}
 interface Query {
   namespace: string;
   pod: string;
@@ -49,6 +45,8 @@ export interface Answer {
   source?: string;
   to: string;
   protocol: number;
+  icmpType?: number;
+  icmpCode?: number;
   /** `bypass`: Sluice does not carry the flow at all. */
   verdict: 'accept' | 'drop' | 'reject' | 'bypass';
   reason: string;
@@ -64,36 +62,6 @@ interface Excluded {
   why: string;
   /** It would apply at another time. */
   outOfSchedule?: true;
-}
-
-const portOf = (text: string): number | undefined =>
-  /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
-
-/** `198.51.100.80`, `198.51.100.80:443`, `2001:db8::80`, `[2001:db8::80]`, `[2001:db8::80]:443`. */
-export function parseTarget(text: string): Target | undefined {
-  const bracket = /^\[([^\]]*)\](?::(\d+))?$/.exec(text);
-  const v4 = /^([\d.]+):(\d+)$/.exec(text);
-  const address = parseAddress(bracket?.[1] ?? v4?.[1] ?? text);
-  const portText = bracket?.[2] ?? v4?.[2];
-  const port = portText === undefined ? undefined : portOf(portText);
-  if (!address.ok || (bracket !== null && address.value.family !== 6)) return undefined;
-  if (portText !== undefined && (port === undefined || port === 0)) return undefined;
-  const canonical = canonicalAddress(bracket?.[1] ?? v4?.[1] ?? text);
-  if (!canonical.ok) return undefined;
-  return { address: canonical.value, family: address.value.family, ...(port === undefined ? {} : { port }) };
-}
-
-/** With a port TCP, without one ICMP of the address's family, unless said otherwise. */
-export function protocolOf(word: string | undefined, { family, port }: Target): number {
-  const icmp = family === 4 ? 1 : 58;
-  const names: Record<string, number> = { tcp: 6, udp: 17, sctp: 132, icmp, icmpv6: 58 };
-  const name = word?.toLowerCase() ?? (port === undefined ? 'icmp' : 'tcp');
-  const number = Object.hasOwn(names, name) ? names[name] : /^\d{1,3}$/.test(name) ? Number(name) : undefined;
-  if (number === undefined || number > 255) throw new Exit(2, `--protocol: expected tcp, udp, sctp, icmp or a number`);
-  const hasPorts = number === 6 || number === 17 || number === 132;
-  if (hasPorts && port === undefined) throw new Exit(2, '--to: expected ADDRESS:PORT ([ADDRESS]:PORT for IPv6)');
-  if (!hasPorts && port !== undefined) throw new Exit(2, `--to: protocol ${number} has no ports`);
-  return number;
 }
 
 /** Addresses as the controller gave them out: its own memory, or what it wrote into the status of the EgressIPs. */
@@ -125,7 +93,7 @@ export async function explain(source: Source, query: Query, state?: string, now 
     throw new Exit(1, `no pod "${name}" in namespace "${namespace}" (${known})`);
   }
   const to = target.port === undefined ? target.address : addressPort(target);
-  const base = { from: `${namespace}/${name}`, to, protocol };
+  const base = { from: `${namespace}/${name}`, to, protocol, ...icmpTypeOf(target, protocol) };
   const bypass = (reason: string, summary: string): Answer => ({ ...base, verdict: 'bypass', reason, summary });
   if (pod.spec.hostNetwork === true) {
     return bypass('host-network', "Not carried: the pod uses its node's network, so its packets are the node's own.");
@@ -186,7 +154,7 @@ function workloadOf(gatewayPlan: GatewayPlan, pod: Pod, namespace: string): Work
 
 /** In the order in which a packet meets node, gateway and policy. */
 function answerOf(
-  base: Pick<Answer, 'from' | 'to' | 'protocol'>,
+  base: Pick<Answer, 'from' | 'to' | 'protocol' | 'icmpType' | 'icmpCode'>,
   pool: string,
   gatewayPlan: GatewayPlan,
   workload: WorkloadEntry,
@@ -204,6 +172,7 @@ function answerOf(
     destination: address,
     protocol: base.protocol,
     ...(port === undefined ? {} : { destinationPort: port }),
+    ...icmpTypeOf(target, base.protocol),
   };
   const policy = compilePolicy(gatewayPlan).explain(flow);
   const dropped = (reason: keyof typeof dropReasons, verdict: 'drop' | 'reject' = 'drop'): Answer => ({
@@ -278,7 +247,8 @@ const MAX_EXCLUDED = 10;
 export function answerText(answer: Answer, paint: Paint): string {
   const { policy, egress } = answer;
   const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
-  const lines = [`${printable(from)} to ${answer.to}, protocol ${answer.protocol}\n`];
+  const type = answer.icmpType === undefined ? '' : `, type ${answer.icmpType}/${answer.icmpCode}`;
+  const lines = [`${printable(from)} to ${answer.to}, protocol ${answer.protocol}${type}\n`];
   if (policy !== undefined) {
     lines.push('\n');
     for (const { context, outcome, why } of policy.contexts) {
@@ -337,10 +307,10 @@ export function register(program: Command): void {
     })
     .requiredOption('--to <address[:port]>', 'to where', (text: string) => {
       const target = parseTarget(text);
-      if (target === undefined) throw new InvalidArgumentError('expected ADDRESS, ADDRESS:PORT or [IPV6]:PORT');
+      if (target === undefined) throw new InvalidArgumentError(`expected ${targetForms}`);
       return target;
     })
-    .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp)')
+    .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp, a ping)')
     .option('--state <dir>', 'state directory of the controller, for the addresses that it gave out')
     .option('--at <time>', 'as of another time, for rules with a schedule (default: now)', timeArgument)
     .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json']).default('text'))
@@ -351,6 +321,7 @@ Examples:
   sluice explain --source directory:manifests --from billing/pay-1 --to 198.51.100.80:443
   sluice explain --source directory:manifests --from billing/pay-1 --to '[2001:db8:100::80]:53' --protocol udp
   sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90 -o json
+  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:icmp/13
   sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:873 --at 2026-03-29T03:00+02:00`,
     )
     .action(async ({ source, from, to, protocol, state, at, output }: Flags, command: Command) => {

@@ -33,6 +33,7 @@ export function formatRecord(r: FlowRecord): string {
   const who = r.pod === undefined ? r.source : `${r.namespace}/${r.pod}`;
   const as = r.egressIP === undefined || r.verdict !== 'accept' ? '' : ` as ${r.egressIP}`;
   const why = r.rule === undefined ? r.reason : `${r.context} rule ${r.rule}`;
+  const type = r.icmpType === undefined ? '' : ` type ${r.icmpType}/${r.icmpCode}`;
   const bytes = r.bytes === undefined ? '' : `, ${r.bytes.egress} B out, ${r.bytes.ingress} B in`;
   const columns = [
     String(r.time).slice(11, 19),
@@ -41,7 +42,7 @@ export function formatRecord(r: FlowRecord): string {
     String(r.protocol).padEnd(6),
     who.padEnd(17),
     '→',
-    `${endpoint(r.destination, r.destinationPort)}${as}`,
+    `${endpoint(r.destination, r.destinationPort)}${type}${as}`,
   ];
   return `${columns.join(' ')} (${r.gateway}; ${why}${bytes})`;
 }

@@ -1,8 +1,8 @@
 /**
  * External services as disjoint boxes, the form in which nftables takes them: a concatenated interval set (pipapo)
  * refuses elements that overlap in part, so the union of all services of a rule is cut into boxes that do not.
- * Three lists, one per set: any protocol (address), all of a protocol (address, protocol), ports (address, protocol,
- * port). Each list is disjoint in itself and neighbours are merged; the union of the three is exactly the services'.
+ * Three lists: any protocol (address), all of a protocol (address, protocol), ports (address, protocol, port, or type
+ * and code of ICMP). Each list is disjoint in itself and neighbours are merged; the union of the three is exactly the services'.
  * Left out: boxes of one list are not taken away from another's, since three lookups do not mind overlap.
  */
 
@@ -20,6 +20,7 @@ export interface ProtocolBox {
 export interface PortBox {
   range: Range;
   protocol: number;
+  /** Numbers as in PortEntry.ports. */
   first: number;
   last: number;
 }

@@ -14,6 +14,9 @@ export interface Flow {
   protocol: number;
   /** TCP, UDP and SCTP only. */
   destinationPort?: number;
+  /** ICMP and ICMPv6 only. */
+  icmpType?: number;
+  icmpCode?: number;
 }
 
 export interface Decision {

@@ -1,12 +1,12 @@
 /**
  * Does a destination lie in an external service? The one test that decide, explain and boxes build on: an address of
- * the flow's own family, and one of the ports (design §3, ExternalService). TCP, UDP and SCTP have ports; every other
- * protocol is known by its number alone. Left out: names and application checks.
+ * the flow's own family, and one of the ports (design §3, ExternalService). TCP, UDP and SCTP have ports, ICMP has
+ * types and codes; every other protocol is known by its number alone. Left out: names and application checks.
  */
 
 import type { Address } from '../api/address.ts';
 import { parseRange } from '../api/address.ts';
-import { portProtocols, protocolNumbers } from '../api/kinds.ts';
+import { icmpNumber, icmpProtocol, isIcmp, portProtocols, protocolNumbers } from '../api/kinds.ts';
 import type { PortEntry, ServiceEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
@@ -16,19 +16,34 @@ export function protocolName(protocol: number): string {
   return name ?? `protocol ${protocol}`;
 }
 
+/** Whether PortEntry.ports says something of the protocol: ports, or types and codes of ICMP, numbered alike. */
 export function hasPorts(protocol: number): boolean {
-  return portProtocols.has(protocol);
+  return portProtocols.has(protocol) || isIcmp(protocol);
 }
 
-/** The port ranges of an entry; null: all of the protocol. */
+/** The ranges of an entry; null: all of the protocol. */
 export function portRangesOf(entry: PortEntry): [number, number][] | null {
   return hasPorts(entry.protocol) ? entry.ports : null;
+}
+
+/**
+ * What of a flow to an address those ranges are about; undefined: nothing, or the packet does not show it. Of ICMP only
+ * the family's own has types: the connection table, by which established flows are judged again, knows no others.
+ */
+export function portOf(
+  address: Address,
+  flow: { protocol: number; destinationPort?: number; icmpType?: number; icmpCode?: number },
+): number | undefined {
+  const { protocol, destinationPort, icmpType, icmpCode } = flow;
+  if (portProtocols.has(protocol)) return destinationPort;
+  if (protocol !== icmpProtocol[address.family] || icmpType === undefined || icmpCode === undefined) return undefined;
+  return icmpNumber(icmpType, icmpCode);
 }
 
 export interface Destination {
   address: Address;
   protocol: number;
-  /** Absent where the protocol has none, or the packet does not show it: then no list of ports matches. */
+  /** portOf(). Absent: no list of ports matches. */
   port?: number;
 }
 

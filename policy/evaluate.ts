@@ -11,7 +11,7 @@ import { contexts } from '../api/plan.ts';
 import { must } from '../api/result.ts';
 import type { CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
-import { compileService, hasPorts } from './destination.ts';
+import { compileService, portOf } from './destination.ts';
 import { describeContext, describeDecision, describeMatch } from './explain.ts';
 
 export type { ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
@@ -141,6 +141,6 @@ function destinationOf(flow: Flow): Destination {
   const address = must(parseAddress(flow.destination));
   if (source.family !== address.family)
     throw new TypeError(`flow of two families: ${flow.source}, ${flow.destination}`);
-  const port = hasPorts(flow.protocol) ? flow.destinationPort : undefined;
+  const port = portOf(address, flow);
   return { address, protocol: flow.protocol, ...(port !== undefined && { port }) };
 }

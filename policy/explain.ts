@@ -3,6 +3,7 @@
  * decision in a sentence. Wording only; evaluate.ts decides. `why` texts start in lower case and have no full stop.
  */
 
+import { icmpText, isIcmp } from '../api/kinds.ts';
 import type { Context, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, ContextOutcome, Decision, Flow, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
@@ -93,8 +94,8 @@ export function describeDecision(
 
 const verdicts = { accept: 'Accepted', drop: 'Dropped', reject: 'Rejected' } as const;
 
-function traffic(destination: Destination): string {
-  return destination.port === undefined
-    ? protocolName(destination.protocol)
-    : `${protocolName(destination.protocol)} port ${destination.port}`;
+function traffic({ protocol, port }: Destination): string {
+  const name = protocolName(protocol);
+  if (port === undefined) return name;
+  return isIcmp(protocol) ? `${name} type ${icmpText(port)}` : `${name} port ${port}`;
 }

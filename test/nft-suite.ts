@@ -135,6 +135,16 @@ export function everySet(): Record<string, NftSet> {
           [concat(all, protocolText(254), portsText(22, 22)), ''],
         ]),
       },
+      [`types${family}`]: {
+        type: family === 4 ? 'ipv4_addr . icmp_type . icmp_code' : 'ipv6_addr . icmpv6_type . icmpv6_code',
+        interval: true,
+        elements: new Map([
+          [concat(net, portsText(128, 128), portsText(0, 255)), ''],
+          [concat(net, portsText(3, 3), portsText(4, 4)), ''],
+          [concat(odd, portsText(8, 14), portsText(0, 255)), ''],
+          [concat(all, portsText(255, 255), portsText(7, 200)), ''],
+        ]),
+      },
       [`rule_boxes${family}`]: {
         type: `mark . ${type} . inet_proto . inet_service`,
         interval: true,

@@ -21,6 +21,12 @@ const EXTENSION_ROUTING = 43;
 const EXTENSION_FRAGMENT = 44;
 const EXTENSION_AUTHENTICATION = 51;
 const EXTENSION_DESTINATION = 60;
+/** Types with an identifier and a sequence number (RFC 792, 950, 4443). */
+const icmpQueries: Record<typeof PROTOCOL_ICMP | typeof PROTOCOL_ICMPV6, ReadonlySet<number>> = {
+  [PROTOCOL_ICMP]: new Set([0, 8, 13, 14, 15, 16, 17, 18]),
+  [PROTOCOL_ICMPV6]: new Set([128, 129]),
+};
+
 /** More in a row than any honest packet has. */
 const EXTENSIONS_MAX = 8;
 
@@ -51,7 +57,7 @@ export interface Packet {
   acknowledgement?: number;
   icmpType?: number;
   icmpCode?: number;
-  /** Of echo requests and replies. */
+  /** Of queries and their answers: echo; timestamp, information and address mask of IPv4. */
   icmpId?: number;
   icmpSequence?: number;
   /** Where the transport header starts. */
@@ -176,8 +182,7 @@ function readTransport(bytes: Uint8Array, packet: Packet): void {
       const type = u8(bytes, at);
       packet.icmpType = type;
       packet.icmpCode = u8(bytes, at + 1);
-      const echo = protocol === PROTOCOL_ICMP ? type === 0 || type === 8 : type === 128 || type === 129;
-      if (echo && at + 8 <= end) {
+      if (icmpQueries[protocol].has(type) && at + 8 <= end) {
         packet.icmpId = u16(bytes, at + 4);
         packet.icmpSequence = u16(bytes, at + 6);
       }
@@ -273,25 +278,33 @@ export function buildUdp(datagram: UdpDatagram): Uint8Array {
   return buildIp(datagram, PROTOCOL_UDP, transport);
 }
 
-export interface IcmpEcho extends Endpoints {
+export interface IcmpQuery extends Endpoints {
   id: number;
   sequence: number;
+  payload?: Uint8Array;
+}
+
+export interface IcmpEcho extends IcmpQuery {
   /** An echo reply rather than a request. */
   reply?: boolean;
-  payload?: Uint8Array;
 }
 
 /** ICMP or ICMPv6, by the family of the addresses. */
 export function buildIcmpEcho(echo: IcmpEcho): Uint8Array {
   const v6 = echo.source.includes(':');
-  const type = v6 ? (echo.reply ? 129 : 128) : echo.reply ? 0 : 8;
+  return buildIcmp({ ...echo, type: v6 ? (echo.reply ? 129 : 128) : echo.reply ? 0 : 8, code: 0 });
+}
+
+/** A message of any type that has an identifier and a sequence number. */
+export function buildIcmp(query: IcmpQuery & { type: number; code: number }): Uint8Array {
+  const v6 = query.source.includes(':');
   const transport = join([
-    Uint8Array.of(type, 0, 0, 0),
-    bytesOfU16(echo.id),
-    bytesOfU16(echo.sequence),
-    echo.payload ?? new Uint8Array(0),
+    Uint8Array.of(query.type, query.code, 0, 0),
+    bytesOfU16(query.id),
+    bytesOfU16(query.sequence),
+    query.payload ?? new Uint8Array(0),
   ]);
   const protocol = v6 ? PROTOCOL_ICMPV6 : PROTOCOL_ICMP;
-  putU16(transport, 2, v6 ? transportChecksum(echo, protocol, transport) : checksum(transport));
-  return buildIp(echo, protocol, transport);
+  putU16(transport, 2, v6 ? transportChecksum(query, protocol, transport) : checksum(transport));
+  return buildIp(query, protocol, transport);
 }

@@ -10,6 +10,8 @@ import { label, rangeText } from './common.ts';
 export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
 /** The protocols that have ports. */
 export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
+/** ICMP of each family, which has types and codes. */
+export const icmpProtocol = { 4: 1, 6: 58 } as const;
 
 const expectedProtocol = 'TCP, UDP, SCTP, ICMP, ICMPv6 or a number from 1 to 255';
 const protocol = Type.Union(
@@ -29,10 +31,12 @@ const servicePort = Type.Object(
     protocol,
     port: Type.Optional(
       Type.String({
-        pattern: '^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*$',
+        pattern: '^[0-9]{1,5}([-/][0-9]{1,5})?(,[0-9]{1,5}([-/][0-9]{1,5})?)*$',
         maxLength: 512,
-        expected: 'text in quotes with ports and ranges, as in "443,8000-8100"',
-        description: 'Ports and ranges, as in 443,8000-8100; absent: all of the protocol',
+        expected:
+          'text in quotes with ports and ranges, as in "443,8000-8100", or types and codes of ICMP, as in "8,3/4"',
+        description:
+          'Ports and ranges, as in 443,8000-8100; of ICMP types and TYPE/CODE, as in 8,3/4; absent: all of the protocol',
       }),
     ),
   },
@@ -40,8 +44,12 @@ const servicePort = Type.Object(
     additionalProperties: false,
     cel: [
       {
-        rule: "!has(self.port) || string(self.protocol) in ['TCP', 'UDP', 'SCTP', '6', '17', '132']",
-        message: 'port is only for TCP, UDP and SCTP',
+        rule: "!has(self.port) || string(self.protocol) in ['TCP', 'UDP', 'SCTP', 'ICMP', 'ICMPv6', '6', '17', '132', '1', '58']",
+        message: 'port is only for TCP, UDP, SCTP, ICMP and ICMPv6',
+      },
+      {
+        rule: "!has(self.port) || !self.port.contains(string(self.protocol) in ['ICMP', 'ICMPv6', '1', '58'] ? '-' : '/')",
+        message: 'FIRST-LAST is for ports, TYPE/CODE for ICMP and ICMPv6',
       },
     ],
   },

@@ -4,7 +4,10 @@ import {
   type Action,
   contexts,
   emptyGatewayPlan,
+  type Family,
+  families,
   type GatewayPlan,
+  type PortEntry,
   type RuleEntry,
   type ServiceEntry,
 } from '../../api/plan.ts';
@@ -140,14 +143,46 @@ const ADDRESSES = [
 ];
 
 const port = fc.constantFrom<[number, number]>([80, 80], [443, 443], [8000, 8100], [0, 65535], [80, 443], [81, 81]);
-const portEntry = fc.oneof(
+const portEntry: fc.Arbitrary<PortEntry> = fc.oneof(
   fc.record({ protocol: fc.constantFrom(6, 17), ports: fc.option(fc.array(port, { minLength: 1, maxLength: 2 })) }),
   fc.record({ protocol: fc.constantFrom(1, 58), ports: fc.constant(null) }),
 );
-const service: fc.Arbitrary<ServiceEntry> = fc.record({
-  addresses: fc.uniqueArray(fc.constantFrom(...ADDRESSES), { minLength: 1, maxLength: 4 }),
-  ports: fc.option(fc.array(portEntry, { minLength: 1, maxLength: 3 }), { freq: 4 }),
-});
+/** Types and codes for which there are flows; ranges of them, as whole types and runs from one into the next. */
+export const ICMP_TYPES: Record<Family, [type: number, code: number][]> = {
+  4: [
+    [8, 0],
+    [8, 1],
+    [8, 255],
+    [13, 0],
+    [13, 7],
+    [17, 0],
+  ],
+  6: [
+    [128, 0],
+    [128, 1],
+    [128, 255],
+    [139, 0],
+    [139, 7],
+  ],
+};
+const typesOf = (family: Family): fc.Arbitrary<[number, number]> =>
+  fc
+    .tuple(fc.constantFrom(...ICMP_TYPES[family]), fc.constantFrom(0, 1, 255, 1279, 1280, 1281, 65_535))
+    .map(([[type, code], more]) => {
+      const first = type * 256 + code;
+      return [first, Math.min(first + more, 65_535)];
+    });
+const icmpEntry: fc.Arbitrary<PortEntry> = fc.constantFrom(...families).chain((family) =>
+  fc.record({
+    protocol: fc.constant(family === 4 ? 1 : 58),
+    ports: fc.array(typesOf(family), { minLength: 1, maxLength: 3 }),
+  }),
+);
+const serviceOf = (entry: fc.Arbitrary<PortEntry>): fc.Arbitrary<ServiceEntry> =>
+  fc.record({
+    addresses: fc.uniqueArray(fc.constantFrom(...ADDRESSES), { minLength: 1, maxLength: 4 }),
+    ports: fc.option(fc.array(entry, { minLength: 1, maxLength: 3 }), { freq: 4 }),
+  });
 const SERVICES = ['x/a', 'x/b', 'x/c', 'x/d'];
 const action = fc.constantFrom<Action>('accept', 'accept-decisively', 'drop', 'reject');
 const ruleServices: fc.Arbitrary<string[] | '*'> = fc.oneof(
@@ -155,25 +190,32 @@ const ruleServices: fc.Arbitrary<string[] | '*'> = fc.oneof(
   { weight: 1, arbitrary: fc.constant('*' as const) },
 );
 
-export const randomPlan: fc.Arbitrary<GatewayPlan> = fc
-  .record({
-    defaultAction: fc.constantFrom<'Drop' | 'Accept'>('Drop', 'Accept'),
-    services: fc.tuple(service, service, service, service),
-    rules: fc.array(fc.record({ context: fc.constantFrom(...contexts), action, services: ruleServices }), {
-      maxLength: 12,
-    }),
-    /** Which rules each group has, as bits. */
-    groups: fc.tuple(fc.nat(0xfff), fc.nat(0xfff)),
-  })
-  .map(({ defaultAction, services, rules, groups }) => {
-    const plan = basePlan(defaultAction);
-    plan.services = Object.fromEntries(services.map((entry, at) => [SERVICES[at] ?? '', entry]));
-    rules.forEach((rule, at) => {
-      const id = `${rule.context}/r${at}`;
-      plan.rules[id] = { ...rule, name: `r${at}`, priority: 1000 };
-      ['g-pay', 'g-rev'].forEach((group, bit) => {
-        if ((groups[bit as 0 | 1] >>> at) & 1) plan.groups[group]?.rules[rule.context].push(id);
+const planOf = (service: fc.Arbitrary<ServiceEntry>): fc.Arbitrary<GatewayPlan> =>
+  fc
+    .record({
+      defaultAction: fc.constantFrom<'Drop' | 'Accept'>('Drop', 'Accept'),
+      services: fc.tuple(service, service, service, service),
+      rules: fc.array(fc.record({ context: fc.constantFrom(...contexts), action, services: ruleServices }), {
+        maxLength: 12,
+      }),
+      /** Which rules each group has, as bits. */
+      groups: fc.tuple(fc.nat(0xfff), fc.nat(0xfff)),
+    })
+    .map(({ defaultAction, services, rules, groups }) => {
+      const plan = basePlan(defaultAction);
+      plan.services = Object.fromEntries(services.map((entry, at) => [SERVICES[at] ?? '', entry]));
+      rules.forEach((rule, at) => {
+        const id = `${rule.context}/r${at}`;
+        plan.rules[id] = { ...rule, name: `r${at}`, priority: 1000 };
+        ['g-pay', 'g-rev'].forEach((group, bit) => {
+          if ((groups[bit as 0 | 1] >>> at) & 1) plan.groups[group]?.rules[rule.context].push(id);
+        });
       });
+      return plan;
     });
-    return plan;
-  });
+
+export const randomPlan = planOf(serviceOf(portEntry));
+/** With types of ICMP: for probes that say theirs. */
+export const randomTypedPlan = planOf(
+  serviceOf(fc.oneof({ weight: 1, arbitrary: portEntry }, { weight: 2, arbitrary: icmpEntry })),
+);

@@ -33,8 +33,12 @@ const addressText = fc
     return `${host(family, n - (n % 4))}/${family === 4 ? 30 : 126}`.replace('::0/', '::/');
   });
 const protocol = fc.constantFrom(1, 6, 17, 47, 58, 132);
+/** Of ICMP 256 to a type: 8/0, 8/3, 9/0, 128/0. */
 const portRange = fc
-  .tuple(fc.constantFrom(1, 7, 79, 80, 81, 443, 65535), fc.constantFrom(0, 0, 1, 3))
+  .tuple(
+    fc.constantFrom(1, 7, 79, 80, 81, 443, 0x0800, 0x0803, 0x0900, 0x8000, 65535),
+    fc.constantFrom(0, 0, 1, 3, 255, 600),
+  )
   .map(([first, more]): [number, number] => [first, Math.min(65535, first + more)]);
 const portEntry: fc.Arbitrary<PortEntry> = fc.record({
   protocol,
@@ -117,7 +121,7 @@ const flow: fc.Arbitrary<Flow> = fc
     source: sources[family][source] ?? '',
     destination: host(family, destination),
     protocol: number,
-    ...(shown && { destinationPort: port }),
+    ...(shown && { destinationPort: port, icmpType: Math.floor(port / 256), icmpCode: port % 256 }),
   }));
 
 /** Design §4.1–4.4, sentence by sentence. */
@@ -160,10 +164,16 @@ function lies(f: Flow, entry: ServiceEntry | undefined): boolean {
   if (entry.ports === null) return true;
   return entry.ports.some(({ protocol: number, ports }) => {
     if (number !== f.protocol) return false;
-    if (ports === null || ![6, 17, 132].includes(number)) return true;
-    const port = f.destinationPort;
+    if (ports === null || ![1, 6, 17, 58, 132].includes(number)) return true;
+    const port = shownBy(f);
     return port !== undefined && ports.some(([first, last]) => port >= first && port <= last);
   });
+}
+
+/** Port, or type and code of the family's own ICMP. */
+function shownBy({ destination, protocol: number, destinationPort, icmpType = -1, icmpCode = 0 }: Flow) {
+  if ([6, 17, 132].includes(number)) return destinationPort;
+  return number === (destination.includes(':') ? 58 : 1) && icmpType >= 0 ? 256 * icmpType + icmpCode : undefined;
 }
 
 t.test('decide is what the design says, and explain tells the same walk', async (t) => {
@@ -258,7 +268,7 @@ function boxed(boxes: Boxes, f: Flow): boolean {
   if (!parsed.ok) throw new Error(parsed.error);
   const n = parsed.value.value;
   const inside = (range: { first: bigint; last: bigint }): boolean => range.first <= n && n <= range.last;
-  const port = [6, 17, 132].includes(f.protocol) ? f.destinationPort : undefined;
+  const port = shownBy(f);
   return (
     boxes.addresses.some(inside) ||
     boxes.protocols.some((box) => inside(box.range) && box.protocol === f.protocol) ||

@@ -6,8 +6,8 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { parseTarget } from '../../cli/explain.ts';
 import { buildProgram, runCli } from '../../cli/program.ts';
+import { parseTarget } from '../../cli/target.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-cli-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
@@ -113,7 +113,13 @@ const policy = [
   service('billing', 'web', '{ addresses: [198.51.100.80, "2001:db8:100::80"] }'),
   service('billing', 'other', '{ addresses: [198.51.100.90], ports: [{ name: tls, protocol: TCP, port: "443" }] }'),
   rule('NamespaceEgressRule', 'partners', '{ action: accept, externalServices: [web, other] }'),
-  rule('ServiceEgressRule', 'pay', '{ action: accept, service: payments, externalServices: [web] }'),
+  service(
+    'billing',
+    'ping',
+    `{ addresses: [198.51.100.70, "2001:db8:100::70"], ports: [
+      { name: four, protocol: ICMP, port: "8,13/1" }, { name: six, protocol: ICMPv6, port: "128" }] }`,
+  ),
+  rule('ServiceEgressRule', 'pay', '{ action: accept, service: payments, externalServices: [web, ping] }'),
   rule('ClusterEgressRule', 'no-telnet', '{ action: reject, externalServices: ["telnet"], priority: 5 }'),
   service('sluice-system', 'telnet', '{ addresses: [0.0.0.0/0], ports: [{ name: t, protocol: TCP, port: "23" }] }'),
 ].join('');
@@ -144,6 +150,20 @@ t.test('exit codes and help', async (t) => {
       ['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', '1.2.3.4', '--protocol', 'tcp'],
       2,
     ],
+    [
+      [
+        'explain',
+        '--source',
+        `directory:${good}`,
+        '--from',
+        'billing/pay-1',
+        '--to',
+        '1.2.3.4:icmp/8',
+        '--protocol',
+        'udp',
+      ],
+      2,
+    ],
   ];
   for (const [args, code] of rows) t.equal((await sluice(...args)).code, code, `sluice ${args.join(' ')}`);
   const verbs = buildProgram().commands;
@@ -168,7 +188,7 @@ t.test('exit codes and help', async (t) => {
 
 t.test('lint', async (t) => {
   const clean = await sluice('lint', good);
-  t.same([clean.code, clean.err], [0, '3 files, 22 objects, 0 errors, 0 warnings\n'], clean.out);
+  t.same([clean.code, clean.err], [0, '3 files, 23 objects, 0 errors, 0 warnings\n'], clean.out);
   const bad = manifests('bad', {
     'a.yaml': 'apiVersion: v1\nkind: Namespace\nmetadata: { name: billing }\n---\nkind: [\n',
     'b.yaml': [
@@ -304,8 +324,14 @@ t.test('explain', async (t) => {
         egress: { address: '2001:db8:113::101', nextHop: 'fd00:10::64' },
       },
     ],
-    ['billing/pay-1', '198.51.100.80', { verdict: 'accept', protocol: 1 }],
-    ['billing/pay-1', '2001:db8:100::80', { verdict: 'accept', protocol: 58 }],
+    ['billing/pay-1', '198.51.100.80', { verdict: 'accept', protocol: 1, icmpType: 8, icmpCode: 0 }],
+    ['billing/pay-1', '2001:db8:100::80', { verdict: 'accept', protocol: 58, icmpType: 128, icmpCode: 0 }],
+    ['billing/pay-1', '198.51.100.70', { verdict: 'accept', reason: 'service-accept' }],
+    ['billing/pay-1', '198.51.100.70:icmp/8/0', { verdict: 'accept', to: '198.51.100.70' }],
+    ['billing/pay-1', '198.51.100.70:icmp/13', { verdict: 'drop', reason: 'default-action', icmpType: 13 }],
+    ['billing/pay-1', '198.51.100.70:icmp/13/1', { verdict: 'accept', icmpType: 13, icmpCode: 1 }],
+    ['billing/pay-1', '[2001:db8:100::70]:icmp/128', { verdict: 'accept', protocol: 58 }],
+    ['billing/pay-1', '[2001:db8:100::70]:ICMPv6/139', { verdict: 'drop', reason: 'default-action' }],
     ['billing/pay-1', '198.51.100.90:443', { verdict: 'drop', reason: 'default-action', egress: undefined }],
     ['billing/pay-1', '198.51.100.80:23', { verdict: 'reject', policy: { decision: { rule: 'cluster/no-telnet' } } }],
     ['billing/pay-1', '203.0.113.102:80', { verdict: 'reject', reason: 'hairpin' }],
@@ -410,6 +436,14 @@ t.test('explain', async (t) => {
     '::1]:80',
     'fe80::1%eth0',
     '[::1]:x',
+    '1.2.3.4:icmp',
+    '1.2.3.4:icmp/',
+    '1.2.3.4:icmp/256',
+    '1.2.3.4:icmp/8/256',
+    '1.2.3.4:icmp/8/0/0',
+    '1.2.3.4:icmpv6/128',
+    '1.2.3.4:tcp/80',
+    '::1:icmp/128',
   ])
     t.equal(parseTarget(text), undefined, JSON.stringify(text));
 });

@@ -47,13 +47,18 @@ const planned = (names: readonly string[], now = NIGHT): PlanResult =>
 const mainPlan = (names: readonly string[], now?: number): GatewayPlan =>
   planned(names, now).pools.get('main') as GatewayPlan;
 
-/** Pod as `namespace/name`; the source is its address of the destination's family. */
-function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, destinationPort?: number): Decision {
+/** Pod as `namespace/name`; the source is its address of the destination's family. Of ICMP `port` is the type. */
+function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, port?: number): Decision {
   const workload = Object.values(policy.workloads).find(({ namespace, name }) => `${namespace}/${name}` === pod);
   const source = workload?.addresses.find((address) => address.includes(':') === to.includes(':'));
   if (source === undefined) throw new Error(`${pod} has no address to reach ${to} from`);
-  const flow = { source, destination: to, protocol, ...(destinationPort === undefined ? {} : { destinationPort }) };
-  return compilePolicy(policy).decide(flow);
+  const flow = { source, destination: to, protocol };
+  if (port === undefined) return compilePolicy(policy).decide(flow);
+  const isIcmp = protocol === ICMP || protocol === ICMPV6;
+  return compilePolicy(policy).decide({
+    ...flow,
+    ...(isIcmp ? { icmpType: port, icmpCode: 0 } : { destinationPort: port }),
+  });
 }
 
 const [ICMP, TCP, UDP, ICMPV6] = [1, 6, 17, 58];
@@ -76,10 +81,12 @@ const examples: Record<string, Row[]> = {
     ['batch/cleanup-7', '198.51.100.124', UDP, 123, 'drop default-action', 'of these servers only'],
   ],
   'icmp-echo.yaml': [
-    ['monitoring/blackbox-1', '198.51.100.80', ICMP, undefined, 'accept namespace/monitoring/probe-may-ping', 'ping'],
-    ['monitoring/blackbox-1', '2001:db8:100::80', ICMPV6, undefined, 'accept namespace/monitoring/probe-may-ping', '6'],
-    ['monitoring/grafana-1', '198.51.100.80', ICMP, undefined, 'drop default-action', 'a neighbour may not'],
-    ['monitoring/blackbox-1', '203.0.113.250', ICMP, undefined, 'drop default-action', 'not everywhere'],
+    ['monitoring/blackbox-1', '198.51.100.80', ICMP, 8, 'accept namespace/monitoring/probe-may-ping', 'ping'],
+    ['monitoring/blackbox-1', '2001:db8:100::80', ICMPV6, 128, 'accept namespace/monitoring/probe-may-ping', '6'],
+    ['monitoring/blackbox-1', '198.51.100.80', ICMP, 13, 'drop default-action', 'nothing but ping'],
+    ['monitoring/blackbox-1', '2001:db8:100::80', ICMPV6, 139, 'drop default-action', 'by IPv6 neither'],
+    ['monitoring/grafana-1', '198.51.100.80', ICMP, 8, 'drop default-action', 'a neighbour may not'],
+    ['monitoring/blackbox-1', '203.0.113.250', ICMP, 8, 'drop default-action', 'not everywhere'],
     ['monitoring/blackbox-1', '198.51.100.80', UDP, 33434, 'drop default-action', 'not by other protocols'],
   ],
   'job.yaml': [

@@ -8,7 +8,15 @@ import { join } from 'node:path';
 import t from 'tap';
 import { parse } from 'yaml';
 import { renderCrds } from '../../api/crd.ts';
-import { kindScopes, objectKey, parseObject, parsePorts, portEntry, sluiceKinds } from '../../api/kinds.ts';
+import {
+  kindScopes,
+  objectKey,
+  parseIcmpTypes,
+  parseObject,
+  parsePorts,
+  portEntry,
+  sluiceKinds,
+} from '../../api/kinds.ts';
 import { absentFields, absentValues, schemas } from '../../api/schema/registry.ts';
 import { samples } from './samples.ts';
 
@@ -319,8 +327,16 @@ const rows: Row[] = [
   ['ExternalService', 'spec.ports[0].port', '90-80', /ends after it begins/, '"90-80"'],
   ['ExternalService', 'spec.ports[0].port', '80-90,85', /^each port once/, '"80-90,85"'],
   ['ExternalService', 'spec.ports[0].port', '80-90,90', 'each port once, not 90 twice', '"80-90,90"'],
-  ['ExternalService', 'spec.ports[1].port', '8', /^absent: port of ICMP/, '"8"'],
-  ['ExternalService', 'spec.ports[2].port', '8', 'absent: protocol 47 has no ports', '"8"'],
+  ['ExternalService', 'spec.ports[0].port', '8/0', /^ports from 1 to 65535 as in/, '"8/0"'],
+  ['ExternalService', 'spec.ports[1].port', 8, /^text in quotes.* or types and codes of ICMP/, '8'],
+  ['ExternalService', 'spec.ports[1].port', 'echo', /^text in quotes.* or types and codes of ICMP/, '"echo"'],
+  ['ExternalService', 'spec.ports[1].port', '256', 'types and codes of ICMP from 0 to 255', '"256"'],
+  ['ExternalService', 'spec.ports[1].port', '8,3/256', 'types and codes of ICMP from 0 to 255', '"8,3/256"'],
+  ['ExternalService', 'spec.ports[1].port', '3-4', /^types and codes .* as in 8,3\/4/, '"3-4"'],
+  ['ExternalService', 'spec.ports[1].port', '08', /^types and codes .* as in 8,3\/4/, '"08"'],
+  ['ExternalService', 'spec.ports[1].port', '3/4/5', /^text in quotes/, '"3/4/5"'],
+  ['ExternalService', 'spec.ports[1].port', '3/4,3', 'each type and code once, not 3/4 twice', '"3/4,3"'],
+  ['ExternalService', 'spec.ports[2].port', '8', /^absent: only TCP, .* not protocol 47/, '"8"'],
   // Rules
   ['ClusterEgressRule', 'spec.action', 'Drop', 'accept or accept-decisively or drop or reject', '"Drop"'],
   ['ClusterEgressRule', 'spec.action', undefined, 'accept or accept-decisively or drop or reject', 'nothing'],
@@ -511,7 +527,7 @@ t.test('hostile documents', (t) => {
   t.end();
 });
 
-t.test('parsePorts and portEntry', (t) => {
+t.test('ports, types and codes', (t) => {
   t.same(parsePorts('8000-8100,443'), {
     ok: true,
     value: [
@@ -524,7 +540,21 @@ t.test('parsePorts and portEntry', (t) => {
   t.same(portEntry({ protocol: 'UDP', port: '53' }), { protocol: 17, ports: [[53, 53]] });
   t.same(portEntry({ protocol: '132' }), { protocol: 132, ports: null });
   t.same(portEntry({ protocol: 'ICMPv6' }), { protocol: 58, ports: null });
-  t.throws(() => portEntry({ protocol: 'ICMP', port: '8' }), 'a programmer may not skip the parser');
+  t.same(parseIcmpTypes('13,8/0,3/4,255'), {
+    ok: true,
+    value: [
+      [0x0304, 0x0304],
+      [0x0800, 0x0800],
+      [0x0d00, 0x0dff],
+      [0xff00, 0xffff],
+    ],
+  });
+  t.same(parseIcmpTypes('0'), { ok: true, value: [[0, 255]] });
+  t.equal(parseIcmpTypes(Array.from({ length: 129 }, (_, code) => `3/${code}`).join(',')).ok, false);
+  t.same(portEntry({ protocol: 'ICMP', port: '8' }), { protocol: 1, ports: [[0x0800, 0x08ff]] });
+  t.same(portEntry({ protocol: '58', port: '128/0' }), { protocol: 58, ports: [[0x8000, 0x8000]] });
+  t.throws(() => portEntry({ protocol: 47, port: '8' }), 'a programmer may not skip the parser');
+  t.throws(() => portEntry({ protocol: 'ICMP', port: '256' }), 'nor with ICMP');
   t.end();
 });
 

@@ -257,8 +257,11 @@ t.test('an external service in the plan', async (t) => {
   const ports = [
     { name: 'web', protocol: 'TCP', port: '443,8000-8100' },
     { name: 'more', protocol: 'TCP', port: '80' },
-    { name: 'ping', protocol: 'ICMP' },
+    { name: 'ping', protocol: 'ICMP', port: '8' },
+    { name: 'time', protocol: 1, port: '13/0' },
     { name: 'six', protocol: 'ICMPv6' },
+    { name: 'lite', protocol: '136' },
+    { name: 'gre', protocol: 47 },
     { name: 'dns', protocol: 'UDP' },
     { name: 'dns-port', protocol: 'UDP', port: '53' },
   ];
@@ -269,7 +272,13 @@ t.test('an external service in the plan', async (t) => {
   t.strictSame(services['a/web'], {
     addresses: ['10.0.0.0/8', '10.0.0.1-10.0.0.9', '192.0.2.0/24', '198.51.100.80/32', '2001:db8::1/128'],
     ports: [
-      { protocol: 1, ports: null },
+      {
+        protocol: 1,
+        ports: [
+          [0x0800, 0x08ff],
+          [0x0d00, 0x0d00],
+        ],
+      },
       {
         protocol: 6,
         ports: [
@@ -279,7 +288,9 @@ t.test('an external service in the plan', async (t) => {
         ],
       },
       { protocol: 17, ports: null },
+      { protocol: 47, ports: null },
       { protocol: 58, ports: null },
+      { protocol: 136, ports: null },
     ],
   });
 });
@@ -498,6 +509,13 @@ const services: Record<string, ServiceEntry> = {
   },
   'a/dns': { addresses: ['198.51.100.53/32'], ports: [{ protocol: 17, ports: [[53, 53]] }] },
   'a/ping': { addresses: ['198.51.100.0/24'], ports: [{ protocol: 1, ports: null }] },
+  'a/echo': {
+    addresses: ['198.51.100.0/24', '2001:db8:100::/64'],
+    ports: [
+      { protocol: 1, ports: [[0x0800, 0x0800]] },
+      { protocol: 58, ports: [[0x8000, 0x80ff]] },
+    ],
+  },
 };
 /** One workload whose rules are written `context action names`, in walking order. */
 function policyOf(lines: string[], more: { listed?: string[]; defaultAction?: 'Drop' | 'Accept' } = {}): Policy {
@@ -583,6 +601,24 @@ t.test('destinations', async (t) => {
     if (flow.destinationPort === undefined) Reflect.deleteProperty(flow, 'destinationPort');
     t.equal(decide(flow).verdict, accepted ? 'accept' : 'drop', name);
   }
+  const echo = compilePolicy(policyOf(['service accept a/echo']));
+  const six = { source: 'fd00::1', destination: '2001:db8:100::1', protocol: 58 };
+  const types: [string, object, boolean][] = [
+    ['type and code', { icmpType: 8, icmpCode: 0 }, true],
+    ['another code', { icmpType: 8, icmpCode: 1 }, false],
+    ['another type', { icmpType: 13, icmpCode: 0 }, false],
+    ['no type to be seen', {}, false],
+    ['a port says nothing of ICMP', { destinationPort: 0x0800 }, false],
+    ['a type says nothing of TCP', { protocol: 6, icmpType: 8, icmpCode: 0 }, false],
+    ['any code of a type', { ...six, icmpType: 128, icmpCode: 7 }, true],
+    ['ICMPv6, another type', { ...six, icmpType: 129, icmpCode: 0 }, false],
+    ['ICMPv6 in an IPv4 packet', { protocol: 58, icmpType: 128, icmpCode: 0 }, false],
+    ['ICMP in an IPv6 packet', { ...six, protocol: 1, icmpType: 8, icmpCode: 0 }, false],
+  ];
+  for (const [name, change, accepted] of types) {
+    const { destinationPort: _, ...ping } = { ...web, protocol: 1 };
+    t.equal(echo.decide({ ...ping, ...change }).verdict, accepted ? 'accept' : 'drop', name);
+  }
   t.throws(() => decide({ ...web, destination: 'fd00::1' }), /two families/);
   t.throws(() => decide({ ...web, destination: 'web' }), /web/);
   t.throws(() => compilePolicy({ ...policyOf([]), groups: {} }), /no group "g"/, 'half a policy is none');
@@ -608,6 +644,16 @@ t.test('explain says why', async (t) => {
     ],
     ['service accept a/web', { protocol: 17 }, '198.51.100.80 is in external service a/web, but not with UDP'],
     ['service accept a/web', { protocol: 89 }, '198.51.100.80 is in external service a/web, but not with protocol 89'],
+    [
+      'service accept a/echo',
+      { protocol: 1, icmpType: 8, icmpCode: 0 },
+      'ICMP type 8/0 to 198.51.100.80 is in external service a/echo',
+    ],
+    [
+      'service accept a/echo',
+      { protocol: 1, icmpType: 13, icmpCode: 0 },
+      '198.51.100.80 is in external service a/echo, but not with ICMP type 13/0',
+    ],
     ['service accept a/none', {}, 'external service a/none does not exist'],
     ['service accept', {}, 'none of the external services that the rule names exists'],
     [

@@ -63,7 +63,7 @@ export const samples = [
       addresses: ['198.51.100.80', '198.51.100.0/24', '2001:db8:100::80-2001:db8:100::90'],
       ports: [
         { name: 'https', protocol: 'TCP', port: '443,8000-8100' },
-        { name: 'ping', protocol: 'ICMP' },
+        { name: 'ping', protocol: 'ICMP', port: '8,3/4' },
         { name: 'gre', protocol: 47 },
       ],
     },

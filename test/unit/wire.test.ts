@@ -15,6 +15,7 @@ import {
 } from '../../wire/conntrack.ts';
 import { buildFrame, parseFrame } from '../../wire/ethernet.ts';
 import {
+  buildIcmp,
   buildIcmpEcho,
   buildIp,
   buildTcp,
@@ -298,6 +299,14 @@ t.test('packets', async (t) => {
     }
   }
   t.match(parsePacket(buildIcmpEcho({ ...ends[4], id: 1, sequence: 2, reply: true })), { value: { icmpType: 0 } });
+  for (const [family, type, icmpId] of [
+    [4, 13, 1],
+    [4, 3, undefined],
+    [6, 139, undefined],
+  ] as const) {
+    const packet = parsePacket(buildIcmp({ ...ends[family], type, code: 4, id: 1, sequence: 2 }));
+    t.match(packet, { value: { icmpType: type, icmpCode: 4, icmpId } }, `v${family}, type ${type}`);
+  }
   t.throws(() => buildUdp({ source: '10.0.0.1', destination: '::1', sourcePort: 1, destinationPort: 2 }));
 
   // A sum of zero is sent as ffff: the payload is chosen so that everything adds up.
