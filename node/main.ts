@@ -9,7 +9,7 @@ import type { NodePlan } from '../api/plan.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
-import { createReconciler } from '../daemon/reconciler.ts';
+import { startReconciler } from '../daemon/reconciler.ts';
 import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
 import { Steering } from './apply.ts';
@@ -72,7 +72,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     steering.forget();
     await apply(plan);
   };
-  const { inTurn, ...reconciler } = createReconciler(NFT_TABLE_NODE, reconcile, log);
+  const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_NODE, reconcile, log);
 
   const { saved, reason } = await loadPlan(options.state, 'node');
   if (reason !== undefined) log.error({ reason }, 'the saved plan is not usable; waiting for the controller');
@@ -111,8 +111,6 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     },
     log,
   });
-
-  reconciler.start();
 
   const http = listen?.ok
     ? await startHttp({
