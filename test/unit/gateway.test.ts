@@ -398,47 +398,6 @@ t.test('compile: types and codes of ICMP', async (t) => {
   for (const [name, ports, expected] of rows) t.same(elements(ports), expected, name);
 });
 
-t.test('compile: types and codes of ICMP', async (t) => {
-  const elements = (ports: [number, number][]): string[] => {
-    const { sets, chains } = rulesetOf(
-      edited((p) => {
-        p.services['billing/web'] = {
-          addresses: ['198.51.100.80/32', '2001:db8:100::80/128'],
-          ports: [
-            { protocol: 1, ports },
-            { protocol: 58, ports },
-          ],
-        };
-      }),
-    );
-    const texts = (['4', '6'] as const).map((family) => {
-      const [name = '', set] = Object.entries(sets).find(([key]) => key.endsWith(`_types${family}`)) ?? [];
-      const icmp = family === '4' ? 'icmp' : 'icmpv6';
-      t.match(set, { type: `ipv${family}_addr . ${icmp}_type . ${icmp}_code`, interval: true });
-      const rules = Object.values(chains).flatMap((chain) => chain.rules);
-      t.ok(
-        rules.some((rule) => rule.includes(` daddr . ${icmp} type . ${icmp} code @${name} `)),
-        'a rule asks it',
-      );
-      return [...(set?.elements.keys() ?? [])].map((key) => key.replace(/^\S+ \. /, ''));
-    });
-    t.same(texts[0], texts[1], 'the same in both families');
-    return texts[0] ?? [];
-  };
-  const rows: [name: string, ports: [number, number][], elements: string[]][] = [
-    ['a type', [[0x0800, 0x08ff]], ['8 . 0-255']],
-    ['a type and code', [[0x0304, 0x0304]], ['3 . 4']],
-    ['codes in a row', [[0x0304, 0x0309]], ['3 . 4-9']],
-    ['types in a row', [[0x0d00, 0x12ff]], ['13-18 . 0-255']],
-    ['everything', [[0, 0xffff]], ['0-255 . 0-255']],
-    ['the end of one, the start of the next', [[0x03fe, 0x0400]], ['3 . 254-255', '4 . 0']],
-    ['types in part at both ends', [[0x0302, 0x0701]], ['3 . 2-255', '4-6 . 0-255', '7 . 0-1']],
-    ['whole types and a part', [[0x0300, 0x0502]], ['3-4 . 0-255', '5 . 0-2']],
-    ['a part and whole types', [[0x0301, 0x05ff]], ['3 . 1-255', '4-5 . 0-255']],
-  ];
-  for (const [name, ports, expected] of rows) t.same(elements(ports), expected, name);
-});
-
 t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   const direct = edited((p) => {
     makeDirect(p);
