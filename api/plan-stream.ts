@@ -5,6 +5,7 @@
  * Left out: the transport (daemon/stream-*.ts) and what a plan's values mean.
  */
 import { isIP } from 'node:net';
+import { type HitsTuple, hitsTuple, isHitId, type RuleHits, readHits } from './hits.ts';
 import { emptyGatewayPlan, emptyNodePlan, type PlanRole } from './plan.ts';
 import { isRecord, isSafeJson, type PlanDelta } from './plan-delta.ts';
 import type { Result } from './result.ts';
@@ -18,6 +19,9 @@ export const MAX_SERVER_LINE = 256 * 1024 * 1024;
 export const MAX_ADDRESSES = 1024;
 /** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
 export const MAX_ERROR = 4096;
+
+/** Rules of one message, so that it fits into a line whatever their names. */
+export const MAX_HITS_RULES = 400;
 
 export interface HelloMessage {
   type: 'hello';
@@ -34,7 +38,16 @@ export type ClientMessage =
   | { type: 'ack'; generation: number }
   | { type: 'nack'; generation: number; error: string }
   /** The last message did not fit: send a snapshot. */
-  | { type: 'resync' };
+  | { type: 'resync' }
+  | HitsMessage;
+
+/** A gateway's totals of some rules, by id. Not answered; after a new connection all are told again. */
+export interface HitsMessage {
+  type: 'hits';
+  /** Of these totals: another epoch began at zero. */
+  epoch: string;
+  rules: Record<string, HitsTuple>;
+}
 
 export type ServerMessage =
   | { type: 'snapshot'; generation: number; plan: Record<string, Record<string, unknown>> }
@@ -79,6 +92,24 @@ function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
   return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash } };
 }
 
+function parseHits({ epoch, rules }: Record<string, unknown>): Result<HitsMessage> {
+  if (typeof epoch !== 'string' || !/^[-0-9a-f]{1,64}$/.test(epoch)) return fail('hits: expected an epoch');
+  if (!isRecord(rules)) return fail('hits: expected rules');
+  const entries = Object.entries(rules);
+  if (entries.length > MAX_HITS_RULES) return fail(`hits: expected at most ${MAX_HITS_RULES} rules`);
+  for (const [id, tuple] of entries) {
+    if (!isHitId(id)) return fail('hits: expected ids of rules');
+    if (readHits(tuple) === undefined) return fail('hits: expected five counts a rule');
+  }
+  return { ok: true, value: { type: 'hits', epoch, rules: rules as Record<string, HitsTuple> } };
+}
+
+export const hitsMessage = (epoch: string, rules: readonly [id: string, hits: RuleHits][]): HitsMessage => ({
+  type: 'hits',
+  epoch,
+  rules: Object.fromEntries(rules.map(([id, hits]) => [id, hitsTuple(hits)])),
+});
+
 export function parseClientMessage(line: string): Result<ClientMessage> {
   if (line.length > MAX_CLIENT_LINE) return fail('is too long');
   const parsed = parseLine(line);
@@ -95,6 +126,8 @@ export function parseClientMessage(line: string): Result<ClientMessage> {
       return { ok: true, value: { type, generation, error } };
     case 'resync':
       return { ok: true, value: { type } };
+    case 'hits':
+      return parseHits(parsed.value);
     default:
       return fail('has an unknown type');
   }

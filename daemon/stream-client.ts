@@ -12,6 +12,7 @@ import { applyDelta, hashPlan } from '../api/plan-delta.ts';
 import {
   type ClientMessage,
   formatMessage,
+  type HitsMessage,
   LineReader,
   MAX_ERROR,
   MAX_SERVER_LINE,
@@ -44,6 +45,8 @@ export interface PlanClientOptions<R extends PlanRole> {
 }
 
 export interface PlanClient {
+  /** Sends without waiting; false: not connected, or much is on its way already. */
+  report(message: HitsMessage): boolean;
   close(): Promise<void>;
 }
 
@@ -55,6 +58,8 @@ const CONNECT_TIMEOUT = 5_000;
 /** Bytes that the server may send ahead; the default of 64 KiB makes a snapshot slow over a long way. */
 const STREAM_WINDOW = 4 * 1024 * 1024;
 const SESSION_WINDOW = 16 * 1024 * 1024;
+/** Bytes that wait for a slow controller before reports are held back; acknowledgements never are. */
+const REPORTS_WAITING = 1024 * 1024;
 /** A plan that could not be applied is tried again, ever more seldom. */
 const RETRY_FIRST = 1_000;
 const RETRY_LAST = 30_000;
@@ -67,7 +72,7 @@ interface Held<R extends PlanRole> {
 export function startPlanClient<R extends PlanRole>(options: PlanClientOptions<R>): PlanClient {
   const client = new Client(options);
   client.connect();
-  return { close: () => client.close() };
+  return { report: (message) => client.report(message), close: () => client.close() };
 }
 
 class Client<R extends PlanRole> {
@@ -265,6 +270,12 @@ class Client<R extends PlanRole> {
     const wait = Math.min(RETRY_FIRST * 2 ** this.#failures, RETRY_LAST);
     this.#failures++;
     this.#retryTimer = setTimeout(() => this.#apply(), wait);
+  }
+
+  report(message: HitsMessage): boolean {
+    if (!this.#connected || (this.#stream?.writableLength ?? 0) > REPORTS_WAITING) return false;
+    this.#send(message);
+    return true;
   }
 
   #send(message: ClientMessage): void {

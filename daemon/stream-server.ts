@@ -14,6 +14,7 @@ import {
   type ClientMessage,
   formatMessage,
   type HelloMessage,
+  type HitsMessage,
   LineReader,
   MAX_CLIENT_LINE,
   PLAN_STREAM_PATH,
@@ -45,6 +46,7 @@ export interface PlanServerOptions {
   /** A plan is in force (no error), or could not be applied. It covers every older generation too. */
   onAck(client: PlanPeer, generation: number, error?: string): void;
   onGone(client: PlanPeer): void;
+  onHits?(gateway: string, message: HitsMessage): void;
 }
 
 export interface PlanServer {
@@ -220,6 +222,10 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     switch (message.type) {
       case 'hello':
         refuse(link.stream, 'a second hello');
+        return;
+      case 'hits':
+        if (link.peer.role === 'gateway') options.onHits?.(link.peer.name, message);
+        else refuse(link.stream, 'hits of no gateway');
         return;
       case 'resync':
         // A snapshot fits always; whoever asks for another one would only fill our memory.

@@ -10,7 +10,7 @@ import { markText, type NftSet } from '../kernel/nft.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
-import { decide, type Endings, verdictOf } from './verdict.ts';
+import { countedVerdicts, type Denials, decide, HITS_SET, hitsSet, verdictOf } from './verdict.ts';
 
 export interface CompiledPolicy {
   sets: Record<string, NftSet>;
@@ -22,21 +22,24 @@ export interface CompiledPolicy {
   ruleNumbers: Map<string, number>;
 }
 
-export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Endings): CompiledPolicy {
+export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denials): CompiledPolicy {
   const sets: Record<string, NftSet> = {};
   const numbers = ruleNumbers(Object.keys(plan.rules));
+  const verdicts = countedVerdicts(chains, denials);
   const groupMarks = groupNumbers(Object.keys(plan.groups));
   const destinations = new DestinationSets(plan, sets);
 
   function ruleLines(id: string, rule: RuleEntry): string[] {
     const number = numbers.get(id) ?? 0;
-    const verdict = verdictOf(rule, number, endings);
+    const verdict = verdictOf(rule, number, verdicts);
     return destinations.matches(rule.services).map((match) => `${match}${verdict}`.trim());
   }
 
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
-  const last = permits ? decide(number) : `meta mark set ${markText(ruleMark(number))} goto ${endings.byDefault()}`;
+  const last = permits
+    ? decide(number, verdicts)
+    : `meta mark set ${markText(ruleMark(number))} goto ${verdicts.byDefault()}`;
 
   function contextChain(context: Context, key: string, group: GroupEntry): string[] {
     const lines = group.rules[context].flatMap((id) => {
@@ -54,5 +57,6 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, endings: Ending
     elements.set(markText(groupMarks.get(key) ?? 0), `goto ${chains.add('group', rules)}`);
   }
   sets.groups = { type: 'mark', value: 'verdict', elements };
+  sets[HITS_SET] = hitsSet(numbers.values());
   return { sets, walk: 'meta mark vmap @groups', groupMarks, ruleNumbers: numbers };
 }

@@ -69,7 +69,7 @@ export function parseCounters(json: string): Record<string, CounterValue> {
   return counters;
 }
 
-/** `set NAME {`, `type …` or `typeof …`, `flags …` of the text listing → the texts of shapeOf(). */
+/** `set NAME {`, `type …` or `typeof …`, `size …`, `flags …`, `counter` of the text listing → the texts of shapeOf(). */
 function parseShapes(terse: string): Map<string, string> {
   const shapes = new Map<string, string>();
   let name: string | undefined;
@@ -78,7 +78,8 @@ function parseShapes(terse: string): Map<string, string> {
     if (opened?.[1] !== undefined) name = opened[1];
     else if (line === '\t}') name = undefined;
     else if (name !== undefined && /^\t\t(type|typeof) /.test(line)) shapes.set(name, `${line.trim()};`);
-    else if (name !== undefined && /^\t\tflags /.test(line)) shapes.set(name, `${shapes.get(name)} ${line.trim()};`);
+    else if (name !== undefined && /^\t\t(flags |size |counter$)/.test(line))
+      shapes.set(name, `${shapes.get(name)} ${line.trim()};`);
   }
   return shapes;
 }

@@ -15,11 +15,12 @@ export const emptyState = (): NftState => ({
 const valueExpression = { mark: 'meta mark', verdict: 'verdict', ipv4_addr: 'ip saddr', ipv6_addr: 'ip6 saddr' };
 
 /** The body of `add set` / `add map`, which is also the text by which two shapes are compared. */
-export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval'>): string {
+export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'counted'>): string {
   const named = typeof set.type === 'string';
   const key = typeof set.type === 'string' ? `type ${set.type}` : `typeof ${set.type.typeof}`;
   const value = set.value === undefined ? '' : ` : ${named ? set.value : valueExpression[set.value]}`;
-  return `${key}${value};${set.interval ? ' flags interval;' : ''}`;
+  const counted = set.counted === undefined ? '' : ` size ${set.counted}; flags dynamic; counter;`;
+  return `${key}${value};${set.interval ? ' flags interval;' : ''}${counted}`;
 }
 
 export const isMapShape = (shape: string): boolean => shape.includes(' : ');

@@ -15,6 +15,8 @@ export interface NftSet {
   /** Present: a map. */
   value?: 'mark' | 'verdict' | 'ipv4_addr' | 'ipv6_addr';
   interval?: boolean;
+  /** Each element counts the packets that `update @SET { KEY }` names it for; the set takes so many elements. */
+  counted?: number;
   /** Key text → value text ('' for a plain set), in the forms of nft-element.ts. */
   elements: Map<string, string>;
 }

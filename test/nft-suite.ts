@@ -53,6 +53,14 @@ export function everySet(): Record<string, NftSet> {
         [markText(10), 'accept'],
       ]),
     },
+    counts: {
+      type: 'mark',
+      counted: 1 << 10,
+      elements: new Map([
+        [markText(7), ''],
+        [markText(0x80000000), ''],
+      ]),
+    },
     mark_protocols: {
       type: 'mark . inet_proto',
       elements: new Map([

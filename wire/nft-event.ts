@@ -2,9 +2,8 @@
  * nftables events (<linux/netfilter/nf_tables.h>), as far as Sluice asks: which table was deleted. `nft flush ruleset`
  * deletes each. Leaves out everything else that a transaction tells.
  */
-import { AttributeCursor, messageType, NFNL_HEADER } from './nlattr.ts';
+import { AttributeCursor, messageType, NFNL_HEADER, NFNL_SUBSYS_NFTABLES } from './nlattr.ts';
 
-const NFNL_SUBSYS_NFTABLES = 10;
 const NFT_MSG_DELTABLE = 2;
 const NFTA_TABLE_NAME = 1;
 /** NFT_TABLE_MAXNAMELEN of older kernels; ours are shorter. */

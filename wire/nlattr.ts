@@ -26,6 +26,7 @@ const NLA_TYPE_MASK = 0x3fff;
 export const NFNL_SUBSYS_CTNETLINK = 1;
 export const NFNL_SUBSYS_QUEUE = 3;
 export const NFNL_SUBSYS_ULOG = 4;
+export const NFNL_SUBSYS_NFTABLES = 10;
 
 function le16(bytes: Uint8Array, at: number): number {
   return (bytes[at] ?? 0) | ((bytes[at + 1] ?? 0) << 8);

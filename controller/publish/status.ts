@@ -51,6 +51,7 @@ export class StatusDirectory {
   readonly #times = new Map<string, Map<string, TimedCondition>>();
   #known = false;
   #next: { statuses: ReadonlyMap<string, Status>; errors: readonly SourceError[] } | undefined;
+  readonly #patches = new Map<string, Status>();
   #writing: Promise<void> | undefined;
 
   constructor(root: string, log: Logger, now: () => number = Date.now) {
@@ -62,6 +63,17 @@ export class StatusDirectory {
   /** Returns at once; what is published while files are written replaces what was waiting. */
   publish(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): void {
     this.#next = { statuses, errors };
+    this.#patches.clear();
+    this.#start();
+  }
+
+  /** Writes the status of these objects alone. What is published later replaces it. */
+  patch(statuses: ReadonlyMap<string, Status>): void {
+    for (const [key, status] of statuses) this.#patches.set(key, status);
+    this.#start();
+  }
+
+  #start(): void {
     this.#writing ??= this.#run().finally(() => {
       this.#writing = undefined;
     });
@@ -72,11 +84,16 @@ export class StatusDirectory {
   }
 
   async #run(): Promise<void> {
-    while (this.#next !== undefined) {
-      const { statuses, errors } = this.#next;
+    while (this.#next !== undefined || this.#patches.size > 0) {
+      const next = this.#next;
       this.#next = undefined;
       try {
-        await this.#writeAll(statuses, errors);
+        if (next !== undefined) await this.#writeAll(next.statuses, next.errors);
+        // What is patched is newer than all that waits to be published.
+        if (this.#next !== undefined) continue;
+        const patches = [...this.#patches];
+        this.#patches.clear();
+        for (const [key, status] of patches) await this.#writeStatus(key, status);
       } catch (error) {
         this.#log.error({ reason: String(error) }, 'cannot write status');
       }
@@ -88,21 +105,24 @@ export class StatusDirectory {
     this.#known = true;
     const wanted = new Set<string>(['errors']);
     await this.#write('errors', stringify({ errors }));
-    for (const [key, status] of statuses) {
-      const [kind, ...names] = key.split('/');
-      if (kind === undefined || names.length === 0 || !names.every((name) => SAFE.test(name))) continue;
-      wanted.add(key);
-      const conditions = status.conditions.map((condition) => this.#timed(key, condition));
-      this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
-      const name = names.at(-1);
-      const metadata = names.length > 1 ? { namespace: names[0], name } : { name };
-      await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
-    }
+    for (const [key, status] of statuses) if (await this.#writeStatus(key, status)) wanted.add(key);
     for (const key of [...this.#written.keys()].filter((written) => !wanted.has(written))) {
       await rm(this.#file(key), { force: true });
       this.#written.delete(key);
       this.#times.delete(key);
     }
+  }
+
+  /** false: its key can be no file. */
+  async #writeStatus(key: string, status: Status): Promise<boolean> {
+    const [kind, ...names] = key.split('/');
+    if (kind === undefined || names.length === 0 || !names.every((name) => SAFE.test(name))) return false;
+    const conditions = status.conditions.map((condition) => this.#timed(key, condition));
+    this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
+    const name = names.at(-1);
+    const metadata = names.length > 1 ? { namespace: names[0], name } : { name };
+    await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
+    return true;
   }
 
   #timed(key: string, condition: Condition): TimedCondition {

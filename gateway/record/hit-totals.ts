@@ -17,6 +17,7 @@ import type { GatewayPlan } from '../../api/plan.ts';
 import { isRecord } from '../../api/plan-delta.ts';
 import type { CounterValue } from '../../kernel/nft.ts';
 import { DEFAULT_ACTION } from '../marks.ts';
+import type { FlowRecord } from './flow-record.ts';
 
 /** A rule may be away for a moment: a file renamed, a manifest refused. Then its totals go on. */
 const KEEP_MS = 3_600_000;
@@ -43,6 +44,22 @@ export function numberedRules(plan: GatewayPlan, ruleNumbers: ReadonlyMap<string
   return numbered;
 }
 
+/** Whether two plans count the same rules under the same numbers, which only their ids decide. */
+export function sameNumbers(a: GatewayPlan, b: GatewayPlan): boolean {
+  if (a === b) return true;
+  const pool = ({ settings }: GatewayPlan): string =>
+    'pool' in settings ? `${settings.pool.pool} ${settings.pool.defaultAction}` : '';
+  const ids = Object.keys(a.rules);
+  if (pool(a) !== pool(b) || ids.length !== Object.keys(b.rules).length) return false;
+  return ids.every((id) => a.rules[id]?.action === b.rules[id]?.action);
+}
+
+/** The rule that permitted a flow; undefined where its record does not say. */
+export function hitsIdOf({ context, rule, reason }: FlowRecord, pool: string): string | undefined {
+  if (context !== undefined && rule !== undefined) return `${context}/${rule}`;
+  return reason === 'default-action' && pool !== '' ? defaultActionId(pool) : undefined;
+}
+
 export interface SavedHits {
   /** The counters as they were last read. */
   counters: [number: number, id: string, denies: boolean, packets: number, bytes: number][];
@@ -51,6 +68,8 @@ export interface SavedHits {
 
 export class HitTotals {
   readonly totals = new Map<string, RuleHits>();
+  /** Something is to be saved. */
+  dirty = false;
   #numbered = new Map<number, Numbered>();
   #last = new Map<number, CounterValue>();
   /** Id of a rule that is not in the plan → since when. The longest gone first. */
@@ -59,6 +78,7 @@ export class HitTotals {
 
   /** The numbering in force from now on. What was counted before should have been read. */
   use(numbered: Map<number, Numbered>, now: number): void {
+    this.dirty = true;
     this.#numbered = numbered;
     for (const number of this.#last.keys()) if (!numbered.has(number)) this.#last.delete(number);
     const here = new Set([...numbered.values()].map(({ id }) => id));
@@ -69,13 +89,19 @@ export class HitTotals {
     this.#forget(now);
   }
 
-  /** What the kernel's counters say. One that is not among them was not read: it says nothing. */
+  /**
+   * What the kernel's counters say. One that is not among them was not read: it says nothing. None at all: they are
+   * gone with their table, and the next ones start at zero.
+   */
   fold(counts: ReadonlyMap<number, CounterValue>, now: number): void {
+    if (counts.size === 0) this.#last.clear();
     for (const [number, value] of counts) {
       const rule = this.#numbered.get(number);
       if (rule === undefined) continue;
       const last = this.#last.get(number);
       this.#last.set(number, value);
+      if (value.packets === last?.packets) continue;
+      this.dirty = true;
       // A counter only grows; one that is smaller was made anew.
       const base = last === undefined || value.packets < last.packets ? { packets: 0, bytes: 0 } : last;
       const packets = value.packets - base.packets;
@@ -97,11 +123,6 @@ export class HitTotals {
     const totals = this.#of(id);
     totals.packets += packets;
     totals.bytes += bytes;
-  }
-
-  /** The kernel's counters are gone with their table: the next ones start at zero. */
-  tableGone(): void {
-    this.#last.clear();
   }
 
   /** Totals that changed since they were taken, the longest waiting first. */
@@ -155,6 +176,7 @@ export class HitTotals {
       this.totals.set(id, totals);
     }
     this.#changed.add(id);
+    this.dirty = true;
     return totals;
   }
 

@@ -1,0 +1,93 @@
+/**
+ * Hit counters in the controller: reports of gateways → sums on disk (DIR/hits.json) → statuses, at the pace that
+ * publish/hits.ts allows. Lost with a crash is at most what the next report tells again.
+ */
+import { hitsIdOfObject } from '../api/hits.ts';
+import type { HitsMessage } from '../api/plan-stream.ts';
+import type { Logger } from '../daemon/log.ts';
+import type { Status } from './plan/condition.ts';
+import { HitSums } from './publish/hits.ts';
+import { readJson, writeJson } from './state-file.ts';
+
+export const HITS_FILE = 'hits.json';
+const TICK_MS = 1_000;
+/** After each save so many times as long as it took, and at least so many milliseconds. */
+const SAVE_SHARE = 20;
+const SAVE_MS = 10_000;
+
+export interface ControllerHitsOptions {
+  state: string;
+  /** Writes some statuses, without a new planning. */
+  patch(statuses: ReadonlyMap<string, Status>): void;
+  log: Logger;
+  now(): number;
+}
+
+export class ControllerHits {
+  readonly #options: ControllerHitsOptions;
+  readonly #sums: HitSums;
+  /** Counted objects as they were published last, without counters; by the id of what is counted. */
+  #published = new Map<string, { key: string; status: Status }>();
+  readonly #timer: NodeJS.Timeout;
+  #saving: Promise<void> = Promise.resolve();
+  #saveAt: number;
+
+  private constructor(options: ControllerHitsOptions, sums: HitSums) {
+    this.#options = options;
+    this.#sums = sums;
+    this.#saveAt = options.now() + SAVE_MS;
+    this.#timer = setInterval(() => this.#tick(), TICK_MS).unref();
+  }
+
+  static async open(options: ControllerHitsOptions): Promise<ControllerHits> {
+    return new ControllerHits(options, HitSums.restore(await readJson(options.state, HITS_FILE)));
+  }
+
+  report(gateway: string, { epoch, rules }: HitsMessage): void {
+    this.#sums.report(gateway, epoch, rules);
+  }
+
+  /** The statuses with the counters that they may show; who is in them is counted from now on. */
+  publish(statuses: ReadonlyMap<string, Status>): Map<string, Status> {
+    const result = new Map<string, Status>();
+    this.#published = new Map();
+    for (const [key, status] of statuses) {
+      const id = hitsIdOfObject(key);
+      if (id !== undefined) this.#published.set(id, { key, status });
+      result.set(key, id === undefined ? status : this.#sums.with(id, status));
+    }
+    this.#sums.use(this.#published, this.#options.now());
+    return result;
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#saving;
+    await this.#save();
+  }
+
+  #tick(): void {
+    const now = this.#options.now();
+    const patches = new Map<string, Status>();
+    for (const id of this.#sums.due(now)) {
+      const published = this.#published.get(id);
+      if (published !== undefined) patches.set(published.key, this.#sums.with(id, published.status));
+    }
+    if (patches.size > 0) this.#options.patch(patches);
+    if (now < this.#saveAt) return;
+    this.#saveAt = Number.POSITIVE_INFINITY;
+    const began = performance.now();
+    this.#saving = this.#save().finally(() => {
+      this.#saveAt = this.#options.now() + Math.max(SAVE_MS, SAVE_SHARE * (performance.now() - began));
+    });
+  }
+
+  async #save(): Promise<void> {
+    if (!this.#sums.dirty) return;
+    this.#sums.dirty = false;
+    await writeJson(this.#options.state, HITS_FILE, this.#sums.save()).catch((error: unknown) => {
+      this.#sums.dirty = true;
+      this.#options.log.error({ reason: String(error) }, 'cannot save the hit counters');
+    });
+  }
+}
