@@ -6,26 +6,28 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
+import { hitsMessage } from '../api/plan-stream.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
+import { startReconciler } from '../daemon/reconciler.ts';
 import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
-import { startPlanClient } from '../daemon/stream-client.ts';
+import { type PlanClient, startPlanClient } from '../daemon/stream-client.ts';
 import { announce } from '../kernel/announce.ts';
 import { endFlows } from '../kernel/conntrack.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
+import { listCounts } from '../kernel/nft-counts.ts';
 import { HostNft } from '../kernel/nft-host.ts';
-import { watchTable } from '../kernel/nft-watch.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
+import { GatewayHits } from './hits.ts';
 import { gatewayMetrics } from './metrics.ts';
+import { hitsMetrics } from './metrics-hits.ts';
 import { FlowLog } from './record/flow-log.ts';
 import { viewOf } from './record/flow-record.ts';
 import { Recorder } from './record/recorder.ts';
-
-/** The kernel does not tell of every change to what is ours; so often it is compared with the plan. */
-const RECONCILE_MS = 30_000;
+import { HITS_SET } from './verdict.ts';
 
 export interface GatewayOptions {
   name: string;
@@ -48,31 +50,45 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   const gateway = new GatewayApply(options.name, kernel, options.state);
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');
+  let client: PlanClient | undefined;
+  const hits = await GatewayHits.open({
+    state: options.state,
+    boot: (await readSysctl('kernel/random/boot_id')) ?? '',
+    counts: () => listCounts(NFT_TABLE_GATEWAY, HITS_SET),
+    lookAtFlows: () => recorder.lookAtFlows(),
+    report: (epoch, rules) => client?.report(hitsMessage(epoch, rules)) ?? false,
+    onError: (error) => log.error({ err: error }, 'hits of rules'),
+  });
   const recorder = new Recorder({
     view: viewOf(options.name, emptyGatewayPlan(), new Map()),
     onRecord: (record) => {
       metrics.record(record);
       flowLog?.write(record);
     },
+    onTraffic: (started, carried) => hits.traffic(started, carried),
+    lookedAt: hits.lookedAt,
     onError: (error) => log.error({ err: error }, 'records: kernel events'),
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
+  hitsMetrics(registry, hits);
   let inForce: number | undefined;
   let connected = false;
   let current: GatewayPlan | undefined;
-  // One at a time, plans and reconciliations alike.
-  let last: Promise<unknown> = Promise.resolve();
-  const inTurn = (work: () => Promise<void>): Promise<void> => {
-    const mine = last.then(work);
-    last = mine.catch(() => undefined);
-    return mine;
+  const reconcile = async (): Promise<void> => {
+    if (current === undefined || inForce === undefined) return;
+    gateway.forget();
+    await hits.recount();
+    await apply(current, inForce);
   };
+  const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_GATEWAY, reconcile, log);
 
   async function apply(plan: GatewayPlan, generation: number): Promise<void> {
     const began = performance.now();
     try {
+      await hits.before(plan);
       const { ruleNumbers, flowsEnded, nftBytes } = await gateway.apply(plan);
       recorder.view = viewOf(options.name, plan, ruleNumbers);
+      hits.inForce(plan, ruleNumbers);
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
       inForce = generation;
@@ -93,7 +109,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
-  const client = startPlanClient({
+  hits.start();
+  client = startPlanClient({
     role: 'gateway',
     name: options.name,
     url: options.controller,
@@ -108,24 +125,9 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     onState(state) {
       connected = state === 'connected';
       metrics.connected(connected);
+      if (connected) hits.connected();
     },
     log,
-  });
-  const reconcile = (): void => {
-    void inTurn(async () => {
-      if (current === undefined || inForce === undefined) return;
-      gateway.forget();
-      await apply(current, inForce);
-    }).catch(() => undefined);
-  };
-  const timer = setInterval(reconcile, RECONCILE_MS);
-  const watch = watchTable({
-    table: NFT_TABLE_GATEWAY,
-    onDeleted() {
-      log.error({ table: NFT_TABLE_GATEWAY }, 'somebody deleted the table: putting it back');
-      reconcile();
-    },
-    onError: (error) => log.error({ err: error }, 'nftables events'),
   });
   const http =
     options.metrics === undefined
@@ -142,10 +144,9 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   return {
     async close() {
       await http?.close();
-      clearInterval(timer);
-      await watch.close();
-      await client.close();
-      await last;
+      await client?.close();
+      await reconciler.close();
+      await hits.close();
       await recorder.close();
       flowLog?.close();
     },
