@@ -13,6 +13,7 @@ import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
+import { ControllerHits } from './hits.ts';
 import { watchDirectory } from './observe/directory.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
@@ -50,6 +51,7 @@ export async function runController(options: ControllerOptions): Promise<Control
   const metrics = controllerMetrics();
   const versions = new Versions();
   const statuses = new StatusDirectory(join(path, '.status'), log, now);
+  const hits = await ControllerHits.open({ state, patch: (patches) => statuses.patch(patches), log, now });
   const stored = await readJson(state, STATE_FILE);
   const known = isRecord(stored) ? readMemory(stored.memory) : undefined;
   if (stored !== undefined && known === undefined) log.error({ file: STATE_FILE }, 'state is damaged; it is made anew');
@@ -85,6 +87,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       versions.gone(client);
       trigger();
     },
+    onHits: (gateway, message) => hits.report(gateway, message),
   }).catch(async (error: unknown) => {
     await source.close();
     throw error;
@@ -124,7 +127,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       stop();
       await keep(result.memory);
       publish(result);
-      statuses.publish(withErrors(result.statuses, errors), errors);
+      statuses.publish(hits.publish(withErrors(result.statuses, errors)), errors);
       warn(result);
       metrics.observe(snapshot, errors.length, versions, generation, result.held);
       alarm.set(plannedAt, result.wakeAt);
@@ -191,6 +194,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       await planning;
       alarm.close();
       await saving;
+      await hits.close();
       await statuses.close();
     },
   };
