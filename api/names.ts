@@ -11,6 +11,8 @@ export const API_VERSION = 'sluice.dev/v1alpha1';
 export const CONTROLLER_NAMESPACE = 'sluice-system';
 /** A namespace with this label "true" lends its ExternalServices to cluster rules as `namespace/name`. */
 export const LABEL_TRUSTED_SERVICES = 'sluice.dev/trusted-services';
+/** A namespace with this label "Audit" has its whole policy counted and logged, and not enforced. */
+export const LABEL_MODE = 'sluice.dev/mode';
 /** Label that the API server puts on every namespace: its own name. */
 export const LABEL_NAMESPACE_NAME = 'kubernetes.io/metadata.name';
 /** Label by which an EndpointSlice names its Service. */

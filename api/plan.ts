@@ -76,6 +76,8 @@ export interface WorkloadEntry {
 /** Workloads with one policy: the rules that can apply to them, in the order in which they are walked. */
 export interface GroupEntry {
   namespace: string;
+  /** What the policy would drop or reject is counted, logged and let through. Absent: it is enforced. */
+  audit?: true;
   rules: Record<Context, string[]>;
 }
 
@@ -86,6 +88,8 @@ export interface RuleEntry {
   namespace?: string;
   name: string;
   action: Action;
+  /** What it matches is counted and logged, and the walk goes on as if it had not. Absent: it is enforced. */
+  mode?: 'Audit';
   priority: number;
   /** Keys into `services`, or '*' for any destination. */
   services: string[] | '*';

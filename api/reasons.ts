@@ -39,6 +39,14 @@ export const countedReasons: readonly CountedReason[] = [
   'default-action',
 ];
 
+/** Reasons of hits of audit: what a rule in audit would have done, and what a policy in audit would have denied by default. */
+export const auditReasons = ['rule', 'default-action'] as const;
+export type AuditReason = (typeof auditReasons)[number];
+
+export function auditCounterName(reason: AuditReason): string {
+  return `audit_${reason.replaceAll('-', '_')}`;
+}
+
 /** The name of the nft counter of a reason: nft identifiers have no hyphen in our tables. */
 export function counterName(reason: CountedReason): string {
   return `drop_${reason.replaceAll('-', '_')}`;

@@ -258,7 +258,12 @@ export function answerText(answer: Answer, paint: Paint): string {
       const others = [true, undefined].flatMap((late) => excluded.filter((rule) => rule.outOfSchedule === late));
       const more = others.length - MAX_EXCLUDED;
       const rows = [
-        ...steps.map(({ matched, rule, action, why }) => [matched ? '  *' : '', rule, action, why]),
+        ...steps.map(({ matched, rule, action, audit, why }) => [
+          matched ? '  *' : '',
+          rule,
+          audit ? `${action} (audit)` : action,
+          why,
+        ]),
         ...others.slice(0, MAX_EXCLUDED).map(({ rule, why }) => ['', rule, '', `does not apply: ${why}`]),
         ...(more > 0 ? [['', `and ${more} more`, '', 'do not apply (-o json)']] : []),
       ];

@@ -191,8 +191,10 @@ export function uselessRules(gatewayPlan: GatewayPlan, scheduled: ReadonlySet<st
   const useful = new Set<string>();
   const { rules } = gatewayPlan;
   const defaultDrops = !('pool' in gatewayPlan.settings) || gatewayPlan.settings.pool.defaultAction === 'Drop';
+  const audited = (id: string): boolean => rules[id]?.mode === 'Audit';
   const permitting = (id: string): boolean => {
     const rule = rules[id];
+    if (audited(id)) return false;
     return rule?.action === 'accept-decisively' || (rule?.action === 'accept' && rule.context === 'service');
   };
   const covers = (id: string, other: string): boolean => {
@@ -207,7 +209,7 @@ export function uselessRules(gatewayPlan: GatewayPlan, scheduled: ReadonlySet<st
       list.forEach((id, index) => {
         const before = list
           .slice(0, index)
-          .find((earlier) => !scheduled.has(keyOfRule(earlier)) && covers(earlier, id));
+          .find((earlier) => !scheduled.has(keyOfRule(earlier)) && !audited(earlier) && covers(earlier, id));
         const rule = rules[id];
         if (rule?.services !== '*' && rule?.services.length === 0) {
           useless.set(id, 'matches nothing: none of its ExternalServices exists');

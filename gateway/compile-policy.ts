@@ -10,7 +10,7 @@ import { markText, type NftSet } from '../kernel/nft.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
-import { countedVerdicts, type Denials, decide, HITS_SET, hitsSet, verdictOf } from './verdict.ts';
+import { auditLines, countedVerdicts, type Denials, decide, HITS_SET, hitsSet, letPass, verdictOf } from './verdict.ts';
 
 export interface CompiledPolicy {
   sets: Record<string, NftSet>;
@@ -29,31 +29,37 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
   const groupMarks = groupNumbers(Object.keys(plan.groups));
   const destinations = new DestinationSets(plan, sets);
 
-  function ruleLines(id: string, rule: RuleEntry): string[] {
+  function ruleLines(id: string, rule: RuleEntry, audit: boolean): string[] {
     const number = numbers.get(id) ?? 0;
-    const verdict = verdictOf(rule, number, verdicts);
-    return destinations.matches(rule.services).map((match) => `${match}${verdict}`.trim());
+    const matches = destinations.matches(rule.services);
+    if (rule.mode === 'Audit') return auditLines(matches, number, verdicts, chains);
+    const denies = rule.action === 'drop' || rule.action === 'reject';
+    const verdict = audit && denies ? letPass('rule', number, verdicts, chains) : verdictOf(rule, number, verdicts);
+    return matches.map((match) => `${match}${verdict}`.trim());
   }
 
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
-  const last = permits
-    ? decide(number, verdicts)
-    : `meta mark set ${markText(ruleMark(number))} goto ${verdicts.byDefault()}`;
+
+  function lastRule({ audit }: GroupEntry): string {
+    if (permits) return decide(number, verdicts);
+    if (audit) return letPass('default-action', number, verdicts, chains);
+    return `meta mark set ${markText(ruleMark(number))} goto ${verdicts.byDefault()}`;
+  }
 
   function contextChain(context: Context, key: string, group: GroupEntry): string[] {
     const lines = group.rules[context].flatMap((id) => {
       const rule = plan.rules[id];
       // Half a policy could permit what the whole one forbids.
       if (rule === undefined) throw new TypeError(`group ${key} names rule ${id}, which the plan does not hold`);
-      return ruleLines(id, rule);
+      return ruleLines(id, rule, group.audit === true);
     });
     return lines.length === 0 ? [] : [`jump ${chains.add(context, lines)}`];
   }
 
   const elements = new Map<string, string>();
   for (const [key, group] of Object.entries(plan.groups)) {
-    const rules = [...contexts.flatMap((context) => contextChain(context, key, group)), last];
+    const rules = [...contexts.flatMap((context) => contextChain(context, key, group)), lastRule(group)];
     elements.set(markText(groupMarks.get(key) ?? 0), `goto ${chains.add('group', rules)}`);
   }
   sets.groups = { type: 'mark', value: 'verdict', elements };

@@ -27,7 +27,7 @@ import {
   NFT_TABLE_GATEWAY,
 } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
-import { countedReasons, counterName, type DropReason } from '../api/reasons.ts';
+import { auditCounterName, auditReasons, countedReasons, counterName, type DropReason } from '../api/reasons.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
 import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
@@ -71,6 +71,7 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
     drop: ending('drop', 'rule', ['drop']),
     reject: ending('reject', 'rule', reject),
     byDefault: () => ending('drop', 'default-action', ['drop']),
+    audit: (reason) => chains.add('audit', [`counter name ${auditCounterName(reason)}`, log('audit')]),
   });
   const hairpin = (last: string[]): string =>
     chains.add('hairpin', [`counter name ${counterName('hairpin')}`, log('hairpin'), ...last]);
@@ -105,7 +106,7 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
   const undecided = undecidedPackets(chains, ingress, dropped);
-  const counters = countedReasons.map(counterName);
+  const counters = [...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)];
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
   const guarded = (settled: boolean): Ruleset => {
     const all = { ...chains.all, ...lastHook(ingress, dropped('leak'), undecided, tunnelled, settled) };

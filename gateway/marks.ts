@@ -29,7 +29,7 @@ export const ruleNumbers = (ids: Iterable<string>): Map<string, number> =>
   numberNames([...ids, DEFAULT_ACTION], RULE_NUMBERS);
 export const groupNumbers = (keys: Iterable<string>): Map<string, number> => numberNames(keys, GROUP_NUMBERS);
 
-/** Rule number ↔ bits of ct mark (and of the packet mark of a logged denial). */
+/** Rule number ↔ bits of ct mark (and of the packet mark of a logged denial or hit of audit). */
 export const ruleMark = (number: number): number => (number << CT_RULE_SHIFT) >>> 0;
 export const ruleNumberOf = (mark: number): number => (mark & ~CT_DECIDED) >>> CT_RULE_SHIFT;
 export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;

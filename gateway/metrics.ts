@@ -4,7 +4,7 @@
  */
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
-import { countedReasons, counterName } from '../api/reasons.ts';
+import { auditCounterName, auditReasons, countedReasons, counterName } from '../api/reasons.ts';
 import type { Nft } from '../kernel/nft.ts';
 import type { FlowLog } from './record/flow-log.ts';
 import type { FlowRecord } from './record/flow-record.ts';
@@ -37,6 +37,17 @@ export function gatewayMetrics(
       const values = await nft.counters(NFT_TABLE_GATEWAY);
       this.reset();
       for (const reason of countedReasons) this.inc({ reason }, values[counterName(reason)]?.packets ?? 0);
+    },
+  });
+  new Counter({
+    name: 'sluice_gateway_audit_hits_total',
+    help: 'Packets that a rule or policy in audit would have decided, by reason; from the kernel, whose counters start with the table',
+    labelNames: ['reason'],
+    registers,
+    async collect() {
+      const values = await nft.counters(NFT_TABLE_GATEWAY);
+      this.reset();
+      for (const reason of auditReasons) this.inc({ reason }, values[auditCounterName(reason)]?.packets ?? 0);
     },
   });
   new Gauge({

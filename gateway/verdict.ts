@@ -6,6 +6,7 @@
  */
 import { CT_RULE_MASK, GATEWAY_CHECKED_MARK, GATEWAY_CT_MASK } from '../api/names.ts';
 import type { RuleEntry } from '../api/plan.ts';
+import type { AuditReason } from '../api/reasons.ts';
 import { markText, type NftSet } from '../kernel/nft.ts';
 import type { Chains } from './chains.ts';
 import { ruleMark } from './marks.ts';
@@ -29,6 +30,8 @@ export interface Denials {
   reject: string;
   /** The drop of the pool's default action, made if it is needed. */
   byDefault(): string;
+  /** Counts and logs a hit of audit, then goes back to where it was jumped to from. */
+  audit(reason: AuditReason): string;
 }
 
 /** Chains that count a packet for the rule of its mark, and then do what the rule says. */
@@ -36,6 +39,8 @@ export interface Verdicts extends Denials {
   permit(): string;
   /** Back to the walk. */
   passOn(): string;
+  /** A hit of a rule in audit, and back to the walk. */
+  audited(): string;
 }
 
 /** Chains are made when they are needed. */
@@ -47,7 +52,7 @@ function once(make: () => string): () => string {
   };
 }
 
-export function countedVerdicts(chains: Chains, { drop, reject, byDefault }: Denials): Verdicts {
+export function countedVerdicts(chains: Chains, { drop, reject, byDefault, audit }: Denials): Verdicts {
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
   return {
@@ -62,6 +67,8 @@ export function countedVerdicts(chains: Chains, { drop, reject, byDefault }: Den
       ]),
     ),
     passOn: once(() => chains.add('pass', [count, 'return'])),
+    audit,
+    audited: once(() => chains.add('audit', [count, `goto ${audit('rule')}`])),
   };
 }
 
@@ -84,4 +91,19 @@ export function verdictOf(rule: RuleEntry, number: number, verdicts: Verdicts): 
     case 'reject':
       return marked(verdicts.reject);
   }
+}
+
+/** A rule in audit: what its destinations match is counted and logged, once, and the walk goes on. */
+export function auditLines(matches: string[], number: number, { audited }: Verdicts, chains: Chains): string[] {
+  const mark = `meta mark set ${markText(ruleMark(number))}`;
+  if (matches.length < 2) return matches.map((match) => `${match}${mark} jump ${audited()}`);
+  // A packet may lie in two sets.
+  const lines = matches.map((match) => `${match}${mark} goto ${audited()}`);
+  return [`jump ${chains.add('audited', lines)}`];
+}
+
+/** Instead of a denial, where the whole policy is in audit: permitted in the name of what would have denied. */
+export function letPass(reason: AuditReason, number: number, verdicts: Verdicts, chains: Chains): string {
+  const hit = `meta mark set ${markText(ruleMark(number))} jump ${verdicts.audit(reason)}`;
+  return `goto ${chains.add('let_pass', [hit, decide(number, verdicts)])}`;
 }

@@ -32,7 +32,8 @@ const endpoint = (address: string, port?: number): string =>
 export function formatRecord(r: FlowRecord): string {
   const who = r.pod === undefined ? r.source : `${r.namespace}/${r.pod}`;
   const as = r.egressIP === undefined || r.verdict !== 'accept' ? '' : ` as ${r.egressIP}`;
-  const why = r.rule === undefined ? r.reason : `${r.context} rule ${r.rule}`;
+  const by = r.rule === undefined ? r.reason : `${r.context} rule ${r.rule}`;
+  const why = r.wouldHave === undefined ? by : `${by} would have said ${r.wouldHave}`;
   const type = r.icmpType === undefined ? '' : ` type ${r.icmpType}/${r.icmpCode}`;
   const bytes = r.bytes === undefined ? '' : `, ${r.bytes.egress} B out, ${r.bytes.ingress} B in`;
   const columns = [

@@ -38,6 +38,8 @@ export interface BindInput {
   namespaceRules: NamespaceEgressRule[];
   serviceRules: ServiceEgressRule[];
   controllerNamespace: string;
+  /** Whose whole policy is in audit. */
+  auditedNamespaces: ReadonlySet<string>;
   /** Lists that were in force last, for drop and reject rules whose ExternalService is gone. */
   lastServices: Record<string, ServiceEntry>;
   /** For schedules; milliseconds since the epoch. */
@@ -92,8 +94,10 @@ export function bind(input: BindInput): Binding {
       conditions.push(conditionOf(rule, resolution, endpoints, schedule));
       if (!resolution.ok) continue;
       const id = `${context}/${qualifiedName(metadata)}`;
-      const { action, priority } = spec;
-      rules[id] = { context, ...tenant, name: metadata.name, action, priority, services: resolution.services };
+      const { action, priority, mode } = spec;
+      const { services } = resolution;
+      const audit = mode === 'Audit' && { mode };
+      rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services };
       // Out of its schedule it is in no group; its lists are still kept for the time when it is again.
       if (schedule?.open !== false) bound.push({ id, rule });
     }
@@ -120,6 +124,7 @@ export function bind(input: BindInput): Binding {
     const selects = ({ rule }: BoundRule<AnyRule>): boolean => excludes(rule, pod, endpoints) === undefined;
     const entry: GroupEntry = {
       namespace,
+      ...(input.auditedNamespaces.has(namespace) && { audit: true }),
       rules: {
         cluster: cluster.filter(selects).map(idOf),
         namespace: (namespaceRules.get(namespace) ?? []).filter(selects).map(idOf),
@@ -174,16 +179,19 @@ function conditionOf(
     ...condition,
     status: 'True',
     reason: remarks[0]?.reason ?? 'Accepted',
-    message: remarks.map(({ message }) => message).join('; ') || inForce(schedule),
+    message: remarks.map(({ message }) => message).join('; ') || inForce(rule, schedule),
   };
 }
 
-const inForce = (schedule: ScheduleState | undefined): string =>
-  schedule === undefined ? 'the rule is in force' : `the rule is in force; ${describeSchedule(schedule)}`;
+function inForce({ spec }: AnyRule, schedule: ScheduleState | undefined): string {
+  const state =
+    spec.mode === 'Audit' ? 'the rule is in audit: what it matches is counted and logged' : 'the rule is in force';
+  return schedule === undefined ? state : `${state}; ${describeSchedule(schedule)}`;
+}
 
 /** Content in the key: a group whose rules change is another group, and the data path can add it before it moves pods. */
-function groupKey({ namespace, rules }: GroupEntry): string {
-  const content = JSON.stringify([rules.cluster, rules.namespace, rules.service]);
+function groupKey({ namespace, rules, audit }: GroupEntry): string {
+  const content = JSON.stringify([rules.cluster, rules.namespace, rules.service, ...(audit ? ['audit'] : [])]);
   return `${namespace}/${createHash('sha256').update(content).digest('hex').slice(0, 12)}`;
 }
 

@@ -25,6 +25,18 @@ export interface Decision {
   /** Where the walk ended, if a rule decided. */
   context?: Context;
   rule?: string;
+  /** The policy of the source is in audit: this would have become of the flow, for the reason above. */
+  wouldHave?: 'drop' | 'reject';
+  /** Rules in audit that matched, in walking order. */
+  audited?: AuditHit[];
+}
+
+export interface AuditHit {
+  context: Context;
+  /** Rule id. */
+  rule: string;
+  /** What the rule would have done. */
+  action: Action;
 }
 
 /** A rule that the walk considered. */
@@ -34,6 +46,8 @@ export interface Step {
   rule: string;
   action: Action;
   matched: boolean;
+  /** The rule is in audit: matched or not, it decides nothing. */
+  audit?: true;
   why: string;
 }
 

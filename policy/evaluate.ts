@@ -1,20 +1,21 @@
 /**
  * What a policy means for a flow (design §4.1–4.4, §4.9): the one evaluator. `explain`, the re-check of established
  * flows and the tests' oracle call it, and the nftables compiler must agree with it on every packet.
+ * The verdict is what becomes of the flow: under audit that is accept, and beside it stands what would have become.
  * decide and explain are one walk; explain only writes down what the walk saw.
- * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits, audit.
+ * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits.
  */
 
 import { parseAddress } from '../api/address.ts';
 import type { Context, GroupEntry, Policy, WorkloadEntry } from '../api/plan.ts';
 import { contexts } from '../api/plan.ts';
 import { must } from '../api/result.ts';
-import type { CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
+import type { AuditHit, CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
 import { compileService, portOf } from './destination.ts';
 import { describeContext, describeDecision, describeMatch } from './explain.ts';
 
-export type { ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
+export type { AuditHit, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
 
 export interface Evaluator {
   decide(flow: Flow): Decision;
@@ -28,6 +29,8 @@ interface Source {
   key: string;
   workload: WorkloadEntry;
   rules: Record<Context, CompiledRule[]>;
+  /** Its whole policy is in audit. */
+  audit: boolean;
 }
 
 const ANY = 0;
@@ -39,9 +42,20 @@ export function compilePolicy(policy: Policy): Evaluator {
 
   function walk(source: Source | undefined, destination: Destination, seen?: Seen): Decision {
     if (source === undefined) return { verdict: 'drop', reason: 'unknown-source' };
+    const audited: AuditHit[] = [];
+    const enforced = walkContexts(source.rules, destination, audited, seen);
+    const { verdict } = enforced;
+    return {
+      ...enforced,
+      ...(source.audit && verdict !== 'accept' && { verdict: 'accept', wouldHave: verdict }),
+      ...(audited.length > 0 && { audited }),
+    };
+  }
+
+  function walkContexts(rules: Source['rules'], destination: Destination, audited: AuditHit[], seen?: Seen): Decision {
     let permitted: Decision | undefined;
     for (const context of contexts) {
-      const rule = firstMatch(source.rules[context], destination, seen);
+      const rule = firstMatch(rules[context], destination, audited, seen);
       if (rule === undefined) continue;
       const { action } = rule.entry;
       if (action === 'accept') {
@@ -62,8 +76,10 @@ export function compilePolicy(policy: Policy): Evaluator {
       const destination = destinationOf(flow);
       const steps: Step[] = [];
       const decision = walk(source, destination, (rule, matched, service) => {
-        const { context, action } = rule.entry;
-        steps.push({ context, rule: rule.id, action, matched, why: describeMatch(rule, flow, destination, service) });
+        const { context, action, mode } = rule.entry;
+        const audit = mode === 'Audit' && ({ audit: true } as const);
+        const why = describeMatch(rule, flow, destination, service);
+        steps.push({ context, rule: rule.id, action, matched, ...audit, why });
       });
       const outcomes = contexts.map((context) => outcomeOf(context, steps, decision));
       return {
@@ -77,11 +93,20 @@ export function compilePolicy(policy: Policy): Evaluator {
   };
 }
 
-function firstMatch(rules: CompiledRule[], destination: Destination, seen?: Seen): CompiledRule | undefined {
+/** Rules in audit that match on the way are added to `audited`. */
+function firstMatch(
+  rules: CompiledRule[],
+  destination: Destination,
+  audited: AuditHit[],
+  seen?: Seen,
+): CompiledRule | undefined {
   for (const rule of rules) {
     const service = matchingService(rule, destination);
     seen?.(rule, service !== NONE, service);
-    if (service !== NONE) return rule;
+    if (service === NONE) continue;
+    const { context, action, mode } = rule.entry;
+    if (mode !== 'Audit') return rule;
+    audited.push({ context, rule: rule.id, action });
   }
   return undefined;
 }
@@ -92,7 +117,7 @@ function matchingService(rule: CompiledRule, destination: Destination): number {
 }
 
 function outcomeOf(context: Context, steps: Step[], decision: Decision): ContextOutcome {
-  const matched = steps.find((step) => step.context === context && step.matched);
+  const matched = steps.find((step) => step.context === context && step.matched && step.audit !== true);
   const ended = decision.reason === 'rule' ? decision.context : undefined;
   const beyond = ended !== undefined && contexts.indexOf(context) > contexts.indexOf(ended);
   const reached = !beyond && decision.reason !== 'unknown-source';
@@ -103,7 +128,7 @@ function outcomeOf(context: Context, steps: Step[], decision: Decision): Context
       : matched.action === 'accept'
         ? 'accepted'
         : 'decided';
-  const considered = steps.filter((step) => step.context === context).length;
+  const considered = steps.filter((step) => step.context === context);
   const why = describeContext(context, outcome, matched, considered, ended);
   return { context, outcome, ...(matched && { rule: matched.rule }), why };
 }
@@ -125,7 +150,8 @@ function compileSources(policy: Policy): Map<string, Source> {
   const groups = new Map(Object.entries(policy.groups).map(([key, group]) => [key, compileGroup(group)]));
   const sources = new Map<string, Source>();
   for (const [key, workload] of Object.entries(policy.workloads)) {
-    const source = { key, workload, rules: groups.get(workload.group) ?? missing('group', workload.group) };
+    const rules = groups.get(workload.group) ?? missing('group', workload.group);
+    const source = { key, workload, rules, audit: policy.groups[workload.group]?.audit === true };
     for (const address of workload.addresses) sources.set(address, source);
   }
   return sources;

@@ -47,15 +47,18 @@ export function describeContext(
   context: Context,
   outcome: ContextOutcome['outcome'],
   matched: Step | undefined,
-  considered: number,
+  considered: readonly Step[],
   ended: Context | undefined,
 ): string {
   switch (outcome) {
     case 'not-reached':
       return ended ? `the walk ended in the ${ended} context` : 'the source is no workload, so no rule applies to it';
     case 'no-match':
-      if (considered === 0) return `no rule of the ${context} context applies to this workload`;
-      return considered === 1 ? 'its only rule does not match' : `none of its ${considered} rules matches`;
+      if (considered.length === 0) return `no rule of the ${context} context applies to this workload`;
+      if (considered.some((step) => step.matched)) return 'only rules in audit match, which are skipped';
+      return considered.length === 1
+        ? 'its only rule does not match'
+        : `none of its ${considered.length} rules matches`;
     case 'accepted':
       return context === 'service'
         ? `${matched?.rule} accepts, which permits the flow`
@@ -66,6 +69,23 @@ export function describeContext(
 }
 
 export function describeDecision(
+  decision: Decision,
+  outcomes: ContextOutcome[],
+  defaultAction: 'Drop' | 'Accept',
+  flow: Flow,
+  workload: WorkloadEntry | undefined,
+): string {
+  const { wouldHave, audited = [], ...rest } = decision;
+  const end = describeEnd({ ...rest, verdict: wouldHave ?? rest.verdict }, outcomes, defaultAction, flow, workload);
+  const whole =
+    wouldHave === undefined
+      ? end
+      : `Accepted, since the policy of namespace ${workload?.namespace} is in audit; else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
+  if (audited.length === 0) return whole;
+  return `${whole} In audit, so skipped: ${audited.map(({ rule, action }) => `${rule} (${action})`).join(', ')}.`;
+}
+
+function describeEnd(
   decision: Decision,
   outcomes: ContextOutcome[],
   defaultAction: 'Drop' | 'Accept',

@@ -8,6 +8,10 @@ import { scheduleSchema } from './schedule.ts';
 
 const rule = {
   action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
+  mode: oneOf(['Enforce', 'Audit'], {
+    default: 'Enforce',
+    description: 'Audit: what the rule matches is counted and logged, and the walk goes on as if it had not matched',
+  }),
   externalServices: Type.Array(
     Type.String({
       pattern: '^(\\*|([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?)$',
@@ -53,7 +57,6 @@ export const serviceEgressRuleSpec = Type.Object(
 );
 
 export const ruleAbsent = [
-  'mode',
   'logging',
   'bandwidth',
   'maxConnections',

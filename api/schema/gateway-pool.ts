@@ -34,7 +34,11 @@ const nextHopRanges = () => Type.Optional(Type.Array(rangeText(), { maxItems: 64
 export const gatewayPoolSpec = Type.Object(
   {
     namespaceSelector: labelSelectorSchema({ description: 'Whom this pool carries; {} is every namespace' }),
-    mode: oneOf(['Enforce'], { default: 'Enforce' }),
+    mode: oneOf(['Enforce', 'Audit'], {
+      default: 'Enforce',
+      description:
+        'Audit: what the policy would drop or reject is counted and logged, and passes with its egress IP. Of one namespace: its label sluice.dev/mode: Audit',
+    }),
     gateways: Type.Array(gateway, { minItems: 1, maxItems: 64, listMapKeys: ['name'] }),
     interfaces: Type.Object(
       {

@@ -107,6 +107,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Steering', 'steering.mode'),
       spec('Default', 'defaultAction'),
       spec('Unassigned', 'unassigned'),
+      spec('Mode', 'mode'),
       ...states,
     ],
   },
@@ -155,6 +156,7 @@ export const sluiceKinds: readonly KindInfo[] = [
     schema: clusterEgressRuleSpec,
     columns: [
       spec('Action', 'action'),
+      spec('Mode', 'mode'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
@@ -171,6 +173,7 @@ export const sluiceKinds: readonly KindInfo[] = [
     schema: namespaceEgressRuleSpec,
     columns: [
       spec('Action', 'action'),
+      spec('Mode', 'mode'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
@@ -188,6 +191,7 @@ export const sluiceKinds: readonly KindInfo[] = [
     columns: [
       spec('Service', 'service'),
       spec('Action', 'action'),
+      spec('Mode', 'mode'),
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
@@ -226,6 +230,5 @@ export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<str
 };
 /** The same for single values of an enum: kind, path of the field, values. */
 export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
-  GatewayPool: { 'spec.mode': ['Audit'] },
   EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'], 'spec.spread': ['Connection'] },
 };

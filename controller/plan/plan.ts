@@ -4,8 +4,8 @@
  * order; running it on its own result changes nothing. Parts: pools, pods, allocate, assign, release, status.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import type { EgressIP, Node } from '../../api/kinds.ts';
-import { CONTROLLER_NAMESPACE } from '../../api/names.ts';
+import { type EgressIP, type Node, objectKey } from '../../api/kinds.ts';
+import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
 import {
   contexts,
   emptyGatewayPlan,
@@ -22,7 +22,7 @@ import { Findings, type Status } from './condition.ts';
 import type { PlannerMemory } from './memory.ts';
 import { ownAddressesOf, type Peers } from './peers.ts';
 import { type CountedPod, countedPods } from './pods.ts';
-import { type Pool, poolsOf } from './pools.ts';
+import { modeOf, type Pool, poolsOf } from './pools.ts';
 import { nodePlanFor, releases } from './release.ts';
 import { rendezvousPick } from './rendezvous.ts';
 import { ofKind, type Snapshot } from './snapshot.ts';
@@ -63,6 +63,11 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     memory.shardIndices,
     findings,
   );
+  for (const namespace of namespaces) {
+    if (modeOf(namespace) !== undefined) continue;
+    const message = `its label ${LABEL_MODE} is neither Enforce nor Audit: its policy is enforced unless its pool says Audit`;
+    warnings.push({ object: objectKey(namespace), reason: 'UnknownMode', message });
+  }
 
   // Addresses: whose they are, and on which shard.
   const nextHops = new Set(
@@ -120,6 +125,7 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     namespaceRules: ofKind(snapshot, 'NamespaceEgressRule'),
     serviceRules: ofKind(snapshot, 'ServiceEgressRule'),
     controllerNamespace: CONTROLLER_NAMESPACE,
+    auditedNamespaces: new Set(pools.flatMap(({ audited }) => audited)),
     lastServices: memory.lastServices,
     now,
   });

@@ -5,7 +5,7 @@
  */
 import { formatAddress, parseRange, type Range } from '../../api/address.ts';
 import { type GatewayPool, type Namespace, objectKey } from '../../api/kinds.ts';
-import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from '../../api/names.ts';
+import { LABEL_MODE, LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from '../../api/names.ts';
 import { families, type GatewayEntry, type PerFamily, type PoolSettings, type ShardEntry } from '../../api/plan.ts';
 import { matches } from '../../policy/selector.ts';
 import type { Findings } from './condition.ts';
@@ -24,6 +24,14 @@ export interface Pool {
   /** `egressIPs` is filled once addresses are allocated. */
   shards: Record<string, ShardEntry>;
   namespaces: string[];
+  /** Of these, those whose whole policy is in audit. */
+  audited: string[];
+}
+
+/** What a namespace's label says of its own; undefined: a word that is neither, which changes nothing. */
+export function modeOf(namespace: Namespace): 'Enforce' | 'Audit' | undefined {
+  const mode = labelsOf(namespace)[LABEL_MODE] ?? 'Enforce';
+  return mode === 'Enforce' || mode === 'Audit' ? mode : undefined;
 }
 
 const field = { 4: 'v4', 6: 'v6' } as const;
@@ -79,7 +87,7 @@ export function poolsOf(
       }
       shards[shard] = { index, nextHops, order: rendezvousOrder(`${name}/${shard}`, members), egressIPs: [] };
     });
-    const pool: Pool = { name, object, settings, gateways, shards, namespaces: [] };
+    const pool: Pool = { name, object, settings, gateways, shards, namespaces: [], audited: [] };
     for (const namespace of namespaces) {
       const { metadata } = namespace;
       if (!matches(spec.namespaceSelector, labelsOf(namespace))) continue;
@@ -87,6 +95,8 @@ export function poolsOf(
       if (other === undefined) {
         poolOfNamespace.set(metadata.name, pool);
         pool.namespaces.push(metadata.name);
+        // The pool's own mode covers all: a label can only add to it.
+        if (spec.mode === 'Audit' || modeOf(namespace) === 'Audit') pool.audited.push(metadata.name);
       } else {
         findings.conflict(key, 'NamespaceTaken', `namespace ${metadata.name} is carried by GatewayPool ${other.name}`);
       }

@@ -148,6 +148,7 @@ function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: Sta
   return {
     shards: Object.keys(pool?.shards ?? {}).length,
     namespaces: pool?.namespaces.length ?? 0,
+    auditedNamespaces: pool?.audited.length ?? 0,
     workloads: Object.keys(plans.get(metadata.name)?.workloads ?? {}).length,
     gateways: spec.gateways.map(({ name }) => {
       const peer = peers.gateways.get(name);

@@ -1,8 +1,8 @@
 /**
- * Flow records (design §8): one per start and end of a flow and per denial, as plain data. Pure: conntrack events and
- * logged packets come in decoded, names come from a view of the plan.
+ * Flow records (design §8): one per start and end of a flow, per denial and per hit of audit, as plain data. Pure:
+ * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
-import type { Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import type { Action, Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
 import { DEFAULT_ACTION, ruleNumberOf } from '../marks.ts';
 import { workloadsByAddress } from '../recheck.ts';
@@ -10,8 +10,11 @@ import { workloadsByAddress } from '../recheck.ts';
 export interface FlowRecord {
   /** RFC 3339. */
   time: string;
-  event: 'start' | 'end' | 'deny';
-  verdict: 'accept' | 'drop' | 'reject';
+  event: 'start' | 'end' | 'deny' | 'audit';
+  /** `audit`: something else decides the flow, as it would without the rule. */
+  verdict: 'accept' | 'drop' | 'reject' | 'audit';
+  /** Under audit: the action that was not taken, for the reason and by the rule that stand here. */
+  wouldHave?: Action;
   reason: string;
   context?: Context;
   /** Name of the rule, with its namespace if it has one. */
@@ -41,20 +44,23 @@ export interface FlowRecord {
 export interface RecordView {
   gateway: string;
   workload(address: string): WorkloadEntry | undefined;
-  rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: string };
+  rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: Action };
 }
 
 export function viewOf(gateway: string, plan: GatewayPlan, ruleNumbers: Map<string, number>): RecordView {
   const workloads = workloadsByAddress(plan);
   const ids = new Map([...ruleNumbers].map(([id, number]) => [number, id]));
+  const drops = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Drop';
   return {
     gateway,
     workload: (address) => workloads.get(address),
     rule(number) {
       const id = ids.get(number);
       const rule = id === undefined ? undefined : plan.rules[id];
-      if (rule === undefined) return { reason: id === DEFAULT_ACTION ? 'default-action' : 'rule' };
-      const reason = rule.action === 'accept' ? 'service-accept' : 'rule';
+      if (id === DEFAULT_ACTION) return { reason: 'default-action', ...(drops && { action: 'drop' }) };
+      if (rule === undefined) return { reason: 'rule' };
+      // Above the service context an accept permits nothing; there it can only be a hit of audit.
+      const reason = rule.action === 'accept' && rule.context === 'service' ? 'service-accept' : 'rule';
       const name = rule.namespace === undefined ? rule.name : `${rule.namespace}/${rule.name}`;
       return { reason, context: rule.context, rule: name, action: rule.action };
     },
@@ -72,12 +78,14 @@ const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord
 /** Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. */
 export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date): FlowRecord {
   const workload = view.workload(flow.original.source);
-  const { action: _, ...rule } = view.rule(ruleNumberOf(flow.mark));
+  const { action, ...rule } = view.rule(ruleNumberOf(flow.mark));
   const shard = workload?.egress[flow.family]?.shard;
   return {
     time: time.toISOString(),
     event: 'start',
     verdict: 'accept',
+    // It passed in the name of what denies: its policy is in audit.
+    ...((action === 'drop' || action === 'reject') && { wouldHave: action }),
     ...rule,
     ...workloadFields(workload),
     protocol: protocolName(flow.protocol),
@@ -101,8 +109,8 @@ export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date)
   };
 }
 
-export interface DeniedPacket {
-  /** The word that the rule logs: a drop reason, or 'rule' with the rule's number in the mark. */
+export interface LoggedPacket {
+  /** The word that the rule logs: a drop reason, or 'rule' or 'audit' with the rule's number in the mark. */
   prefix: string;
   mark: number;
   protocol: number;
@@ -114,7 +122,22 @@ export interface DeniedPacket {
   icmpCode?: number;
 }
 
-export function denyRecord(packet: DeniedPacket, view: RecordView, time: Date): FlowRecord {
+export function auditRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
+  const { action, ...rule } = view.rule(ruleNumberOf(packet.mark));
+  return {
+    time: time.toISOString(),
+    event: 'audit',
+    verdict: 'audit',
+    ...(action === undefined ? {} : { wouldHave: action }),
+    ...rule,
+    ...workloadFields(view.workload(packet.source)),
+    protocol: protocolName(packet.protocol),
+    ...tuple(packet),
+    gateway: view.gateway,
+  };
+}
+
+export function denyRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
   const byPolicy = packet.prefix === 'rule';
   const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: packet.prefix };
   const rejected = packet.prefix === 'hairpin' || (byPolicy && action === 'reject');

@@ -1,7 +1,8 @@
 /**
- * From the kernel's events to records: conntrack events of decided flows and logged denials. Keeps what a flow's start
- * said until its end, so that an end names the workload even when the plan no longer does. After an overrun the table
- * is read again and flows that ended unheard are forgotten; how often that happened is a metric.
+ * From the kernel's events to records: conntrack events of decided flows and logged packets (denials, hits of audit).
+ * Keeps what a flow's start said until its end, so that an end names the workload even when the plan no longer does.
+ * After an overrun the table is read again and flows that ended unheard are forgotten; how often that happened is a
+ * metric.
  */
 import { NFLOG_GROUP } from '../../api/names.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
@@ -11,7 +12,7 @@ import { parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark } from '../apply.ts';
 import { isDecided } from '../marks.ts';
-import { denyRecord, endRecord, type FlowRecord, type RecordView, startRecord } from './flow-record.ts';
+import { auditRecord, denyRecord, endRecord, type FlowRecord, type RecordView, startRecord } from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
 
 export interface RecorderOptions {
@@ -59,7 +60,7 @@ export class Recorder {
       startEventSocket({
         kind: 'nflog',
         group: NFLOG_GROUP,
-        onBatch: (messages) => this.#denials(messages),
+        onBatch: (messages) => this.#logged(messages),
         onOverrun: () => this.overruns++,
         onError,
       }),
@@ -124,7 +125,7 @@ export class Recorder {
     this.#options.onTraffic?.(started, this.#traffic.end(flow));
   }
 
-  #denials(messages: Uint8Array[]): void {
+  #logged(messages: Uint8Array[]): void {
     const now = new Date();
     for (const message of messages) {
       const decoded = decodeNflog(message);
@@ -134,7 +135,8 @@ export class Recorder {
         continue;
       }
       const { prefix, mark } = decoded.value;
-      this.#options.onRecord(denyRecord({ prefix, mark, ...packet.value }, this.view, now));
+      const recordOf = prefix === 'audit' ? auditRecord : denyRecord;
+      this.#options.onRecord(recordOf({ prefix, mark, ...packet.value }, this.view, now));
     }
   }
 }

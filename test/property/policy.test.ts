@@ -11,7 +11,7 @@ import type { Action, Context, Family, Policy, PortEntry, RuleEntry, ServiceEntr
 import { contexts, families } from '../../api/plan.ts';
 import type { Boxes } from '../../policy/boxes.ts';
 import { boxesOf } from '../../policy/boxes.ts';
-import type { Decision, Flow } from '../../policy/evaluate.ts';
+import type { AuditHit, Decision, Flow } from '../../policy/evaluate.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 
 const prefix = { 4: '198.51.100.', 6: '2001:db8::' } as const;
@@ -58,6 +58,7 @@ const policy: fc.Arbitrary<Policy> = fc
       fc.record({
         context: fc.constantFrom<Context>(...contexts),
         action,
+        audit: fc.constantFrom(false, false, true),
         names: fc.oneof(
           { weight: 3, arbitrary: fc.subarray(serviceNames) },
           { weight: 1, arbitrary: fc.constant('*' as const) },
@@ -66,22 +67,25 @@ const policy: fc.Arbitrary<Policy> = fc
       { maxLength: 7 },
     ),
     applies: fc.array(fc.subarray([0, 1, 2, 3, 4, 5, 6]), { minLength: 2, maxLength: 2 }),
+    audited: fc.tuple(fc.boolean(), fc.boolean()),
     defaultAction: fc.constantFrom('Drop', 'Accept', undefined),
   })
-  .map(({ services, rules, applies, defaultAction }) => {
+  .map(({ services, rules, applies, audited, defaultAction }) => {
     const entries = rules.map(
-      ({ context, action, names }, index): RuleEntry => ({
+      ({ context, action, audit, names }, index): RuleEntry => ({
         context,
         name: `r${index}`,
         action,
+        ...(audit && { mode: 'Audit' }),
         priority: 0,
         services: names,
       }),
     );
     const idsOf = (group: number[], context: Context): string[] =>
       group.filter((index) => entries[index]?.context === context).map((index) => `${context}/r${index}`);
-    const groups = applies.map((group) => ({
+    const groups = applies.map((group, index) => ({
       namespace: 'a',
+      ...(audited[index] && { audit: true }),
       rules: {
         cluster: idsOf(group, 'cluster'),
         namespace: idsOf(group, 'namespace'),
@@ -124,17 +128,44 @@ const flow: fc.Arbitrary<Flow> = fc
     ...(shown && { destinationPort: port, icmpType: Math.floor(port / 256), icmpCode: port % 256 }),
   }));
 
-/** Design §4.1–4.4, sentence by sentence. */
+/** Design §3, mode: what the policy would say if rules in audit were not there, and which of those would have come in. */
 function naive(p: Policy, f: Flow): Decision {
   const workload = Object.values(p.workloads).find((w) => w.addresses.includes(f.source));
   if (!workload) return { verdict: 'drop', reason: 'unknown-source' };
+  const group = p.groups[workload.group];
+  const without = (id: string): boolean => p.rules[id]?.mode !== 'Audit';
+  const rules = { cluster: [], namespace: [], service: [], ...group?.rules } as Record<Context, string[]>;
+  const audited: AuditHit[] = [];
+  for (const context of contexts) {
+    const said = naiveWalk({ ...rules, [context]: rules[context].filter(without) }, p, f);
+    // The walk ended before this context.
+    const ended = said.reason === 'rule' && contexts.indexOf(said.context as Context) < contexts.indexOf(context);
+    if (ended) break;
+    for (const rule of rules[context]) {
+      const entry = p.rules[rule] as RuleEntry;
+      if (!matches(entry, p, f)) continue;
+      if (without(rule)) break;
+      audited.push({ context, rule, action: entry.action });
+    }
+    rules[context] = rules[context].filter(without);
+  }
+  const enforced = naiveWalk(rules, p, f);
+  const passes = group?.audit === true && enforced.verdict !== 'accept';
+  return {
+    ...enforced,
+    ...(passes && { verdict: 'accept', wouldHave: enforced.verdict as 'drop' | 'reject' }),
+    ...(audited.length > 0 && { audited }),
+  };
+}
+
+const matches = ({ services }: RuleEntry, p: Policy, f: Flow): boolean =>
+  services === '*' || services.some((name) => lies(f, p.services[name]));
+
+/** Design §4.1–4.4, sentence by sentence. */
+function naiveWalk(rules: Record<Context, string[]>, p: Policy, f: Flow): Decision {
   let accepted = '';
   for (const context of contexts) {
-    const ids: string[] = p.groups[workload.group]?.rules[context] ?? [];
-    const id = ids.find((candidate) => {
-      const { services } = p.rules[candidate] as RuleEntry;
-      return services === '*' || services.some((name) => lies(f, p.services[name]));
-    });
+    const id = rules[context].find((candidate) => matches(p.rules[candidate] as RuleEntry, p, f));
     if (id === undefined) continue;
     const what = p.rules[id]?.action;
     if (what === 'drop' || what === 'reject') return { verdict: what, reason: 'rule', context, rule: id };
@@ -186,15 +217,22 @@ t.test('decide is what the design says, and explain tells the same walk', async 
       assertSame(decision, expected);
       const explanation = evaluator.explain(f);
       assertSame(explanation.decision, expected);
-      const deciding = explanation.steps.filter((step) => step.matched).map((step) => step.rule);
+      const deciding = explanation.steps.filter((step) => step.matched && !step.audit).map((step) => step.rule);
+      const skipped = explanation.steps.filter((step) => step.matched && step.audit).map((step) => step.rule);
+      assertSame(
+        skipped,
+        (decision.audited ?? []).map(({ rule }) => rule),
+      );
       if (decision.rule !== undefined) assertSame(deciding.at(-1), decision.rule);
       if (explanation.steps.some(({ why }) => why === '') || explanation.summary === '') throw new Error('no words');
-      reasons.add(`${decision.reason} ${decision.verdict} ${decision.context}`);
+      reasons.add(`${decision.reason} ${decision.wouldHave ?? decision.verdict} ${decision.context}`);
+      if (decision.wouldHave !== undefined) reasons.add('the policy in audit');
+      if (decision.audited !== undefined) reasons.add('a rule in audit');
     }
   });
   t.doesNotThrow(() => fc.assert(property, { numRuns: 1500 }));
   // The draws reach every outcome that there is.
-  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2, [...reasons].join(', '));
+  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2, [...reasons].join(', '));
 });
 
 t.test('boxes: the union is exact, each list is disjoint, neighbours are merged', async (t) => {

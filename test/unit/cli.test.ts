@@ -284,7 +284,7 @@ t.test('get', async (t) => {
     /^NAME +POOL +ADDRESSES .*PROGRAMMED +AGE +PROBLEM\nbilling +edge +203\.0\.113\.101 .*False .*GatewaysBehind: gw-a \\u001b\[31mis away\nv4only +edge/,
   );
   t.equal(wide.err, '1 refused, see: sluice get errors\n');
-  t.match((await sluice('get', 'GATEWAYPOOL', ...source)).out, /edge +VXLAN +Drop +Bypass +True/);
+  t.match((await sluice('get', 'GATEWAYPOOL', ...source)).out, /edge +VXLAN +Drop +Bypass +Enforce +True/);
   t.match(JSON.parse((await sluice('get', 'egressips', 'billing', '-o', 'json', ...source)).out), {
     kind: 'EgressIP',
     spec: { addresses: ['203.0.113.101', '2001:db8:113::101'] },

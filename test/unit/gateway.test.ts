@@ -216,7 +216,8 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
     if (plan.settings.pool?.defaultAction === 'Accept') elsewhere.push('default-action');
     const reasons = countedReasons.filter((reason) => !elsewhere.includes(reason));
-    t.same([...used].sort(), reasons.map(counterName).sort(), 'every reason can be met');
+    const drops = [...used].filter((name) => !name.startsWith('audit_'));
+    t.same(drops.sort(), reasons.map(counterName).sort(), 'every reason can be met');
     for (const [name, { hook, rules }] of Object.entries(chains)) {
       // The chain on the interface is named by its content: it is the one that holds rules itself.
       if (hook === undefined || hook.includes('hook ingress')) continue;

@@ -173,7 +173,8 @@ const rows: Row[] = [
   // GatewayPool
   ['GatewayPool', 'spec.namespaceSelector', undefined, 'an object', 'nothing'],
   ['GatewayPool', 'spec.namespaceSelector', null, 'an object', 'null'],
-  ['GatewayPool', 'spec.mode', 'enforce', 'Enforce', '"enforce"'],
+  ['GatewayPool', 'spec.mode', 'enforce', 'Enforce or Audit', '"enforce"'],
+  ['NamespaceEgressRule', 'spec.mode', 'audit', 'Enforce or Audit', '"audit"'],
   ['GatewayPool', 'spec.gateways', [], 'at least 1 item', 'an empty list'],
   ['GatewayPool', 'spec.gateways', new Array(65).fill({}), 'at most 64 items', '65 items'],
   ['GatewayPool', 'spec.gateways[1].name', 'gw-a', 'other than spec.gateways[0].name', '"gw-a"'],

@@ -86,6 +86,7 @@ const input = (more: Partial<BindInput> = {}): BindInput => ({
   namespaceRules: [],
   serviceRules: [],
   controllerNamespace: NS,
+  auditedNamespaces: new Set(),
   lastServices: {},
   now: 0,
   ...more,
