@@ -5,6 +5,7 @@
  */
 
 import { formatAddress, parseAddress, parseRange, type Range } from './address.ts';
+import { parseAuthority, parseListUrl } from './list-url.ts';
 import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from './names.ts';
 import { type Family, families } from './plan.ts';
 import { parsePortsOf, protocolNumber } from './ports.ts';
@@ -80,6 +81,11 @@ function gatewayPool(o: ObjectOf<'GatewayPool'>, report: Report): void {
     }
   }
 
+  for (const [i, text] of o.spec.fetch.allowedHosts.entries()) {
+    const read = parseAuthority(text);
+    if (!read.ok) report(`spec.fetch.allowedHosts[${i}]`, read.error, show(text));
+  }
+
   const counts: Partial<Record<Family, bigint>> = {};
   for (const family of families) {
     const texts = nextHops[`v${family}`];
@@ -121,6 +127,15 @@ function egressIP(o: ObjectOf<'EgressIP'>, report: Report): void {
 }
 
 function externalService(o: ObjectOf<'ExternalService'>, report: Report): void {
+  if (o.spec.addresses === undefined && o.spec.addressesFrom === undefined) {
+    report('spec', 'addresses or addressesFrom', 'neither');
+  }
+  for (const [i, { url }] of (o.spec.addressesFrom ?? []).entries()) {
+    if (url === undefined) continue;
+    const read = parseListUrl(url);
+    // Never shown: a password may stand in it.
+    if (!read.ok) report(`spec.addressesFrom[${i}].url`, read.error, 'another text');
+  }
   for (const [i, port] of (o.spec.ports ?? []).entries()) {
     if (port.port === undefined) continue;
     const path = `spec.ports[${i}].port`;

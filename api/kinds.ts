@@ -8,7 +8,14 @@ import type { AnyObject } from './validate.ts';
 
 export { icmpNumber, icmpText, isIcmp, parseIcmpTypes, parsePorts, portEntry } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
-export { icmpProtocol, portProtocols, protocolNumbers, type ServicePort } from './schema/external-service.ts';
+export {
+  DEFAULT_REFRESH_SECONDS,
+  icmpProtocol,
+  type ListSource,
+  portProtocols,
+  protocolNumbers,
+  type ServicePort,
+} from './schema/external-service.ts';
 export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
 export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
 export type { FieldError } from './schema/walk.ts';

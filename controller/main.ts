@@ -4,6 +4,7 @@
  * before a gateway hears of it; the rest of the memory is saved behind. Left out: the Kubernetes source, leader
  * election.
  */
+import { networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Counter, Gauge, Histogram } from 'prom-client';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan } from '../api/plan.ts';
@@ -15,6 +16,9 @@ import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
 import { ControllerHits } from './hits.ts';
 import { watchDirectory } from './observe/directory.ts';
+import type { FetchWorld } from './observe/fetch.ts';
+import { allowedHosts, type FetchPolicy, forbiddenAddresses } from './observe/fetch-policy.ts';
+import { type Lists, openLists } from './observe/lists.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
 import { StatusDirectory, withErrors } from './publish/status.ts';
@@ -31,6 +35,8 @@ export interface ControllerOptions {
   log: Logger;
   /** The wall clock, milliseconds since the epoch (default: the machine's). */
   now?: () => number;
+  /** For tests: another world to fetch lists from, in which a second is shorter. */
+  fetcher?: { world: FetchWorld; secondMs: number };
 }
 
 export interface Controller {
@@ -67,7 +73,15 @@ export async function runController(options: ControllerOptions): Promise<Control
   let closed = false;
 
   const alarm = new Alarm(trigger, now);
-  const source = await watchDirectory({ path, state, log, onChange: trigger });
+  const lists = await openLists({
+    root: () => path,
+    state,
+    log,
+    onChange: trigger,
+    fetcher: { ...options.fetcher, policy: fetchPolicy },
+  });
+  const onLook = (): void => void lists.look();
+  const source = await watchDirectory({ path, state, log, onChange: trigger, onLook });
   const server = await startPlanServer({
     listen: options.listen,
     certs: options.certs,
@@ -90,6 +104,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     onHits: (gateway, message) => hits.report(gateway, message),
   }).catch(async (error: unknown) => {
     await source.close();
+    await lists.close();
     throw error;
   });
   const http =
@@ -101,6 +116,18 @@ export async function runController(options: ControllerOptions): Promise<Control
           health: () => ({ ok: failure === undefined, detail: failure ?? 'ok' }),
           ready: () => ({ ok: generation > 0 && failure === undefined, detail: `generation ${generation}` }),
         });
+
+  /** As things are now: asked again for every fetch and redirect. */
+  function fetchPolicy(): FetchPolicy {
+    const { snapshot } = source.current();
+    const allowed = allowedHosts(snapshot);
+    const own = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map(({ address }) => address));
+    const gateways = Object.values(memory.gatewayAddresses).flat();
+    return {
+      allows: (host, port) => allowed.has(`${host} ${port}`),
+      forbidden: forbiddenAddresses(snapshot, own, gateways),
+    };
+  }
 
   function trigger(): void {
     dirty = true;
@@ -121,15 +148,16 @@ export async function runController(options: ControllerOptions): Promise<Control
     while (dirty && !closed) {
       dirty = false;
       const { snapshot, errors } = source.current();
+      const known = await lists.update(snapshot);
       const stop = metrics.duration.startTimer();
       const plannedAt = now();
-      const result = plan(snapshot, memory, versions.peers, plannedAt);
+      const result = plan(snapshot, memory, versions.peers, plannedAt, known);
       stop();
       await keep(result.memory);
       publish(result);
       statuses.publish(hits.publish(withErrors(result.statuses, errors)), errors);
       warn(result);
-      metrics.observe(snapshot, errors.length, versions, generation, result.held);
+      metrics.observe(snapshot, errors.length, versions, generation, result.held, lists);
       alarm.set(plannedAt, result.wakeAt);
       failure = undefined;
     }
@@ -192,6 +220,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       await server.close();
       await source.close();
       await planning;
+      await lists.close();
       alarm.close();
       await saving;
       await hits.close();
@@ -210,6 +239,7 @@ function controllerMetrics() {
   const clients = gauge('clients', 'Gateways and nodes that are connected', 'role');
   const current = gauge('generation', 'Generation of the newest plan');
   const held = gauge('held_workloads', 'Pods that wait for a gateway to acknowledge them');
+  const lists = gauge('lists', 'Lists of addressesFrom: the newest in force, an older one, or none', 'state');
   const plans = new Counter({ name: 'sluice_controller_plans_total', help: 'Plans computed', registers });
   const duration = new Histogram({
     name: 'sluice_controller_plan_duration_seconds',
@@ -226,6 +256,7 @@ function controllerMetrics() {
       versions: Versions,
       generation: number,
       waiting: number,
+      known: Lists,
     ): void {
       plans.inc();
       objects.reset();
@@ -234,6 +265,7 @@ function controllerMetrics() {
       for (const role of ['gateway', 'node'] as const) clients.set({ role }, versions.connected(role));
       current.set(generation);
       held.set(waiting);
+      for (const [state, count] of Object.entries(known.counts())) lists.set({ state }, count);
     },
   };
 }

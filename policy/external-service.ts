@@ -1,7 +1,8 @@
 /**
  * An ExternalService as the plan carries it (design §3 → api/plan.ts): canonical addresses, protocols as numbers,
  * ports as ranges, sorted, so that two ways to write one thing give one plan.
- * Left out: names, lists from elsewhere and application checks, which validation refuses.
+ * Lists that are kept elsewhere (`addressesFrom`) are read by the controller and come in as they are known.
+ * Left out: names and application checks, which validation refuses.
  */
 
 import { formatRange, parseRange } from '../api/address.ts';
@@ -9,11 +10,28 @@ import { type ExternalService, portEntry, type ServicePort } from '../api/kinds.
 import type { PortEntry, ServiceEntry } from '../api/plan.ts';
 import { must } from '../api/result.ts';
 
+/** One list of `addressesFrom`, as it is known. */
+export interface KnownList {
+  /** The last good one: canonical, sorted. Absent: it was never read. */
+  addresses?: readonly string[];
+  /** Why it is not known, or not the newest. */
+  problem?: { reason: string; message: string };
+}
+/** `namespace/name` of an ExternalService → its lists, in the order of `addressesFrom`. */
+export type KnownLists = ReadonlyMap<string, readonly KnownList[]>;
+
+/** Places in `addressesFrom` whose list was never read: the service's destinations are not all known. */
+export function unreadLists(service: ExternalService, lists: readonly KnownList[] = []): number[] {
+  return (service.spec.addressesFrom ?? []).flatMap((_, i) => (lists[i]?.addresses === undefined ? [i] : []));
+}
+
 /** The object has passed validation; what cannot be read here is our own mistake and throws. */
-export function serviceEntryOf(service: ExternalService): ServiceEntry {
-  const { addresses, ports } = service.spec;
+export function serviceEntryOf(service: ExternalService, lists: readonly KnownList[] = []): ServiceEntry {
+  const { addresses = [], addressesFrom = [], ports } = service.spec;
+  const own = addresses.map((text) => formatRange(must(parseRange(text))));
+  const listed = addressesFrom.flatMap((_, i) => lists[i]?.addresses ?? []);
   return {
-    addresses: [...new Set(addresses.map((text) => formatRange(must(parseRange(text)))))].sort(),
+    addresses: [...new Set([...own, ...listed])].sort(),
     ports: ports === undefined || ports.length === 0 ? null : portEntriesOf(ports),
   };
 }

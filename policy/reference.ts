@@ -3,17 +3,26 @@
  * a tenant's rule only its own namespace's, a cluster rule the controller's or a trusted namespace's.
  * A name that does not exist: an accept matches nothing there; a drop or reject keeps the last list that was in force,
  * or is refused if there never was one, since a veto that silently stops to match is worse than one that says so.
+ * A service with a list that was never read (`addressesFrom`) is the same in part: an accept matches what is known of
+ * it, a drop or reject keeps what was in force, or is refused.
  */
 
 import type { ExternalService, Namespace } from '../api/kinds.ts';
 import { LABEL_TRUSTED_SERVICES } from '../api/names.ts';
 import type { Action, ServiceEntry } from '../api/plan.ts';
-import { serviceEntryOf } from './external-service.ts';
+import { type KnownLists, serviceEntryOf, unreadLists } from './external-service.ts';
 
-export type RefusalReason = 'ExternalServiceNotFound' | 'UntrustedNamespace' | 'ForeignReference';
+export type RefusalReason = 'ExternalServiceNotFound' | 'ListNotRead' | 'UntrustedNamespace' | 'ForeignReference';
 
 export type Resolution =
-  | { ok: true; services: string[] | '*' /** Names that do not exist. */; missing: string[] }
+  | {
+      ok: true;
+      services: string[] | '*';
+      /** Names that do not exist. */
+      missing: string[];
+      /** Services with a list that was never read. */
+      unread: string[];
+    }
   | { ok: false; reason: RefusalReason; message: string };
 
 export interface ServiceCatalog {
@@ -23,11 +32,18 @@ export interface ServiceCatalog {
   used: Record<string, ServiceEntry>;
 }
 
+/** Beside what is known of a service now, which an accept rule may use, the plan has what a veto keeps of it. */
+const KEPT = ' (last in force)';
+const keptKey = (key: string): string => `${key}${KEPT}`;
+/** `namespace/name` of a key in a plan's services. */
+export const serviceName = (key: string): string => (key.endsWith(KEPT) ? key.slice(0, -KEPT.length) : key);
+
 export function serviceCatalog(input: {
   externalServices: ExternalService[];
   namespaces: Namespace[];
   controllerNamespace: string;
   lastServices: Record<string, ServiceEntry>;
+  lists?: KnownLists;
 }): ServiceCatalog {
   const objects = new Map(input.externalServices.map((o) => [`${o.metadata.namespace ?? ''}/${o.metadata.name}`, o]));
   const trusted = new Set(
@@ -39,8 +55,14 @@ export function serviceCatalog(input: {
 
   function entryOf(key: string): ServiceEntry {
     const object = objects.get(key);
+    if (object !== undefined) return serviceEntryOf(object, input.lists?.get(key));
     // Without an object it is a list that resolve has found among the last.
-    return object === undefined ? (input.lastServices[key] ?? { addresses: [], ports: null }) : serviceEntryOf(object);
+    return input.lastServices[serviceName(key)] ?? { addresses: [], ports: null };
+  }
+
+  function unreadOf(key: string): number[] {
+    const object = objects.get(key);
+    return object === undefined ? [] : unreadLists(object, input.lists?.get(key));
   }
 
   function resolve({ namespace, action, names }: Parameters<ServiceCatalog['resolve']>[0]): Resolution {
@@ -70,11 +92,19 @@ export function serviceCatalog(input: {
       const message = `externalServices: ${never.join(', ')} not found and never in force: a ${action} rule would match nothing`;
       return { ok: false, reason: 'ExternalServiceNotFound', message };
     }
-    if (names.includes('*')) return { ok: true, services: '*', missing };
+    const unread = keys.filter((key) => unreadOf(key).length > 0);
+    const unkept = keepsLast ? unread.filter((key) => !Object.hasOwn(input.lastServices, key)) : [];
+    if (unkept.length > 0) {
+      const which = unkept.map((key) => `${key} (addressesFrom[${unreadOf(key).join('], [')}])`).join(', ');
+      const message = `externalServices: ${which} never read and never in force: a ${action} rule would match too little`;
+      return { ok: false, reason: 'ListNotRead', message };
+    }
+    if (names.includes('*')) return { ok: true, services: '*', missing, unread: [] };
     // The last list stays under the service's own key, so an accept rule must not name that key.
-    const services = [...new Set(keepsLast ? keys : keys.filter((key) => objects.has(key)))];
+    const vetoed = (key: string): string => (unread.includes(key) ? keptKey(key) : key);
+    const services = [...new Set(keepsLast ? keys.map(vetoed) : keys.filter((key) => objects.has(key)))];
     for (const key of services) used[key] ??= entryOf(key);
-    return { ok: true, services, missing };
+    return { ok: true, services, missing, unread };
   }
 
   return { resolve, used };

@@ -1,10 +1,12 @@
 /**
- * ExternalService (design §3): a named set of destinations. In this version destinations are addresses; names, lists
- * fetched from elsewhere and checks of application bytes are refused by name.
+ * ExternalService (design §3): a named set of destinations. In this version destinations are addresses, and lists
+ * of them that are kept elsewhere; names and checks of application bytes are refused by name.
  */
 
 import { Type } from 'typebox';
-import { label, rangeText } from './common.ts';
+import { URL_MAX_LENGTH } from '../list-url.ts';
+import { label, objectName, oneOf, rangeText } from './common.ts';
+import { describe } from './describe.ts';
 
 /** Protocols that may be written by name. A number is taken as text or integer. */
 export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
@@ -56,14 +58,101 @@ const servicePort = Type.Object(
 );
 export type ServicePort = Type.Static<typeof servicePort>;
 
+/** How often a `url` is fetched, unless it says otherwise. */
+export const DEFAULT_REFRESH_SECONDS = 300;
+
+function checkSource(source: { configMapRef?: object; file?: string; url?: string; refreshSeconds?: number }) {
+  const given = (['configMapRef', 'file', 'url'] as const).filter((name) => source[name] !== undefined);
+  const [first, second] = given;
+  if (first === undefined) return { field: 'url', expected: 'configMapRef, file or url', got: 'none of them' };
+  if (second !== undefined)
+    return { field: second, expected: `absent: ${first} is given`, got: describe(source[second]) };
+  if (source.refreshSeconds === undefined || first === 'url') return null;
+  return { field: 'refreshSeconds', expected: `absent: a ${first} is watched`, got: describe(source.refreshSeconds) };
+}
+
+const listSource = Type.Object(
+  {
+    configMapRef: Type.Optional(
+      Type.Object(
+        {
+          name: objectName(),
+          key: Type.Optional(
+            Type.String({
+              pattern: '^[-._a-zA-Z0-9]+$',
+              minLength: 1,
+              maxLength: 253,
+              expected: 'a key of a ConfigMap: letters, digits, -, _ and .',
+              description: 'Absent: the lists of all keys together',
+            }),
+          ),
+        },
+        { additionalProperties: false, description: 'A ConfigMap of the own namespace' },
+      ),
+    ),
+    file: Type.Optional(
+      Type.String({
+        // No `..`, no hidden file (our own status is below .status), nothing absolute.
+        pattern: '^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$',
+        minLength: 1,
+        maxLength: 1024,
+        expected: 'a path below the manifests, as in lists/partners.txt, without hidden parts',
+        description: 'Only with the directory source: a path below its PATH, which no link leads out of',
+      }),
+    ),
+    url: Type.Optional(
+      Type.String({
+        // Without a pattern: what breaks one is shown in the error, and a password may stand in it.
+        maxLength: URL_MAX_LENGTH,
+        expected: 'a URL that begins with https:// and a host',
+        description: 'https; its host must be among fetch.allowedHosts of a GatewayPool',
+      }),
+    ),
+    format: oneOf(['Text', 'JSON'], {
+      default: 'Text',
+      description:
+        'Text: an address, CIDR or FIRST-LAST a line, # begins a comment. JSON: an array of such texts, or an object whose field addresses is one',
+    }),
+    refreshSeconds: Type.Optional(
+      Type.Integer({
+        minimum: 30,
+        maximum: 604_800,
+        description: `How often a url is fetched; absent: ${DEFAULT_REFRESH_SECONDS}`,
+      }),
+    ),
+  },
+  {
+    additionalProperties: false,
+    check: checkSource,
+    cel: [
+      {
+        rule: '[has(self.configMapRef), has(self.file), has(self.url)].exists_one(given, given)',
+        message: 'exactly one of configMapRef, file and url is required',
+      },
+      { rule: 'has(self.url) || !has(self.refreshSeconds)', message: 'refreshSeconds is only for url' },
+      { rule: "!has(self.url) || self.url.startsWith('https://')", message: 'url begins with https://' },
+    ],
+  },
+);
+export type ListSource = Type.Static<typeof listSource>;
+
 export const externalServiceSpec = Type.Object(
   {
-    addresses: Type.Array(rangeText(), {
-      minItems: 1,
-      maxItems: 4096,
-      listType: 'set',
-      description: 'Address, CIDR or FIRST-LAST',
-    }),
+    addresses: Type.Optional(
+      Type.Array(rangeText(), {
+        minItems: 1,
+        maxItems: 4096,
+        listType: 'set',
+        description: 'Address, CIDR or FIRST-LAST',
+      }),
+    ),
+    addressesFrom: Type.Optional(
+      Type.Array(listSource, {
+        minItems: 1,
+        maxItems: 16,
+        description: 'Lists that are kept elsewhere; they are added to addresses',
+      }),
+    ),
     ports: Type.Optional(
       Type.Array(servicePort, {
         minItems: 1,
@@ -73,8 +162,12 @@ export const externalServiceSpec = Type.Object(
       }),
     ),
   },
-  { additionalProperties: false },
+  {
+    additionalProperties: false,
+    cel: [
+      { rule: 'has(self.addresses) || has(self.addressesFrom)', message: 'addresses or addressesFrom is required' },
+    ],
+  },
 );
 
-export const externalServiceAbsent = ['addressesFrom'] as const;
 export const servicePortAbsent = ['appProtocol', 'bandwidth', 'tls', 'http', 'dns', 'conformance'] as const;

@@ -27,6 +27,8 @@ export interface DirectoryOptions {
   log: Logger;
   now?: () => number;
   onChange(observation: Observation): void;
+  /** After each look, changed or not: something may have happened to files that are no manifests. */
+  onLook?(): void;
 }
 
 export interface DirectorySource {
@@ -223,6 +225,7 @@ export async function watchDirectory(options: DirectoryOptions): Promise<Directo
       dirty = false;
       const { changed, again } = await directory.load();
       if (again !== undefined) schedule(again);
+      if (!closed) options.onLook?.();
       if (!changed || closed) continue;
       report();
       options.onChange(directory.observation);

@@ -16,6 +16,8 @@ import {
   type ServiceEntry,
 } from '../../api/plan.ts';
 import { type Binding, bind } from '../../policy/bind.ts';
+import type { KnownLists } from '../../policy/external-service.ts';
+import { serviceName } from '../../policy/reference.ts';
 import { allocate, freeSet } from './allocate.ts';
 import { assigner, egressOf } from './assign.ts';
 import { Findings, type Status } from './condition.ts';
@@ -50,7 +52,14 @@ export interface PlanResult {
   wakeAt?: number;
 }
 
-export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, now: number): PlanResult {
+/** `lists`: what is known of the ExternalServices' `addressesFrom`. */
+export function plan(
+  snapshot: Snapshot,
+  memory: PlannerMemory,
+  peers: Peers,
+  now: number,
+  lists: KnownLists = new Map(),
+): PlanResult {
   const findings = new Findings();
   const warnings: Warning[] = [];
   const namespaces = ofKind(snapshot, 'Namespace');
@@ -127,6 +136,7 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     controllerNamespace: CONTROLLER_NAMESPACE,
     auditedNamespaces: new Set(pools.flatMap(({ audited }) => audited)),
     lastServices: memory.lastServices,
+    lists,
     now,
   });
   const assign = assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, findings);
@@ -199,6 +209,7 @@ export function plan(snapshot: Snapshot, memory: PlannerMemory, peers: Peers, no
     nodes,
     statuses: statusesOf({
       snapshot,
+      lists,
       pools,
       plans,
       peers,
@@ -241,7 +252,7 @@ function vetoLists({ rules, services }: Binding): Record<string, ServiceEntry> {
     if ((action !== 'drop' && action !== 'reject') || names === '*') continue;
     for (const name of names) {
       const service = services[name];
-      if (service !== undefined) lists[name] = service;
+      if (service !== undefined) lists[serviceName(name)] = service;
     }
   }
   return lists;

@@ -11,6 +11,7 @@ import t from 'tap';
 import type { AnyObject } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { readDocuments } from '../../controller/observe/document.ts';
+import { readLists } from '../../controller/observe/lists.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
@@ -42,8 +43,9 @@ function snapshotOf(names: readonly string[]): Map<string, AnyObject> {
 
 /** A Thursday, 01:00 in Berlin: the schedule of schedule.yaml is open. */
 const NIGHT = Date.parse('1970-01-01T00:00:00Z');
+const lists = await readLists(snapshotOf(files), () => folder);
 const planned = (names: readonly string[], now = NIGHT): PlanResult =>
-  plan(snapshotOf(names), emptyMemory(), noPeers(), now);
+  plan(snapshotOf(names), emptyMemory(), noPeers(), now, lists);
 const mainPlan = (names: readonly string[], now?: number): GatewayPlan =>
   planned(names, now).pools.get('main') as GatewayPlan;
 
@@ -94,6 +96,15 @@ const examples: Record<string, Row[]> = {
     ['batch/report-29', '2001:db8:100::60', TCP, 443, 'accept namespace/batch/report-may-upload', 'by IPv6'],
     ['batch/report-29', '198.51.100.60', TCP, 22, 'drop default-action', 'by HTTPS only'],
     ['batch/cleanup-7', '198.51.100.60', TCP, 443, 'drop default-action', 'another Job may not'],
+  ],
+  'partner-lists.yaml': [
+    ['reviews/reviews-1', '198.51.100.32', TCP, 22, 'accept service/reviews/partners', 'of the ConfigMap'],
+    ['reviews/reviews-1', '2001:db8:100:32::9', TCP, 22, 'accept service/reviews/partners', 'by IPv6'],
+    ['reviews/reviews-1', '198.51.100.79', TCP, 22, 'accept service/reviews/partners', 'of the file'],
+    ['reviews/reviews-1', '2001:db8:100:64::9', TCP, 22, 'accept service/reviews/partners', 'by IPv6'],
+    ['reviews/reviews-1', '198.51.100.80', TCP, 22, 'drop default-action', 'the next address'],
+    ['reviews/reviews-1', '198.51.100.32', TCP, 25, 'drop default-action', 'another port'],
+    ['batch/report-29', '198.51.100.32', TCP, 22, 'drop default-action', 'another namespace'],
   ],
   'schedule.yaml': [
     ['batch/cleanup-7', '198.51.100.61', TCP, 873, 'accept namespace/batch/backup-at-night', 'at night'],

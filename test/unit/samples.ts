@@ -26,6 +26,7 @@ export const samples = [
       unassigned: 'Drop',
       clusterCIDRs: ['10.244.0.0/16', 'fd00:244::/48'],
       excludedCIDRs: ['192.168.0.0/16'],
+      fetch: { allowedHosts: ['Lists.Example.test', 'lists.example.test:8443', '198.51.100.7', '[2001:db8::7]:8443'] },
     },
     status: { anything: true },
   },
@@ -61,6 +62,11 @@ export const samples = [
     metadata: { name: 'web', namespace: 'billing' },
     spec: {
       addresses: ['198.51.100.80', '198.51.100.0/24', '2001:db8:100::80-2001:db8:100::90'],
+      addressesFrom: [
+        { url: 'https://lists.example.test/egress.txt', refreshSeconds: 60 },
+        { file: 'lists/partners.json', format: 'JSON' },
+        { configMapRef: { name: 'partners', key: 'list.txt' }, format: 'Text' },
+      ],
       ports: [
         { name: 'https', protocol: 'TCP', port: '443,8000-8100' },
         { name: 'ping', protocol: 'ICMP', port: '8,3/4' },
