@@ -22,6 +22,7 @@ import type { AnyRule } from './applies.ts';
 import { excludes, selectsNamespace, sourcesOf } from './applies.ts';
 import type { ServiceEndpoints } from './endpoints.ts';
 import { endpointsOf, isSource, podKey } from './endpoints.ts';
+import type { KnownLists } from './external-service.ts';
 import { compareRules, qualifiedName } from './order.ts';
 import type { RefusalReason, Resolution } from './reference.ts';
 import { serviceCatalog } from './reference.ts';
@@ -42,6 +43,8 @@ export interface BindInput {
   auditedNamespaces: ReadonlySet<string>;
   /** Lists that were in force last, for drop and reject rules whose ExternalService is gone. */
   lastServices: Record<string, ServiceEntry>;
+  /** What `addressesFrom` of the external services lists; absent: nothing is known. */
+  lists?: KnownLists;
   /** For schedules; milliseconds since the epoch. */
   now: number;
 }
@@ -162,6 +165,12 @@ function conditionOf(
     const effect = action === 'drop' || action === 'reject' ? 'the last list stays in force' : 'it matches nothing';
     const message = `external service ${resolution.missing.join(', ')} not found: ${effect}`;
     remarks.push({ reason: 'ExternalServiceNotFound', message });
+  }
+  if (resolution.unread.length > 0) {
+    const { action } = rule.spec;
+    const effect = action === 'drop' || action === 'reject' ? 'what was in force stays' : 'it matches the rest';
+    const message = `a list of external service ${resolution.unread.join(', ')} was never read: ${effect}`;
+    remarks.push({ reason: 'ListNotRead', message });
   }
   if (rule.kind === 'ServiceEgressRule') {
     const { service } = rule.spec;

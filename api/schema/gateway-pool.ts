@@ -97,6 +97,26 @@ export const gatewayPoolSpec = Type.Object(
       listType: 'set',
       description: 'Destinations left alone',
     }),
+    fetch: Type.Object(
+      {
+        allowedHosts: Type.Array(
+          Type.String({
+            pattern: '^[A-Za-z0-9_.:\\[\\]-]+$',
+            minLength: 1,
+            maxLength: 261,
+            expected: 'HOST or HOST:PORT (an IPv6 address in brackets)',
+          }),
+          {
+            default: [],
+            maxItems: 256,
+            listType: 'set',
+            description:
+              'HOST or HOST:PORT (443 if absent) from which the controller may fetch lists, for the ExternalServices of every namespace',
+          },
+        ),
+      },
+      { additionalProperties: false, default: {} },
+    ),
   },
   { additionalProperties: false },
 );
@@ -108,7 +128,6 @@ export const gatewayPoolAbsent = [
   'vrrp',
   'announce',
   'dns',
-  'fetch',
   'logging',
   'inspection',
 ] as const;

@@ -8,7 +8,7 @@ import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
 import { egressIPAbsent, egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, ruleAbsent, serviceEgressRuleSpec } from './egress-rule.ts';
-import { externalServiceAbsent, externalServiceSpec, servicePortAbsent } from './external-service.ts';
+import { externalServiceSpec, servicePortAbsent } from './external-service.ts';
 import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
 import {
   configMapFields,
@@ -223,7 +223,7 @@ export const kindScopes: Readonly<Record<KindName, Scope>> = {
 export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
   GatewayPool: { spec: gatewayPoolAbsent },
   EgressIP: { spec: egressIPAbsent },
-  ExternalService: { spec: externalServiceAbsent, 'spec.ports[]': servicePortAbsent },
+  ExternalService: { 'spec.ports[]': servicePortAbsent },
   ClusterEgressRule: { spec: ruleAbsent },
   NamespaceEgressRule: { spec: ruleAbsent },
   ServiceEgressRule: { spec: ruleAbsent },

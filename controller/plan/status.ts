@@ -6,16 +6,19 @@ import { type EgressIP, type GatewayPool, objectKey } from '../../api/kinds.ts';
 import { families, type GatewayPlan } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { Binding } from '../../policy/bind.ts';
+import type { KnownLists } from '../../policy/external-service.ts';
 import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
 import type { Condition, Findings, Status } from './condition.ts';
+import { listFacts, listProblem } from './list-status.ts';
 import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
 import type { Snapshot } from './snapshot.ts';
 
 export interface StatusInput {
   snapshot: Snapshot;
+  lists: KnownLists;
   pools: readonly Pool[];
   plans: ReadonlyMap<string, GatewayPlan>;
   peers: Peers;
@@ -80,9 +83,12 @@ export function statusesOf(input: StatusInput): Map<string, Status> {
         );
         break;
       }
-      case 'ExternalService':
-        conditions.push(accepted());
+      case 'ExternalService': {
+        const lists = input.lists.get(key.slice('ExternalService/'.length));
+        Object.assign(facts, listFacts(object, lists));
+        conditions.push(listProblem(object, lists) ?? accepted());
         break;
+      }
       default:
         continue;
     }
