@@ -3,31 +3,27 @@
  * decision, and the egress IP, shard and gateway with which it would leave. It plans the directory's objects with the
  * controller's own code and asks the one evaluator; it knows no more of the machines than the manifests say.
  */
+import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { canonicalAddress, parseAddress, parseRange } from '../api/address.ts';
+import { canonicalAddress, parseAddress } from '../api/address.ts';
 import { objectKey, type Pod } from '../api/kinds.ts';
-import {
-  type Context,
-  contexts,
-  type Family,
-  families,
-  type GatewayPlan,
-  type PerFamily,
-  type WorkloadEntry,
-} from '../api/plan.ts';
+import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
-import { PrefixSet } from '../api/prefix-set.ts';
 import { dropReasons } from '../api/reasons.ts';
+import { must } from '../api/result.ts';
+import { readLists } from '../controller/observe/lists.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from '../controller/plan/memory.ts';
 import { noPeers } from '../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../controller/plan/plan.ts';
 import { ofKind, type Snapshot } from '../controller/plan/snapshot.ts';
 import { readJson } from '../controller/state-file.ts';
 import { describeExclusion, excludes, selectsNamespace } from '../policy/applies.ts';
+import { compileCarriage, type Settled } from '../policy/carriage.ts';
 import { endpointsOf } from '../policy/endpoints.ts';
-import { compilePolicy, type Explanation } from '../policy/evaluate.ts';
+import type { Explanation } from '../policy/evaluate.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
+import { listNotes } from './list-notes.ts';
 import { Exit, json, type Paint, painter, print, printable, table } from './output.ts';
 import { loadSource, type Source, statusOf } from './source.ts';
 import { icmpTypeOf, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
@@ -55,6 +51,8 @@ export interface Answer {
   /** Rules of the pod's namespace and of the cluster that do not speak of the pod, and why. */
   excluded?: Excluded[];
   egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
+  /** Lists that are not known here, or not as they are now. */
+  lists?: string[];
 }
 interface Excluded {
   context: Context;
@@ -65,7 +63,7 @@ interface Excluded {
 }
 
 /** Addresses as the controller gave them out: its own memory, or what it wrote into the status of the EgressIPs. */
-async function memoryOf({ path, snapshot }: Source, state: string | undefined): Promise<PlannerMemory> {
+export async function memoryOf({ path, snapshot }: Source, state: string | undefined): Promise<PlannerMemory> {
   if (state !== undefined) {
     const stored = await readJson(state, 'planner.json');
     const memory = isRecord(stored) ? readMemory(stored.memory) : undefined;
@@ -98,7 +96,8 @@ export async function explain(source: Source, query: Query, state?: string, now 
   if (pod.spec.hostNetwork === true) {
     return bypass('host-network', "Not carried: the pod uses its node's network, so its packets are the node's own.");
   }
-  const result = plan(source.snapshot, await memoryOf(source, state), noPeers(), now);
+  const lists = await readLists(source.snapshot, () => resolve(source.path), state);
+  const result = plan(source.snapshot, await memoryOf(source, state), noPeers(), now, lists);
   const carried = [...result.pools]
     .map(([pool, gatewayPlan]) => ({ pool, gatewayPlan, workload: workloadOf(gatewayPlan, pod, namespace) }))
     .find(({ workload }) => workload !== undefined);
@@ -117,9 +116,13 @@ export async function explain(source: Source, query: Query, state?: string, now 
   }
   const answer = answerOf(base, carried.pool, carried.gatewayPlan, carried.workload, target);
   const applied = Object.values(carried.gatewayPlan.groups[carried.workload.group]?.rules ?? {}).flat();
-  return answer.policy === undefined
-    ? answer
-    : { ...answer, excluded: excluded(source.snapshot, pod, applied, result) };
+  if (answer.policy === undefined) return answer;
+  const notes = listNotes(source.snapshot, result, namespace);
+  return {
+    ...answer,
+    excluded: excluded(source.snapshot, pod, applied, result),
+    ...(notes.length === 0 ? {} : { lists: notes }),
+  };
 }
 
 function excluded(snapshot: Snapshot, pod: Pod, applied: readonly string[], { statuses }: PlanResult): Excluded[] {
@@ -160,8 +163,6 @@ function answerOf(
   workload: WorkloadEntry,
   target: Target,
 ): Answer {
-  if (!('pool' in gatewayPlan.settings)) throw new Error(`the plan of ${pool} has no settings`);
-  const settings = gatewayPlan.settings.pool;
   const { family, address, port } = target;
   const source = workload.addresses.find((text) => familyOf(text) === family);
   if (source === undefined)
@@ -174,38 +175,13 @@ function answerOf(
     ...(port === undefined ? {} : { destinationPort: port }),
     ...icmpTypeOf(target, base.protocol),
   };
-  const policy = compilePolicy(gatewayPlan).explain(flow);
-  const dropped = (reason: keyof typeof dropReasons, verdict: 'drop' | 'reject' = 'drop'): Answer => ({
-    ...head,
-    verdict,
-    reason,
-    summary: `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`,
-  });
-  const bypass = (reason: string, summary: string): Answer => ({ ...head, verdict: 'bypass', reason, summary });
-  const guarded = [
-    ...Object.values(gatewayPlan.shards).flatMap(({ nextHops }) => valuesOf(nextHops)),
-    ...Object.values(gatewayPlan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
-  ];
-  const tunnelled = settings.steering.mode === 'VXLAN' && base.protocol === 17 && port === settings.steering.port;
-  if (guarded.includes(address) || tunnelled) return dropped('tunnel-port');
-  for (const [field, list] of [
-    ['clusterCIDRs', settings.clusterCIDRs],
-    ['excludedCIDRs', settings.excludedCIDRs],
-  ] as const) {
-    if (holds(list, address)) return bypass(field, `Not steered: ${address} lies in ${field} of GatewayPool ${pool}.`);
-  }
+  const carriage = compileCarriage(gatewayPlan);
+  const destination = { address: must(parseAddress(address)), protocol: base.protocol };
+  const settled = carriage.settled(workload, { ...destination, ...(port === undefined ? {} : { port }) });
+  if (settled !== undefined) return { ...head, ...settled, summary: settledText(settled, address, pool) };
   const egress = workload.egress[family];
-  if (egress === undefined && Object.keys(workload.egress).length > 0) return dropped('no-egress-ip');
-  if (egress === undefined && settings.unassigned === 'Drop') return dropped('unassigned');
-  if (egress === undefined) {
-    return bypass(
-      'unassigned',
-      'Not steered: no EgressIP selects the pod, and the pool says unassigned: Bypass; no rule applies.',
-    );
-  }
-  if (Object.values(gatewayPlan.shards).some(({ egressIPs }) => egressIPs.includes(address))) {
-    return dropped('hairpin', 'reject');
-  }
+  if (egress === undefined) throw new TypeError(`${base.from} is judged and has no egress IP`);
+  const policy = carriage.evaluator.explain(flow);
   const { decision, summary } = policy;
   const shard = gatewayPlan.shards[egress.shard];
   const gateway = shard?.order[0];
@@ -227,19 +203,18 @@ function answerOf(
   };
 }
 
-const valuesOf = (hops: PerFamily<string>): string[] => families.flatMap((family) => hops[family] ?? []);
+function settledText({ verdict, reason }: Settled, address: string, pool: string): string {
+  if (verdict !== 'bypass') {
+    return `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`;
+  }
+  return reason === 'unassigned'
+    ? 'Not steered: no EgressIP selects the pod, and the pool says unassigned: Bypass; no rule applies.'
+    : `Not steered: ${address} lies in ${reason} of GatewayPool ${pool}.`;
+}
+
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
 const addressPort = ({ address, family, port }: Target): string =>
   family === 6 ? `[${address}]:${port}` : `${address}:${port}`;
-
-function holds(list: readonly string[], address: string): boolean {
-  const parsed = parseAddress(address);
-  const ranges = list.flatMap((text) => {
-    const range = parseRange(text);
-    return range.ok ? [range.value] : [];
-  });
-  return parsed.ok && PrefixSet.of(ranges).has(parsed.value);
-}
 
 /** As many as a person reads. */
 const MAX_EXCLUDED = 10;
@@ -279,11 +254,14 @@ export function answerText(answer: Answer, paint: Paint): string {
     const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
     lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
   }
+  for (const note of answer.lists ?? []) {
+    lines.push(`${paint('yellow', 'The lists of an ExternalService are not all known here')}: ${printable(note)}\n`);
+  }
   return lines.join('');
 }
 
 /** `2026-03-29T01:00:00Z`, `2026-03-29T03:00+02:00`: with an offset, since a local time may exist twice or not at all. */
-function timeArgument(text: string): number {
+export function timeArgument(text: string): number {
   const form = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)$/;
   const time = form.test(text) ? Date.parse(text) : Number.NaN;
   if (time >= 0) return time;
@@ -316,7 +294,10 @@ export function register(program: Command): void {
       return target;
     })
     .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp, a ping)')
-    .option('--state <dir>', 'state directory of the controller, for the addresses that it gave out')
+    .option(
+      '--state <dir>',
+      'state directory of the controller, for the addresses that it gave out and the lists that it fetched',
+    )
     .option('--at <time>', 'as of another time, for rules with a schedule (default: now)', timeArgument)
     .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json']).default('text'))
     .addHelpText(

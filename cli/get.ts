@@ -16,6 +16,7 @@ import {
   print,
   printable,
   printError,
+  stateDress,
   table,
   yaml,
 } from './output.ts';
@@ -114,7 +115,7 @@ function kindTable({ kind, columns }: Shown, objects: WithStatus[], wide: boolea
     ...columns.map((item) => cellOf(object, item, now)),
     ...(wide ? [problemOf(object)] : []),
   ]);
-  return table(headers, rows, paint);
+  return table(headers, rows, stateDress(paint));
 }
 
 function errorsText(errors: readonly SourceError[], form: OutputForm): string {

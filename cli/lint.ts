@@ -1,26 +1,25 @@
 /**
  * `sluice lint PATH…`: what is wrong with manifests, before anything reads them. Each document as the controller would
- * parse it, with line and field; then, over all of them together, what the planner says of each object, and rules that
- * can never permit or never be reached. Errors end with exit code 1, warnings do not.
+ * parse it, with line and field; then all of them together (controller/analyse.ts). Errors end with exit code 1,
+ * warnings only if asked to.
  */
-import { readdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
-import type { Command } from 'commander';
+import { readFile, stat } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { type Command, Option } from 'commander';
 import { type Document, LineCounter, parseAllDocuments } from 'yaml';
 import { type AnyObject, objectKey, parseObject } from '../api/kinds.ts';
-import { contexts, type GatewayPlan } from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
-import { emptyMemory } from '../controller/plan/memory.ts';
-import { noPeers } from '../controller/plan/peers.ts';
-import { plan } from '../controller/plan/plan.ts';
-import type { AnyRule } from '../policy/applies.ts';
-import { Exit, painter, print, printable, printError } from './output.ts';
+import { analyse, type ObjectFinding } from '../controller/analyse.ts';
+import { readLists } from '../controller/observe/lists.ts';
+import type { KnownLists } from '../policy/external-service.ts';
+import { filesOf, MAX_FILE_BYTES } from './files.ts';
+import { Exit, json, type Paint, painter, print, printable, printError, yaml } from './output.ts';
 
-export interface Finding {
+export interface Finding extends Omit<ObjectFinding, 'object'> {
   file: string;
   line: number;
-  severity: 'error' | 'warning';
-  message: string;
+  /** Absent where a document does not say what it is. */
+  object?: string;
 }
 interface Placed {
   object: AnyObject;
@@ -28,22 +27,7 @@ interface Placed {
   line: number;
 }
 
-const MAX_FILE_BYTES = 32 * 1024 * 1024;
 const MAX_ALIASES = 100;
-const MAX_DEPTH = 16;
-
-/** YAML files below the paths; names that start with a dot are no manifests (as in the directory source). */
-async function filesOf(path: string, depth = 0): Promise<string[]> {
-  if (!(await stat(path)).isDirectory()) return [path];
-  const files: string[] = [];
-  for (const entry of (await readdir(path, { withFileTypes: true })).sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    if (entry.name.startsWith('.')) continue;
-    const child = join(path, entry.name);
-    if (entry.isDirectory() && depth < MAX_DEPTH) files.push(...(await filesOf(child, depth + 1)));
-    else if (/\.ya?ml$/.test(entry.name) && (await stat(child)).isFile()) files.push(child);
-  }
-  return files;
-}
 
 /** `spec.gateways[1].name` → ['spec', 'gateways', 1, 'name']; keys in quotes or brackets otherwise end the search. */
 function pathOf(path: string): (string | number)[] {
@@ -64,15 +48,15 @@ function lineOf(document: Document.Parsed, path: readonly (string | number)[], l
 
 export function lintText(file: string, text: string, placed: Map<string, Placed>): Finding[] {
   const findings: Finding[] = [];
-  const add = (line: number, message: string): void => {
-    findings.push({ file, line: Math.max(1, line), severity: 'error', message });
+  const add = (line: number, code: string, message: string): void => {
+    findings.push({ file, line: Math.max(1, line), severity: 'error', code, message });
   };
   const lines = new LineCounter();
   try {
     const documents = parseAllDocuments(text, { logLevel: 'silent', stringKeys: true, lineCounter: lines });
     for (const document of Array.isArray(documents) ? documents : []) {
       for (const error of document.errors) {
-        add(lines.linePos(error.pos[0]).line, error.message.split('\n')[0] ?? 'is no YAML');
+        add(lines.linePos(error.pos[0]).line, 'BadYAML', error.message.split('\n')[0] ?? 'is no YAML');
       }
       if (document.errors.length > 0) continue;
       const content: unknown = document.toJS({ maxAliasCount: MAX_ALIASES });
@@ -85,7 +69,7 @@ export function lintText(file: string, text: string, placed: Map<string, Placed>
         if (!result.ok) {
           for (const { path, expected, got } of result.errors) {
             const line = lineOf(document, [...at, ...pathOf(path)], lines);
-            add(line, `${path || '(document)'}: expected ${expected}, got ${got}`);
+            add(line, 'Invalid', `${path || '(document)'}: expected ${expected}, got ${got}`);
           }
           return;
         }
@@ -93,137 +77,71 @@ export function lintText(file: string, text: string, placed: Map<string, Placed>
         const line = lineOf(document, at, lines);
         const other = placed.get(key);
         if (other === undefined) placed.set(key, { object: result.value, file, line });
-        else add(line, `${key}: is in ${other.file}:${other.line} already`);
+        else add(line, 'Duplicate', `${key}: is in ${other.file}:${other.line} already`);
       });
     }
   } catch (error) {
     // Too many aliases, or nesting beyond the stack.
-    add(1, error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error));
+    add(1, 'BadYAML', error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error));
   }
   return findings;
 }
 
-/** Reasons that another manifest, not among these, may well put right. */
-const warningReasons = new Set(['NoEndpoints', 'ForeignEndpoint']);
+export function lintTogether(placed: ReadonlyMap<string, Placed>, lists?: KnownLists): Finding[] {
+  const snapshot = new Map([...placed].map(([key, { object }]) => [key, object]));
+  return analyse(snapshot, lists).map((finding) => {
+    const { file, line } = placed.get(finding.object) ?? { file: '-', line: 1 };
+    return { file, line, ...finding };
+  });
+}
 
-/** What the planner finds, and what a rule's place in its walk says. */
-export function lintTogether(placed: ReadonlyMap<string, Placed>): Finding[] {
+/** ConfigMaps and files are read; what a url lists only the controller knows. */
+function listsOf(placed: ReadonlyMap<string, Placed>, roots: ReadonlyMap<string, string>): Promise<KnownLists> {
+  const snapshot = new Map([...placed].map(([key, { object }]) => [key, object]));
+  return readLists(snapshot, (service) => roots.get(placed.get(objectKey(service))?.file ?? '') ?? '.');
+}
+
+/** `FILE:LINE: [warning: ][OBJECT: CODE: ]MESSAGE`, as editors know it. */
+function findingText({ file, line, severity, object, code, message }: Finding, paint: Paint): string {
+  const word = severity === 'warning' ? `${paint('yellow', 'warning')}: ` : '';
+  const about = object === undefined ? '' : `${object}: ${code}: `;
+  return `${printable(file)}:${line}: ${word}${printable(about + message)}`;
+}
+
+interface Flags {
+  strict?: true;
+  output: 'text' | 'json' | 'yaml';
+}
+
+async function lint(paths: string[], { strict, output }: Flags, command: Command): Promise<void> {
+  const placed = new Map<string, Placed>();
   const findings: Finding[] = [];
-  const add = (key: string, severity: Finding['severity'], message: string): void => {
-    const { file, line } = placed.get(key) ?? { file: '-', line: 1 };
-    findings.push({ file, line, severity, message: `${key}: ${message}` });
-  };
-  // What is wrong with a manifest must not depend on the hour: rules with a schedule are taken as open.
-  const scheduled = new Set<string>();
-  const snapshot = new Map<string, AnyObject>();
-  for (const [key, { object }] of placed) {
-    const always = withoutSchedule(object);
-    if (always !== object) scheduled.add(key);
-    snapshot.set(key, always);
-  }
-  const result = plan(snapshot, emptyMemory(), noPeers(), 0);
-  for (const [key, { conditions }] of result.statuses) {
-    for (const { type, status, reason, message } of conditions) {
-      if (type === 'Conflicted' && status === 'True') add(key, 'warning', `${reason}: ${message}`);
-      if (type !== 'Accepted') continue;
-      if (warningReasons.has(reason)) add(key, 'warning', `${reason}: ${message}`);
-      else if (status === 'False') add(key, 'error', `${reason}: ${message}`);
-      // Accepted, but with a word about a part of it.
-      else if (reason !== 'Accepted') add(key, 'warning', `${reason}: ${message}`);
+  let files = 0;
+  /** File → where the paths of its lists begin. */
+  const roots = new Map<string, string>();
+  for (const path of paths) {
+    const root = (await stat(path)).isDirectory() ? path : dirname(path);
+    for (const file of await filesOf(path)) {
+      files++;
+      roots.set(file, resolve(root));
+      if ((await stat(file)).size > MAX_FILE_BYTES) {
+        const message = `is larger than ${MAX_FILE_BYTES} bytes: split it`;
+        findings.push({ file, line: 1, severity: 'error', code: 'TooLarge', message });
+      } else findings.push(...lintText(file, await readFile(file, 'utf8'), placed));
     }
   }
-  for (const { object, reason, message } of result.warnings) add(object, 'warning', `${reason}: ${message}`);
-  for (const gatewayPlan of result.pools.values()) {
-    for (const [id, message] of uselessRules(gatewayPlan, scheduled)) add(keyOfRule(id), 'warning', message);
+  findings.push(...lintTogether(placed, await listsOf(placed, roots)));
+  const errors = findings.filter(({ severity }) => severity === 'error').length;
+  const warnings = findings.length - errors;
+  const value = { findings, files, objects: placed.size, errors, warnings };
+  if (output === 'json') print(command, json(value));
+  else if (output === 'yaml') print(command, yaml(value));
+  else {
+    const paint = painter(command);
+    for (const finding of findings) print(command, findingText(finding, paint));
+    printError(command, `${files} files, ${placed.size} objects, ${errors} errors, ${warnings} warnings`);
   }
-  for (const [key, message] of unusedAccounts([...snapshot.values()])) add(key, 'warning', message);
-  return findings;
-}
-
-/** A misspelt name in a drop rule would forbid nothing. Judged only where there are pods among the manifests. */
-function* unusedAccounts(objects: readonly AnyObject[]): Generator<[key: string, message: string]> {
-  const accounts = new Map<string, Set<string>>();
-  for (const object of objects) {
-    if (object.kind !== 'Pod') continue;
-    const namespace = object.metadata.namespace ?? '';
-    accounts.set(namespace, (accounts.get(namespace) ?? new Set()).add(object.spec.serviceAccountName));
-  }
-  for (const rule of objects) {
-    if (!isRule(rule)) continue;
-    for (const account of rule.spec.serviceAccounts ?? []) {
-      const [name = '', before] = account.split('/').reverse();
-      const namespace = before ?? rule.metadata.namespace;
-      const there = namespace === undefined ? [...accounts.values()] : [accounts.get(namespace) ?? new Set()];
-      if (there.every(({ size }) => size === 0) || there.some((names) => names.has(name))) continue;
-      const where = namespace === undefined ? '' : ` of namespace ${namespace}`;
-      yield [objectKey(rule), `no pod${where} has the service account ${name}`];
-    }
-  }
-}
-
-const isRule = (object: AnyObject): object is AnyRule => object.kind.endsWith('EgressRule');
-
-function keyOfRule(id: string): string {
-  const [context, ...rest] = id.split('/');
-  const kind = { cluster: 'ClusterEgressRule', namespace: 'NamespaceEgressRule', service: 'ServiceEgressRule' };
-  return [kind[context as keyof typeof kind], ...rest].join('/');
-}
-
-function withoutSchedule(object: AnyObject): AnyObject {
-  switch (object.kind) {
-    case 'ClusterEgressRule':
-    case 'NamespaceEgressRule':
-    case 'ServiceEgressRule': {
-      const { schedule, ...spec } = object.spec;
-      return schedule === undefined ? object : ({ ...object, spec } as AnyObject);
-    }
-    default:
-      return object;
-  }
-}
-
-/**
- * Rules that change nothing for any pod that they select now. Those that select none are not judged. `scheduled`: keys
- * of rules that do not always apply, and so hide no other.
- */
-export function uselessRules(gatewayPlan: GatewayPlan, scheduled: ReadonlySet<string>): Map<string, string> {
-  const useless = new Map<string, string>();
-  const useful = new Set<string>();
-  const { rules } = gatewayPlan;
-  const defaultDrops = !('pool' in gatewayPlan.settings) || gatewayPlan.settings.pool.defaultAction === 'Drop';
-  const audited = (id: string): boolean => rules[id]?.mode === 'Audit';
-  const permitting = (id: string): boolean => {
-    const rule = rules[id];
-    if (audited(id)) return false;
-    return rule?.action === 'accept-decisively' || (rule?.action === 'accept' && rule.context === 'service');
-  };
-  const covers = (id: string, other: string): boolean => {
-    const [a, b] = [rules[id]?.services, rules[other]?.services];
-    if (a === undefined || b === undefined) return false;
-    return a === '*' || (b !== '*' && b.every((name) => a.includes(name)));
-  };
-  for (const group of Object.values(gatewayPlan.groups)) {
-    contexts.forEach((context, level) => {
-      const list = group.rules[context];
-      const below = contexts.slice(level + 1).flatMap((next) => group.rules[next]);
-      list.forEach((id, index) => {
-        const before = list
-          .slice(0, index)
-          .find((earlier) => !scheduled.has(keyOfRule(earlier)) && !audited(earlier) && covers(earlier, id));
-        const rule = rules[id];
-        if (rule?.services !== '*' && rule?.services.length === 0) {
-          useless.set(id, 'matches nothing: none of its ExternalServices exists');
-        } else if (before !== undefined) {
-          useless.set(id, `is never reached: ${before} comes before it and matches all that it names`);
-        } else if (rule?.action === 'accept' && context !== 'service' && defaultDrops && !below.some(permitting)) {
-          const message = `can never permit: accept in the ${context} context only hands on, and no rule after it`;
-          useless.set(id, `${message} accepts in the service context or decisively for the pods that it selects`);
-        } else useful.add(id);
-      });
-    });
-  }
-  for (const id of useful) useless.delete(id);
-  return useless;
+  if (errors > 0 || (strict && warnings > 0)) throw new Exit(1);
 }
 
 export function register(program: Command): void {
@@ -231,28 +149,17 @@ export function register(program: Command): void {
     .command('lint')
     .description('check manifests: every document, then all of them together')
     .argument('<path...>', 'files or directories of Kubernetes YAML')
-    .addHelpText('after', '\nExamples:\n  sluice lint manifests/\n  sluice lint pool.yaml rules.yaml')
-    .action(async (paths: string[], _flags: unknown, command: Command) => {
-      const placed = new Map<string, Placed>();
-      const findings: Finding[] = [];
-      let count = 0;
-      for (const path of paths) {
-        for (const file of await filesOf(path)) {
-          count++;
-          if ((await stat(file)).size > MAX_FILE_BYTES) {
-            findings.push({ file, line: 1, severity: 'error', message: `is larger than ${MAX_FILE_BYTES} bytes` });
-          } else findings.push(...lintText(file, await readFile(file, 'utf8'), placed));
-        }
-      }
-      findings.push(...lintTogether(placed));
-      const paint = painter(command);
-      for (const { file, line, severity, message } of findings) {
-        const word = severity === 'warning' ? `${paint('yellow', 'warning')}: ` : '';
-        print(command, `${printable(file)}:${line}: ${word}${printable(message)}`);
-      }
-      const errors = findings.filter(({ severity }) => severity === 'error').length;
-      const warnings = findings.length - errors;
-      printError(command, `${count} files, ${placed.size} objects, ${errors} errors, ${warnings} warnings`);
-      if (errors > 0) throw new Exit(1);
-    });
+    .option('--strict', 'exit code 1 for warnings too')
+    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json', 'yaml']).default('text'))
+    .addHelpText(
+      'after',
+      `
+Exit codes: 0 no errors (warnings are told, and count with --strict), 1 errors, 2 used wrongly.
+
+Examples:
+  sluice lint manifests/
+  sluice lint pool.yaml rules.yaml
+  sluice lint --strict -o json manifests/ | jq -r '.findings[].code'`,
+    )
+    .action(lint);
 }

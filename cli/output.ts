@@ -42,29 +42,33 @@ export type Paint = (style: 'red' | 'green' | 'yellow' | 'bold' | 'dim', text: s
 /** Paints only on a terminal (which also honours NO_COLOR), else returns the text as it is. */
 export function painter(command: Command): Paint {
   const colours = command.configureOutput().getOutHasColors?.() === true;
-  return (style, text) => (colours ? styleText(style, text) : text);
+  return (style, text) => (colours ? styleText(style, text, { validateStream: false }) : text);
 }
 
 const widthOf = (text: string): number => [...text].length;
 
-/** Columns two spaces apart, headers in capitals, as kubectl does. Cells are made printable here. */
-export function table(headers: readonly string[], rows: readonly (readonly string[])[], paint?: Paint): string {
+/** Columns two spaces apart, headers in capitals, as kubectl does. Cells are made printable here, then dressed. */
+export function table(
+  headers: readonly string[],
+  rows: readonly (readonly string[])[],
+  dress?: (cell: string) => string,
+): string {
   const cells = [headers.map((header) => header.toUpperCase()), ...rows].map((row) => row.map(printable));
   const widths = headers.map((_, column) => Math.max(...cells.map((row) => widthOf(row[column] ?? ''))));
   return cells
     .map((row, index) => {
       const line = row.map((cell, column) => {
         const padding = column === row.length - 1 ? '' : ' '.repeat((widths[column] ?? 0) - widthOf(cell));
-        return `${index > 0 && paint !== undefined ? paintState(cell, paint) : cell}${padding}`;
+        return `${index > 0 && dress !== undefined ? dress(cell) : cell}${padding}`;
       });
       return `${line.join('  ').trimEnd()}\n`;
     })
     .join('');
 }
 
-function paintState(cell: string, paint: Paint): string {
-  if (cell === 'True') return paint('green', cell);
-  return cell === 'False' ? paint('yellow', cell) : cell;
+/** For `table`: the status of conditions in colour. */
+export function stateDress(paint: Paint): (cell: string) => string {
+  return (cell) => (cell === 'True' ? paint('green', cell) : cell === 'False' ? paint('yellow', cell) : cell);
 }
 
 /** JSON.stringify escapes what is below U+0020 only. */

@@ -15,8 +15,9 @@ import { register as lint } from './lint.ts';
 import { register as node } from './node.ts';
 import { Exit, printable } from './output.ts';
 import { register as run } from './run.ts';
+import { register as simulate } from './simulate.ts';
 
-const verbs = [run, controller, gateway, node, certs, lint, get, explain, importer, lab];
+const verbs = [run, controller, gateway, node, certs, lint, get, explain, simulate, importer, lab];
 
 export function buildProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('sluice')
@@ -28,7 +29,7 @@ export function buildProgram(output: OutputConfiguration = {}): Command {
     .addHelpText(
       'after',
       `
-Exit codes: 0 done, 1 failed, 2 used wrongly; 3 import could not carry over all.
+Exit codes: 0 done, 1 failed, 2 used wrongly; 3 simulate found changes, import could not carry over all.
 
 Examples:
   sluice lab demo                                    # a whole network on this machine

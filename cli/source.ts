@@ -7,15 +7,16 @@ import { join } from 'node:path';
 import { parse } from 'yaml';
 import { type AnyObject, objectKey } from '../api/kinds.ts';
 import { isRecord, isSafeJson } from '../api/plan-delta.ts';
-import { loadDirectory, type Observation } from '../controller/observe/directory.ts';
+import { type Loaded, loadDirectory } from '../controller/observe/directory.ts';
 
-export interface Source extends Observation {
+export interface Source extends Loaded {
   path: string;
 }
 
-export async function loadSource(source: string): Promise<Source> {
+/** `state`: the controller's, where it keeps since when it knows an object. */
+export async function loadSource(source: string, state?: string): Promise<Source> {
   const path = source.slice('directory:'.length);
-  return { path, ...(await loadDirectory(path)) };
+  return { path, ...(await loadDirectory(path, { state })) };
 }
 
 const MAX_STATUS_BYTES = 16 * 1024 * 1024;

@@ -55,11 +55,16 @@ class Directory {
   readonly #tree: Tree;
   readonly #files = new Map<string, LoadedFile>();
   readonly #emptySince = new Map<string, number>();
-  #firstSeen = new Map<string, string>();
+  #firstSeen: Map<string, string>;
   observation: Observation = { snapshot: new Map(), errors: [] };
 
-  constructor(options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>, onEvent?: (error?: Error) => void) {
+  constructor(
+    options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>,
+    onEvent?: (error?: Error) => void,
+    firstSeen: ReadonlyMap<string, string> = new Map(),
+  ) {
     this.#options = options;
+    this.#firstSeen = new Map(firstSeen);
     this.#tree = new Tree(options.path, onEvent);
   }
 
@@ -175,14 +180,25 @@ function uidOf(key: string, time: string): string {
   );
 }
 
-/** One load without a watch or memory: `sluice lint`, `get`, `explain`. Rejects if the path cannot be read. */
-export async function loadDirectory(path: string, state?: string): Promise<Observation> {
-  const directory = new Directory({ path, ...(state === undefined ? {} : { state }) });
+export interface Loaded extends Observation {
+  /** Object key → time, of objects that do not say their own age. */
+  firstSeen: ReadonlyMap<string, string>;
+}
+
+/**
+ * One load without a watch: `sluice get`, `explain`, `simulate`. Rejects if the path cannot be read. `firstSeen`: what
+ * another directory's objects have, for those that are in this one too.
+ */
+export async function loadDirectory(
+  path: string,
+  { state, firstSeen }: { state?: string | undefined; firstSeen?: ReadonlyMap<string, string> } = {},
+): Promise<Loaded> {
+  const directory = new Directory({ path, ...(state === undefined ? {} : { state }) }, undefined, firstSeen);
   await directory.recall();
   await directory.load();
   const broken = directory.observation.errors.find(({ file }) => file === '/');
   if (broken !== undefined) throw new Error(broken.details.join('; '));
-  return directory.observation;
+  return { ...directory.observation, firstSeen: directory.remembered().firstSeen };
 }
 
 /** Loads once (the promise resolves after the first load, before any onChange), then watches. */

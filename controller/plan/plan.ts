@@ -46,6 +46,8 @@ export interface PlanResult {
   statuses: Map<string, Status>;
   warnings: Warning[];
   memory: PlannerMemory;
+  /** The rules of all pods, carried or not. */
+  binding: Binding;
   /** Pods that wait for an acknowledgement. */
   held: number;
   /** When time alone changes the result next (a quarantine ends, a schedule's edge); milliseconds since the epoch. */
@@ -222,6 +224,7 @@ export function plan(
     }),
     warnings,
     memory: next,
+    binding,
     held: release.held,
     ...(wakeAt === Number.POSITIVE_INFINITY ? {} : { wakeAt }),
   };

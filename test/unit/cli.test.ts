@@ -169,7 +169,7 @@ t.test('exit codes and help', async (t) => {
   const verbs = buildProgram().commands;
   t.same(
     verbs.map((verb) => verb.name()),
-    ['run', 'controller', 'gateway', 'node', 'certs', 'lint', 'get', 'explain', 'import', 'lab'],
+    ['run', 'controller', 'gateway', 'node', 'certs', 'lint', 'get', 'explain', 'simulate', 'import', 'lab'],
   );
   for (const verb of verbs) {
     const helps: string[] = [];
@@ -233,7 +233,10 @@ t.test('lint', async (t) => {
     ].join('\n'),
   });
   const lines = (await sluice('lint', useless)).out;
-  t.match(lines, /warning: NamespaceEgressRule\/billing\/shadowed: is never reached: namespace\/billing\/a-all/);
+  t.match(
+    lines,
+    /warning: NamespaceEgressRule\/billing\/shadowed: Shadowed: is never reached: namespace\/billing\/a-all/,
+  );
   t.match(lines, /ServiceEgressRule\/billing\/gone: .*missing/);
   t.match(lines, /warning: ServiceEgressRule\/billing\/nobody: NoEndpoints/);
   const alone = manifests('alone', {
@@ -246,7 +249,10 @@ t.test('lint', async (t) => {
       rule('NamespaceEgressRule', 'hopeful', '{ action: accept, externalServices: [web] }'),
     ].join('\n'),
   });
-  t.match((await sluice('lint', alone)).out, /warning: NamespaceEgressRule\/billing\/hopeful: can never permit/);
+  t.match(
+    (await sluice('lint', alone)).out,
+    /warning: NamespaceEgressRule\/billing\/hopeful: PermitsNothing: can never permit/,
+  );
   const accounts = manifests('accounts', {
     'all.yaml': [
       cluster,
@@ -261,8 +267,8 @@ t.test('lint', async (t) => {
   });
   const named = (await sluice('lint', accounts)).out.split('\n').filter((line) => line.includes('account'));
   t.match(named, [
-    /warning: ClusterEgressRule\/some: no pod has the service account typo$/,
-    /warning: NamespaceEgressRule\/billing\/wrong: no pod of namespace billing has the service account pya$/,
+    /warning: ClusterEgressRule\/some: UnknownServiceAccount: no pod has the service account typo:/,
+    /warning: NamespaceEgressRule\/billing\/wrong: UnknownServiceAccount: no pod of namespace billing has the service account pya:/,
   ]);
   t.equal(named.length, 2, 'an account of a namespace that is not among the manifests is not judged');
 });

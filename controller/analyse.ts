@@ -1,0 +1,288 @@
+/**
+ * What is wrong with a set of manifests taken together (`sluice lint`): what the planner says of each object, rules
+ * whose place in the walk makes them useless (policy/analysis/), and objects that speak of nobody. Pure. Only what is
+ * certain is said: where there are no pods among the manifests, nothing is said of who is selected.
+ * A schedule does not matter: what is wrong with a manifest must not depend on the hour.
+ */
+import { type AnyObject, type EgressIP, type GatewayPool, objectKey } from '../api/kinds.ts';
+import type { GatewayPlan } from '../api/plan.ts';
+import { judgeRules, objectKeyOfRule, type RuleCode, type RuleFinding } from '../policy/analysis/rules.ts';
+import { certainGroups, type ScopedRule } from '../policy/analysis/scope.ts';
+import type { AnyRule } from '../policy/applies.ts';
+import type { Binding } from '../policy/bind.ts';
+import { isSource } from '../policy/endpoints.ts';
+import { type KnownLists, unreadLists } from '../policy/external-service.ts';
+import { qualifiedName } from '../policy/order.ts';
+import { serviceName } from '../policy/reference.ts';
+import { matches } from '../policy/selector.ts';
+import { emptyMemory } from './plan/memory.ts';
+import { noPeers } from './plan/peers.ts';
+import { type PlanResult, plan } from './plan/plan.ts';
+import { labelsOf } from './plan/pools.ts';
+import { ofKind, type Snapshot } from './plan/snapshot.ts';
+
+export interface ObjectFinding {
+  /** Its key. */
+  object: string;
+  severity: 'error' | 'warning';
+  /** A rule's code, one of `analysisCodes`, or the reason of a condition of the object's status. */
+  code: string;
+  /** What is the matter, and what to do. */
+  message: string;
+}
+
+/** Beside those of rules (ruleCodes) and of status. */
+export const analysisCodes = {
+  SelectsNoPod: 'a rule whose selectors match no pod',
+  UnknownServiceAccount: 'a rule that names a service account that no pod has',
+  ServesNoPod: 'an EgressIP that no pod leaves with',
+  NoSuchNamespace: 'an EgressIP that lists a namespace that does not exist',
+  NotCarried: 'a namespace with rules that no GatewayPool selects: they have no effect',
+  NoEgressIP: 'a namespace with rules whose pods have no EgressIP',
+} as const;
+
+/** `lists`: what is known of `addressesFrom`. */
+export function analyse(objects: Snapshot, lists: KnownLists = new Map()): ObjectFinding[] {
+  const soft = new Set<string>();
+  const snapshot = new Map<string, AnyObject>();
+  for (const [key, object] of objects) {
+    const always = isRule(object) ? withoutSchedule(object) : object;
+    if (always !== object && isRule(object)) soft.add(idOf(object));
+    snapshot.set(key, always);
+  }
+  const unread = new Set(
+    ofKind(snapshot, 'ExternalService').flatMap((service) => {
+      const name = qualifiedName(service.metadata);
+      return unreadLists(service, lists.get(name)).length > 0 ? [name] : [];
+    }),
+  );
+  const result = plan(snapshot, emptyMemory(), noPeers(), 0, lists);
+  const findings = [...statusFindings(result)];
+  const rest = [
+    ...unknownAccounts(snapshot),
+    ...egressIPFindings(snapshot, result),
+    ...selectingNoPod(snapshot, result.binding),
+    ...namespaceFindings(snapshot, result),
+  ];
+  const said = new Set([...findings, ...rest].map(({ object, code }) => `${object} ${code}`));
+  for (const finding of judge(snapshot, result, soft, unread)) {
+    const object = objectKeyOfRule(finding.rule);
+    if (finding.code === 'MatchesNothing' && said.has(`${object} ExternalServiceNotFound`)) continue;
+    findings.push({ object, severity: 'warning', code: finding.code, message: ruleMessage(finding) });
+  }
+  const isVague = ({ code }: ObjectFinding): boolean => code === 'SelectsNoPod' || code === 'ServesNoPod';
+  const isKnown = ({ object }: ObjectFinding): boolean => betterReasons.some((code) => said.has(`${object} ${code}`));
+  return [...findings, ...rest.filter((finding) => !isVague(finding) || !isKnown(finding))];
+}
+
+/** Codes that say why a rule or EgressIP has no pod. */
+const betterReasons = [
+  'NoEndpoints',
+  'UnknownServiceAccount',
+  'NamespaceTaken',
+  'NamespaceNotAllowed',
+  'NoSuchNamespace',
+];
+
+const isRule = (object: AnyObject): object is AnyRule => object.kind.endsWith('EgressRule');
+
+function withoutSchedule(rule: AnyRule): AnyRule {
+  const { schedule, ...spec } = rule.spec;
+  return schedule === undefined ? rule : ({ ...rule, spec } as AnyRule);
+}
+
+const contextOf = {
+  ClusterEgressRule: 'cluster',
+  NamespaceEgressRule: 'namespace',
+  ServiceEgressRule: 'service',
+} as const;
+
+/** As bind.ts makes it. */
+function idOf({ kind, metadata }: AnyRule): string {
+  const { namespace, name } = metadata;
+  return namespace === undefined ? `${contextOf[kind]}/${name}` : `${contextOf[kind]}/${namespace}/${name}`;
+}
+
+/** Reasons of a refusal that another manifest, not among these, may well put right. */
+const warningReasons = new Set([
+  'NoEndpoints',
+  'ForeignEndpoint',
+  'ConfigMapNotFound',
+  'FileNotFound',
+  'NotFetched',
+  'HostNotAllowed',
+  'ListNotRead',
+]);
+
+/** Of what hinders an EgressIP, that which the manifests alone decide. */
+const programReasons = new Set(['NamespaceNotAllowed', 'PoolExhausted']);
+
+function* statusFindings({ statuses, warnings }: PlanResult): Generator<ObjectFinding> {
+  for (const [object, { conditions }] of statuses) {
+    for (const { type, status, reason: code, message } of conditions) {
+      const warning = { object, severity: 'warning', code, message } as const;
+      if (type === 'Conflicted' && status === 'True') yield warning;
+      if (type === 'Programmed' && programReasons.has(code)) yield warning;
+      if (type !== 'Accepted') continue;
+      if (status === 'False' && !warningReasons.has(code)) yield { ...warning, severity: 'error' };
+      // Accepted, but with a word about a part of it.
+      else if (code !== 'Accepted') yield warning;
+    }
+  }
+  for (const { object, reason, message } of warnings) {
+    yield { object, severity: 'warning', code: reason, message };
+  }
+}
+
+function judge(
+  snapshot: Snapshot,
+  { binding, pools }: PlanResult,
+  soft: ReadonlySet<string>,
+  unread: ReadonlySet<string>,
+): RuleFinding[] {
+  const defaults = new Map<string, 'Drop' | 'Accept'>();
+  for (const { settings, workloads } of pools.values()) {
+    if (!('pool' in settings)) continue;
+    for (const { group } of Object.values(workloads)) defaults.set(group, settings.pool.defaultAction);
+  }
+  const groups = Object.entries(binding.groups).map(([key, group]) => {
+    const defaultAction = defaults.get(key);
+    return { ...group, ...(defaultAction !== undefined && { defaultAction }) };
+  });
+  const used = usedRules(binding);
+  const scoped = rulesOf(snapshot).flatMap((rule): ScopedRule[] => {
+    const id = idOf(rule);
+    return binding.rules[id] === undefined ? [] : [{ id, context: contextOf[rule.kind], rule }];
+  });
+  const lonely = new Set(scoped.flatMap(({ id }) => (used.has(id) ? [] : [id])));
+  const labels = new Map(ofKind(snapshot, 'Namespace').map(({ metadata }) => [metadata.name, metadata.labels]));
+  const { rules, services } = binding;
+  const open = new Set(
+    Object.entries(rules).flatMap(([id, { services: keys }]) =>
+      keys !== '*' && keys.some((key) => unread.has(serviceName(key))) ? [id] : [],
+    ),
+  );
+  return judgeRules({ rules, services, groups: [...groups, ...certainGroups(scoped, lonely, labels)], soft, open });
+}
+
+const rulesOf = (snapshot: Snapshot): AnyRule[] => [
+  ...ofKind(snapshot, 'ClusterEgressRule'),
+  ...ofKind(snapshot, 'NamespaceEgressRule'),
+  ...ofKind(snapshot, 'ServiceEgressRule'),
+];
+
+const usedRules = ({ groups }: Binding): Set<string> =>
+  new Set(Object.values(groups).flatMap(({ rules }) => Object.values(rules).flat()));
+
+function ruleMessage({ rule, code, blockers }: RuleFinding): string {
+  const shown =
+    blockers.length > 3 ? `${blockers.slice(0, 3).join(', ')} and ${blockers.length - 3} more` : blockers.join(', ');
+  const first = `${shown} ${blockers.length === 1 ? 'comes' : 'come'} first and`;
+  const messages: Record<RuleCode, string> = {
+    MatchesNothing: 'matches nothing: none of its ExternalServices holds an address; name others, or remove the rule',
+    Shadowed: `is never reached: ${first} matches all that it names; give it a lower priority, or remove it`,
+    Contradicted: `can never permit: ${shown} in a context above forbids all that it names; ask the owner of that rule, or remove this one`,
+    Overruled: `can never forbid: ${shown} in a context above accepts decisively all that it names; make that an accept, or remove this one`,
+    NeverReached: `is never reached: ${first} decides all that it names; remove it, or change those`,
+    PermitsNothing: `can never permit: accept in the ${rule.slice(0, rule.indexOf('/'))} context only hands on, and no rule after it accepts in the service context or decisively what it names; add such a rule, or make this one accept-decisively`,
+  };
+  return messages[code];
+}
+
+/** Judged where there are pods that it might have meant: of its namespace, or any for a cluster rule. */
+function* selectingNoPod(snapshot: Snapshot, binding: Binding): Generator<ObjectFinding> {
+  const pods = ofKind(snapshot, 'Pod').filter(isSource);
+  const populated = new Set(pods.map(({ metadata }) => metadata.namespace ?? ''));
+  const used = usedRules(binding);
+  for (const rule of rulesOf(snapshot)) {
+    const id = idOf(rule);
+    if (binding.rules[id] === undefined || used.has(id)) continue;
+    const { namespace } = rule.metadata;
+    if (namespace === undefined ? pods.length === 0 : !populated.has(namespace)) continue;
+    const where = namespace === undefined ? '' : ` of namespace ${namespace}`;
+    const message = `applies to no pod${where}: compare its selectors with the pods' labels`;
+    yield { object: objectKey(rule), severity: 'warning', code: 'SelectsNoPod', message };
+  }
+}
+
+/** A misspelt name in a drop rule would forbid nothing. */
+function* unknownAccounts(snapshot: Snapshot): Generator<ObjectFinding> {
+  const accounts = new Map<string, Set<string>>();
+  for (const { metadata, spec } of ofKind(snapshot, 'Pod')) {
+    const namespace = metadata.namespace ?? '';
+    accounts.set(namespace, (accounts.get(namespace) ?? new Set()).add(spec.serviceAccountName));
+  }
+  for (const rule of rulesOf(snapshot)) {
+    for (const account of rule.spec.serviceAccounts ?? []) {
+      const [name = '', before] = account.split('/').reverse();
+      const namespace = before ?? rule.metadata.namespace;
+      const there = namespace === undefined ? [...accounts.values()] : [accounts.get(namespace) ?? new Set()];
+      if (there.every(({ size }) => size === 0) || there.some((names) => names.has(name))) continue;
+      const where = namespace === undefined ? '' : ` of namespace ${namespace}`;
+      const message = `no pod${where} has the service account ${name}: correct the name, or take it out`;
+      yield { object: objectKey(rule), severity: 'warning', code: 'UnknownServiceAccount', message };
+    }
+  }
+}
+
+function* egressIPFindings(snapshot: Snapshot, result: PlanResult): Generator<ObjectFinding> {
+  const egressIPs = ofKind(snapshot, 'EgressIP');
+  const namespaces = new Set(ofKind(snapshot, 'Namespace').map(({ metadata }) => metadata.name));
+  const workloads = workloadsOf(result);
+  const inUse = new Set(workloads.flatMap(({ egress }) => Object.values(egress).map(({ address }) => address)));
+  for (const egressIP of egressIPs) {
+    const object = objectKey(egressIP);
+    for (const name of namespaces.size === 0 ? [] : (egressIP.spec.namespaces ?? [])) {
+      if (namespaces.has(name)) continue;
+      const message = `there is no namespace ${name}: correct the name, or take it out of spec.namespaces`;
+      yield { object, severity: 'warning', code: 'NoSuchNamespace', message };
+    }
+    // Every pod that an EgressIP with an address serves leaves with one of its addresses.
+    const addresses = assignedAddresses(egressIP, result);
+    if (workloads.length === 0 || addresses.length === 0 || addresses.some((address) => inUse.has(address))) continue;
+    const message = 'no pod leaves with it: compare its namespaces and podSelector with the pods, or remove it';
+    yield { object, severity: 'warning', code: 'ServesNoPod', message };
+  }
+}
+
+/** Addresses that are on a shard. */
+function assignedAddresses(egressIP: EgressIP, { statuses }: PlanResult): string[] {
+  const assignments = statuses.get(objectKey(egressIP))?.assignments;
+  return Array.isArray(assignments) ? assignments.map(({ address }: { address: string }) => address) : [];
+}
+
+const workloadsOf = ({ pools }: PlanResult): GatewayPlan['workloads'][string][] =>
+  [...pools.values()].flatMap(({ workloads }) => Object.values(workloads));
+
+/** Rules that a namespace's own people wrote and that do not hold for its pods. Judged where there is a GatewayPool. */
+function* namespaceFindings(snapshot: Snapshot, result: PlanResult): Generator<ObjectFinding> {
+  if (result.pools.size === 0) return;
+  const ruled = new Map<string, AnyRule>();
+  for (const rule of rulesOf(snapshot)) {
+    const { namespace } = rule.metadata;
+    if (namespace !== undefined && !ruled.has(namespace)) ruled.set(namespace, rule);
+  }
+  const namespaces = new Map(ofKind(snapshot, 'Namespace').map((namespace) => [namespace.metadata.name, namespace]));
+  const pools = ofKind(snapshot, 'GatewayPool').filter(({ metadata }) => result.pools.has(metadata.name));
+  const workloads = workloadsOf(result);
+  for (const [name, rule] of ruled) {
+    const namespace = namespaces.get(name);
+    const object = namespace === undefined ? objectKey(rule) : objectKey(namespace);
+    const selected = ({ spec }: GatewayPool): boolean =>
+      namespace !== undefined && matches(spec.namespaceSelector, labelsOf(namespace));
+    if (namespace !== undefined && !pools.some(selected)) {
+      const message = `no GatewayPool selects it, so the rules of namespace ${name} have no effect: select it in a GatewayPool, or remove them`;
+      yield { object, severity: 'warning', code: 'NotCarried', message };
+      continue;
+    }
+    const own = workloads.filter((workload) => workload.namespace === name);
+    const without = own.filter(({ egress }) => Object.keys(egress).length === 0);
+    if (without.length === 0) continue;
+    const who = without.length === own.length ? 'its pods' : `${without.length} of its ${own.length} pods`;
+    const [pool] = [...result.pools.values()].filter((one) => Object.hasOwn(one.workloads, without[0]?.uid ?? ''));
+    const drops = pool !== undefined && 'pool' in pool.settings && pool.settings.pool.unassigned === 'Drop';
+    const effect = drops ? 'are let out nowhere' : 'leave as if Sluice were absent, whatever the rules say';
+    const message = `${who} have no EgressIP and ${effect}: give namespace ${name} an EgressIP`;
+    yield { object, severity: 'warning', code: 'NoEgressIP', message };
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * Where two policies treat a workload differently, exactly: the destinations, cut at every boundary that either knows
+ * (cells.ts), each asked of both evaluators, and neighbours with one answer put together again.
+ * Left out: packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
+ */
+
+import type { Range } from '../../api/address.ts';
+import type { Family, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import { contexts, families } from '../../api/plan.ts';
+import { PrefixSet } from '../../api/prefix-set.ts';
+import type { Carriage, Settled } from '../carriage.ts';
+import type { Decision } from '../decision.ts';
+import type { Destination } from '../destination.ts';
+import type { Span, TrafficClass } from './cells.ts';
+import { cellsOf, mergeSpans, sampleOf, TooLarge } from './cells.ts';
+
+/** A workload under one policy; absent where no pool carries it. */
+export interface Side {
+  carriage: Carriage;
+  workload: WorkloadEntry;
+}
+
+/** What becomes of a flow. `bypass`: Sluice does not carry it. */
+export interface Outcome {
+  verdict: 'accept' | 'drop' | 'reject' | 'bypass';
+  reason: Settled['reason'] | Decision['reason'] | 'no-pool' | 'no-address';
+  rule?: string;
+  /** Source address outside; only where the two sides differ in it. */
+  egress?: string;
+}
+
+/** All destinations of which one thing became another. */
+export interface Change {
+  /** Both families; sorted, disjoint. */
+  ranges: Range[];
+  spans: Span[];
+  before: Outcome;
+  after: Outcome;
+}
+
+/** Cells that may still be asked; shared by all comparisons of one run. */
+export interface Budget {
+  cells: number;
+}
+
+export function changesOf(before: Side | undefined, after: Side | undefined, budget: Budget): Change[] {
+  const changes = new Map<string, Change>();
+  if (before === undefined && after === undefined) return [];
+  const services = [...servicesOf(before), ...servicesOf(after)];
+  for (const family of families) {
+    if (![before, after].some((side) => side !== undefined && hasFamily(side.workload, family))) continue;
+    const { addresses, traffic } = cellsOf(services, family);
+    budget.cells -= addresses.length * traffic.length;
+    if (budget.cells < 0) throw new TooLarge(`${addresses.length} kinds of addresses with ${traffic.length} of ports`);
+    const egress = [before, after].map((side) => side?.workload.egress[family]?.address);
+    const moved = egress[0] !== egress[1];
+    for (const address of addresses) {
+      const differing = new Map<string, { before: Outcome; after: Outcome; traffic: TrafficClass[] }>();
+      for (const kind of traffic) {
+        if (kind.spans.length === 0) continue;
+        const destination = sampleOf(address, kind);
+        const [was, is] = [outcomeOf(before, destination, moved), outcomeOf(after, destination, moved)];
+        if (sameOutcome(was, is)) continue;
+        const key = JSON.stringify([was, is]);
+        const known = differing.get(key);
+        if (known === undefined) differing.set(key, { before: was, after: is, traffic: [kind] });
+        else known.traffic.push(kind);
+      }
+      for (const [pair, { traffic: kinds, ...outcomes }] of differing) {
+        const spans = mergeSpans(kinds.flatMap((kind) => kind.spans));
+        const key = `${pair} ${JSON.stringify(spans)}`;
+        const known = changes.get(key);
+        if (known === undefined) changes.set(key, { ranges: [...address.ranges], spans, ...outcomes });
+        else known.ranges.push(...address.ranges);
+      }
+    }
+  }
+  return [...changes.values()].map((change) => ({ ...change, ranges: [...PrefixSet.of(change.ranges)] }));
+}
+
+/** What may tell one destination from another: the services of the workload's rules, and what is settled before them. */
+function servicesOf(side: Side | undefined): ServiceEntry[] {
+  if (side === undefined) return [];
+  const { plan, boundaries } = side.carriage;
+  const rules = plan.groups[side.workload.group]?.rules;
+  const keys = new Set(
+    contexts
+      .flatMap((context) => rules?.[context] ?? [])
+      .flatMap((id) => {
+        const named = plan.rules[id]?.services;
+        return named === undefined || named === '*' ? [] : named;
+      }),
+  );
+  return [...[...keys].flatMap((key) => plan.services[key] ?? []), ...boundaries];
+}
+
+export function outcomeOf(side: Side | undefined, destination: Destination, withEgress: boolean): Outcome {
+  if (side === undefined) return { verdict: 'bypass', reason: 'no-pool' };
+  const decision = side.carriage.decide(side.workload, destination);
+  if (decision === undefined) return { verdict: 'bypass', reason: 'no-address' };
+  const outcome: Outcome = { verdict: decision.verdict, reason: decision.reason };
+  if ('rule' in decision && decision.rule !== undefined) outcome.rule = decision.rule;
+  if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
+  return outcome;
+}
+
+function sameOutcome(a: Outcome, b: Outcome): boolean {
+  return a.verdict === b.verdict && a.reason === b.reason && a.rule === b.rule && a.egress === b.egress;
+}
+
+function hasFamily({ addresses }: WorkloadEntry, family: Family): boolean {
+  return addresses.some((text) => text.includes(':') === (family === 6));
+}

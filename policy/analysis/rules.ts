@@ -1,0 +1,219 @@
+/**
+ * What a rule's place in its walk says about it: rules that can never match, whatever a pod sends (an earlier rule of
+ * the context, or the verdict of a context above, comes first everywhere), and accepts that can never permit. Decided
+ * cell by cell (cells.ts) for every group of pods that the rule applies to, so that a finding is true and no guess.
+ * What holds only at times (a schedule), is only counted (audit), or is a field that this file does not know never
+ * counts as in the way; a group that is too large to decide yields no finding.
+ */
+
+import type { Context, GroupEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
+import { contexts, families } from '../../api/plan.ts';
+import type { Destination, ServiceTest } from '../destination.ts';
+import { compileService } from '../destination.ts';
+import { cellsOf, sampleOf, TooLarge } from './cells.ts';
+
+export const ruleCodes = {
+  MatchesNothing: 'the rule names no destination at all',
+  Shadowed: 'earlier rules of the same context match all that it names',
+  Contradicted: 'it would permit what a context above drops or rejects',
+  Overruled: 'it would forbid what a context above accepts decisively',
+  NeverReached: 'rules before it, of its own and other contexts, match all that it names',
+  PermitsNothing: 'an accept that only hands on, and nothing after it permits',
+} as const;
+export type RuleCode = keyof typeof ruleCodes;
+
+export interface RuleFinding {
+  rule: string;
+  code: RuleCode;
+  /** What comes first, in the order of the walk. */
+  blockers: string[];
+}
+
+/** Pods with one policy. */
+export interface JudgedGroup extends GroupEntry {
+  /** Of the pool that carries them; absent: not known, so that it may be Accept. */
+  defaultAction?: 'Drop' | 'Accept';
+  /** Says something about this rule only, and of these it is not known that they apply (scope.ts). */
+  only?: string;
+  soft?: ReadonlySet<string>;
+}
+
+export interface JudgedPolicy {
+  rules: Readonly<Record<string, RuleEntry>>;
+  services: Readonly<Record<string, ServiceEntry>>;
+  groups: readonly JudgedGroup[];
+  /** Ids of rules that take effect at times only. */
+  soft?: ReadonlySet<string>;
+  /** Ids of rules that name lists that are not known here: they may match anything. */
+  open?: ReadonlySet<string>;
+}
+
+/** Fields that do not change what a rule matches and what follows from it. */
+const unconditional = new Set(['context', 'namespace', 'name', 'action', 'priority', 'services']);
+
+/** Whether the rule takes effect on each flow that it matches. */
+function isFirm(entry: RuleEntry): boolean {
+  return Object.entries(entry).every(
+    ([field, value]) =>
+      unconditional.has(field) || value === undefined || value === null || (field === 'mode' && value === 'Enforce'),
+  );
+}
+
+/** Tests of one service against one cell, over all groups: some seconds. */
+const MAX_TESTS = 20_000_000;
+
+interface Facts {
+  named: boolean;
+  may: boolean;
+  permits: boolean;
+  undecided: boolean;
+  shadow: Set<string>;
+  above: Set<string>;
+}
+
+interface Walked {
+  id: string;
+  entry: RuleEntry;
+  firm: boolean;
+  tests: ServiceTest[] | '*';
+}
+
+/** In the order of the rules' ids; rules that no group has are not judged. */
+export function judgeRules({ rules, services, groups, soft, open }: JudgedPolicy): RuleFinding[] {
+  const facts = new Map<string, Facts>();
+  const tests = new Map(Object.entries(services).map(([key, entry]) => [key, compileService(entry)]));
+  const walked = new Map<string, Walked>();
+  for (const [id, entry] of Object.entries(rules)) {
+    const any = entry.services === '*' || open?.has(id) === true;
+    const own = any ? '*' : (entry.services as string[]).flatMap((key) => tests.get(key) ?? []);
+    walked.set(id, { id, entry, firm: isFirm(entry) && !soft?.has(id) && !open?.has(id), tests: own });
+  }
+  const budget = { tests: MAX_TESTS };
+  const seen = new Set<string>();
+  for (const group of groups) {
+    const key = JSON.stringify([group.rules, group.defaultAction, group.only]);
+    if (seen.has(key)) continue;
+    seen.add(key);
+    const rulesOf = (context: Context): Walked[] => group.rules[context].flatMap((id) => walked.get(id) ?? []);
+    const lists = contexts.map((context) =>
+      rulesOf(context).map((rule) => (group.soft?.has(rule.id) ? { ...rule, firm: false } : rule)),
+    );
+    const judged = lists.flat().filter(({ id }) => group.only === undefined || id === group.only);
+    for (const { id } of judged) {
+      if (facts.has(id)) continue;
+      const none = { named: false, may: false, permits: false, undecided: false };
+      facts.set(id, { ...none, shadow: new Set(), above: new Set() });
+    }
+    const own = new Map(judged.flatMap(({ id }) => [[id, facts.get(id) as Facts]]));
+    try {
+      judgeGroup(lists, services, group.defaultAction === 'Drop', own, budget);
+    } catch (error) {
+      if (!(error instanceof TooLarge)) throw error;
+      for (const fact of own.values()) fact.undecided = true;
+    }
+  }
+  const order = new Map(Object.keys(rules).map((id, index) => [id, index]));
+  const byOrder = (a: string, b: string): number => (order.get(a) ?? 0) - (order.get(b) ?? 0);
+  return [...facts].flatMap(([id, fact]): RuleFinding[] => {
+    const rule = rules[id];
+    if (rule === undefined || fact.undecided) return [];
+    const code = codeOf(rule, fact, rules);
+    return code === undefined ? [] : [{ rule: id, code, blockers: [...fact.shadow, ...fact.above].sort(byOrder) }];
+  });
+}
+
+function codeOf(rule: RuleEntry, fact: Facts, rules: JudgedPolicy['rules']): RuleCode | undefined {
+  if (!fact.named) return 'MatchesNothing';
+  if (fact.may) {
+    return rule.action === 'accept' && rule.context !== 'service' && !fact.permits ? 'PermitsNothing' : undefined;
+  }
+  if (fact.above.size === 0) return 'Shadowed';
+  if (fact.shadow.size > 0) return 'NeverReached';
+  const permits = rule.action === 'accept' || rule.action === 'accept-decisively';
+  const opposed = [...fact.above].every((id) => (rules[id]?.action === 'accept-decisively') !== permits);
+  if (!opposed) return 'NeverReached';
+  return permits ? 'Contradicted' : 'Overruled';
+}
+
+function judgeGroup(
+  lists: readonly Walked[][],
+  services: JudgedPolicy['services'],
+  defaultDrops: boolean,
+  facts: Map<string, Facts>,
+  budget: { tests: number },
+): void {
+  const named = new Set(lists.flat().flatMap(({ entry }) => (entry.services === '*' ? [] : entry.services)));
+  for (const family of families) {
+    const { addresses, traffic } = cellsOf(
+      [...named].flatMap((key) => services[key] ?? []),
+      family,
+    );
+    for (const address of addresses) {
+      for (const kind of traffic) {
+        const destination = sampleOf(address, kind);
+        const inCell = lists.map((list) => list.filter((rule) => matches(rule, destination, budget)));
+        judgeCell(inCell, defaultDrops, facts);
+      }
+    }
+  }
+}
+
+function matches({ tests }: Walked, destination: Destination, budget: { tests: number }): boolean {
+  if (tests === '*') return true;
+  budget.tests -= tests.length;
+  if (budget.tests < 0) throw new TooLarge('rules and destinations');
+  return tests.some((test) => test(destination) === 'match');
+}
+
+/** `lists`: the rules that match in this cell, by context, in walking order. `facts`: of those that are judged. */
+function judgeCell(lists: readonly Walked[][], defaultDrops: boolean, facts: Map<string, Facts>): void {
+  // From the last context up: may a flow that gets into this context still be permitted?
+  const permitted: boolean[] = [];
+  permitted[lists.length] = !defaultDrops;
+  for (let level = lists.length - 1; level >= 0; level--) {
+    permitted[level] = mayPermit(lists[level] ?? [], permitted[level + 1] === true);
+  }
+  let ended: string | undefined;
+  lists.forEach((list, level) => {
+    let stopper: Walked | undefined;
+    let mayHandOn = false;
+    for (const rule of list) {
+      const fact = facts.get(rule.id);
+      if (fact !== undefined) {
+        fact.named = true;
+        if (stopper !== undefined) fact.shadow.add(stopper.id);
+        else if (ended !== undefined) fact.above.add(ended);
+        else {
+          fact.may = true;
+          if (permitted[level + 1] === true) fact.permits = true;
+        }
+      }
+      if (stopper !== undefined) continue;
+      if (rule.firm) stopper = rule;
+      else if (rule.entry.action === 'accept') mayHandOn = true;
+    }
+    if (ended === undefined && stopper !== undefined && stopper.entry.action !== 'accept' && !mayHandOn) {
+      ended = stopper.id;
+    }
+  });
+}
+
+function mayPermit(list: readonly Walked[], below: boolean): boolean {
+  for (const { entry, firm } of list) {
+    const { action, context } = entry;
+    if (action === 'accept-decisively' || (action === 'accept' && (context === 'service' || below))) return true;
+    if (firm) return false;
+  }
+  return below;
+}
+
+/** Key of the object that a rule id stands for. */
+export function objectKeyOfRule(id: string): string {
+  const slash = id.indexOf('/');
+  const kinds: Record<Context, string> = {
+    cluster: 'ClusterEgressRule',
+    namespace: 'NamespaceEgressRule',
+    service: 'ServiceEgressRule',
+  };
+  return `${kinds[id.slice(0, slash) as Context]}${id.slice(slash)}`;
+}

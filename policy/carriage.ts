@@ -1,0 +1,114 @@
+/**
+ * What a pool's data path does with a workload's flow, in the order in which a packet meets node, gateway and policy:
+ * not steered at all, refused whatever the rules say, or judged by them. `explain` and `simulate` read it here.
+ * Left out: what depends on the packet or the path (spoofed sources, strays), and limits.
+ */
+
+import type { Address } from '../api/address.ts';
+import { formatAddress, parseRange } from '../api/address.ts';
+import { isIcmp } from '../api/kinds.ts';
+import type { Egress, GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
+import { families } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { must } from '../api/result.ts';
+import type { Decision, Flow } from './decision.ts';
+import type { Destination } from './destination.ts';
+import type { Evaluator } from './evaluate.ts';
+import { compilePolicy } from './evaluate.ts';
+
+/** Settled before any rule is asked. */
+export type Settled =
+  | { verdict: 'bypass'; reason: 'clusterCIDRs' | 'excludedCIDRs' | 'unassigned' }
+  | { verdict: 'drop'; reason: 'tunnel-port' | 'no-egress-ip' | 'unassigned' }
+  | { verdict: 'reject'; reason: 'hairpin' };
+
+export interface Carriage {
+  plan: GatewayPlan;
+  evaluator: Evaluator;
+  /** undefined: the rules decide. */
+  settled(workload: WorkloadEntry, destination: Destination): Settled | undefined;
+  /** undefined: the workload has no address of the destination's family. */
+  decide(workload: WorkloadEntry, destination: Destination): Settled | (Decision & { egress?: Egress }) | undefined;
+  /** What `settled` tells apart, in the form of destinations. */
+  boundaries: ServiceEntry[];
+}
+
+export function compileCarriage(plan: GatewayPlan): Carriage {
+  if (!('pool' in plan.settings)) throw new TypeError('carriage: the plan has no settings');
+  const settings = plan.settings.pool;
+  const evaluator = compilePolicy(plan);
+  const guarded = [
+    ...Object.values(plan.shards).flatMap(({ nextHops }) => families.flatMap((family) => nextHops[family] ?? [])),
+    ...Object.values(plan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
+  ];
+  const egressIPs = Object.values(plan.shards).flatMap((shard) => shard.egressIPs);
+  const sets = {
+    guarded: setOf(guarded),
+    cluster: setOf(settings.clusterCIDRs),
+    excluded: setOf(settings.excludedCIDRs),
+    egress: setOf(egressIPs),
+  };
+  const tunnel = settings.steering.mode === 'VXLAN' ? settings.steering.port : undefined;
+
+  function settled(workload: WorkloadEntry, destination: Destination): Settled | undefined {
+    const { address, protocol, port } = destination;
+    const tunnelled = tunnel !== undefined && protocol === UDP && port === tunnel;
+    if (tunnelled || sets.guarded.has(address)) return { verdict: 'drop', reason: 'tunnel-port' };
+    if (sets.cluster.has(address)) return { verdict: 'bypass', reason: 'clusterCIDRs' };
+    if (sets.excluded.has(address)) return { verdict: 'bypass', reason: 'excludedCIDRs' };
+    if (workload.egress[address.family] === undefined) {
+      if (Object.keys(workload.egress).length > 0) return { verdict: 'drop', reason: 'no-egress-ip' };
+      return { verdict: settings.unassigned === 'Drop' ? 'drop' : 'bypass', reason: 'unassigned' };
+    }
+    return sets.egress.has(address) ? { verdict: 'reject', reason: 'hairpin' } : undefined;
+  }
+
+  return {
+    plan,
+    evaluator,
+    settled,
+    decide(workload, destination) {
+      const source = sourceOf(workload, destination.address);
+      if (source === undefined) return undefined;
+      const early = settled(workload, destination);
+      if (early !== undefined) return early;
+      const decision = evaluator.decide(flowOf(source, destination));
+      const egress = workload.egress[destination.address.family];
+      return { ...decision, ...(decision.verdict === 'accept' && egress !== undefined && { egress }) };
+    },
+    boundaries: [
+      ...[guarded, settings.clusterCIDRs, settings.excludedCIDRs, egressIPs].map((addresses) => ({
+        addresses,
+        ports: null,
+      })),
+      ...(tunnel === undefined
+        ? []
+        : [
+            {
+              addresses: ['0.0.0.0/0', '::/0'],
+              ports: [{ protocol: UDP, ports: [[tunnel, tunnel]] as [number, number][] }],
+            },
+          ]),
+    ],
+  };
+}
+
+const UDP = 17;
+
+export function sourceOf(workload: WorkloadEntry, { family }: Address): string | undefined {
+  return workload.addresses.find((text) => text.includes(':') === (family === 6));
+}
+
+/** `port` as portOf (destination.ts) reads it out of a flow. */
+export function flowOf(source: string, { address, protocol, port }: Destination): Flow {
+  const flow = { source, destination: formatAddress(address), protocol };
+  if (port === undefined) return flow;
+  return isIcmp(protocol)
+    ? { ...flow, icmpType: port >>> 8, icmpCode: port & 0xff }
+    : { ...flow, destinationPort: port };
+}
+
+/** A plan holds canonical text; what cannot be read is our own mistake, and throws. */
+function setOf(texts: readonly string[]): PrefixSet {
+  return PrefixSet.of(texts.map((text) => must(parseRange(text))));
+}

@@ -1,0 +1,471 @@
+/**
+ * `sluice lint` of manifests taken together and `sluice simulate`, through the command: a table with a finding of every
+ * code and, for most, its neighbour that is none; the forms of output and the exit codes; and that the documents list
+ * what there is. That the findings are true and the differences exact is test/property/analysis.test.ts's business.
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import t from 'tap';
+import { runCli } from '../../cli/program.ts';
+import { trafficText } from '../../cli/simulate.ts';
+import { analysisCodes } from '../../controller/analyse.ts';
+import { judgeRules, ruleCodes } from '../../policy/analysis/rules.ts';
+
+const dir = mkdtempSync(join(tmpdir(), 'sluice-analysis-'));
+t.teardown(() => rmSync(dir, { recursive: true }));
+
+async function sluice(colours: boolean, ...args: string[]): Promise<{ code: number; out: string; err: string }> {
+  let out = '';
+  let err = '';
+  const code = await runCli(args, {
+    writeOut: (text) => {
+      out += text;
+    },
+    writeErr: (text) => {
+      err += text;
+    },
+    getOutHasColors: () => colours,
+  });
+  return { code, out, err };
+}
+
+let count = 0;
+/** A directory with one file; returns its path. */
+function directory(...documents: string[]): string {
+  const path = join(dir, `m${count++}`);
+  mkdirSync(path);
+  writeFileSync(join(path, 'all.yaml'), documents.join('\n---\n'));
+  return path;
+}
+
+const sluiceObject = (kind: string, name: string, namespace: string | undefined, spec: string): string =>
+  `apiVersion: sluice.dev/v1alpha1
+kind: ${kind}
+metadata: { name: ${name}${namespace === undefined ? '' : `, namespace: ${namespace}`} }
+spec: ${spec}`;
+const cgr = (name: string, spec: string): string => sluiceObject('ClusterEgressRule', name, undefined, spec);
+const nsgr = (name: string, spec: string): string => sluiceObject('NamespaceEgressRule', name, 'shop', spec);
+const svcgr = (name: string, spec: string): string => sluiceObject('ServiceEgressRule', name, 'shop', spec);
+const exsvc = (name: string, namespace: string, spec: string): string =>
+  sluiceObject('ExternalService', name, namespace, spec);
+const namespace = (name: string, team = 'a'): string =>
+  `apiVersion: v1\nkind: Namespace\nmetadata: { name: ${name}, labels: { team: ${team} } }`;
+const pod = (space: string, name: string, host: number): string => `apiVersion: v1
+kind: Pod
+metadata: { name: ${name}, namespace: ${space}, uid: ${space}-${name}, labels: { app: ${name} } }
+spec: { nodeName: node-a, serviceAccountName: ${name} }
+status: { phase: Running, podIPs: [{ ip: 10.244.1.${host} }, { ip: "fd00:244:1::${host}" }] }`;
+const pool = `apiVersion: sluice.dev/v1alpha1
+kind: GatewayPool
+metadata: { name: edge }
+spec:
+  namespaceSelector: { matchLabels: { team: a } }
+  gateways: [{ name: gw-a, internalAddress: 10.0.0.31 }]
+  interfaces: { internal: inside, external: { name: outside } }
+  nextHops: { v4: [10.0.0.64], v6: ["fd00:10::64"] }
+  steering: { mode: VXLAN, vni: 7790 }
+  clusterCIDRs: [10.244.0.0/16]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: EgressIPPool
+metadata: { name: edge }
+spec: { gatewayPool: edge, ranges: [203.0.113.0/24, "2001:db8:113::/64"], namespaceSelector: {} }`;
+const egressIP = (name: string, spec: string): string =>
+  sluiceObject('EgressIP', name, undefined, `{ pool: edge, ${spec} }`);
+const world = [
+  `apiVersion: v1\nkind: Node\nmetadata: { name: node-a }\nspec: { podCIDRs: [10.244.1.0/24] }
+status: { addresses: [{ type: InternalIP, address: 10.0.0.21 }] }`,
+  namespace('shop'),
+  namespace('sluice-system', 'b'),
+  pod('shop', 'front', 11),
+  pod('shop', 'back', 12),
+  `apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: front-1, namespace: shop, labels: { kubernetes.io/service-name: front } }
+addressType: IPv4
+endpoints: [{ addresses: [10.244.1.11], conditions: { ready: true } }]`,
+  exsvc('half', 'shop', '{ addresses: [198.51.100.0/25] }'),
+  exsvc('rest', 'shop', '{ addresses: [198.51.100.128/25] }'),
+  exsvc('net', 'shop', '{ addresses: [198.51.100.0/24], ports: [{ name: a, protocol: TCP, port: "1-65535" }] }'),
+  exsvc(
+    'web',
+    'shop',
+    '{ addresses: [198.51.100.80, "2001:db8::80"], ports: [{ name: a, protocol: TCP, port: "443" }] }',
+  ),
+  exsvc('web', 'sluice-system', '{ addresses: [198.51.100.80, "2001:db8::80"] }'),
+];
+const shop = [pool, egressIP('shop', 'addresses: [203.0.113.7, "2001:db8:113::7"], namespaces: [shop]')];
+const serve = svcgr('serve', '{ action: accept, service: front, externalServices: [web] }');
+
+interface Found {
+  severity: string;
+  code: string;
+  object: string;
+  file: string;
+  line: number;
+  message: string;
+}
+async function lint(...documents: string[]): Promise<Found[]> {
+  const { out } = await sluice(false, 'lint', '-o', 'json', directory(...world, ...documents));
+  return JSON.parse(out).findings as Found[];
+}
+
+const MON = 'schedule: [{ days: [Mon], from: "08:00", to: "17:00", timezone: UTC }]';
+type Row = [name: string, documents: string[], found: [object: string, code: string, message: RegExp][]];
+const rows: Row[] = [
+  ['what the other rows begin with', [serve], []],
+  [
+    'an earlier rule that names more',
+    [serve, svcgr('all', '{ action: accept, service: front, priority: 1, externalServices: ["*"] }')],
+    [['ServiceEgressRule/shop/serve', 'Shadowed', /service\/shop\/all comes first .* lower priority/]],
+  ],
+  [
+    'two earlier rules that together name more',
+    [
+      svcgr('a', '{ action: drop, service: front, priority: 1, externalServices: [half] }'),
+      svcgr('b', '{ action: accept, service: front, priority: 2, externalServices: [rest] }'),
+      svcgr('c', '{ action: accept, service: front, priority: 3, externalServices: [net] }'),
+    ],
+    [['ServiceEgressRule/shop/c', 'Shadowed', /service\/shop\/a, service\/shop\/b come first/]],
+  ],
+  [
+    'earlier for IPv4 only',
+    [svcgr('a', '{ action: drop, service: front, priority: 1, externalServices: [net] }'), serve],
+    [],
+  ],
+  [
+    'earlier for some pods only',
+    [
+      nsgr(
+        'some',
+        '{ action: accept, podSelector: { matchLabels: { app: front } }, priority: 1, externalServices: [web] }',
+      ),
+      nsgr('all', '{ action: drop, externalServices: [web] }'),
+      serve,
+    ],
+    [],
+  ],
+  [
+    'earlier at times only',
+    [serve, svcgr('all', `{ action: accept, service: front, priority: 1, externalServices: ["*"], ${MON} }`)],
+    [],
+  ],
+  [
+    'later at times only',
+    [
+      svcgr('late', `{ action: accept, service: front, externalServices: [web], ${MON} }`),
+      svcgr('all', '{ action: accept, service: front, priority: 1, externalServices: ["*"] }'),
+    ],
+    [['ServiceEgressRule/shop/late', 'Shadowed', /service\/shop\/all/]],
+  ],
+  [
+    'under a cluster reject',
+    [serve, cgr('no', '{ action: reject, externalServices: [web] }')],
+    [['ServiceEgressRule/shop/serve', 'Contradicted', /cluster\/no in a context above forbids/]],
+  ],
+  ['under a cluster reject at times', [serve, cgr('no', `{ action: reject, externalServices: [web], ${MON} }`)], []],
+  [
+    'a veto of what the cluster accepts decisively',
+    [
+      cgr('must', '{ action: accept-decisively, externalServices: [web] }'),
+      nsgr('veto', '{ action: drop, externalServices: [web] }'),
+    ],
+    [['NamespaceEgressRule/shop/veto', 'Overruled', /cluster\/must .* make that an accept/]],
+  ],
+  [
+    'a veto of a part that the cluster does not accept',
+    [
+      cgr('must', '{ action: accept-decisively, externalServices: [web] }'),
+      nsgr('veto', '{ action: drop, externalServices: [half] }'),
+    ],
+    [],
+  ],
+  [
+    'a drop under a drop',
+    [cgr('no', '{ action: drop, externalServices: [web] }'), nsgr('veto', '{ action: drop, externalServices: [web] }')],
+    [['NamespaceEgressRule/shop/veto', 'NeverReached', /cluster\/no comes first/]],
+  ],
+  [
+    'an accept that nothing follows',
+    [nsgr('hope', '{ action: accept, externalServices: [rest] }'), serve],
+    [['NamespaceEgressRule/shop/hope', 'PermitsNothing', /namespace context only hands on/]],
+  ],
+  [
+    'an accept that something follows at times',
+    [
+      nsgr('hope', '{ action: accept, externalServices: [web] }'),
+      svcgr('serve', `{ action: accept, service: front, externalServices: [web], ${MON} }`),
+    ],
+    [],
+  ],
+  [
+    'selectors',
+    [serve, nsgr('typo', '{ action: drop, podSelector: { matchLabels: { app: fornt } }, externalServices: [web] }')],
+    [['NamespaceEgressRule/shop/typo', 'SelectsNoPod', /no pod of namespace shop/]],
+  ],
+  [
+    'service accounts',
+    [serve, cgr('who', '{ action: drop, serviceAccounts: [shop/nobody], externalServices: [web] }')],
+    [['ClusterEgressRule/who', 'UnknownServiceAccount', /no pod of namespace shop has the service account nobody/]],
+  ],
+  [
+    'endpoints',
+    [serve, svcgr('ghost', '{ action: accept, service: ghost, externalServices: [web] }')],
+    [['ServiceEgressRule/shop/ghost', 'NoEndpoints', /ghost lists no pod/]],
+  ],
+  [
+    'external services',
+    [serve, svcgr('gone', '{ action: accept, service: front, externalServices: [gone] }')],
+    [['ServiceEgressRule/shop/gone', 'ExternalServiceNotFound', /shop\/gone/]],
+  ],
+  [
+    'an EgressIP of pods that are not there',
+    [serve, egressIP('none', 'count: 1, namespaces: [shop], podSelector: { matchLabels: { app: none } }')],
+    [['EgressIP/none', 'ServesNoPod', /podSelector/]],
+  ],
+  [
+    'an EgressIP of a namespace that is not there',
+    [serve, egressIP('none', 'count: 1, namespaces: [shpo]')],
+    [['EgressIP/none', 'NoSuchNamespace', /no namespace shpo/]],
+  ],
+  [
+    'an EgressIP of pods that all have another',
+    [serve, egressIP('none', 'count: 1, namespaces: [shop]')],
+    [['EgressIP/shop', 'NamespaceTaken', /served by EgressIP none/]],
+  ],
+];
+
+t.test('lint: every code, and its neighbour that is none', async (t) => {
+  const met = new Set<string>();
+  for (const [name, documents, expected] of rows) {
+    const found = await lint(...shop, ...documents);
+    t.same(
+      found.map(({ object, code }) => [object, code]),
+      expected.map(([object, code]) => [object, code]),
+      name,
+    );
+    for (const [index, [, , message]] of expected.entries()) t.match(found[index]?.message, message, name);
+    for (const { severity, file, line, code } of found) {
+      t.match([severity, file.endsWith('all.yaml'), line > 1], ['warning', true, true], `${name}: where it is`);
+      met.add(code);
+    }
+  }
+  const accept = (text: string): string =>
+    text.replace('namespaceSelector', 'defaultAction: Accept\n  namespaceSelector');
+  const hope = nsgr('hope', '{ action: accept, externalServices: [rest] }');
+  t.same(
+    await lint(
+      ...shop.map((text) => text.replace('spec:\n', `spec:\n  ${accept('').trim()}defaultAction: Accept\n`)),
+      hope,
+    ),
+    [],
+    'default Accept permits',
+  );
+
+  t.match(await lint(pool, serve), [
+    {
+      object: 'Namespace/shop',
+      code: 'NoEgressIP',
+      message: /its pods have no EgressIP and leave as if Sluice were absent/,
+    },
+  ]);
+  t.match(await lint(pool.replace('spec:\n', 'spec:\n  unassigned: Drop\n'), serve), [
+    { code: 'NoEgressIP', message: /are let out nowhere/ },
+  ]);
+  t.match(
+    await lint(
+      pool,
+      egressIP('some', 'count: 1, namespaces: [shop], podSelector: { matchLabels: { app: back } }'),
+      serve,
+    ),
+    [{ code: 'NoEgressIP', message: /1 of its 2 pods/ }],
+  );
+  t.match(await lint(...shop.map((text) => text.replace('team: a', 'team: c')), serve), [
+    { object: 'Namespace/shop', code: 'NotCarried' },
+  ]);
+  t.same(await lint(serve), [], 'without a GatewayPool nothing is known of egress');
+  met.add('NoEgressIP').add('NotCarried');
+
+  // No manifest can write a service without addresses; a list that is kept elsewhere can be empty.
+  const nothing = {
+    context: 'service',
+    namespace: 'shop',
+    name: 'r',
+    action: 'accept',
+    priority: 1,
+    services: ['shop/e'],
+  } as const;
+  t.same(
+    judgeRules({
+      rules: { 'service/shop/r': { ...nothing, services: ['shop/e'] } },
+      services: { 'shop/e': { addresses: [], ports: null } },
+      groups: [{ namespace: 'shop', rules: { cluster: [], namespace: [], service: ['service/shop/r'] } }],
+    }),
+    [{ rule: 'service/shop/r', code: 'MatchesNothing', blockers: [] }],
+  );
+  met.add('MatchesNothing');
+  t.same(
+    [...Object.keys(ruleCodes), ...Object.keys(analysisCodes)].filter((code) => !met.has(code)),
+    [],
+    'all were met',
+  );
+});
+
+t.test('lint: without pods, only what holds for any', async (t) => {
+  const path = directory(
+    namespace('shop'),
+    exsvc('web', 'shop', '{ addresses: [198.51.100.80] }'),
+    nsgr('a', '{ action: accept, externalServices: ["*"], priority: 1 }'),
+    nsgr('b', '{ action: drop, externalServices: [web], podSelector: { matchLabels: { app: x } } }'),
+    nsgr('c', '{ action: drop, externalServices: [web], podSelector: { matchLabels: { app: y } }, priority: 0 }'),
+  );
+  t.match(await sluice(false, 'lint', path), {
+    code: 0,
+    out: /all\.yaml:\d+: warning: NamespaceEgressRule\/shop\/b: Shadowed: is never reached: namespace\/shop\/a comes first .*\n$/,
+    err: '1 files, 5 objects, 0 errors, 1 warnings\n',
+  });
+});
+
+t.test('lint: forms and exit codes', async (t) => {
+  const clean = directory(...world, ...shop, serve);
+  const warned = directory(
+    ...world,
+    ...shop,
+    serve,
+    nsgr('typo', '{ action: drop, podSelector: { matchLabels: { app: z } }, externalServices: [web] }'),
+  );
+  const bad = directory('kind: Pod');
+  for (const [args, code] of [
+    [[clean], 0],
+    [['--strict', clean], 0],
+    [[warned], 0],
+    [['--strict', warned], 1],
+    [[bad], 1],
+    [['-o', 'wide', clean], 2],
+  ] as const) {
+    t.equal((await sluice(false, 'lint', ...args)).code, code, args.join(' '));
+  }
+  t.match(JSON.parse((await sluice(false, 'lint', '-o', 'json', bad)).out), {
+    findings: [{ severity: 'error', code: 'Invalid', file: /all\.yaml$/, line: 1 }],
+    errors: 2,
+    warnings: 0,
+  });
+  t.match(
+    (await sluice(false, 'lint', '-o', 'yaml', warned)).out,
+    /^findings:\n {2}- file: .*\n {4}line: \d+\n.*object: NamespaceEgressRule/s,
+  );
+});
+
+const ESCAPE = '\u001b[';
+t.test('simulate', async (t) => {
+  const before = directory(...world, ...shop, serve);
+  const after = (...documents: string[]): string => directory(...documents);
+  const run = async (draft: string, ...args: string[]) => {
+    const { code, out, err } = await sluice(false, 'simulate', draft, '--source', `directory:${before}`, ...args);
+    return { code, out, err };
+  };
+  const json = async (draft: string, ...args: string[]) => JSON.parse((await run(draft, '-o', 'json', ...args)).out);
+
+  t.match(await run(before), { code: 0, out: '', err: /^2 pods compared; changes: 0 of verdict/ }, 'nothing changes');
+  const none = await json(before);
+  t.same(none, { changes: [], egress: [], added: [], removed: [], compared: 2 });
+
+  const veto = after(cgr('veto', '{ action: reject, externalServices: [web], priority: 1 }'));
+  t.match(await json(veto, '--overlay'), {
+    changes: [
+      {
+        namespace: 'shop',
+        pods: ['front'],
+        kind: 'verdict',
+        destinations: ['198.51.100.80/32', '2001:db8::80/128'],
+        traffic: [{ protocols: [6, 6], ports: [443, 443] }],
+        before: { verdict: 'accept', reason: 'service-accept', rule: 'service/shop/serve' },
+        after: { verdict: 'reject', reason: 'rule', rule: 'cluster/veto' },
+      },
+      { pods: ['back'], before: { verdict: 'drop', reason: 'default-action' }, traffic: { length: 4 } },
+      { pods: ['front'], before: { verdict: 'drop', reason: 'default-action' } },
+    ],
+  });
+  const table = await run(veto, '--overlay');
+  t.match(table, {
+    code: 3,
+    out: /^NAMESPACE +PODS +DESTINATION +TRAFFIC +BEFORE +AFTER\nshop +1: front +198\.51\.100\.80, 2001:db8::80 +TCP 443 +accept \(service\/shop\/serve\) +reject \(cluster\/veto\)\n/,
+  });
+  t.notOk(table.out.includes(ESCAPE), 'no colours where there is no terminal');
+  const coloured = await sluice(true, 'simulate', veto, '--overlay', '--source', `directory:${before}`);
+  t.ok(coloured.out.includes(`${ESCAPE}31mreject (cluster/veto)`), 'colours on a terminal');
+  t.match(await run(veto, '--overlay', '-n', 'elsewhere'), { code: 0, err: /^0 pods compared/ }, 'one namespace');
+  t.match((await run(veto, '--overlay', '-o', 'yaml')).out, /^changes:\n {2}- namespace: shop\n/);
+
+  // The draft alone, without pods, takes all away and says so.
+  t.match(await run(veto), {
+    code: 3,
+    out: /Pods not in the draft: shop\/back, shop\/front/,
+    err: /no pods at all: --overlay/,
+  });
+  const grown = after(...world, ...shop, serve, pod('shop', 'third', 13));
+  t.match(await run(grown), { code: 3, out: 'Pods only in the draft: shop/third\n', err: /1 pods more, 0 fewer/ });
+
+  const moved = after(egressIP('shop', 'addresses: [203.0.113.9], namespaces: [shop]'));
+  const address = await json(moved, '--overlay');
+  t.match(address.egress, [
+    { namespace: 'shop', pods: ['back', 'front'], family: 4, before: '203.0.113.7', after: '203.0.113.9' },
+    { family: 6, before: '2001:db8:113::7', after: null },
+  ]);
+  t.match(
+    address.changes.filter(({ kind }: { kind: string }) => kind === 'egress'),
+    [
+      {
+        pods: ['front'],
+        destinations: ['198.51.100.80/32'],
+        before: { egress: '203.0.113.7' },
+        after: { egress: '203.0.113.9' },
+      },
+    ],
+    'only where something leaves',
+  );
+  t.match(await run(moved, '--overlay'), { code: 3, out: /shop +2: back, front +IPv6 +2001:db8:113::7 +none\n/ });
+
+  // An object that says no age keeps the one that it has; a new one is younger, and so comes after it.
+  const tie = svcgr('aaa', '{ action: drop, service: front, externalServices: [web] }');
+  t.same(
+    (await json(after(...world, ...shop, serve, tie))).changes.filter(
+      ({ kind }: { kind: string }) => kind === 'verdict',
+    ).length,
+    1,
+    'by name within one second',
+  );
+
+  t.match(await run(after('kind: Pod')), { code: 1, err: /all\.yaml: .*expected.*sluice: the draft has 1 documents/s });
+  t.equal((await run(join(dir, 'nowhere'))).code, 1);
+  t.equal((await sluice(false, 'simulate', veto)).code, 2);
+  t.equal((await run(veto, '-o', 'xml')).code, 2);
+  const closed = after(cgr('veto', `{ action: reject, externalServices: [web], priority: 1, ${MON} }`));
+  t.equal((await run(closed, '--overlay', '--at', '2026-11-23T12:00:00Z')).code, 3, 'a schedule, on a Monday');
+  t.equal((await run(closed, '--overlay', '--at', '2026-11-24T12:00:00Z')).code, 0, 'on a Tuesday');
+});
+
+t.test('simulate: traffic in words', async (t) => {
+  const span = (first: number, last: number, ...ports: number[]) => ({
+    first,
+    last,
+    ports: ports.length === 0 ? null : (ports as [number, number]),
+  });
+  for (const [spans, text] of [
+    [[span(0, 255)], 'any'],
+    [[span(6, 6, 443, 443), span(6, 6, 8000, 8100)], 'TCP 443,8000-8100'],
+    [[span(1, 1, 2048, 2048), span(17, 17)], 'ICMP 8/0; UDP'],
+    [[span(47, 47), span(48, 57), span(6, 6, 1, 1)], 'protocol 47; protocols 48-57; TCP 1'],
+  ] as const) {
+    t.equal(trafficText(spans), text);
+  }
+});
+
+t.test('simulate.md lists every code', async (t) => {
+  let root = import.meta.dirname;
+  while (!existsSync(join(root, 'tsconfig.json'))) root = dirname(root);
+  const text = readFileSync(join(root, 'docs/simulate.md'), 'utf8');
+  const listed = [...text.matchAll(/^\| `([A-Z]\w+)`/gm)].map(([, code]) => code);
+  t.same(listed.sort(), [...Object.keys(ruleCodes), ...Object.keys(analysisCodes)].sort());
+});
