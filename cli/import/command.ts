@@ -14,6 +14,7 @@ import { itemsOf, parseYaml } from '../../controller/observe/document.ts';
 import { filesOf, MAX_FILE_BYTES } from '../files.ts';
 import { Exit, json, print, printable, printError, yaml } from '../output.ts';
 import { CES_CONTROLLER_NAMESPACE, type CesOptions, importF5Ces } from './f5-ces.ts';
+import { importNetworkPolicies } from './networkpolicy.ts';
 import { type Imported, type Input, keyOf, type Manifest, type Report, refusal, reportText } from './report.ts';
 
 const MAX_TOTAL_BYTES = 256 * 1024 * 1024;
@@ -26,8 +27,8 @@ export interface Flags {
   target?: string;
 }
 
-/** What the source does with a flow that no rule speaks of; undefined: it depends. */
-type Default = 'Drop' | undefined;
+/** What the source does with a flow that no rule speaks of. */
+type Default = 'Drop' | 'Accept';
 
 export async function runImport(
   paths: readonly string[],
@@ -118,14 +119,15 @@ async function besideTarget(
   const unreadable = errors.find(({ reason }) => reason === 'Unreadable');
   if (unreadable !== undefined) throw new Exit(1, `--target ${path}: ${unreadable.details.join('; ')}`);
   for (const [object, found] of snapshot) {
-    if (found.kind !== 'GatewayPool' || assumes === undefined || found.spec.defaultAction === assumes) continue;
-    const message = `of the target has defaultAction: ${found.spec.defaultAction}, where the source drops`;
+    if (found.kind !== 'GatewayPool' || found.spec.defaultAction === assumes) continue;
+    const message = `is ${found.spec.defaultAction} in the target; what no rule speaks of met ${assumes} in the source`;
+    const effect = assumes === 'Drop' ? 'permits more' : 'permits less';
     report.notCarried.push({
       object,
       path: 'spec.defaultAction',
       reason: 'DefaultAction',
       message,
-      effect: 'permits more',
+      effect,
     });
   }
   const replaced = manifests.filter((manifest) => {
@@ -271,4 +273,15 @@ Examples:
         await runImport(paths, flags, importer, 'Drop', command);
       },
     );
+  format(parent, 'networkpolicy', 'Kubernetes NetworkPolicies: their egress, as far as it leaves the cluster')
+    .addHelpText(
+      'after',
+      `${exitCodes}
+Examples:
+  sluice import networkpolicy policies/ --output manifests/policies.yaml
+  kubectl get networkpolicies -A -o yaml | sluice import networkpolicy - --target manifests/ > policies.yaml`,
+    )
+    .action(async (paths: string[], flags: Flags, command: Command) => {
+      await runImport(paths, flags, importNetworkPolicies, 'Accept', command);
+    });
 }

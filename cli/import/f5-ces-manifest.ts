@@ -9,12 +9,11 @@ import { isRecord } from '../../api/plan-delta.ts';
 import { objectMetaSchema } from '../../api/schema/common.ts';
 import { describe, show } from '../../api/schema/describe.ts';
 import { type Keywords, walk } from '../../api/schema/walk.ts';
-import type { Input } from './report.ts';
+import { type Input, MAX_OBJECTS } from './report.ts';
 
 const API = 'kubeovn.io/v1alpha1';
 
-/** Bounds of ours; CES has none. */
-const MAX_OBJECTS = 100_000;
+/** In all, so that aliases in the input cannot multiply. CES has no such bound. */
 const MAX_ADDRESSES = 1_000_000;
 const text = (maxLength: number, options: object = {}) => Type.String({ maxLength, ...options });
 

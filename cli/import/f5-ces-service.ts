@@ -4,11 +4,13 @@
  * any usable one means every protocol. An entry that we cannot carry must never leave the list empty for that reason:
  * then nothing is left, rather than everything. Pure.
  */
-import { addressBits, formatPrefix, formatRange, parseAddress, parsePrefix, parseRange } from '../../api/address.ts';
-import { parseObject, parsePorts, type ServicePort } from '../../api/kinds.ts';
+import { formatRange, parseRange } from '../../api/address.ts';
+import { parseObject, parsePorts } from '../../api/kinds.ts';
 import { API_VERSION } from '../../api/names.ts';
 import { show } from '../../api/schema/describe.ts';
 import type { CesPort, CesService } from './f5-ces-manifest.ts';
+import { type Entry, mergeRanges, type Port, type PortProtocol, portsOf, type Ranges } from './ports.ts';
+import { withoutHostBits } from './rewrite.ts';
 
 /** What our schema carries out of what CES can say: asked of the schema, so that there is one place that knows. */
 export interface Takes {
@@ -35,7 +37,6 @@ export interface FieldRemark {
   message: string;
 }
 
-export type Port = ServicePort & { bandwidth?: string };
 export interface ConvertedService {
   /** Empty: nothing is left of it. */
   addresses: string[];
@@ -90,22 +91,15 @@ function readAddress(text: string, takes: Takes): ReadAddress {
     return unreadable(text, 'IPv4 mapped into IPv6, which no packet carries');
   }
   if (range.ok) return { address: text, canonical: formatRange(range.value) };
-  const [head = '', length = '', ...rest] = text.split('/', 3);
-  const address = parseAddress(head);
-  if (address.ok && rest.length === 0 && /^(0|[1-9]\d{0,2})$/.test(length)) {
-    const { family, value } = address.value;
-    const host = BigInt(addressBits(family) - Number(length));
-    if (host >= 0n) {
-      const prefix = formatPrefix({ family, value: (value >> host) << host, length: Number(length) });
-      if (parsePrefix(prefix).ok) return { address: prefix, canonical: prefix };
-    }
-  }
+  const masked = withoutHostBits(text);
+  if (masked !== undefined) return { address: masked, canonical: masked };
   if (!isName(text)) return unreadable(text, 'no address and no CIDR; CES takes it for a name');
   const metadata = { name: 'probe', namespace: 'probe' };
   const taken =
     takes.names &&
     parseObject({ apiVersion: API_VERSION, kind: 'ExternalService', metadata, spec: { addresses: [text] } }).ok;
   if (taken) return { address: text, canonical: text.toLowerCase() };
+  if (takes.names) return unreadable(text, 'a name that our schema does not take');
   return { reason: 'NameAddress', message: `${show(text)}: a name is not carried out yet; only addresses are` };
 }
 
@@ -114,19 +108,7 @@ const isName = (text: string): boolean =>
   /^(\*\.)?[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_])?\.?$/.test(text) &&
   /[A-Za-z]\.?$/.test(text);
 
-const protocols: Readonly<Record<string, 'TCP' | 'UDP' | 'SCTP'>> = { tcp: 'TCP', udp: 'UDP', sctp: 'SCTP' };
-/** Entries of one service (external-service.ts), and ranges of which the text of one stays below its 512 characters. */
-const MAX_ENTRIES = 64;
-const MAX_RANGES = 40;
-
-type Ranges = [number, number][];
-interface Entry {
-  name: string | undefined;
-  protocol: 'TCP' | 'UDP' | 'SCTP';
-  ranges: Ranges;
-  bandwidth: string | undefined;
-}
-
+const protocols: Readonly<Record<string, PortProtocol>> = { tcp: 'TCP', udp: 'UDP', sctp: 'SCTP' };
 function convertPorts(ports: readonly CesPort[], takes: Takes, result: ConvertedService): Port[] | 'any' | 'nothing' {
   const entries: Entry[] = [];
   let ignored = 0;
@@ -154,7 +136,12 @@ function convertPorts(ports: readonly CesPort[], takes: Takes, result: Converted
       continue;
     }
     const bandwidth = bandwidthOf(port.bandwidth, `${path}.bandwidth`, takes, result);
-    entries.push({ name: port.name, protocol, ranges, bandwidth });
+    entries.push({
+      ...(port.name === undefined ? {} : { name: port.name }),
+      protocol,
+      ranges,
+      ...(bandwidth === undefined ? {} : { bandwidth }),
+    });
   }
   if (entries.length === 0) {
     if (ports.length > ignored) return 'nothing';
@@ -164,13 +151,16 @@ function convertPorts(ports: readonly CesPort[], takes: Takes, result: Converted
     }
     return 'any';
   }
-  const texts = entries.flatMap((entry) => chunks(entry.ranges, MAX_RANGES).map((ranges) => ({ ...entry, ranges })));
-  const fitting = texts.length <= MAX_ENTRIES ? texts : mergeEntries(entries);
-  if (fitting.length < entries.length) {
-    const message = `${entries.length} entries are written as ${fitting.length}, the same ports together`;
+  const { ports: own, merged, renamed } = portsOf(entries);
+  if (merged) {
+    const message = `${entries.length} entries are written as ${own.length}, the same ports together`;
     result.changed.push({ path: 'spec.ports', reason: 'PortsMerged', message });
   }
-  return named(fitting, result);
+  if (renamed > 0) {
+    const message = `${renamed} of ${own.length} entries got a name: each needs one of its own, of lower-case letters, digits and -`;
+    result.changed.push({ path: 'spec.ports', reason: 'PortNames', message });
+  }
+  return own;
 }
 
 /** Sorted and disjoint; null: not all of it can be read. */
@@ -182,52 +172,6 @@ function readPorts(text: string): Ranges | null {
     ranges.push(...read.value);
   }
   return mergeRanges(ranges);
-}
-
-function mergeRanges(ranges: Ranges): Ranges {
-  const merged: Ranges = [];
-  for (const [first, last] of ranges.toSorted((a, b) => a[0] - b[0])) {
-    const open = merged.at(-1);
-    // Ports side by side stay apart, as they were written.
-    if (open !== undefined && first <= open[1]) open[1] = Math.max(open[1], last);
-    else merged.push([first, last]);
-  }
-  return merged;
-}
-
-/** The ports of one protocol and bandwidth together, in as few entries as hold them. */
-function mergeEntries(entries: readonly Entry[]): Entry[] {
-  const together = new Map<string, Entry>();
-  for (const { protocol, bandwidth, ranges } of entries) {
-    const key = `${protocol} ${bandwidth ?? ''}`;
-    const known = together.get(key);
-    if (known === undefined) together.set(key, { name: undefined, protocol, bandwidth, ranges: [...ranges] });
-    else known.ranges.push(...ranges);
-  }
-  return [...together.values()].flatMap((entry) =>
-    chunks(mergeRanges(entry.ranges), MAX_RANGES).map((ranges) => ({ ...entry, ranges })),
-  );
-}
-
-function named(entries: readonly Entry[], result: ConvertedService): Port[] {
-  const used = new Set<string>();
-  let renamed = 0;
-  const ports = entries.map(({ name, protocol, ranges, bandwidth }, i): Port => {
-    let own = name ?? '';
-    if (used.has(own) || own.length > 63 || !/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(own)) {
-      own = `${protocol.toLowerCase()}-${i}`;
-      for (let n = 2; used.has(own); n++) own = `${protocol.toLowerCase()}-${i}-${n}`;
-      renamed++;
-    }
-    used.add(own);
-    const port = ranges.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(',');
-    return { name: own, protocol, port, ...(bandwidth === undefined ? {} : { bandwidth }) };
-  });
-  if (renamed > 0) {
-    const message = `${renamed} of ${ports.length} entries got a name: each needs one of its own, of lower-case letters, digits and -`;
-    result.changed.push({ path: 'spec.ports', reason: 'PortNames', message });
-  }
-  return ports;
 }
 
 /** The name of an iRule; those of CES's own configuration say their rate. */
@@ -244,10 +188,4 @@ function bandwidthOf(
     rate === undefined ? 'an iRule that only the BIG-IP knows' : `a limit of ${rate} Mbit/s is not carried out yet`;
   result.unlimited.push({ path, reason: 'Bandwidth', message: `${show(text)}: ${why}` });
   return undefined;
-}
-
-export function chunks<T>(list: readonly T[], size: number): T[][] {
-  const parts: T[][] = [];
-  for (let i = 0; i < list.length; i += size) parts.push(list.slice(i, i + size));
-  return parts;
 }

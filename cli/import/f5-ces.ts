@@ -10,10 +10,10 @@ import { portEntry } from '../../api/kinds.ts';
 import { API_VERSION, CONTROLLER_NAMESPACE } from '../../api/names.ts';
 import { show } from '../../api/schema/describe.ts';
 import { type CesRule, type CesService, readCes } from './f5-ces-manifest.ts';
-import { type ConvertedService, chunks, convertService, schemaTakes, type Takes } from './f5-ces-service.ts';
+import { type ConvertedService, convertService, schemaTakes, type Takes } from './f5-ces-service.ts';
 import { type Candidate, type Destinations, overlapsOf } from './overlap.ts';
 import { type Effect, type Imported, type Input, type Manifest, Reporter, refusal } from './report.ts';
-import { metadataOf, nameBeside } from './rewrite.ts';
+import { chunks, metadataOf, nameBeside } from './rewrite.ts';
 
 export interface CesOptions {
   /** Where CES's cluster rules look for ExternalServices (its CES_NAMESPACE). */

@@ -69,6 +69,8 @@ export type Imported = { ok: true; manifests: Manifest[]; report: Report } | { o
 
 /** Remarks of one list: what a hostile input can say in few bytes must not fill the memory. */
 const MAX_REMARKS = 100_000;
+/** Objects of one import. */
+export const MAX_OBJECTS = 100_000;
 /** Errors of bad input that are told; the rest is counted. */
 const MAX_ERRORS = 50;
 

@@ -1,4 +1,8 @@
-/** What every importer does with an object's metadata: which of it goes along, and a name where its own is taken. Pure. */
+/**
+ * What every importer does: which metadata goes along, a name where an object's own is taken, CIDRs as the source reads
+ * them. Pure.
+ */
+import { addressBits, formatPrefix, parseAddress, parsePrefix } from '../../api/address.ts';
 import type { ObjectMeta } from '../../api/kinds.ts';
 import { printable } from '../output.ts';
 import type { Manifest, Reporter } from './report.ts';
@@ -52,4 +56,22 @@ export function nameBeside(name: string, own: boolean, take: (candidate: string)
     candidate = `${name.slice(0, MAX_NAME - suffix.length).replace(/[-.]+$/, '')}${suffix}`;
   }
   return candidate;
+}
+
+/** A CIDR with bits after its prefix, which Go's parser cuts off and ours refuses; undefined: not even that. */
+export function withoutHostBits(text: string): string | undefined {
+  const [head = '', length = '', ...rest] = text.split('/', 3);
+  const address = parseAddress(head);
+  if (!address.ok || rest.length > 0 || !/^(0|[1-9]\d{0,2})$/.test(length)) return undefined;
+  const { family, value } = address.value;
+  const host = BigInt(addressBits(family) - Number(length));
+  if (host < 0n) return undefined;
+  const prefix = formatPrefix({ family, value: (value >> host) << host, length: Number(length) });
+  return parsePrefix(prefix).ok ? prefix : undefined;
+}
+
+export function chunks<T>(list: readonly T[], size: number): T[][] {
+  const parts: T[][] = [];
+  for (let i = 0; i < list.length; i += size) parts.push(list.slice(i, i + size));
+  return parts;
 }

@@ -1,7 +1,9 @@
 /**
- * Imported rules decide as CES did: random manifests of its shape, and a naive reading of what they mean there (peers of
- * the walk: cluster, namespace, service, deny all), against import → plan → evaluator. Flows on which rules of one context
- * disagree are left out, since CES gives those no order. A model without CES's bugs: nobody listed, no source.
+ * Imported rules decide as their source did: random manifests, and a naive reading of what they mean there, against
+ * import → plan → evaluator.
+ * F5 CES: cluster, namespace, service, deny all. Flows on which rules of one context disagree are left out, since CES
+ * gives those no order. A model without CES's bugs: nobody listed, no source.
+ * NetworkPolicy: whom a policy selects may go where some policy permits; everybody else anywhere.
  */
 import fc from 'fast-check';
 import t from 'tap';
@@ -10,6 +12,8 @@ import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { must } from '../../api/result.ts';
 import { importF5Ces } from '../../cli/import/f5-ces.ts';
+import { importNetworkPolicies } from '../../cli/import/networkpolicy.ts';
+import type { Imported } from '../../cli/import/report.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { plan } from '../../controller/plan/plan.ts';
@@ -23,12 +27,12 @@ const pods = namespaces.flatMap((namespace, i) =>
   [true, false, undefined].map((ready, j) => ({ namespace, ready, name: `p${j}`, host: 10 * i + j + 1 })),
 );
 
-const base: object[] = [
+const base = (defaultAction: 'Accept' | 'Drop'): object[] => [
   ...namespaces.map((name) => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name } })),
   ...pods.map(({ namespace, name, host }) => ({
     apiVersion: 'v1',
     kind: 'Pod',
-    metadata: { name, namespace, uid: `${namespace}-${name}` },
+    metadata: { name, namespace, uid: `${namespace}-${name}`, labels: { app: name } },
     spec: { nodeName: 'n' },
     status: { phase: 'Running', podIPs: [{ ip: `10.244.1.${host}` }, { ip: `fd00:244:1::${host}` }] },
   })),
@@ -54,6 +58,7 @@ const base: object[] = [
     metadata: { name: 'edge' },
     spec: {
       namespaceSelector: {},
+      defaultAction,
       gateways: [{ name: 'gw-a', internalAddress: '10.0.0.31' }],
       interfaces: { internal: 'inside', external: { name: 'outside' } },
       nextHops: { v4: ['10.0.0.64'], v6: ['fd00:10::64'] },
@@ -192,47 +197,164 @@ const flows: Flow[] = pods.flatMap((pod) =>
   ]),
 );
 
+/** Every flow, decided by what was imported and by a naive reading of its source (undefined: it does not say). */
+function compare(
+  imported: Imported,
+  defaultAction: 'Accept' | 'Drop',
+  naive: (flow: Flow) => string | undefined,
+  seen: Map<string, number>,
+): void {
+  if (!imported.ok) throw new Error(imported.errors.join('\n'));
+  const snapshot = new Map<string, AnyObject>();
+  for (const object of [...base(defaultAction), ...imported.manifests]) {
+    const parsed = parseObject(object);
+    if (!parsed.ok) throw new Error(JSON.stringify([object, parsed.errors]));
+    if (snapshot.has(objectKey(parsed.value))) throw new Error(`${objectKey(parsed.value)} twice`);
+    snapshot.set(objectKey(parsed.value), parsed.value);
+  }
+  const result = plan(snapshot, emptyMemory(), noPeers(), 0);
+  for (const [key, { conditions }] of result.statuses) {
+    const refused = conditions.find(({ type, status }) => type === 'Accepted' && status === 'False');
+    if (refused !== undefined) throw new Error(`${key}: ${refused.reason}: ${refused.message}`);
+  }
+  const evaluator = compilePolicy(result.pools.get('edge') as GatewayPlan);
+  for (const flow of flows) {
+    const expected = naive(flow);
+    if (expected === undefined) continue;
+    const v6 = flow.to.includes(':');
+    const { verdict } = evaluator.decide({
+      source: v6 ? `fd00:244:1::${flow.pod.host}` : `10.244.1.${flow.pod.host}`,
+      destination: flow.to,
+      protocol: v6 && flow.protocol === 'icmp' ? 58 : protocols[flow.protocol],
+      ...(flow.protocol === 'icmp' ? {} : { destinationPort: flow.port }),
+    });
+    seen.set(verdict, (seen.get(verdict) ?? 0) + 1);
+    if (verdict !== expected) throw new Error(`${JSON.stringify(flow)}: ${verdict}, the source says ${expected}`);
+  }
+}
+
 t.test('imported rules decide as CES did', async (t) => {
   const seen = new Map<string, number>();
   fc.assert(
-    fc.property(
-      services,
-      rules,
-      fc.constantFrom('kube-system', 'a', 'sluice-system'),
-      (all, some, controllerNamespace) => {
-        const input = [...some, ...all].map((value, i) => ({ value, at: `${i}` }));
-        const imported = importF5Ces(input, { controllerNamespace });
-        if (!imported.ok) throw new Error(imported.errors.join('\n'));
-        const snapshot = new Map<string, AnyObject>();
-        for (const object of [...base, ...imported.manifests]) {
-          const parsed = parseObject(object);
-          if (!parsed.ok) throw new Error(JSON.stringify([object, parsed.errors]));
-          if (snapshot.has(objectKey(parsed.value))) throw new Error(`${objectKey(parsed.value)} twice`);
-          snapshot.set(objectKey(parsed.value), parsed.value);
-        }
-        const result = plan(snapshot, emptyMemory(), noPeers(), 0);
-        for (const [key, { conditions }] of result.statuses) {
-          const refused = conditions.find(({ type, status }) => type === 'Accepted' && status === 'False');
-          if (refused !== undefined) throw new Error(`${key}: ${refused.reason}: ${refused.message}`);
-        }
-        const evaluator = compilePolicy(result.pools.get('edge') as GatewayPlan);
-        for (const flow of flows) {
-          const expected = cesDecides(all as Service[], some, controllerNamespace, flow);
-          if (expected === undefined) continue;
-          const v6 = flow.to.includes(':');
-          const { verdict } = evaluator.decide({
-            source: v6 ? `fd00:244:1::${flow.pod.host.toString()}` : `10.244.1.${flow.pod.host}`,
-            destination: flow.to,
-            protocol: v6 && flow.protocol === 'icmp' ? 58 : protocols[flow.protocol],
-            ...(flow.protocol === 'icmp' ? {} : { destinationPort: flow.port }),
-          });
-          seen.set(verdict, (seen.get(verdict) ?? 0) + 1);
-          if (verdict !== expected) throw new Error(`${JSON.stringify(flow)}: ${verdict}, CES ${expected}`);
-        }
-      },
-    ),
+    fc.property(services, rules, fc.constantFrom(...namespaces), (all, some, controllerNamespace) => {
+      const input = [...some, ...all].map((value, i) => ({ value, at: `${i}` }));
+      const imported = importF5Ces(input, { controllerNamespace });
+      compare(imported, 'Drop', (flow) => cesDecides(all as Service[], some, controllerNamespace, flow), seen);
+    }),
     { numRuns: 200 },
   );
-  for (const verdict of ['accept', 'drop', 'reject'])
+  for (const verdict of ['accept', 'drop', 'reject']) {
     t.ok((seen.get(verdict) ?? 0) > 100, `${verdict}: ${seen.get(verdict)} flows`);
+  }
+});
+
+interface Policy {
+  apiVersion: string;
+  kind: string;
+  metadata: { namespace: string; name: string };
+  spec: {
+    podSelector?: { matchLabels?: { app: string } };
+    policyTypes?: string[];
+    egress?: {
+      to?: { ipBlock?: { cidr: string; except?: string[] }; podSelector?: object }[];
+      ports?: { protocol?: string; port?: number | string; endPort?: number }[];
+    }[];
+  };
+}
+
+const block = fc.constantFrom(
+  { cidr: '198.51.100.0/24' },
+  { cidr: '198.51.100.0/24', except: ['198.51.100.2/31', '198.51.100.6/32'] },
+  { cidr: '198.51.100.9/29', except: ['198.51.100.8/32'] },
+  { cidr: '2001:db8::/64', except: ['2001:db8::2/128'] },
+  { cidr: '0.0.0.0/0', except: ['198.51.100.0/30', '198.51.100.4/30'] },
+);
+const policies = fc
+  .array(
+    fc.record({
+      apiVersion: fc.constant('networking.k8s.io/v1'),
+      kind: fc.constant('NetworkPolicy'),
+      metadata: fc.record({ namespace: scoped }),
+      spec: fc.record(
+        {
+          podSelector: fc.constantFrom({}, { matchLabels: { app: 'p0' } }, { matchLabels: { app: 'p1' } }),
+          policyTypes: fc.constantFrom([], ['Egress'], ['Ingress'], ['Ingress', 'Egress']),
+          egress: fc.array(
+            fc.record(
+              {
+                to: fc.array(
+                  fc.oneof({ arbitrary: fc.record({ ipBlock: block }), weight: 3 }, fc.constant({ podSelector: {} })),
+                  {
+                    maxLength: 3,
+                  },
+                ),
+                ports: fc.array(
+                  fc.constantFrom<NonNullable<NonNullable<Policy['spec']['egress']>[number]['ports']>[number]>(
+                    { port: 443 },
+                    { protocol: 'UDP', port: 50, endPort: 60 },
+                    { protocol: 'UDP' },
+                    { port: 'http' },
+                  ),
+                  { maxLength: 2 },
+                ),
+              },
+              { requiredKeys: [] },
+            ),
+            { maxLength: 3 },
+          ),
+        },
+        { requiredKeys: [] },
+      ),
+    }),
+    { maxLength: 6 },
+  )
+  .map((list) =>
+    list.map((policy, i): Policy => {
+      const { spec, metadata, ...rest } = policy as unknown as Policy;
+      return { ...rest, spec, metadata: { ...metadata, name: `n${i}` } };
+    }),
+  );
+
+function kubernetesDecides(all: readonly Policy[], { pod, to: destination, protocol, port }: Flow): string {
+  const address = must(parseAddress(destination));
+  const inside = (text: string): boolean => {
+    const [head = '', length] = text.split('/');
+    const { family, value } = must(parseAddress(head));
+    const host = BigInt((family === 4 ? 32 : 128) - Number(length));
+    return family === address.family && value >> host === address.value >> host;
+  };
+  const isolating = all.filter(({ metadata, spec }) => {
+    const { podSelector, policyTypes = [], egress = [] } = spec;
+    const app = podSelector?.matchLabels?.app;
+    const speaks = policyTypes.length === 0 ? egress.length > 0 : policyTypes.includes('Egress');
+    return speaks && metadata.namespace === pod.namespace && (app === undefined || app === pod.name);
+  });
+  const permits = isolating.some(({ spec: { egress = [] } }) =>
+    egress.some(({ to = [], ports = [] }) => {
+      const there =
+        to.length === 0 ||
+        to.some(({ ipBlock }) => ipBlock !== undefined && inside(ipBlock.cidr) && !(ipBlock.except ?? []).some(inside));
+      const through =
+        ports.length === 0 ||
+        ports.some(({ protocol: name = 'TCP', port: first, endPort = first }) => {
+          if (name.toLowerCase() !== protocol || typeof first === 'string') return false;
+          return first === undefined || (first <= port && port <= Number(endPort));
+        });
+      return there && through;
+    }),
+  );
+  return isolating.length === 0 || permits ? 'accept' : 'drop';
+}
+
+t.test('imported NetworkPolicies decide as Kubernetes does', async (t) => {
+  const seen = new Map<string, number>();
+  fc.assert(
+    fc.property(policies, (all) => {
+      const imported = importNetworkPolicies(all.map((value, i) => ({ value, at: `${i}` })));
+      compare(imported, 'Accept', (flow) => kubernetesDecides(all, flow), seen);
+    }),
+    { numRuns: 200 },
+  );
+  for (const verdict of ['accept', 'drop'])
+    t.ok((seen.get(verdict) ?? 0) > 1000, `${verdict}: ${seen.get(verdict)} flows`);
 });

@@ -700,7 +700,7 @@ t.test('files, standard input, report and exit codes', async (t) => {
   );
   const beside = await sluice('import', 'f5-ces', input, '--target', target);
   t.equal(beside.code, 3);
-  t.match(beside.err, /GatewayPool\/edge spec\.defaultAction: .* Accept, .*\[permits more\]/);
+  t.match(beside.err, /GatewayPool\/edge spec\.defaultAction: is Accept .*\[permits more\]/);
   t.match(beside.err, /Replaces: .*\n {4}ExternalService\/shop\/a\n/);
   file('target/pool.yaml', network);
   file(
