@@ -19,6 +19,7 @@ import { parse } from 'yaml';
 import { LIST_MAX_BYTES } from '../../api/address-list.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { isRecord } from '../../api/plan-delta.ts';
+import { runCli } from '../../cli/program.ts';
 import { type Controller, runController } from '../../controller/main.ts';
 import { fileSignature, readListFile } from '../../controller/observe/list-file.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
@@ -441,6 +442,75 @@ t.test('a URL', async (t) => {
     /TooManyLists: addressesFrom\[\d+\]: more than 64 URLs in the namespace/,
   );
   await says('the older ones go on', 'ExternalService/a/many-0', /^\+Accepted/);
+});
+
+t.test('lint and explain: ConfigMaps and files are read, and URLs are said to be the controller’s', async (t) => {
+  const r = await rig(t);
+  const write = (file: string, text: string) => writeFile(join(r.manifests, file), text);
+  const sluice = async (...args: string[]): Promise<{ code: number; out: string }> => {
+    let out = '';
+    const add = (text: string): void => {
+      out += text;
+    };
+    const code = await runCli(args, { writeOut: add, writeErr: add, getOutHasColors: () => false });
+    return { code, out };
+  };
+  const explain = (to: string, ...more: string[]) =>
+    sluice('explain', '--source', `directory:${r.manifests}`, '--from', 'a/one', '--to', to, ...more);
+  await write('base.yaml', base(NAME).replace('nextHops', 'unassigned: Drop\n  nextHops'));
+  await write(
+    'egress.yaml',
+    `
+{ apiVersion: sluice.dev/v1alpha1, kind: EgressIPPool, metadata: { name: d }, spec: { gatewayPool: p, ranges: [203.0.113.1], namespaceSelector: {} } }
+---
+{ apiVersion: sluice.dev/v1alpha1, kind: EgressIP, metadata: { name: a }, spec: { pool: d, count: 1, namespaces: [a] } }
+`,
+  );
+  await write('cm.yaml', configMap({ list: '192.0.2.1' }));
+  await write('lists/file.txt', '192.0.2.2');
+  const policy =
+    service('near', '{ addressesFrom: [{ configMapRef: { name: cm } }, { file: lists/file.txt }] }') +
+    service('far', `{ addressesFrom: [{ url: "https://${NAME}/list?token=t0p" }] }`) +
+    rule('near', 'accept-decisively', 'near') +
+    rule('far', 'accept-decisively', 'far');
+  await write('policy.yaml', policy);
+  const clean = await sluice('lint', r.manifests);
+  t.equal(clean.code, 0, clean.out);
+  t.match(
+    clean.out,
+    /policy.yaml:\d+: warning: ExternalService\/a\/far: NotFetched: addressesFrom\[0\]: only the controller fetches a url/,
+  );
+  t.notMatch(clean.out, /NamespaceEgressRule\/a\/far: MatchesNothing/, 'what it lists is not known here');
+  t.notMatch(clean.out, /near/, 'the others are');
+  for (const address of ['192.0.2.1', '192.0.2.2']) t.match((await explain(address)).out, /accept \(rule\)/, address);
+  const blind = await explain('192.0.2.3');
+  t.match(blind.out, /drop \(default-action\)/);
+  t.match(
+    blind.out,
+    /The lists of an ExternalService are not all known here: a\/far: .*only the controller fetches a url, and its state was not given/,
+  );
+
+  r.respond((_, response) => response.end('192.0.2.3\n'));
+  await r.start();
+  await until(() => r.addresses('far')?.length === 1);
+  await r.stop();
+  const known = await explain('192.0.2.3', '--state', r.state);
+  t.match(known.out, /accept \(rule\)/, 'with the controller’s state it is known');
+  t.notMatch(known.out, /not all known/);
+
+  await write('cm.yaml', configMap({ list: '192.0.2.1\nexample' }));
+  await write('policy.yaml', policy + rule('stop', 'drop', 'far'));
+  const spoilt = await sluice('lint', r.manifests);
+  t.equal(spoilt.code, 1);
+  t.match(
+    spoilt.out,
+    /policy.yaml:\d+: ExternalService\/a\/near: ListInvalid: addressesFrom\[0\]: key list: line 2: expected an address/,
+  );
+  t.match(
+    spoilt.out,
+    /warning: NamespaceEgressRule\/a\/stop: ListNotRead/,
+    'that a drop rule’s list is not known here is no error',
+  );
 });
 
 t.test('what a file may be', async (t) => {
