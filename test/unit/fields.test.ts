@@ -21,8 +21,8 @@ import { schemas } from '../../api/schema/registry.ts';
 import { type BindInput, bind } from '../../policy/bind.ts';
 import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 
-/** Fields with tests of their own: they take more than one object, or do not choose flows. */
-const elsewhere: Record<string, string> = { addressesFrom: 'lists.test.ts' };
+/** Field → file of tests of its own, for fields that do not choose flows. */
+const elsewhere: Record<string, string> = {};
 
 const SYSTEM = 'sluice-system';
 /** A Friday. */
@@ -98,6 +98,8 @@ function judge(context: Context, rules: Record<string, object>, service: object,
     ...world,
     externalServices: [external('it', where, service), external('other', where, other)],
     [`${context}Rules`]: objects,
+    // What a service has from elsewhere.
+    lists: new Map([[`${where}/it`, [{ addresses: [`${web[4]}/32`, `${web[6]}/128`] }]]]),
   });
   const policy: Policy = {
     settings: {},
@@ -218,7 +220,11 @@ t.test('every field of a rule, with every action in every context', async (t) =>
 
 type Traffic = Omit<Flow, 'source' | 'destination'>;
 interface ServiceRow {
-  spec: { addresses?: string[]; ports?: { name: string; protocol: string | number; port?: string }[] };
+  spec: {
+    addresses?: string[];
+    addressesFrom?: { file: string }[];
+    ports?: { name: string; protocol: string | number; port?: string }[];
+  };
   /** To WEB, unless it says otherwise. */
   speaks: Traffic & { destination?: string };
   silent: Traffic & { destination?: string };
@@ -259,6 +265,7 @@ function serviceRows(family: Family): ServiceRow[] {
     ...[[web[family]], [net], [`${before}-${web[family]}`]].map(
       (addresses): ServiceRow => ({ spec: { addresses }, speaks: tcp, silent: to(next[family]) }),
     ),
+    { spec: { addressesFrom: [{ file: 'list.txt' }] }, speaks: tcp, silent: to(next[family]) },
     { spec: { addresses: [before, web[family]] }, speaks: { protocol: 253 }, silent: to(next[family]) },
     ...Object.entries(protocolNumbers).flatMap(([name, number]) => protocolRows(name, number, family)),
     ...Object.values(protocolNumbers).flatMap((number) => protocolRows(String(number), number, family)),
