@@ -1,5 +1,6 @@
 /**
- * What a rule has met (design §8): counters as a gateway keeps them, reports them and the controller sums them up.
+ * What a rule has met (design §8): counters as a gateway keeps them, reports them and the controller sums them up. What
+ * is in audit counts as it would have been: a packet that would have been denied as denied, whatever became of it.
  * Ids are those of a plan's rules (`cluster/NAME`, `namespace/NS/NAME`, `service/NS/NAME`); a pool's default action
  * counts like a rule, under `default/POOL`.
  */

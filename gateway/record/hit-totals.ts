@@ -54,8 +54,9 @@ export function sameNumbers(a: GatewayPlan, b: GatewayPlan): boolean {
   return ids.every((id) => a.rules[id]?.action === b.rules[id]?.action);
 }
 
-/** The rule that permitted a flow; undefined where its record does not say. */
-export function hitsIdOf({ context, rule, reason }: FlowRecord, pool: string): string | undefined {
+/** The rule that permitted a flow; undefined where its record does not say, or names what would have denied it. */
+export function hitsIdOf({ context, rule, reason, wouldHave }: FlowRecord, pool: string): string | undefined {
+  if (wouldHave !== undefined) return undefined;
   if (context !== undefined && rule !== undefined) return `${context}/${rule}`;
   return reason === 'default-action' && pool !== '' ? defaultActionId(pool) : undefined;
 }

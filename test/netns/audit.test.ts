@@ -7,13 +7,18 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
+import { Registry } from 'prom-client';
 import t from 'tap';
 import { NFLOG_GROUP } from '../../api/names.ts';
 import { type Family, families, type GatewayPlan } from '../../api/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
-import { DEFAULT_ACTION, ruleNumberOf } from '../../gateway/marks.ts';
+import { DEFAULT_ACTION, ruleMark, ruleNumberOf } from '../../gateway/marks.ts';
+import { gatewayMetrics } from '../../gateway/metrics.ts';
 import { startRecord, viewOf } from '../../gateway/record/flow-record.ts';
+import type { Recorder } from '../../gateway/record/recorder.ts';
+import { HITS_SET } from '../../gateway/verdict.ts';
 import { startEventSocket } from '../../kernel/event-socket.ts';
+import { listCounts } from '../../kernel/nft-counts.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { PROTOCOL_TCP, PROTOCOL_UDP, parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
@@ -25,6 +30,10 @@ const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 4;
 const OTHER = { 4: '198.51.100.90', 6: '2001:db8:100::90' } as const;
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('audit', state);
+
+const NAMESPACE = `t-audit-gw-${process.pid}`;
+const registry = new Registry();
+gatewayMetrics(registry, rig.nft, () => ({}) as Recorder, undefined);
 
 /** What was logged, by which rule, and which packet. */
 interface Hit {
@@ -38,7 +47,7 @@ let logged: Hit[] = [];
 const log = startEventSocket({
   kind: 'nflog',
   group: NFLOG_GROUP,
-  namespace: `t-audit-gw-${process.pid}`,
+  namespace: NAMESPACE,
   onBatch(messages) {
     for (const message of messages) {
       const record = decodeNflog(message);
@@ -154,6 +163,17 @@ t.test('under audit nothing is denied, all is counted and logged; Enforce denies
         [DEFAULT_ACTION, PODS.rev[family], other, 53],
       ],
       `v${family}: logged, each hit once`,
+    );
+    const metric = await registry.getSingleMetricAsString('sluice_gateway_audit_hits_total');
+    t.match(metric, /\{reason="rule"\} 6\n.*\{reason="default-action"\} 1$/s, `v${family}: as a metric`);
+    const numbers = compileGateway(plan).ruleNumbers;
+    const perRule = await listCounts('sluice', HITS_SET, { namespace: NAMESPACE });
+    t.same(
+      ['cluster/no-web', 'namespace/no-tcp', 'service/all', 'cluster/rev-web', DEFAULT_ACTION].map(
+        (id) => perRule.get(ruleMark(numbers.get(id) ?? 0))?.packets,
+      ),
+      [2, 2, 4, 1, 1],
+      `v${family}: and for each rule`,
     );
     const view = viewOf('gw-a', plan, compileGateway(plan).ruleNumbers);
     const would = (await rig.flows())

@@ -14,7 +14,9 @@ import { compileGateway } from '../../gateway/compile.ts';
 import { DEFAULT_ACTION, ruleMark } from '../../gateway/marks.ts';
 import { endedBy } from '../../gateway/recheck.ts';
 import { auditRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
+import { hitsIdOf } from '../../gateway/record/hit-totals.ts';
 import { diffRuleset, markText, stateOf } from '../../kernel/nft.ts';
+import { formatRecord } from '../../lab/flows.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
 
@@ -375,6 +377,9 @@ t.test('records', async (t) => {
     wouldHave: 'drop',
     reason: 'default-action',
   });
+  const passed = startRecord(flow('namespace/r1'), view, time);
+  t.equal(hitsIdOf(passed, 'main'), undefined, 'what it carries is nothing that the rule permitted');
+  t.match(formatRecord(passed), /accept .* as 203\.0\.113\.101 \(gw-a; namespace rule a\/r1 would have said drop\)$/);
   const open = planOf([], false, 'Accept');
   t.notOk(
     'wouldHave' in startRecord(flow(DEFAULT_ACTION), viewOf('gw-a', open, compileGateway(open).ruleNumbers), time),
