@@ -25,8 +25,21 @@ export function unreadLists(service: ExternalService, lists: readonly KnownList[
   return (service.spec.addressesFrom ?? []).flatMap((_, i) => (lists[i]?.addresses === undefined ? [i] : []));
 }
 
-/** The object has passed validation; what cannot be read here is our own mistake and throws. */
+/** Of objects with lists: these are long, and plans are made far more often than a list changes. */
+const made = new WeakMap<ExternalService, { from: (readonly string[] | undefined)[]; entry: ServiceEntry }>();
+
 export function serviceEntryOf(service: ExternalService, lists: readonly KnownList[] = []): ServiceEntry {
+  if (service.spec.addressesFrom === undefined) return makeEntry(service, []);
+  const from = service.spec.addressesFrom.map((_, i) => lists[i]?.addresses);
+  const known = made.get(service);
+  if (known?.from.every((list, i) => list === from[i])) return known.entry;
+  const entry = makeEntry(service, lists);
+  made.set(service, { from, entry });
+  return entry;
+}
+
+/** The object has passed validation; what cannot be read here is our own mistake and throws. */
+function makeEntry(service: ExternalService, lists: readonly KnownList[]): ServiceEntry {
   const { addresses = [], addressesFrom = [], ports } = service.spec;
   const own = addresses.map((text) => formatRange(must(parseRange(text))));
   const listed = addressesFrom.flatMap((_, i) => lists[i]?.addresses ?? []);

@@ -5,6 +5,7 @@
  * is gone like a manifest. A URL is fetched at once, then every `refreshSeconds`, a tenth more or less so that many do
  * not meet; after a failure sooner, slower with each. Without a fetcher (lint, explain) URLs are only remembered.
  */
+import { createHash } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';
 import { type ListFormat, parseList } from '../../api/address-list.ts';
 import type { ExternalService } from '../../api/kinds.ts';
@@ -42,9 +43,11 @@ export interface ListsOptions {
 interface Entry extends WantedList {
   id: string;
   good?: GoodList;
-  problem?: { reason: string; message: string };
-  /** What `good` and `problem` were made of: the data of a ConfigMap, the signature of a file. */
+  problem?: { reason: string; message: string } | undefined;
+  /** What was read last: the data of a ConfigMap, the signature of a file, the hash of an answer. */
   input?: unknown;
+  /** What was wrong with that answer. */
+  verdict?: Entry['problem'];
   goneSince?: number;
   timer?: NodeJS.Timeout;
   dueAt?: number;
@@ -310,9 +313,21 @@ class ListStore implements Lists {
       delete entry.problem;
       return;
     }
-    const content = decode(outcome.body);
-    if (content.ok) this.#parse(entry, [{ at: '', text: content.text }], { quote: false }, outcome.etag);
-    else entry.problem = { reason: 'ListInvalid', message: content.message };
+    const { body, etag } = outcome;
+    const hash = createHash('sha256').update(body).digest('base64');
+    // Many servers send the same again and again; reading it takes longer than getting it.
+    if (entry.input !== hash) {
+      entry.input = hash;
+      const content = decode(body);
+      if (content.ok) this.#parse(entry, [{ at: '', text: content.text }], { quote: false }, etag);
+      else entry.problem = { reason: 'ListInvalid', message: content.message };
+      entry.verdict = entry.problem;
+      return;
+    }
+    entry.problem = entry.verdict;
+    if (entry.good === undefined || entry.verdict !== undefined || entry.good.etag === etag) return;
+    entry.good = { addresses: entry.good.addresses, ...(etag === undefined ? {} : { etag }) };
+    this.#dirty = true;
   }
 
   async look(): Promise<void> {
