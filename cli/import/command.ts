@@ -132,14 +132,18 @@ async function besideTarget(
   }
   const replaced = manifests.filter((manifest) => {
     const there: AnyObject | undefined = snapshot.get(keyOf(manifest));
+    if (there === undefined) return false;
     const own = parseObject(manifest);
-    return (
-      there !== undefined && !(own.ok && 'spec' in own.value && 'spec' in there && sameJson(own.value.spec, there.spec))
-    );
+    return !(own.ok && 'spec' in own.value && 'spec' in there && sameJson(own.value.spec, there.spec));
   });
   if (replaced.length > 0) {
     const message = 'the target has other objects of these names, which the new ones would replace.';
     report.notes.push({ reason: 'Replaces', message, items: replaced.map(keyOf) });
+  }
+  if (errors.length > 0) {
+    const message = 'documents of the target that were refused (sluice lint says why), and so not looked at.';
+    const items = errors.map(({ file, object }) => (object === undefined ? file : `${file}: ${object}`));
+    report.notes.push({ reason: 'TargetRefused', message, items });
   }
 }
 

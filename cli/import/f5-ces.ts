@@ -39,7 +39,7 @@ const EGRESS_IP =
 const SOURCE =
   "their source is every pod of the namespace; in CES it was the namespace's CIDR (annotation ovn.kubernetes.io/cidr).";
 const READY =
-  'written with endpoints: Ready, since CES took ready endpoints only. (endpoints: All, our default, lets out a pod that must reach something to become ready.) A Service that lists no pod is no source here; in CES it could make the rule match every source.';
+  'written with endpoints: Ready, since CES took ready endpoints only. (endpoints: All, our default, lets out a pod that must reach something to become ready.) A Service that lists no pod of the namespace is no source here; in CES it could make the rule match every source. Endpoints that are no pods, and host-network pods, are never a source.';
 const ORDER =
   'these rules can match the same packet and say different things. Which comes first is undefined in CES; here it is the lower priority, then the older, then the name. Give one a priority.';
 const IGNORED = 'these namespaces are in no tenant of ces-conf: CES ignored their rules, here they are in force.';

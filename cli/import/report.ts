@@ -185,6 +185,7 @@ export function reportText({ counts, objects, notCarried, changed, notes }: Repo
     `${counts.read} objects read: ${number('whole')} carried over, ${number('in part')} in part, ${number('not')} not; `,
     `${counts.written} written`,
     counts.passedOver === 0 ? '' : `; ${counts.passedOver} of other kinds passed over`,
+    counts.unlisted === 0 ? '' : `; ${counts.unlisted} remarks are beyond the bound and not listed`,
     '\n',
   ].join('');
 }

@@ -707,8 +707,10 @@ t.test('files, standard input, report and exit codes', async (t) => {
     'target/a.yaml',
     'apiVersion: sluice.dev/v1alpha1\nkind: ExternalService\nmetadata: { name: a, namespace: shop }\nspec: { addresses: [198.51.100.1] }\n',
   );
+  file('target/bad.yaml', 'apiVersion: sluice.dev/v1alpha1\nkind: GatewayPool\nmetadata: { name: other }\n');
   const same = await sluice('import', 'f5-ces', input, '--target', target);
   t.equal(same.code, 0);
+  t.match(same.err, /TargetRefused: .*\n {4}bad\.yaml: GatewayPool\/other\n/);
   t.notMatch(same.err, /Replaces/);
 
   const config = file(
