@@ -87,6 +87,10 @@ function status(info: KindInfo): Json {
     observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
     conditions,
   };
+  if (info.kind === 'GatewayPool') {
+    const description = 'Namespaces whose whole policy is in audit';
+    properties.auditedNamespaces = { type: 'integer', format: 'int64', minimum: 0, description };
+  }
   if (info.kind === 'EgressIP') {
     properties.addresses = {
       type: 'array',

@@ -3,6 +3,7 @@
  * puts into audit, the gateway's table, flow records, lint. Packets are in netns/audit.test.ts.
  */
 import t from 'tap';
+import { renderCrds } from '../../api/crd.ts';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import { CT_DECIDED } from '../../api/names.ts';
 import { type Action, type Context, emptyGatewayPlan, type GatewayPlan, type RuleEntry } from '../../api/plan.ts';
@@ -211,6 +212,7 @@ function world(poolMode: string | undefined, label: string | undefined): Map<str
 }
 
 t.test('whose policy is in audit', async (t) => {
+  t.match(renderCrds()['sluice.dev_gatewaypools.yaml'], /auditedNamespaces:/, 'the API server keeps the number');
   const rows: [pool: string | undefined, label: string | undefined, audited: string[], warned: boolean][] = [
     [undefined, undefined, [], false],
     ['Enforce', 'Enforce', [], false],
