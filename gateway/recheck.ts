@@ -16,13 +16,7 @@ export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
     const workload = workloads.get(original.source);
     if (workload === undefined) return true;
     if (workload.egress[family]?.address !== reply.destination) return true;
-    const { verdict } = evaluator.decide({
-      source: original.source,
-      destination: original.destination,
-      protocol,
-      ...(original.destinationPort === undefined ? {} : { destinationPort: original.destinationPort }),
-    });
-    return verdict !== 'accept';
+    return evaluator.decide({ ...original, protocol }).verdict !== 'accept';
   };
 }
 

@@ -594,6 +594,32 @@ t.test('which established flows a plan ends', async (t) => {
     t.equal(ends(both), ended, name);
     if (ended) t.ok(touchesFlows(before, edited(both)), `${name}: and the table is looked through`);
   }
+  for (const [family, protocol, icmpType] of [
+    [4, 1, 8],
+    [6, 58, 128],
+  ] as const) {
+    const egress = family === 4 ? '203.0.113.101' : '2001:db8:113::101';
+    const destination = family === 4 ? '198.51.100.80' : '2001:db8:100::80';
+    const ping: ConntrackEntry = {
+      ...flow('service/billing/web', family === 4 ? '10.244.1.5' : 'fd00:244:1::5'),
+      family,
+      protocol,
+      original: {
+        source: family === 4 ? '10.244.1.5' : 'fd00:244:1::5',
+        destination,
+        icmpType,
+        icmpCode: 0,
+        icmpId: 7,
+      },
+      reply: { source: destination, destination: egress, icmpType: 0, icmpCode: 0, icmpId: 7 },
+    };
+    const only = (first: number) => (p: GatewayPlan) => {
+      open(p);
+      p.services['billing/web'] = { addresses: [destination], ports: [{ protocol, ports: [[first, first + 255]] }] };
+    };
+    t.equal(ends(only(icmpType * 256), ping), false, `v${family}: a ping, where echo requests are permitted`);
+    t.equal(ends(only(13 * 256), ping), true, `v${family}: a ping, where another type is`);
+  }
   t.notOk(touchesFlows(before, edited(open)), 'the same plan: it is not');
   t.notOk(
     touchesFlows(
