@@ -358,3 +358,84 @@ t.test('imported NetworkPolicies decide as Kubernetes does', async (t) => {
   for (const verdict of ['accept', 'drop'])
     t.ok((seen.get(verdict) ?? 0) > 1000, `${verdict}: ${seen.get(verdict)} flows`);
 });
+
+t.test('nothing that a stranger can write makes an import throw, or write what we refuse', async (t) => {
+  // Mostly of the right type, so that it gets past the schema, with something else now and then.
+  const seldom = <T>(usual: fc.Arbitrary<T>) =>
+    fc.oneof({ arbitrary: usual as fc.Arbitrary<unknown>, weight: 30 }, fc.jsonValue());
+  const texts =
+    '443 0 0-99999 9-1 00443 ::/0 1.2.3.4/0 1.2.3.4 ::ffff:1.2.3.4 1.2.3.4-5.6.7.8 a.example. - * a/b __proto__ a';
+  const text = seldom(fc.oneof(fc.constantFrom(...texts.split(' '), '', '\u202e'), fc.string()));
+  const name = seldom(fc.constantFrom('a', 'kube-system', 'b.c', 'a'.repeat(63), `${'a.'.repeat(126)}a`));
+  const list = seldom(fc.array(text, { maxLength: 4 }));
+  const number = seldom(fc.constantFrom(1, 443, 65_535));
+  const cesPort = fc.record(
+    { name: text, protocol: text, port: fc.constantFrom('443', '', '0', '9-1', '1,1') },
+    { requiredKeys: [] },
+  );
+  const kubePort = fc.record(
+    { protocol: fc.constantFrom('TCP', 'SCTP'), port: number, endPort: number },
+    { requiredKeys: [] },
+  );
+  const block = fc.record({ ipBlock: fc.record({ cidr: text, except: list }, { requiredKeys: ['cidr'] }) });
+  const rule = { action: fc.constantFrom('accept', 'drop'), externalServices: list };
+  const egress = fc.record(
+    { to: fc.array(block, { maxLength: 3 }), ports: fc.array(kubePort, { maxLength: 3 }) },
+    { requiredKeys: [] },
+  );
+  const specs: [kind: string, spec: fc.Arbitrary<unknown>][] = [
+    [
+      'ExternalService',
+      fc.record({ addresses: list, ports: fc.array(cesPort, { maxLength: 4 }) }, { requiredKeys: ['addresses'] }),
+    ],
+    ['ClusterEgressRule', fc.record(rule)],
+    ['NamespaceEgressRule', fc.record(rule)],
+    ['ServiceEgressRule', fc.record({ ...rule, service: text })],
+    ['NetworkPolicy', fc.record({ policyTypes: fc.constant(['Egress']), egress: fc.array(egress, { maxLength: 3 }) })],
+    ['ExternalIPRule', fc.jsonValue()],
+  ];
+  const versions: Record<string, string> = {
+    NetworkPolicy: 'networking.k8s.io/v1',
+    ExternalIPRule: 'bigip.io/v1alpha1',
+  };
+  const object = fc.oneof(
+    ...specs.map(([kind, spec]) =>
+      fc.record({
+        apiVersion: fc.constant(versions[kind] ?? CES),
+        kind: fc.constant(kind),
+        metadata: seldom(
+          fc.record(
+            {
+              name,
+              namespace: seldom(fc.constantFrom('a', 'kube-system')),
+              labels: seldom(fc.constantFrom({}, { team: 'a' }, { 'cpaas.io/ruleType': 'x' }, { '': '' })),
+            },
+            { requiredKeys: ['name', 'namespace'] },
+          ),
+        ),
+        spec: seldom(spec),
+      }),
+    ),
+  );
+  let written = 0;
+  fc.assert(
+    fc.property(fc.array(seldom(object), { maxLength: 3 }), (values) => {
+      const inputs = values.map((value, i) => ({ value, at: `${i}` }));
+      for (const imported of [
+        importF5Ces(inputs, { controllerNamespace: 'kube-system' }),
+        importNetworkPolicies(inputs),
+      ]) {
+        if (!imported.ok) {
+          if (imported.errors.length === 0) throw new Error('refused without a word');
+          continue;
+        }
+        for (const manifest of imported.manifests) {
+          written++;
+          if (!parseObject(manifest).ok) throw new Error(JSON.stringify(manifest));
+        }
+      }
+    }),
+    { numRuns: 2000 },
+  );
+  t.ok(written > 50, `${written} objects were written all the same`);
+});
