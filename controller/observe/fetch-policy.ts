@@ -5,7 +5,8 @@
  * made of. Private addresses of elsewhere are not among them: a list may well be served inside a company, by a host
  * that the network team has allowed.
  */
-import { type Address, parseAddress, parseRange, type Range } from '../../api/address.ts';
+import { type Address, formatAddress, parseAddress, parseRange, type Range } from '../../api/address.ts';
+import type { AnyObject } from '../../api/kinds.ts';
 import { parseAuthority } from '../../api/list-url.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
@@ -46,41 +47,75 @@ const fixed: [string, PrefixSet][] = (
 /** RFC 6052: the last 32 bits are an IPv4 address, as DNS64 gives it for every IPv4-only name. */
 const nat64 = must(PrefixSet.parse(['64:ff9b::/96']));
 
-/** `own`: addresses of the controller's machine; `gateways`: what gateways and nodes reported as theirs. */
+/**
+ * `own`: addresses of the controller's machine; `gateways`: what gateways and nodes reported as theirs. The objects are
+ * only looked through for addresses that are asked for, since there are many of them and a name has few.
+ */
 export function forbiddenAddresses(snapshot: Snapshot, own: readonly string[], gateways: readonly string[]): Forbidden {
-  const pools = ofKind(snapshot, 'GatewayPool').map(({ spec }) => spec);
-  const nodes = ofKind(snapshot, 'Node');
-  const ranges: [string, string[]][] = [
-    ['controller', [...own]],
-    ['cluster', pools.flatMap(({ clusterCIDRs }) => clusterCIDRs)],
+  const machines = (
     [
-      'gateway',
-      [
-        ...gateways,
-        ...pools.flatMap(({ gateways: list, nextHops }) => [
-          ...list.map(({ internalAddress }) => internalAddress),
-          ...(nextHops.v4 ?? []),
-          ...(nextHops.v6 ?? []),
-        ]),
-      ],
-    ],
-    ['egress', ofKind(snapshot, 'EgressIPPool').flatMap(({ spec }) => spec.ranges)],
-    [
-      'node',
-      nodes.flatMap(({ spec, status }) => [...(spec.podCIDRs ?? []), ...(status.addresses ?? []).map(addressOf)]),
-    ],
-    ['pod', ofKind(snapshot, 'Pod').flatMap(({ status }) => (status.podIPs ?? []).map(({ ip }) => ip))],
-    ['service', ofKind(snapshot, 'Service').flatMap(({ spec }) => spec.clusterIPs ?? [])],
-  ];
-  const sets = [...fixed, ...ranges.map(([name, texts]) => [name, PrefixSet.of(texts.flatMap(readable))] as const)];
+      ['controller', own],
+      ['gateway', gateways],
+    ] as const
+  ).map(([name, texts]) => [name, PrefixSet.of(texts.flatMap(readable))] as const);
   const find: Forbidden = (address) => {
     if (nat64.has(address)) return find({ family: 4, value: address.value & 0xffff_ffffn });
-    return sets.find(([, set]) => set.has(address))?.[0];
+    const set = [...fixed, ...machines].find(([, ranges]) => ranges.has(address));
+    if (set !== undefined) return set[0];
+    const text = formatAddress(address);
+    for (const object of snapshot.values()) {
+      if (object.kind === 'Pod') {
+        // Canonical since they passed their schema.
+        if (object.status.podIPs?.some(({ ip }) => ip === text)) return 'pod';
+      } else {
+        const place = placesOf(object).find(([, range]) => holds(range, address));
+        if (place !== undefined) return place[0];
+      }
+    }
+    return undefined;
   };
   return find;
 }
 
-const addressOf = ({ address }: { address: string }): string => address;
+type Place = [name: string, range: Range];
+/** An object is a value: what was read of it once holds as long as it is there. */
+const places = new WeakMap<AnyObject, Place[]>();
+
+function placesOf(object: AnyObject): Place[] {
+  const known = places.get(object);
+  if (known !== undefined) return known;
+  const found = textsOf(object).flatMap(([name, texts]) =>
+    texts.flatMap(readable).map((range): Place => [name, range]),
+  );
+  places.set(object, found);
+  return found;
+}
+
+function textsOf(object: AnyObject): [name: string, texts: readonly string[]][] {
+  switch (object.kind) {
+    case 'GatewayPool': {
+      const { clusterCIDRs, gateways, nextHops } = object.spec;
+      const inside = gateways.map(({ internalAddress }) => internalAddress);
+      return [
+        ['cluster', clusterCIDRs],
+        ['gateway', [...inside, ...(nextHops.v4 ?? []), ...(nextHops.v6 ?? [])]],
+      ];
+    }
+    case 'EgressIPPool':
+      return [['egress', object.spec.ranges]];
+    case 'Node': {
+      const { spec, status } = object;
+      return [['node', [...(spec.podCIDRs ?? []), ...(status.addresses ?? []).map(({ address }) => address)]]];
+    }
+    case 'Service':
+      return [['service', object.spec.clusterIPs ?? []]];
+    default:
+      return [];
+  }
+}
+
+const holds = ({ family, first, last }: Range, address: Address): boolean =>
+  family === address.family && first <= address.value && address.value <= last;
 
 /** Node addresses may be names, cluster IPs `None`; zones are the machine's own. */
 function readable(text: string): Range[] {
