@@ -82,6 +82,22 @@ const conditions: Json = {
   },
 };
 
+/** api/hits.ts, StatusCounters. */
+function counters(of: string): Json {
+  const count = (description: string): Json => ({ type: 'integer', format: 'int64', minimum: 0, description });
+  return {
+    type: 'object',
+    description: `What ${of} has met on all gateways: two significant digits, changed once a minute at most`,
+    properties: {
+      hits: count('Flows that it permitted or let on to the next context, and packets that it denied'),
+      flows: count('Flows that it permitted or let on to the next context'),
+      packets: count('Packets of flows that it permitted, both ways, and packets that it denied'),
+      bytes: count('Bytes of these packets'),
+      lastHit: { type: 'string', format: 'date-time', maxLength: 64, description: 'To the minute' },
+    },
+  };
+}
+
 function status(info: KindInfo): Json {
   const properties: Json = {
     observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
@@ -100,7 +116,9 @@ function status(info: KindInfo): Json {
       'x-kubernetes-list-type': 'atomic',
     };
   }
+  if (info.kind === 'GatewayPool') properties.defaultActionCounters = counters('its default action');
   if (info.kind.endsWith('EgressRule')) {
+    properties.counters = counters('the rule');
     properties.schedule = { type: 'string', enum: ['Open', 'Closed'], description: 'Of a rule with a schedule' };
     properties.nextChange = {
       type: 'string',

@@ -7,6 +7,7 @@ import { type AnyObject, type KindName, kindScopes, objectKey, type PrinterColum
 import { isRecord } from '../api/plan-delta.ts';
 import type { SourceError } from '../controller/observe/directory.ts';
 import { sourceArgument } from './controller.ts';
+import { countedObjects, rulesTable } from './get-rules.ts';
 import {
   Exit,
   json,
@@ -51,7 +52,6 @@ const kubeKinds: { kind: KindName; names: string[]; columns: PrinterColumn[] }[]
 function kindsNamed(word: string): Shown[] | undefined {
   const name = word.toLowerCase();
   if (name === 'all') return sluiceKinds.map(({ kind, columns }) => ({ kind, columns }));
-  if (name === 'rules') return sluiceKinds.filter(({ kind }) => kind.endsWith('EgressRule'));
   for (const { kind, plural, singular, shortNames, columns } of sluiceKinds) {
     if ([kind.toLowerCase(), plural, singular, ...shortNames].includes(name)) return [{ kind, columns }];
   }
@@ -134,9 +134,28 @@ interface Flags {
   source: string;
   output: OutputForm;
   namespace?: string;
+  state?: string;
+}
+
+async function getRules(name: string | undefined, flags: Flags, command: Command): Promise<void> {
+  const source = await loadSource(flags.source, flags.state);
+  const objects = await countedObjects(source, { ...flags, name });
+  if (name !== undefined && objects.length === 0) throw new Exit(1, `no rule "${name}"`);
+  if (flags.output === 'json' || flags.output === 'yaml') {
+    const one = name !== undefined && objects.length === 1;
+    const value = one ? objects[0] : { apiVersion: 'v1', kind: 'List', items: objects };
+    print(command, flags.output === 'json' ? json(value) : yaml(value));
+  } else {
+    const now = Date.now();
+    const age = (time: string): string => ageText(time, now);
+    const wide = flags.output === 'wide';
+    print(command, rulesTable(objects, wide, painter(command), { age, problem: problemOf }));
+  }
+  if (source.errors.length > 0) printError(command, `${source.errors.length} refused, see: sluice get errors`);
 }
 
 async function get(word: string, name: string | undefined, flags: Flags, command: Command): Promise<void> {
+  if (word.toLowerCase() === 'rules') return getRules(name, flags, command);
   const kinds = kindsNamed(word);
   const isErrors = word.toLowerCase() === 'errors';
   if (kinds === undefined && !isErrors) {
@@ -194,12 +213,13 @@ export function register(program: Command): void {
     .addArgument(
       new Argument(
         '<kind>',
-        'kind, plural or short name; "rules" (of all three levels), "all" (kinds of Sluice) or "errors"',
+        'kind, plural or short name; "rules" (of all levels, with hits), "all" (kinds of Sluice) or "errors"',
       ),
     )
     .addArgument(new Argument('[name]', 'only this one'))
     .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML', sourceArgument)
     .option('-n, --namespace <namespace>', 'only this namespace')
+    .option('--state <dir>', "rules: exact counters, from the controller's state directory, not rounded ones")
     .addOption(new Option('-o, --output <form>', 'how').choices([...outputForms]).default('table'))
     .addHelpText(
       'after',
@@ -208,6 +228,7 @@ Examples:
   sluice get egressips --source directory:manifests
   sluice get svcgr -n billing -o wide --source directory:manifests   # with what is wrong, if anything
   sluice get eip billing -o yaml --source directory:manifests
+  sluice get rules -o wide --source directory:manifests --state /var/lib/sluice/controller
   sluice get errors --source directory:manifests`,
     )
     .action(get);

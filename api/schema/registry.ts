@@ -87,6 +87,11 @@ const condition = (type: string): PrinterColumn => ({
   jsonPath: `.status.conditions[?(@.type=="${type}")].status`,
 });
 const ageColumn: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp' };
+/** Summed over gateways, rounded (api/hits.ts). */
+const counted: PrinterColumn[] = [
+  { name: 'Hits', type: 'integer', jsonPath: '.status.counters.hits' },
+  { name: 'Last-Hit', type: 'date', jsonPath: '.status.counters.lastHit' },
+];
 /** Of rules with a schedule: not a date column, which kubectl would print as an age. */
 const scheduled: PrinterColumn[] = [
   { name: 'Schedule', type: 'string', jsonPath: '.status.schedule' },
@@ -160,6 +165,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
+      ...counted,
       ...states,
     ],
   },
@@ -177,6 +183,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
+      ...counted,
       ...states,
     ],
   },
@@ -195,6 +202,7 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Priority', 'priority', 'integer'),
       spec('To', 'externalServices'),
       ...scheduled,
+      ...counted,
       ...states,
     ],
   },

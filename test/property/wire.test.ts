@@ -24,6 +24,7 @@ import {
 import { parseNeighbourAdvertisement, unsolicitedAdvertisement } from '../../wire/ndp.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decodeNfqueue } from '../../wire/nfqueue.ts';
+import { decodeSetCounts } from '../../wire/nft-counts.ts';
 import { AttributeCursor, attribute, messageBounds, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
 import { decapVxlan, encapVxlan } from '../../wire/vxlan.ts';
 
@@ -206,6 +207,19 @@ t.test('hostile bytes', async (t) => {
       attribute(9, new Uint8Array(30)),
     ),
   );
+  const count = attribute(2, Uint8Array.from([...attribute(1, new Uint8Array(8)), ...attribute(2, new Uint8Array(8))]));
+  const element = nested(
+    1,
+    nested(1, attribute(1, Uint8Array.of(0, 5, 0, 128))),
+    nested(7, attribute(1, Buffer.from('counter\0')), count),
+  );
+  const setCounts = fc.constant(
+    nfnlMessage(
+      { subsystem: 10, message: 12, flags: 2 },
+      attribute(1, Buffer.from('s\0')),
+      nested(3, element, element),
+    ),
+  );
   const queued = fc.constant(
     nfnlMessage(
       { subsystem: 3, message: 0, flags: 0 },
@@ -221,6 +235,7 @@ t.test('hostile bytes', async (t) => {
   const subjects: [string, fc.Arbitrary<Uint8Array>, (bytes: Uint8Array) => unknown][] = [
     ['decodeConntrack', entry.map(eventOf), whole(decodeConntrack)],
     ['decodeNflog', log, whole(decodeNflog)],
+    ['decodeSetCounts', setCounts, whole(decodeSetCounts)],
     ['decodeNfqueue', queued, whole(decodeNfqueue)],
     [
       'parsePacket',

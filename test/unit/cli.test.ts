@@ -310,6 +310,80 @@ t.test('get', async (t) => {
   t.match(await sluice('get', 'cm', '--source', `directory:${good}`), { code: 0, out: '', err: 'no cm found\n' });
 });
 
+t.test('get rules: in walking order, with what each has met', async (t) => {
+  const ruleOf = (kind: string, name: string, priority: number, created: string, namespace?: string): string => `
+apiVersion: sluice.dev/v1alpha1
+kind: ${kind}
+metadata: { name: ${name}, creationTimestamp: "${created}"${namespace === undefined ? '' : `, namespace: ${namespace}`} }
+spec: { action: drop, externalServices: ["*"], priority: ${priority}${kind === 'ServiceEgressRule' ? ', service: s' : ''} }
+---`;
+  const [old, young] = ['2024-01-01T00:00:00Z', '2025-01-01T00:00:00Z'];
+  const source = manifests('rules', {
+    'network.yaml': network,
+    'rules.yaml': [
+      ruleOf('ServiceEgressRule', 'last', 1, old, 'a'),
+      ruleOf('NamespaceEgressRule', 'second', 5, old, 'b'),
+      ruleOf('NamespaceEgressRule', 'first', 4, old, 'b'),
+      ruleOf('NamespaceEgressRule', 'other', 9, old, 'a'),
+      ruleOf('ClusterEgressRule', 'young', 1, young),
+      ruleOf('ClusterEgressRule', 'z-old', 1, old),
+    ].join(''),
+    '.status/ClusterEgressRule/young.yaml': `
+kind: ClusterEgressRule
+status: { conditions: [], counters: { hits: 1200, flows: 0, packets: 1200, bytes: 72000, lastHit: "2025-06-01T00:00:00Z" } }`,
+    '.status/GatewayPool/edge.yaml': 'status: { conditions: [], defaultActionCounters: { hits: 7 } }',
+    '.status/NamespaceEgressRule/a/other.yaml': 'status: { counters: [hostile, 7] }',
+  });
+  const state = manifests('rules-state', {
+    'hits.json': JSON.stringify({
+      sums: { 'cluster/young': [1234, 0, 1234, 74040, 1748736059000], 'default/edge': [8, 0, 8, 480, 0] },
+    }),
+  });
+  const rows = ({ out }: { out: string }) =>
+    out
+      .trimEnd()
+      .split('\n')
+      .map((line) => line.split(/\s{2,}/));
+  const shown = await sluice('get', 'rules', '--source', `directory:${source}`);
+  t.same(
+    rows(shown)
+      .slice(1)
+      .map(
+        ([context, ...rest]) =>
+          `${context} ${rest.find((cell) => /^(z-old|young|other|first|second|last|edge)$/.test(cell))}`,
+      ),
+    [
+      'cluster z-old',
+      'cluster young',
+      'namespace other',
+      'namespace first',
+      'namespace second',
+      'service last',
+      'default edge',
+    ],
+  );
+  t.match(shown.out, /^CONTEXT +NAMESPACE +NAME .* HITS +LAST-HIT$/m);
+  t.match(shown.out, /^cluster +young +1 +drop +Enforce +\* +1200 +\d+d$/m, 'as the status says');
+  t.match(shown.out, /^default +edge +drop +Enforce +\* +7$/m);
+  const exact = await sluice('get', 'rules', '-o', 'wide', '--source', `directory:${source}`, '--state', state);
+  t.match(exact.out, /^cluster +young +1 +drop +Enforce +\* +1234 +\d+d +0 +1234 +74040$/m, 'as the controller knows');
+  t.match(exact.out, /^cluster +z-old +1 +drop +Enforce +\* +0 +0 +0 +0$/m);
+  const list = JSON.parse(
+    (await sluice('get', 'rules', '-o', 'json', '--source', `directory:${source}`, '--state', state)).out,
+  );
+  t.equal(list.items.length, 7);
+  t.match(list.items[1].status, { conditions: [], counters: { hits: 1234, lastHit: '2025-06-01T00:00:59Z' } });
+  t.match(list.items[6].status, { defaultActionCounters: { hits: 8 } });
+  const one = await sluice('get', 'rules', 'young', '-o', 'yaml', '--source', `directory:${source}`);
+  t.match(one.out, /^kind: ClusterEgressRule\n/m);
+  t.equal(rows(await sluice('get', 'rules', '-n', 'b', '--source', `directory:${source}`)).length, 3);
+  t.match(await sluice('get', 'rules', 'none', '--source', `directory:${source}`), { code: 1, err: /no rule "none"/ });
+  t.match(await sluice('get', 'rules', '--source', `directory:${source}`, '--state', source), {
+    code: 1,
+    err: /holds no state of a controller/,
+  });
+});
+
 t.test('explain', async (t) => {
   const rows: [string, string, object][] = [
     [

@@ -21,13 +21,15 @@ import { ControllerHits } from '../../controller/hits.ts';
 import { HitSums } from '../../controller/publish/hits.ts';
 import { StatusDirectory } from '../../controller/publish/status.ts';
 import { silentLog } from '../../daemon/log.ts';
+import { compileGateway } from '../../gateway/compile.ts';
 import { GatewayHits } from '../../gateway/hits.ts';
 import { ruleMark, ruleNumbers } from '../../gateway/marks.ts';
 import { hitsMetrics } from '../../gateway/metrics-hits.ts';
 import type { FlowRecord } from '../../gateway/record/flow-record.ts';
 import { FlowTraffic } from '../../gateway/record/flow-traffic.ts';
 import { HitTotals, numberedRules, sameNumbers } from '../../gateway/record/hit-totals.ts';
-import type { CounterValue } from '../../kernel/nft.ts';
+import { HITS_SET } from '../../gateway/verdict.ts';
+import { type CounterValue, diffRuleset, markText, stateOf } from '../../kernel/nft.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-hits-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
@@ -178,6 +180,53 @@ t.test('totals: saved and restored', async (t) => {
   ]) {
     t.equal(HitTotals.restore(damaged, true).totals.size, 0, JSON.stringify(damaged));
   }
+});
+
+t.test('the table: every verdict counts, and a counter stays as long as its rule', async (t) => {
+  const rules = {
+    'cluster/on': 'accept',
+    'cluster/no': 'drop',
+    'namespace/x/never': 'reject',
+    'namespace/x/yes': 'accept-decisively',
+    'service/x/web': 'accept',
+  } as const;
+  const grouped = (defaultAction: 'Drop' | 'Accept', more: Record<string, Action> = {}): GatewayPlan => {
+    const plan = planOf({ ...rules, ...more }, defaultAction);
+    const of = (context: string) => Object.keys(plan.rules).filter((id) => id.startsWith(context));
+    plan.groups.g = {
+      namespace: 'x',
+      rules: { cluster: of('cluster'), namespace: of('namespace'), service: of('service') },
+    };
+    return plan;
+  };
+  for (const defaultAction of ['Drop', 'Accept'] as const) {
+    const { ruleset, ruleNumbers: numbers } = compileGateway(grouped(defaultAction));
+    const marks = [...numbers.values()].map((number) => markText(ruleMark(number)));
+    t.same([...(ruleset.sets[HITS_SET]?.elements.keys() ?? [])], marks, 'an element for each rule');
+    const lines = Object.entries(ruleset.chains).flatMap(([name, chain]) =>
+      /^(cluster|namespace|service|group)_/.test(name) ? chain.rules.filter((line) => !line.startsWith('jump')) : [],
+    );
+    t.equal(lines.length, 6, 'each rule and the default action');
+    for (const line of lines) {
+      const [, mark, chain = ''] = /(?:meta mark set|or) (\w+) goto (\w+)$/.exec(line) ?? [];
+      t.ok(marks.includes(mark ?? ''), `${line}: says which rule it is`);
+      t.match(ruleset.chains[chain]?.rules[0], /^update @rule_hits \{ (meta mark|ct mark and 0x7fffff00) \}$/);
+    }
+  }
+  const [before, after] = [grouped('Drop'), grouped('Drop', { 'cluster/new': 'drop' })].map(
+    (plan) => compileGateway(plan).ruleset,
+  );
+  if (before === undefined || after === undefined) throw new Error('no rulesets');
+  const script = (from: typeof before, to: typeof before): string[] =>
+    diffRuleset(stateOf(from), to)
+      .split('\n')
+      .filter((line) => line.includes(` ${HITS_SET} `));
+  t.match(
+    script(before, after),
+    [/^add element inet sluice rule_hits \{ 0x\w+ \}$/],
+    'a rule more is one counter more',
+  );
+  t.match(script(after, before), [/^delete element inet sluice rule_hits \{ 0x\w+ \}$/], 'and the other way');
 });
 
 t.test('which plans count alike', async (t) => {

@@ -11,14 +11,20 @@ import { join } from 'node:path';
 import t from 'tap';
 import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
 import { hashPlan } from '../../api/plan-delta.ts';
-import { LineReader, MAX_CLIENT_LINE, PLAN_STREAM_PATH, parseClientMessage } from '../../api/plan-stream.ts';
+import {
+  hitsMessage,
+  LineReader,
+  MAX_CLIENT_LINE,
+  PLAN_STREAM_PATH,
+  parseClientMessage,
+} from '../../api/plan-stream.ts';
 import { createCa, hasUri, issueCertificate, tlsOptions } from '../../daemon/certs.ts';
 import { createRegistry, startHttp } from '../../daemon/http.ts';
 import { formatListen, parseListen } from '../../daemon/listen.ts';
 import { createLog, silentLog } from '../../daemon/log.ts';
 import { loadPlan, savePlan } from '../../daemon/saved-plan.ts';
 import { type PlanClientOptions, startPlanClient } from '../../daemon/stream-client.ts';
-import { type PlanPeer, startPlanServer } from '../../daemon/stream-server.ts';
+import { type PlanPeer, type PlanServerOptions, startPlanServer } from '../../daemon/stream-server.ts';
 
 const log = process.env.STREAM_TEST_LOG === undefined ? silentLog() : createLog('test', 'debug');
 const dir = mkdtempSync(join(tmpdir(), 'sluice-stream-'));
@@ -51,7 +57,7 @@ function planOf(...pods: string[]): NodePlan {
 }
 
 /** A server that writes down what happens, and a way to wait for it. */
-async function startRecorder(port = 0) {
+async function startRecorder(port = 0, onHits?: PlanServerOptions['onHits']) {
   const events: string[] = [];
   const waiters = new Set<() => void>();
   const add = (event: string): void => {
@@ -70,6 +76,7 @@ async function startRecorder(port = 0) {
     onAck: (client, generation, error) =>
       add(error === undefined ? `ack ${client.name} ${generation}` : `nack ${client.name} ${generation} ${error}`),
     onGone: (client) => add(`gone ${client.name}`),
+    ...(onHits === undefined ? {} : { onHits }),
   });
   return {
     server,
@@ -303,6 +310,40 @@ t.test('who is refused, and why', async (t) => {
   await recorder.waitFor('hello node/stranger');
   await unknown.client.close();
   await impostor.close();
+  await recorder.server.close();
+});
+
+t.test('hits: a gateway tells them, a node may not', async (t) => {
+  const told: unknown[] = [];
+  const recorder = await startRecorder(0, (gateway, message) => told.push([gateway, message]));
+  const message = hitsMessage('e1', [['cluster/a', { hits: 1, flows: 2, packets: 3, bytes: 4, lastHit: 5 }]]);
+  const gateway = startPlanClient({
+    role: 'gateway',
+    name: 'gw-a',
+    url: `https://127.0.0.1:${recorder.server.port}`,
+    certs: certs('gw-a'),
+    addresses: [],
+    onPlan: async () => {},
+    log,
+    random: () => 0,
+  });
+  t.equal(gateway.report(message), false, 'not before it is connected');
+  await recorder.waitFor('hello gateway/gw-a');
+  for (let tries = 0; tries < 200 && told.length === 0; tries++) {
+    gateway.report(message);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  t.same(told[0], ['gw-a', message]);
+  const heard = told.length;
+  const node = startClient(recorder.server.port);
+  await recorder.waitFor('hello node/node-a');
+  for (let tries = 0; tries < 200 && !node.client.report(message); tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  await recorder.waitFor('gone node-a');
+  t.equal(told.length, heard, 'a node that tells hits is refused');
+  await gateway.close();
+  await node.client.close();
   await recorder.server.close();
 });
 

@@ -29,6 +29,7 @@ import {
 import { parseNeighbourAdvertisement, unsolicitedAdvertisement } from '../../wire/ndp.ts';
 import { decodeNflog, encodeNflogConfig } from '../../wire/nflog.ts';
 import { decodeNfqueue, encodeQueueConfig, encodeVerdict, encodeVerdictBatch } from '../../wire/nfqueue.ts';
+import { decodeSetCounts, encodeSetDump } from '../../wire/nft-counts.ts';
 import { messageErrno, messageLength, messageType, splitMessages } from '../../wire/nlattr.ts';
 import { decapVxlan, encapVxlan } from '../../wire/vxlan.ts';
 
@@ -54,6 +55,9 @@ const NFLOG = hex(`a800000000040000000000000000000002000009080001000800010010000
   000208000200000000771000080000060000020000000001000006000f000001000006001100000e00001200100002000000000202000000
   00010800000014000300000000006b06d8c80000000000079c6a210009004500001d00004000401126bc0a0900010a0900020457157c0009
   58f479000000`);
+const SET_COUNTS = hex(`a40000000c0a0200010000007a0300000100000206000100730000000900020068697473000000007c0003003c00010
+  00c00010008000100060000002c0007000c000100636f756e746572001c0002000c00010000000000000000000c00020000000000000000003c00
+  01000c00010008000100000500802c0007000c000100636f756e746572001c0002000c00010000000000000001f80c0002000000000000000006`);
 
 t.test('netlink datagrams', async (t) => {
   const two = Uint8Array.from([...NEW_UDP, ...NEW_ICMPV6]);
@@ -154,6 +158,26 @@ t.test('conntrack', async (t) => {
   }
   t.equal(toHex(encodeConntrackDump(3)), '1400000001010103030000000000000000000000');
   t.match(toHex(encodeConntrackDump(3, { value: 0x100, mask: 0xff00 })), /0800080000000100080015000000ff00$/);
+});
+
+t.test('counters of an nftables set', async (t) => {
+  t.equal(
+    toHex(encodeSetDump(1, 's', 'hits')),
+    '280000000d0a010301000000000000000100000006000100730000000900020068697473000000 00'.replace(' ', ''),
+  );
+  t.same(decodeSetCounts(SET_COUNTS), {
+    ok: true,
+    value: [
+      { mark: 6, packets: 0, bytes: 0 },
+      { mark: 0x80000500, packets: 6, bytes: 504 },
+    ],
+  });
+  const quota = SET_COUNTS.slice();
+  quota.set(Buffer.from('another'), quota.indexOf(0x63));
+  t.match(decodeSetCounts(quota), { ok: true, value: { length: 1 } }, 'an element without a counter is none');
+  t.same(decodeSetCounts(NEW_UDP), { ok: false, reason: 'bad-type' });
+  t.same(decodeSetCounts(without(SET_COUNTS, 8)), { ok: false, reason: 'truncated' });
+  t.same(decodeSetCounts(without(SET_COUNTS, SET_COUNTS.length - 4)), { ok: false, reason: 'bad-attribute' });
 });
 
 t.test('nflog and nfqueue', async (t) => {
