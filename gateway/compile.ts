@@ -125,8 +125,11 @@ function undecidedPackets(chains: Chains, ingress: string, dropped: (reason: Dro
     `goto ${dropped('invalid')}`,
   ]);
   return chains.add('undecided', [
-    // What this machine sends itself.
+    // What this machine sends itself. Of neighbour discovery, which is untracked, the kernel names the device that it
+    // goes out by as the one that it came in by.
     'meta iif 0 return',
+    'meta l4proto ipv6-icmp ct state untracked fib saddr type local return',
+    'meta l4proto ipv6-icmp ct state untracked ip6 saddr :: return',
     `iifname "${ingress}" ct state invalid goto ${invalid}`,
     `iifname "${ingress}" goto ${dropped('leak')}`,
     `oifname "${ingress}" goto ${dropped('unsolicited')}`,

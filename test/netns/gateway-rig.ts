@@ -208,6 +208,12 @@ export class GatewayRig {
     this.#apply = new GatewayApply('gw-a', this.#kernel(), this.#state);
   }
 
+  /** The machine itself looks for a neighbour on the internal interface that is not there. */
+  async discoverNeighbour(): Promise<void> {
+    const ping = ['ping', '-6', '-c1', '-W1', 'fe80::99%inside'];
+    await exec('ip', ['netns', 'exec', this.#names.gateway, ...ping]).catch(() => undefined);
+  }
+
   flows(): ReturnType<typeof listFlows> {
     return listFlows({ namespace: this.#names.gateway });
   }

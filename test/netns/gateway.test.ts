@@ -428,6 +428,19 @@ t.test('a source that is not translated does not leave, whatever the reason', as
   }
 });
 
+t.test('the gateway’s own neighbour discovery is no leak', async (t) => {
+  for (const on of rigs) {
+    await on.reset();
+    await on.apply(planFor(on, webPlan()));
+    await on.discoverNeighbour();
+    t.strictSame(
+      Object.entries(await on.counters()).filter(([name, packets]) => name.startsWith('drop_') && packets > 0),
+      [],
+      on.mode,
+    );
+  }
+});
+
 t.test('an address that changes hands: not even a flow that could not be ended leaves with it', async (t) => {
   for (const on of rigs) {
     await on.reset();
