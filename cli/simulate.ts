@@ -77,9 +77,11 @@ const rangeText = (range: Range): string => {
   return text === '::/0' ? 'any IPv6' : text.replace(range.family === 4 ? /\/32$/ : /\/128$/, '');
 };
 
-function destinationTexts(ranges: readonly Range[]): string[] {
-  const texts = ranges.map(rangeText);
-  return texts.length === 2 && texts.every((text) => text.startsWith('any ')) ? ['any'] : texts;
+function destinationText(ranges: readonly Range[], wide: boolean): string {
+  const texts = (wide ? ranges : ranges.slice(0, SHOWN_RANGES)).map(rangeText);
+  if (ranges.length === 2 && texts.every((text) => text.startsWith('any '))) return 'any';
+  const more = ranges.length - texts.length;
+  return `${texts.join(', ')}${more > 0 ? ` and ${more} more` : ''}`;
 }
 
 const shortened = (texts: readonly string[], shown: number, wide: boolean): string =>
@@ -87,8 +89,9 @@ const shortened = (texts: readonly string[], shown: number, wide: boolean): stri
     ? texts.join(', ')
     : `${texts.slice(0, shown).join(', ')} and ${texts.length - shown} more`;
 
-function outcomeText({ verdict, reason, rule, egress }: Outcome): string {
-  return `${verdict} (${rule ?? reason})${egress === undefined ? '' : ` as ${egress}`}`;
+function outcomeText({ verdict, reason, rule, wouldHave, egress }: Outcome): string {
+  const audit = wouldHave === undefined ? '' : `, would ${wouldHave}`;
+  return `${verdict}${audit} (${rule ?? reason})${egress === undefined ? '' : ` as ${egress}`}`;
 }
 
 /** What `-o json` and `yaml` print. */
@@ -123,7 +126,7 @@ function simulationText({ changes, egress, added, removed }: Simulation, wide: b
   const pods = ({ pods: names }: PodChange | EgressChange): string =>
     `${names.length}: ${shortened(names, SHOWN_PODS, wide)}`;
   const style = (cell: string): string => {
-    if (/^accept /.test(cell)) return paint('green', cell);
+    if (/^accept[ ,]/.test(cell)) return paint('green', cell);
     if (/^bypass /.test(cell)) return paint('yellow', cell);
     return /^(drop|reject) /.test(cell) ? paint('red', cell) : cell;
   };
@@ -135,7 +138,7 @@ function simulationText({ changes, egress, added, removed }: Simulation, wide: b
     const rows = shown.map((change) => [
       change.namespace,
       pods(change),
-      shortened(destinationTexts(change.ranges), SHOWN_RANGES, wide),
+      destinationText(change.ranges, wide),
       trafficText(change.spans),
       outcomeText(change.before),
       outcomeText(change.after),

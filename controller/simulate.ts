@@ -4,7 +4,7 @@
  * Pure. Left out: flows that are open now; nothing here asks a gateway.
  */
 import { createHash } from 'node:crypto';
-import { formatRange } from '../api/address.ts';
+import type { Range } from '../api/address.ts';
 import type { Pod } from '../api/kinds.ts';
 import { contexts, type Family, families, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { TooLarge } from '../policy/analysis/cells.ts';
@@ -74,16 +74,17 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
   }
   simulation.egress = [...egress.values()];
   const budget = { cells: MAX_CELLS };
-  // Groups that differ elsewhere may change alike here.
-  const changes = new Map<string, PodChange>();
+  const changes = new Map<string, PodChange[]>();
   for (const { before: left, after: right, ...place } of groups.values()) {
     try {
       for (const change of changesOf(left, right, budget)) {
-        const { ranges, spans, before: old, after: next } = change;
-        gather(changes, [place.namespace, ranges.map(formatRange), spans, old, next], {
-          ...change,
-          ...place,
-        });
+        // Groups that differ elsewhere may change alike here.
+        const key = JSON.stringify([place.namespace, change.spans, change.before, change.after]);
+        const alike = changes.get(key) ?? [];
+        changes.set(key, alike);
+        const known = alike.find(({ ranges }) => sameRanges(ranges, change.ranges));
+        if (known === undefined) alike.push({ ...change, namespace: place.namespace, pods: [...place.pods] });
+        else known.pods.push(...place.pods);
       }
     } catch (error) {
       if (!(error instanceof TooLarge)) throw error;
@@ -92,16 +93,18 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
       );
     }
   }
-  simulation.changes = [...changes.values()].sort(
-    (a, b) =>
-      compareText(a.namespace, b.namespace) || rankOf(a) - rankOf(b) || compareText(a.pods[0] ?? '', b.pods[0] ?? ''),
-  );
+  simulation.changes = [...changes.values()]
+    .flat()
+    .sort(
+      (a, b) =>
+        compareText(a.namespace, b.namespace) || rankOf(a) - rankOf(b) || compareText(a.pods[0] ?? '', b.pods[0] ?? ''),
+    );
   return simulation;
 }
 
 /** What of the outcome changed, the weightiest: a verdict, the address outside, or only the reason or rule. */
 export function kindOf({ before, after }: Change): 'verdict' | 'egress' | 'rule' {
-  if (before.verdict !== after.verdict) return 'verdict';
+  if (before.verdict !== after.verdict || before.wouldHave !== after.wouldHave) return 'verdict';
   return before.egress === after.egress ? 'rule' : 'egress';
 }
 
@@ -110,6 +113,13 @@ function rankOf(change: Change): number {
   const kind = kindOf(change);
   if (kind !== 'verdict') return kind === 'egress' ? 2 : 3;
   return change.before.verdict === 'accept' || change.after.verdict === 'accept' ? 0 : 1;
+}
+
+function sameRanges(a: readonly Range[], b: readonly Range[]): boolean {
+  return (
+    a.length === b.length &&
+    a.every(({ family, first, last }, i) => b[i]?.family === family && b[i]?.first === first && b[i]?.last === last)
+  );
 }
 
 /** Adds the pods of `item` to those of the same key. */
@@ -168,7 +178,7 @@ function contentsOf(plan: GatewayPlan, { boundaries }: Carriage): (workload: Wor
         return [id, rule, named.map(serviceText)];
       });
       text = createHash('sha256')
-        .update(JSON.stringify([base, rules]))
+        .update(JSON.stringify([base, plan.groups[group], rules]))
         .digest('hex');
       groups.set(group, text);
     }

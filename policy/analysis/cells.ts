@@ -60,32 +60,46 @@ export function sampleOf({ sample }: AddressClass, { protocol, port }: TrafficCl
 }
 
 function addressClasses(services: readonly ServiceEntry[], family: Family): AddressClass[] {
-  const lists = new Map(services.map(({ addresses }) => [JSON.stringify(addresses), addresses]));
+  const lists = [...new Set(services.map(({ addresses }) => readList(addresses)))];
   const top = (1n << BigInt(addressBits(family))) - 1n;
-  // Where the list begins or ends.
-  const toggles = new Map<bigint, number[]>([[0n, []]]);
-  [...lists.values()].forEach((addresses, index) => {
-    const set = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
-    for (const { first, last } of set.ranges(family)) {
-      for (const at of [first, last + 1n]) if (at <= top) listOf(toggles, at).push(index);
-    }
-  });
-  const cuts = [...toggles.keys()].sort((a, b) => (a < b ? -1 : 1));
+  // Where a list begins or ends; each list's own are in order, which is what makes the sort quick.
+  const bounds = lists.flatMap((list, index) => list[family].map((at) => ({ at, index })));
+  bounds.sort((a, b) => (a.at < b.at ? -1 : a.at > b.at ? 1 : 0));
   const active = new Set<number>();
   const classes = new Map<string, AddressClass>();
+  let first = 0n;
   let steps = 0;
-  cuts.forEach((first, position) => {
-    for (const index of toggles.get(first) ?? []) if (!active.delete(index)) active.add(index);
+  const close = (last: bigint): void => {
     steps += active.size;
-    if (steps > MAX_STEPS) throw new TooLarge(`${cuts.length} address boundaries of ${lists.size} lists`);
-    const last = (cuts[position + 1] ?? top + 1n) - 1n;
+    if (steps > MAX_STEPS) throw new TooLarge(`${bounds.length} address boundaries of ${lists.length} lists`);
     const key = [...active].sort((a, b) => a - b).join();
     const known = classes.get(key);
     if (known === undefined) {
       classes.set(key, { sample: { family, value: first }, ranges: [{ family, first, last }] });
     } else known.ranges.push({ family, first, last });
-  });
+  };
+  for (const { at, index } of bounds) {
+    if (at > first) close(at - 1n);
+    first = at;
+    if (!active.delete(index)) active.add(index);
+  }
+  if (first <= top) close(top);
   return [...classes.values()];
+}
+
+/** First addresses of the list's ranges, and those that follow them, in order. */
+type ReadList = Record<Family, bigint[]>;
+/** A list of thousands is cut for every group of pods, and read once. */
+const read = new WeakMap<readonly string[], ReadList>();
+
+function readList(addresses: readonly string[]): ReadList {
+  const known = read.get(addresses);
+  if (known !== undefined) return known;
+  const set = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
+  const of = (family: Family): bigint[] => set.ranges(family).flatMap(({ first, last }) => [first, last + 1n]);
+  const list = { 4: of(4), 6: of(6) };
+  read.set(addresses, list);
+  return list;
 }
 
 function trafficClasses(services: readonly ServiceEntry[], family: Family): TrafficClass[] {
@@ -155,10 +169,4 @@ export function mergeSpans(spans: readonly Span[]): Span[] {
     else whole.push(all ? { ...span, ports: null } : span);
   }
   return whole;
-}
-
-function listOf<K, V>(map: Map<K, V[]>, key: K): V[] {
-  const list = map.get(key) ?? [];
-  map.set(key, list);
-  return list;
 }

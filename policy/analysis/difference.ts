@@ -1,7 +1,7 @@
 /**
  * Where two policies treat a workload differently, exactly: the destinations, cut at every boundary that either knows
  * (cells.ts), each asked of both evaluators, and neighbours with one answer put together again.
- * Left out: packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
+ * Left out: what rules in audit would count, since they decide nothing; and packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
  */
 
 import type { Range } from '../../api/address.ts';
@@ -25,6 +25,8 @@ export interface Outcome {
   verdict: 'accept' | 'drop' | 'reject' | 'bypass';
   reason: Settled['reason'] | Decision['reason'] | 'no-pool' | 'no-address';
   rule?: string;
+  /** The pod's policy is in audit: this would have become of the flow. */
+  wouldHave?: 'drop' | 'reject';
   /** Source address outside; only where the two sides differ in it. */
   egress?: string;
 }
@@ -100,12 +102,14 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   if (decision === undefined) return { verdict: 'bypass', reason: 'no-address' };
   const outcome: Outcome = { verdict: decision.verdict, reason: decision.reason };
   if ('rule' in decision && decision.rule !== undefined) outcome.rule = decision.rule;
+  if ('wouldHave' in decision && decision.wouldHave !== undefined) outcome.wouldHave = decision.wouldHave;
   if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
   return outcome;
 }
 
 function sameOutcome(a: Outcome, b: Outcome): boolean {
-  return a.verdict === b.verdict && a.reason === b.reason && a.rule === b.rule && a.egress === b.egress;
+  const fields = ['verdict', 'reason', 'rule', 'wouldHave', 'egress'] as const;
+  return fields.every((field) => a[field] === b[field]);
 }
 
 function hasFamily({ addresses }: WorkloadEntry, family: Family): boolean {
