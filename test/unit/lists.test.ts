@@ -326,6 +326,8 @@ t.test('a URL', async (t) => {
     ) +
     rule('pass', 'accept', 'feed') +
     rule('stop', 'reject', 'feed') +
+    service('rare', `{ addressesFrom: [{ url: "https://${NAME}/rare", refreshSeconds: 604800 }] }`) +
+    rule('rare', 'accept', 'rare') +
     more;
   const is = async (title: string, name: string, expected: string[] | undefined) => {
     await until(() => r.plan() !== undefined && JSON.stringify(r.addresses(name)) === JSON.stringify(expected));
@@ -369,6 +371,7 @@ t.test('a URL', async (t) => {
   await is('still', 'stop', undefined);
   down = false;
   await is('it is tried again', 'pass', ['192.0.2.1/32', '198.51.100.1/32', '2001:db8::1/128']);
+  await is('however seldom it is fetched', 'rare', ['192.0.2.1/32', '2001:db8::1/128']);
   await is('now the reject rule is in force', 'stop', ['192.0.2.1/32', '198.51.100.1/32', '2001:db8::1/128']);
   await says('all is well', FEED, /^\+Accepted/);
 
