@@ -5,7 +5,7 @@
 import { Counter, Gauge, type Registry } from 'prom-client';
 import type { RuleHits } from '../api/hits.ts';
 
-const MAX_RULES = 10_000;
+const MAX_RULES = 5_000;
 
 export interface HitsSource {
   totals: ReadonlyMap<string, RuleHits>;
