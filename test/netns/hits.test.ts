@@ -2,9 +2,12 @@
  * Hit counters of rules on a real kernel: packets through the gateway of gateway-rig.ts, counted by the product's own
  * reading of the table and of the connection table; rulesets that change meanwhile, and a program that starts anew.
  */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import t from 'tap';
 import { type Family, families, type GatewayPlan, type RuleEntry } from '../../api/plan.ts';
 import { decidedMark } from '../../gateway/apply.ts';
@@ -13,7 +16,7 @@ import { GatewayHits } from '../../gateway/hits.ts';
 import { startRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import { FlowTraffic } from '../../gateway/record/flow-traffic.ts';
 import { HITS_SET } from '../../gateway/verdict.ts';
-import { listFlows } from '../../kernel/conntrack.ts';
+import { endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { listCounts } from '../../kernel/nft-counts.ts';
 import { buildUdp, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { basePlan, PODS, WEB } from './gateway-plans.ts';
@@ -174,4 +177,76 @@ t.test('hits survive other rules, an edited rule, a restart and a lost table', a
   t.equal(await hitsOf(dropId), 23, 'the counters of a new table start at zero, the totals do not');
   t.equal(await hitsOf(denyId), 2);
   t.same(errors, []);
+});
+
+/** The product's recorder in the gateway's namespace: what it said until it had done what it was asked. */
+async function recorder(lookedAt: number) {
+  const script = join(import.meta.dirname, 'recorder-child.js');
+  const child = spawn('ip', ['netns', 'exec', options.namespace, process.execPath, script, String(lookedAt)], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const until = async (word: string): Promise<{ packets: number; bytes: number }> => {
+    const all = { packets: 0, bytes: 0 };
+    for (;;) {
+      const { value, done } = await lines.next();
+      if (done) throw new Error('the recorder ended');
+      const said = JSON.parse(value) as { packets?: number; bytes?: number; error?: string };
+      if (said.error !== undefined) throw new Error(said.error);
+      if (word in said) return all;
+      all.packets += said.packets ?? 0;
+      all.bytes += said.bytes ?? 0;
+    }
+  };
+  await until('ready');
+  return {
+    ask(line: string) {
+      child.stdin.write(`${line}\n`);
+      return until('done');
+    },
+    async close() {
+      child.stdin.end();
+      await once(child, 'close');
+    },
+  };
+}
+
+t.test('the recorder: what a flow carries is said once, by look or at its end', async (t) => {
+  const packet = buildUdp({
+    source: PODS.pay[4],
+    destination: WEB[4],
+    sourcePort: 5000,
+    destinationPort: 5001,
+    payload: new Uint8Array(72),
+  });
+  const burst = async (packets: number): Promise<void> => {
+    for (let n = 0; n < packets; n++) rig.fromNode(packet);
+    await rig.collect();
+  };
+  await endFlows(() => true, options);
+  await burst(2);
+  const atItsEnd = async (run: Awaited<ReturnType<typeof recorder>>): Promise<number> => {
+    await endFlows(() => true, options);
+    let packets = 0;
+    for (let tries = 0; tries < 100 && packets === 0; tries++) {
+      packets += (await run.ask('wait')).packets;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    return packets;
+  };
+  const first = await recorder(0);
+  t.same(await first.ask('look'), { packets: 2, bytes: 200 }, 'a flow that was there is counted from its start');
+  await burst(3);
+  t.same(await first.ask('look'), { packets: 3, bytes: 300 });
+  t.same(await first.ask('look'), { packets: 0, bytes: 0 });
+  await burst(5);
+  t.equal(await atItsEnd(first), 5, 'at its end the rest');
+  await first.close();
+
+  await burst(2);
+  const second = await recorder(Date.now());
+  t.same(await second.ask('look'), { packets: 0, bytes: 0 }, 'what an earlier run looked at is its own');
+  await burst(4);
+  t.equal(await atItsEnd(second), 4, 'and what came since is this one’s');
+  await second.close();
 });
