@@ -11,6 +11,8 @@ const TICKS_LOST = 4;
 export function watchPeer(session: Http2Session): void {
   let waiting = 0;
   const timer = setInterval(() => {
+    // 'close' comes some time after it, and a ping in between would throw.
+    if (session.destroyed) return;
     if (waiting > 0) {
       waiting++;
       if (waiting > TICKS_LOST) session.destroy(new Error('no answer to a ping'));

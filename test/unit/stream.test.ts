@@ -2,7 +2,7 @@
  * The plan stream over real HTTP/2 and mutual TLS on 127.0.0.1, both ends in this process: what a client is sent
  * (snapshot, delta, keep), acknowledgements, reconnection, and everybody who must be refused. Then the saved plan.
  */
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type ClientHttp2Session, connect } from 'node:http2';
 import { createServer, type Socket, connect as tcpConnect } from 'node:net';
@@ -19,6 +19,7 @@ import {
   parseClientMessage,
 } from '../../api/plan-stream.ts';
 import { createCa, hasUri, issueCertificate, tlsOptions } from '../../daemon/certs.ts';
+import { watchPeer } from '../../daemon/heartbeat.ts';
 import { createRegistry, startHttp } from '../../daemon/http.ts';
 import { formatListen, parseListen } from '../../daemon/listen.ts';
 import { createLog, silentLog } from '../../daemon/log.ts';
@@ -400,6 +401,26 @@ t.test('the saved plan, and files that are none', async (t) => {
   t.equal(await reason(whole.replace('uid-a"', 'uid-z"')), 'does not have the hash that it names');
   t.equal(await reason(whole.replace('"role":"node"', '"role":"gateway"')), 'is of role "gateway", not node');
   t.equal(await reason('{"role":"node","generation":1,"plan":{}}'), 'lacks a collection');
+});
+
+t.test('a session that is destroyed and has not told so yet is not pinged', async (t) => {
+  const session = Object.assign(new EventEmitter(), {
+    destroyed: false,
+    pings: 0,
+    ping(answer: (error: null) => void) {
+      // As Node does.
+      if (session.destroyed) throw new Error('The session has been destroyed');
+      session.pings++;
+      answer(null);
+    },
+  });
+  watchPeer(session as unknown as ClientHttp2Session);
+  await new Promise((done) => setTimeout(done, 1_500));
+  t.equal(session.pings, 1);
+  session.destroyed = true;
+  await new Promise((done) => setTimeout(done, 1_000));
+  t.equal(session.pings, 1);
+  session.emit('close');
 });
 
 t.test('the metrics server', async (t) => {
