@@ -17,6 +17,8 @@ import { type EgressChange, kindOf, type PodChange, type Simulation, simulate } 
 import type { Span } from '../policy/analysis/cells.ts';
 import type { Outcome } from '../policy/analysis/difference.ts';
 import { protocolName } from '../policy/destination.ts';
+import { unreadLists } from '../policy/external-service.ts';
+import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { memoryOf, timeArgument } from './explain.ts';
 import {
@@ -194,6 +196,17 @@ async function run(draftPath: string, flags: Flags, command: Command): Promise<v
   // A file of the draft is below the draft; one of the manifests that an overlay leaves as they are is where it was.
   const root = (service: AnyObject): string => (draft.snapshot.has(objectKey(service)) ? draftPath : current.path);
   const lists = await readLists(drafted, (service) => resolve(root(service)), state);
+  const unknown = [...drafted.values()].filter(
+    (object) =>
+      object.kind === 'ExternalService' && unreadLists(object, lists.get(qualifiedName(object.metadata))).length > 0,
+  );
+  if (unknown.length > 0) {
+    const names = unknown.map(({ metadata }) => qualifiedName(metadata));
+    printError(
+      command,
+      printable(`lists that are not known here (--state DIR) are taken as empty: ${shortened(names, 5, false)}`),
+    );
+  }
   const before = plan(current.snapshot, await memoryOf(current, state), noPeers(), now, inForce);
   const after = plan(drafted, before.memory, noPeers(), now, lists);
   const simulation = simulate(

@@ -59,8 +59,53 @@ export function sampleOf({ sample }: AddressClass, { protocol, port }: TrafficCl
   return { address: sample, protocol, ...(port !== undefined && { port }) };
 }
 
+/** Lists with more boundaries than this are mostly shared by many groups of pods (a cluster rule's): cut once. */
+const LONG = 128;
+
 function addressClasses(services: readonly ServiceEntry[], family: Family): AddressClass[] {
   const lists = [...new Set(services.map(({ addresses }) => readList(addresses)))];
+  const long = lists.filter((list) => list[family].length > LONG);
+  const short = partition(
+    lists.filter((list) => list[family].length <= LONG),
+    family,
+  );
+  const [first] = long;
+  if (first === undefined) return short;
+  const key = `${family} ${long.map(({ id }) => id).join()}`;
+  const cut = first.cut.get(key) ?? partition(long, family);
+  first.cut.set(key, cut);
+  return cut.flatMap((one) =>
+    short.flatMap((other): AddressClass[] => {
+      const ranges = intersect(one.ranges, other.ranges);
+      return ranges[0] === undefined ? [] : [{ sample: { family, value: ranges[0].first }, ranges }];
+    }),
+  );
+}
+
+/** Both sorted and disjoint; so is the result. */
+function intersect(a: readonly Range[], b: readonly Range[]): Range[] {
+  const both: Range[] = [];
+  for (let i = 0, j = 0; ; ) {
+    const [left, right] = [a[i], b[j]];
+    if (left === undefined || right === undefined) return both;
+    if (left.last < right.first) i++;
+    else if (right.last < left.first) j++;
+    else {
+      // Most lie wholly in the other, and are taken as they are.
+      if (right.first <= left.first && left.last <= right.last) both.push(left);
+      else if (left.first <= right.first && right.last <= left.last) both.push(right);
+      else {
+        // Neither holds the other: the one that begins later ends later.
+        const [first, last] = left.first > right.first ? [left.first, right.last] : [right.first, left.last];
+        both.push({ family: left.family, first, last });
+      }
+      if (left.last < right.last) i++;
+      else j++;
+    }
+  }
+}
+
+function partition(lists: readonly ReadList[], family: Family): AddressClass[] {
   const top = (1n << BigInt(addressBits(family))) - 1n;
   // Where a list begins or ends; each list's own are in order, which is what makes the sort quick.
   const bounds = lists.flatMap((list, index) => list[family].map((at) => ({ at, index })));
@@ -87,8 +132,13 @@ function addressClasses(services: readonly ServiceEntry[], family: Family): Addr
   return [...classes.values()];
 }
 
-/** First addresses of the list's ranges, and those that follow them, in order. */
-type ReadList = Record<Family, bigint[]>;
+/** By family: first addresses of the list's ranges, and those that follow them, in order. */
+interface ReadList extends Record<Family, bigint[]> {
+  id: number;
+  /** Of long lists: classes by family and the lists that were cut with it. */
+  cut: Map<string, AddressClass[]>;
+}
+let lastId = 0;
 /** A list of thousands is cut for every group of pods, and read once. */
 const read = new WeakMap<readonly string[], ReadList>();
 
@@ -97,7 +147,7 @@ function readList(addresses: readonly string[]): ReadList {
   if (known !== undefined) return known;
   const set = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
   const of = (family: Family): bigint[] => set.ranges(family).flatMap(({ first, last }) => [first, last + 1n]);
-  const list = { 4: of(4), 6: of(6) };
+  const list = { 4: of(4), 6: of(6), id: ++lastId, cut: new Map() };
   read.set(addresses, list);
   return list;
 }

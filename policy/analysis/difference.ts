@@ -7,7 +7,6 @@
 import type { Range } from '../../api/address.ts';
 import type { Family, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
-import { PrefixSet } from '../../api/prefix-set.ts';
 import type { Carriage, Settled } from '../carriage.ts';
 import type { Decision } from '../decision.ts';
 import type { Destination } from '../destination.ts';
@@ -77,7 +76,23 @@ export function changesOf(before: Side | undefined, after: Side | undefined, bud
       }
     }
   }
-  return [...changes.values()].map((change) => ({ ...change, ranges: [...PrefixSet.of(change.ranges)] }));
+  return [...changes.values()].map((change) => ({ ...change, ranges: mergeRanges(change.ranges) }));
+}
+
+/**
+ * Sorted, neighbours merged. Not a PrefixSet, which copies: ranges of a long list are shared by all changes of a run,
+ * or a threat list of thousands would be kept once for every group of pods.
+ */
+function mergeRanges(ranges: readonly Range[]): Range[] {
+  const merged: Range[] = [];
+  const sorted = ranges.toSorted((a, b) => a.family - b.family || (a.first < b.first ? -1 : 1));
+  for (const range of sorted) {
+    const open = merged.at(-1);
+    if (open?.family === range.family && open.last + 1n === range.first) {
+      merged[merged.length - 1] = { ...open, last: range.last };
+    } else merged.push(range);
+  }
+  return merged;
 }
 
 /** What may tell one destination from another: the services of the workload's rules, and what is settled before them. */

@@ -10,7 +10,13 @@ import t from 'tap';
 import { runCli } from '../../cli/program.ts';
 import { trafficText } from '../../cli/simulate.ts';
 import { analysisCodes } from '../../controller/analyse.ts';
+import { loadDirectory } from '../../controller/observe/directory.ts';
+import { emptyMemory } from '../../controller/plan/memory.ts';
+import { noPeers } from '../../controller/plan/peers.ts';
+import { plan } from '../../controller/plan/plan.ts';
+import { changesOf } from '../../policy/analysis/difference.ts';
 import { judgeRules, ruleCodes } from '../../policy/analysis/rules.ts';
+import { compileCarriage } from '../../policy/carriage.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-analysis-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
@@ -444,6 +450,25 @@ t.test('simulate', async (t) => {
   const closed = after(cgr('veto', `{ action: reject, externalServices: [web], priority: 1, ${MON} }`));
   t.equal((await run(closed, '--overlay', '--at', '2026-11-23T12:00:00Z')).code, 3, 'a schedule, on a Monday');
   t.equal((await run(closed, '--overlay', '--at', '2026-11-24T12:00:00Z')).code, 0, 'on a Tuesday');
+});
+
+t.test('simulate: lists that are not known, and too much to compare', async (t) => {
+  const before = directory(...world, ...shop, serve);
+  const listed = directory(
+    exsvc('far', 'shop', '{ addressesFrom: [{ url: "https://lists.example.com/a", format: Text }] }'),
+    svcgr('far', '{ action: accept, service: front, externalServices: [far] }'),
+  );
+  t.match(await sluice(false, 'simulate', listed, '--overlay', '--source', `directory:${before}`), {
+    code: 0,
+    err: /^lists that are not known here .*: shop\/far\n/,
+  });
+  const { snapshot } = await loadDirectory(before);
+  const gatewayPlan = plan(snapshot, emptyMemory(), noPeers(), 0).pools.get('edge');
+  const workload = Object.values(gatewayPlan?.workloads ?? {})[0];
+  if (gatewayPlan === undefined || workload === undefined) throw new Error('no plan');
+  const side = { carriage: compileCarriage(gatewayPlan), workload };
+  t.same(changesOf(side, side, { cells: 1e6 }), []);
+  t.throws(() => changesOf(side, side, { cells: 10 }), { message: /^4 kinds of addresses with 3 of ports$/ });
 });
 
 t.test('simulate: traffic in words', async (t) => {
