@@ -191,9 +191,10 @@ export interface Loaded extends Observation {
  */
 export async function loadDirectory(
   path: string,
-  { state, firstSeen }: { state?: string | undefined; firstSeen?: ReadonlyMap<string, string> } = {},
+  options: { state?: string | undefined; now?: () => number; firstSeen?: ReadonlyMap<string, string> } = {},
 ): Promise<Loaded> {
-  const directory = new Directory({ path, ...(state === undefined ? {} : { state }) }, undefined, firstSeen);
+  const { state, firstSeen, ...rest } = options;
+  const directory = new Directory({ path, ...rest, ...(state === undefined ? {} : { state }) }, undefined, firstSeen);
   await directory.recall();
   await directory.load();
   const broken = directory.observation.errors.find(({ file }) => file === '/');
