@@ -7,7 +7,6 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import t from 'tap';
-import { runCli } from '../../cli/program.ts';
 import { trafficText } from '../../cli/simulate.ts';
 import { analysisCodes } from '../../controller/analyse.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
@@ -17,24 +16,10 @@ import { plan } from '../../controller/plan/plan.ts';
 import { changesOf } from '../../policy/analysis/difference.ts';
 import { judgeRules, ruleCodes } from '../../policy/analysis/rules.ts';
 import { compileCarriage } from '../../policy/carriage.ts';
+import { sluice, sluiceInColours } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-analysis-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
-
-async function sluice(colours: boolean, ...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let out = '';
-  let err = '';
-  const code = await runCli(args, {
-    writeOut: (text) => {
-      out += text;
-    },
-    writeErr: (text) => {
-      err += text;
-    },
-    getOutHasColors: () => colours,
-  });
-  return { code, out, err };
-}
 
 let count = 0;
 /** A directory with one file; returns its path. */
@@ -113,7 +98,7 @@ interface Found {
   message: string;
 }
 async function lint(...documents: string[]): Promise<Found[]> {
-  const { out } = await sluice(false, 'lint', '-o', 'json', directory(...world, ...documents));
+  const { out } = await sluice('lint', '-o', 'json', directory(...world, ...documents));
   return JSON.parse(out).findings as Found[];
 }
 
@@ -196,6 +181,14 @@ const rows: Row[] = [
     'an accept that nothing follows',
     [nsgr('hope', '{ action: accept, externalServices: [rest] }'), serve],
     [['NamespaceEgressRule/shop/hope', 'PermitsNothing', /namespace context only hands on/]],
+  ],
+  [
+    'an accept that a decisive one follows',
+    [
+      cgr('hope', '{ action: accept, externalServices: [web] }'),
+      nsgr('yes', '{ action: accept-decisively, externalServices: [web] }'),
+    ],
+    [],
   ],
   [
     'an accept that something follows at times',
@@ -326,7 +319,7 @@ t.test('lint: without pods, only what holds for any', async (t) => {
     nsgr('b', '{ action: drop, externalServices: [web], podSelector: { matchLabels: { app: x } } }'),
     nsgr('c', '{ action: drop, externalServices: [web], podSelector: { matchLabels: { app: y } }, priority: 0 }'),
   );
-  t.match(await sluice(false, 'lint', path), {
+  t.match(await sluice('lint', path), {
     code: 0,
     out: /all\.yaml:\d+: warning: NamespaceEgressRule\/shop\/b: Shadowed: is never reached: namespace\/shop\/a comes first .*\n$/,
     err: '1 files, 5 objects, 0 errors, 1 warnings\n',
@@ -350,15 +343,15 @@ t.test('lint: forms and exit codes', async (t) => {
     [[bad], 1],
     [['-o', 'wide', clean], 2],
   ] as const) {
-    t.equal((await sluice(false, 'lint', ...args)).code, code, args.join(' '));
+    t.equal((await sluice('lint', ...args)).code, code, args.join(' '));
   }
-  t.match(JSON.parse((await sluice(false, 'lint', '-o', 'json', bad)).out), {
+  t.match(JSON.parse((await sluice('lint', '-o', 'json', bad)).out), {
     findings: [{ severity: 'error', code: 'Invalid', file: /all\.yaml$/, line: 1 }],
     errors: 2,
     warnings: 0,
   });
   t.match(
-    (await sluice(false, 'lint', '-o', 'yaml', warned)).out,
+    (await sluice('lint', '-o', 'yaml', warned)).out,
     /^findings:\n {2}- file: .*\n {4}line: \d+\n.*object: NamespaceEgressRule/s,
   );
 });
@@ -368,7 +361,7 @@ t.test('simulate', async (t) => {
   const before = directory(...world, ...shop, serve);
   const after = (...documents: string[]): string => directory(...documents);
   const run = async (draft: string, ...args: string[]) => {
-    const { code, out, err } = await sluice(false, 'simulate', draft, '--source', `directory:${before}`, ...args);
+    const { code, out, err } = await sluice('simulate', draft, '--source', `directory:${before}`, ...args);
     return { code, out, err };
   };
   const json = async (draft: string, ...args: string[]) => JSON.parse((await run(draft, '-o', 'json', ...args)).out);
@@ -399,7 +392,7 @@ t.test('simulate', async (t) => {
     out: /^NAMESPACE +PODS +DESTINATION +TRAFFIC +BEFORE +AFTER\nshop +1: front +198\.51\.100\.80, 2001:db8::80 +TCP 443 +accept \(service\/shop\/serve\) +reject \(cluster\/veto\)\n/,
   });
   t.notOk(table.out.includes(ESCAPE), 'no colours where there is no terminal');
-  const coloured = await sluice(true, 'simulate', veto, '--overlay', '--source', `directory:${before}`);
+  const coloured = await sluiceInColours('simulate', veto, '--overlay', '--source', `directory:${before}`);
   t.ok(coloured.out.includes(`${ESCAPE}31mreject (cluster/veto)`), 'colours on a terminal');
   t.match(await run(veto, '--overlay', '-n', 'elsewhere'), { code: 0, err: /^0 pods compared/ }, 'one namespace');
   t.match((await run(veto, '--overlay', '-o', 'yaml')).out, /^changes:\n {2}- namespace: shop\n/);
@@ -433,18 +426,45 @@ t.test('simulate', async (t) => {
   );
   t.match(await run(moved, '--overlay'), { code: 3, out: /shop +2: back, front +IPv6 +2001:db8:113::7 +none\n/ });
 
+  // What is settled before any rule, and audit, change flows too.
+  const edge = (text: string): string => pool.replace('spec:\n', `spec:\n  ${text}\n`);
+  const bypass = await json(after(edge('excludedCIDRs: [198.51.100.80/32]')), '--overlay');
+  t.match(bypass.changes[0], {
+    pods: ['front'],
+    destinations: ['198.51.100.80/32'],
+    before: { verdict: 'accept' },
+    after: { verdict: 'bypass', reason: 'excludedCIDRs' },
+  });
+  t.match(await json(after(edge('mode: Audit')), '--overlay'), {
+    changes: [
+      { after: { verdict: 'accept', wouldHave: 'drop', reason: 'default-action' } },
+      { after: { verdict: 'accept', wouldHave: 'drop' } },
+    ],
+  });
+  t.match((await run(after(edge('mode: Audit')), '--overlay')).out, / accept, would drop \(default-action\)\n/);
+  t.match((await json(after(edge('defaultAction: Accept')), '--overlay')).changes, [
+    { before: { verdict: 'drop' }, after: { verdict: 'accept', reason: 'default-action' } },
+    { before: { verdict: 'drop' }, after: { verdict: 'accept' } },
+  ]);
+  t.match((await json(after(edge('unassigned: Drop')), '--overlay')).changes, [], 'all have an egress IP');
+  t.match((await json(after(pool.replace('{ team: a }', '{ team: c }')), '--overlay')).changes[0], {
+    pods: ['front'],
+    before: { verdict: 'accept' },
+    after: { verdict: 'bypass', reason: 'no-pool' },
+  });
+
   // An object that says no age keeps the one that it has; a new one is younger, and so comes after it.
   const first = svcgr('aaa', '{ action: drop, service: front, externalServices: [web] }');
   t.same(await json(after(...world, ...shop, serve, first)), none);
   const both = directory(...world, ...shop, serve, first);
-  const alone = await sluice(false, 'simulate', before, '--source', `directory:${both}`, '-o', 'json');
+  const alone = await sluice('simulate', before, '--source', `directory:${both}`, '-o', 'json');
   t.match(JSON.parse(alone.out).changes, [
     { before: { rule: 'service/shop/aaa' }, after: { rule: 'service/shop/serve' } },
   ]);
 
   t.match(await run(after('kind: Pod')), { code: 1, err: /all\.yaml: .*expected.*sluice: the draft has 1 documents/s });
   t.equal((await run(join(dir, 'nowhere'))).code, 1);
-  t.equal((await sluice(false, 'simulate', veto)).code, 2);
+  t.equal((await sluice('simulate', veto)).code, 2);
   t.equal((await run(veto, '-o', 'xml')).code, 2);
   const closed = after(cgr('veto', `{ action: reject, externalServices: [web], priority: 1, ${MON} }`));
   t.equal((await run(closed, '--overlay', '--at', '2026-11-23T12:00:00Z')).code, 3, 'a schedule, on a Monday');
@@ -457,7 +477,7 @@ t.test('simulate: lists that are not known, and too much to compare', async (t) 
     exsvc('far', 'shop', '{ addressesFrom: [{ url: "https://lists.example.com/a", format: Text }] }'),
     svcgr('far', '{ action: accept, service: front, externalServices: [far] }'),
   );
-  t.match(await sluice(false, 'simulate', listed, '--overlay', '--source', `directory:${before}`), {
+  t.match(await sluice('simulate', listed, '--overlay', '--source', `directory:${before}`), {
     code: 0,
     err: /^lists that are not known here .*: shop\/far\n/,
   });
