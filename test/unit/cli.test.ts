@@ -6,26 +6,12 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { buildProgram, runCli } from '../../cli/program.ts';
+import { buildProgram } from '../../cli/program.ts';
 import { parseTarget } from '../../cli/target.ts';
+import { sluice } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-cli-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
-
-async function sluice(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let out = '';
-  let err = '';
-  const code = await runCli(args, {
-    writeOut: (text) => {
-      out += text;
-    },
-    writeErr: (text) => {
-      err += text;
-    },
-    getOutHasColors: () => false,
-  });
-  return { code, out, err };
-}
 
 function manifests(name: string, files: Record<string, string>): string {
   const path = join(dir, name);

@@ -11,29 +11,15 @@ import { parseObject } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { importNetworkPolicies } from '../../cli/import/networkpolicy.ts';
 import type { Manifest, Report } from '../../cli/import/report.ts';
-import { runCli } from '../../cli/program.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { plan } from '../../controller/plan/plan.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
+import { sluice } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-import-np-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
-
-async function sluice(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let out = '';
-  let err = '';
-  const code = await runCli(args, {
-    writeOut: (text) => {
-      out += text;
-    },
-    writeErr: (text) => {
-      err += text;
-    },
-  });
-  return { code, out, err };
-}
 
 function file(name: string, text: string): string {
   const path = join(dir, name);

@@ -16,30 +16,15 @@ import { schemaTakes, type Takes } from '../../cli/import/f5-ces-service.ts';
 import { overlapsOf } from '../../cli/import/overlap.ts';
 import { type Imported, type Manifest, type Report, reportText } from '../../cli/import/report.ts';
 import { printable } from '../../cli/output.ts';
-import { runCli } from '../../cli/program.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { plan } from '../../controller/plan/plan.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
+import { sluice } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-import-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
-
-async function sluice(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let out = '';
-  let err = '';
-  const code = await runCli(args, {
-    writeOut: (text) => {
-      out += text;
-    },
-    writeErr: (text) => {
-      err += text;
-    },
-    getOutHasColors: () => false,
-  });
-  return { code, out, err };
-}
 
 function file(name: string, text: string): string {
   const path = join(dir, name);
