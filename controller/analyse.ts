@@ -179,7 +179,8 @@ function ruleMessage({ rule, code, blockers }: RuleFinding): string {
     blockers.length > 3 ? `${blockers.slice(0, 3).join(', ')} and ${blockers.length - 3} more` : blockers.join(', ');
   const first = `${shown} ${blockers.length === 1 ? 'comes' : 'come'} first and`;
   const messages: Record<RuleCode, string> = {
-    MatchesNothing: 'matches nothing: none of its ExternalServices holds an address; name others, or remove the rule',
+    MatchesNothing:
+      'matches nothing: none of its ExternalServices holds an address; fill their lists, name others, or remove the rule',
     Shadowed: `is never reached: ${first} matches all that it names; give it a lower priority, or remove it`,
     Contradicted: `can never permit: ${shown} in a context above forbids all that it names; ask the owner of that rule, or remove this one`,
     Overruled: `can never forbid: ${shown} in a context above accepts decisively all that it names; make that an accept, or remove this one`,
