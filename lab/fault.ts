@@ -3,9 +3,10 @@
  * as by pulling the cable: the host loses its carrier and keeps its addresses and routes. A process is killed (SIGKILL),
  * so that nothing can tidy up after itself.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { must } from './netns.ts';
 import { placeOf } from './place.ts';
-import { isAlive, signal } from './process.ts';
+import { isAlive, type Process, signal } from './process.ts';
 import { programName } from './programs.ts';
 import { portName } from './render.ts';
 import type { Host } from './topology.ts';
@@ -14,6 +15,8 @@ import { mustLoadWorld, saveWorld, type World } from './world.ts';
 
 export const faults = ['link', 'process', 'host'] as const;
 export type Fault = (typeof faults)[number];
+
+const GONE_MS = 10_000;
 
 function hostOf(world: World, name: string): Host {
   const host = world.topology.hosts.find((h) => h.name === name);
@@ -28,7 +31,9 @@ export async function fail(lab: string, name: string, fault: Fault, which?: stri
   const done = fault === 'process' ? [] : await setLinks(lab, host, 'down', which);
   if (fault !== 'link') {
     for (const process of world.processes.filter((p) => p.host === name && (which ?? p.program) === p.program)) {
-      if (signal(process, 'SIGKILL')) done.push(`killed ${process.program} (pid ${process.pid})`);
+      if (!signal(process, 'SIGKILL')) continue;
+      await gone(process);
+      done.push(`killed ${process.program} (pid ${process.pid})`);
     }
   }
   return done;
@@ -51,6 +56,14 @@ export async function heal(lab: string, name: string, fault: Fault, which?: stri
     await saveWorld(placeOf(lab), world);
   }
   return done;
+}
+
+/** A killed process is there until the kernel has taken it down; heal() would take it for a living one. */
+async function gone(process: Process): Promise<void> {
+  for (let waited = 0; isAlive(process); waited += 5) {
+    if (waited > GONE_MS) throw new Error(`${process.program} (pid ${process.pid}) is still there after SIGKILL`);
+    await sleep(5);
+  }
 }
 
 async function setLinks(lab: string, host: Host, to: 'up' | 'down', which?: string): Promise<string[]> {
