@@ -32,6 +32,7 @@ export function structural(schema: Keywords): Json {
     const required = (schema.required ?? []).filter((name) => schema.properties?.[name]?.default === undefined);
     if (required.length > 0) out.required = required;
   }
+  if (schema.mapType !== undefined) out['x-kubernetes-map-type'] = schema.mapType;
   const [values] = Object.values(schema.patternProperties ?? {});
   if (values !== undefined) out.additionalProperties = structural(values);
   if (schema.items !== undefined) {
@@ -62,6 +63,9 @@ function bounds(schema: Keywords): Json {
   );
 }
 
+const count = (description: string): Json => ({ type: 'integer', format: 'int64', minimum: 0, description });
+const text = (maxLength: number): Json => ({ type: 'string', maxLength });
+
 /** metav1.Condition, as a list map keyed by type, so that several writers can own conditions of their own. */
 const conditions: Json = {
   type: 'array',
@@ -84,7 +88,6 @@ const conditions: Json = {
 
 /** api/hits.ts, StatusCounters. */
 function counters(of: string): Json {
-  const count = (description: string): Json => ({ type: 'integer', format: 'int64', minimum: 0, description });
   return {
     type: 'object',
     description: `What ${of} has met on all gateways: two significant digits, changed once a minute at most`,
@@ -98,25 +101,66 @@ function counters(of: string): Json {
   };
 }
 
+/** What the controller says of an object of these kinds beside its conditions (controller/plan/status.ts). */
+const facts: Partial<Record<KindInfo['kind'], Json>> = {
+  GatewayPool: {
+    shards: count('Shards, one for each next hop of a family'),
+    namespaces: count('Namespaces that the pool carries'),
+    auditedNamespaces: count('Namespaces whose whole policy is in audit'),
+    workloads: count('Pods that the plan has'),
+    gateways: {
+      type: 'array',
+      maxItems: 64,
+      'x-kubernetes-list-type': 'map',
+      'x-kubernetes-list-map-keys': ['name'],
+      items: {
+        type: 'object',
+        required: ['name'],
+        properties: {
+          name: text(63),
+          connected: { type: 'boolean' },
+          generation: count('Of the plan that it has in force'),
+          error: text(32_768),
+        },
+      },
+    },
+    defaultActionCounters: counters('its default action'),
+  },
+  EgressIPPool: { inUse: count('Addresses of it that are given out') },
+  EgressIP: {
+    addresses: {
+      type: 'array',
+      description: 'Addresses in force',
+      maxItems: 128,
+      items: text(45),
+      'x-kubernetes-list-type': 'atomic',
+    },
+    assignments: {
+      type: 'array',
+      description: 'Where each address is: its shard, and the gateway that should have it',
+      maxItems: 128,
+      items: { type: 'object', properties: { address: text(45), shard: text(253), gateway: text(63) } },
+      'x-kubernetes-list-type': 'atomic',
+    },
+    namespaces: count('Namespaces that leave with it'),
+  },
+  ExternalService: {
+    lists: {
+      type: 'array',
+      description: 'Of each of addressesFrom: where it is from, and how many entries are in force',
+      maxItems: 16,
+      items: { type: 'object', properties: { from: text(4096), entries: count('Absent: no list yet') } },
+      'x-kubernetes-list-type': 'atomic',
+    },
+  },
+};
+
 function status(info: KindInfo): Json {
   const properties: Json = {
     observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
     conditions,
+    ...facts[info.kind],
   };
-  if (info.kind === 'GatewayPool') {
-    const description = 'Namespaces whose whole policy is in audit';
-    properties.auditedNamespaces = { type: 'integer', format: 'int64', minimum: 0, description };
-  }
-  if (info.kind === 'EgressIP') {
-    properties.addresses = {
-      type: 'array',
-      description: 'Addresses in force',
-      maxItems: 128,
-      items: { type: 'string', maxLength: 45 },
-      'x-kubernetes-list-type': 'atomic',
-    };
-  }
-  if (info.kind === 'GatewayPool') properties.defaultActionCounters = counters('its default action');
   if (info.kind.endsWith('EgressRule')) {
     properties.counters = counters('the rule');
     properties.schedule = { type: 'string', enum: ['Open', 'Closed'], description: 'Of a rule with a schedule' };

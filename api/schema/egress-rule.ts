@@ -18,7 +18,13 @@ const rule = {
       maxLength: 317,
       expected: 'the name of an ExternalService, or "*"',
     }),
-    { minItems: 1, maxItems: 256, listType: 'set', description: 'Names of ExternalServices; "*" is any destination' },
+    {
+      minItems: 1,
+      maxItems: 256,
+      listType: 'set',
+      description: 'Names of ExternalServices; "*" is any destination',
+      cel: [{ rule: "size(self) == 1 || !('*' in self)", message: 'no other name beside "*"' }],
+    },
   ),
   priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),
   podSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every pod' })),
@@ -42,18 +48,30 @@ const rule = {
   schedule: Type.Optional(scheduleSchema),
 };
 
+/** A rule of a namespace speaks of what is in it. */
+const ownNamespace = [
+  {
+    rule: "self.externalServices.all(name, !name.contains('/'))",
+    message: 'externalServices are names in the namespace of the rule, without a namespace before them',
+  },
+  {
+    rule: "!has(self.serviceAccounts) || self.serviceAccounts.all(name, !name.contains('/'))",
+    message: 'serviceAccounts are names in the namespace of the rule, without a namespace before them',
+  },
+];
+
 export const clusterEgressRuleSpec = Type.Object(
   { ...rule, namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every namespace' })) },
   { additionalProperties: false },
 );
-export const namespaceEgressRuleSpec = Type.Object(rule, { additionalProperties: false });
+export const namespaceEgressRuleSpec = Type.Object(rule, { additionalProperties: false, cel: ownNamespace });
 export const serviceEgressRuleSpec = Type.Object(
   {
     ...rule,
     service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
     endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
   },
-  { additionalProperties: false },
+  { additionalProperties: false, cel: ownNamespace },
 );
 
 export const ruleAbsent = [

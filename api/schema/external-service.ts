@@ -5,7 +5,7 @@
 
 import { Type } from 'typebox';
 import { URL_MAX_LENGTH } from '../list-url.ts';
-import { label, objectName, oneOf, rangeText } from './common.ts';
+import { authority, label, objectName, octet, oneOf, portNumber, rangeText } from './common.ts';
 import { describe } from './describe.ts';
 
 /** Protocols that may be written by name. A number is taken as text or integer. */
@@ -14,6 +14,11 @@ export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 
 export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
 /** ICMP of each family, which has types and codes. */
 export const icmpProtocol = { 4: 1, 6: 58 } as const;
+
+const listOf = (number: string, between: string): string => {
+  const entry = `${number}(${between}${number})?`;
+  return `${entry}(,${entry})*`;
+};
 
 const expectedProtocol = 'TCP, UDP, SCTP, ICMP, ICMPv6 or a number from 1 to 255';
 const protocol = Type.Union(
@@ -50,8 +55,8 @@ const servicePort = Type.Object(
         message: 'port is only for TCP, UDP, SCTP, ICMP and ICMPv6',
       },
       {
-        rule: "!has(self.port) || !self.port.contains(string(self.protocol) in ['ICMP', 'ICMPv6', '1', '58'] ? '-' : '/')",
-        message: 'FIRST-LAST is for ports, TYPE/CODE for ICMP and ICMPv6',
+        rule: `!has(self.port) || self.port.matches(string(self.protocol) in ['ICMP', 'ICMPv6', '1', '58'] ? '^${listOf(octet, '/')}$' : '^${listOf(portNumber, '-')}$')`,
+        message: 'ports are from 1 to 65535, as in 443,8000-8100; types and codes of ICMP from 0 to 255, as in 8,3/4',
       },
     ],
   },
@@ -130,7 +135,12 @@ const listSource = Type.Object(
         message: 'exactly one of configMapRef, file and url is required',
       },
       { rule: 'has(self.url) || !has(self.refreshSeconds)', message: 'refreshSeconds is only for url' },
-      { rule: "!has(self.url) || self.url.startsWith('https://')", message: 'url begins with https://' },
+      {
+        // Of list-url.ts what a pattern says.
+        rule: `!has(self.url) || self.url.matches('^https://${authority}([/?][!-~]*)?$') && !self.url.contains('#') && !self.url.contains('\\\\')`,
+        message:
+          'url is https://HOST, a port and a path if need be, in printable ASCII, without user, password and fragment',
+      },
     ],
   },
 );

@@ -5,7 +5,16 @@
 
 import { Type } from 'typebox';
 import { TUNNEL_PORT } from '../names.ts';
-import { addressText, interfaceName, label, labelSelectorSchema, oneOf, prefixText, rangeText } from './common.ts';
+import {
+  addressText,
+  authority,
+  interfaceName,
+  label,
+  labelSelectorSchema,
+  oneOf,
+  prefixText,
+  rangeText,
+} from './common.ts';
 
 const gateway = Type.Object(
   {
@@ -21,15 +30,24 @@ const gateway = Type.Object(
   { additionalProperties: false },
 );
 
+/** By the pattern a text with a colon is IPv6, and one without is IPv4. */
 const routers = Type.Object(
   {
-    v4: Type.Optional(addressText()),
-    v6: Type.Optional(addressText()),
+    v4: Type.Optional(addressText({ cel: [{ rule: "!self.contains(':')", message: 'an IPv4 address' }] })),
+    v6: Type.Optional(addressText({ cel: [{ rule: "self.contains(':')", message: 'an IPv6 address' }] })),
   },
   { additionalProperties: false, description: 'Routers on the external link; absent: the routes of the machine' },
 );
 
-const nextHopRanges = () => Type.Optional(Type.Array(rangeText(), { maxItems: 64, minItems: 1, listType: 'set' }));
+const nextHopRanges = (text: string, rule: string) =>
+  Type.Optional(
+    Type.Array(rangeText(), {
+      maxItems: 64,
+      minItems: 1,
+      listType: 'set',
+      cel: [{ rule: `self.all(range, ${rule})`, message: `${text} addresses` }],
+    }),
+  );
 
 export const gatewayPoolSpec = Type.Object(
   {
@@ -39,7 +57,21 @@ export const gatewayPoolSpec = Type.Object(
       description:
         'Audit: what the policy would drop or reject is counted and logged, and passes with its egress IP. Of one namespace: its label sluice.dev/mode: Audit',
     }),
-    gateways: Type.Array(gateway, { minItems: 1, maxItems: 64, listMapKeys: ['name'] }),
+    gateways: Type.Array(gateway, {
+      minItems: 1,
+      maxItems: 64,
+      listMapKeys: ['name'],
+      cel: [
+        {
+          rule: "self.all(one, one.internalAddress.contains(':') == self[0].internalAddress.contains(':'))",
+          message: 'internalAddress is of one family in all gateways',
+        },
+        {
+          rule: 'self.all(one, self.exists_one(other, other.internalAddress == one.internalAddress))',
+          message: 'internalAddress is another in each gateway',
+        },
+      ],
+    }),
     interfaces: Type.Object(
       {
         internal: interfaceName(),
@@ -51,7 +83,10 @@ export const gatewayPoolSpec = Type.Object(
       { additionalProperties: false },
     ),
     nextHops: Type.Object(
-      { v4: nextHopRanges(), v6: nextHopRanges() },
+      {
+        v4: nextHopRanges('IPv4', "!range.contains(':')"),
+        v6: nextHopRanges('IPv6', "range.contains(':')"),
+      },
       {
         additionalProperties: false,
         description: 'Virtual addresses on the inside: one per shard and family, equally many of each family',
@@ -105,6 +140,7 @@ export const gatewayPoolSpec = Type.Object(
             minLength: 1,
             maxLength: 261,
             expected: 'HOST or HOST:PORT (an IPv6 address in brackets)',
+            cel: [{ rule: `self.matches('^${authority}$')`, message: 'HOST or HOST:PORT' }],
           }),
           {
             default: [],
@@ -118,7 +154,15 @@ export const gatewayPoolSpec = Type.Object(
       { additionalProperties: false, default: {} },
     ),
   },
-  { additionalProperties: false },
+  {
+    additionalProperties: false,
+    cel: [
+      {
+        rule: "self.steering.mode != 'Direct' || self.interfaces.external.name != self.interfaces.internal",
+        message: 'interfaces.external.name must differ from interfaces.internal with Direct steering',
+      },
+    ],
+  },
 );
 
 /** Fields of the design that are refused by name until they do something. */

@@ -45,6 +45,8 @@ export interface Keywords {
   /** Items are a set: none twice. Or a map: no two with the same value of a field. */
   listType?: 'set';
   listMapKeys?: string[];
+  /** To server-side apply one value, which is never put together from what several appliers say. */
+  mapType?: 'atomic';
   intOrString?: boolean;
   /** Fields of the API server's that are dropped without a word. */
   ignored?: string[];

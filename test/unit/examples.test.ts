@@ -8,7 +8,8 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t from 'tap';
-import type { AnyObject } from '../../api/kinds.ts';
+import { crdOf } from '../../api/crd.ts';
+import { type AnyObject, sluiceKinds } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { readDocuments } from '../../controller/observe/document.ts';
 import { readLists } from '../../controller/observe/lists.ts';
@@ -16,6 +17,8 @@ import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import { compilePolicy, type Decision } from '../../policy/evaluate.ts';
+
+type Json = Record<string, unknown>;
 
 const folder = join(rootOf(import.meta.dirname), 'examples');
 const base = ['cluster.yaml', 'gateway-pool.yaml'];
@@ -34,6 +37,23 @@ const documents = new Map(
     readDocuments(name, readFileSync(join(folder, name), 'utf8'), new Map(), () => undefined),
   ]),
 );
+
+/** What the API server would drop from a status, or refuse, since the CRD has no place for it. */
+function misfits(value: unknown, schema: Json, path: string): string[] {
+  if (Array.isArray(value)) {
+    if (schema.type !== 'array' || value.length > Number(schema.maxItems)) return [`${path}: ${value.length} items`];
+    return value.flatMap((item, i) => misfits(item, schema.items as Json, `${path}[${i}]`));
+  }
+  if (typeof value === 'object' && value !== null) {
+    const properties = (schema.properties ?? {}) as Record<string, Json>;
+    return Object.entries(value).flatMap(([name, item]) =>
+      properties[name] === undefined ? [`${path}.${name}`] : misfits(item, properties[name], `${path}.${name}`),
+    );
+  }
+  const type = Number.isInteger(value) ? 'integer' : typeof value;
+  const listed = (schema.enum as unknown[] | undefined)?.includes(value) ?? true;
+  return schema.type === type && listed ? [] : [`${path}: ${value}`];
+}
 
 function snapshotOf(names: readonly string[]): Map<string, AnyObject> {
   const snapshot = new Map<string, AnyObject>();
@@ -240,4 +260,24 @@ t.test('who leaves with which address', async (t) => {
     t.notOk(others.has(undefined) || own[family].some((address) => others.has(address)), 'another one');
   }
   t.same(mainPlan(files).workloads, workloads, 'planned again: the same');
+});
+
+t.test('the CRDs have a place for all that a status says', async (t) => {
+  const schemas = new Map<string, Json>(
+    sluiceKinds.map((info) => {
+      const crd = crdOf(info) as { spec: { versions: { schema: { openAPIV3Schema: { properties: Json } } }[] } };
+      return [info.kind, crd.spec.versions[0]?.schema.openAPIV3Schema.properties.status as Json];
+    }),
+  );
+  const said = new Map<string, Set<string>>();
+  for (const [key, status] of planned(files).statuses) {
+    const kind = key.split('/')[0] ?? '';
+    t.same(misfits(status, schemas.get(kind) as Json, 'status'), [], key);
+    for (const name of Object.keys(status)) said.set(kind, (said.get(kind) ?? new Set()).add(name));
+  }
+  t.ok(said.get('GatewayPool')?.has('gateways'));
+  t.ok(said.get('EgressIPPool')?.has('inUse'));
+  t.ok(said.get('EgressIP')?.has('assignments'));
+  t.ok(said.get('ExternalService')?.has('lists'));
+  t.ok(said.get('NamespaceEgressRule')?.has('schedule') || said.get('ClusterEgressRule')?.has('schedule'));
 });

@@ -7,7 +7,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { parse } from 'yaml';
-import { renderCrds } from '../../api/crd.ts';
+import { renderCrds, structural } from '../../api/crd.ts';
 import {
   kindScopes,
   objectKey,
@@ -18,6 +18,7 @@ import {
   sluiceKinds,
 } from '../../api/kinds.ts';
 import { absentFields, absentValues, schemas } from '../../api/schema/registry.ts';
+import type { Keywords } from '../../api/schema/walk.ts';
 import { samples } from './samples.ts';
 
 type Json = Record<string, unknown>;
@@ -646,6 +647,51 @@ t.test('CRDs', (t) => {
     const problems: string[] = [];
     structuralProblems(version.schema.openAPIV3Schema.properties.spec, 'spec', problems);
     t.same(problems, [], `${info.kind} is structural and bounded`);
+  }
+  t.end();
+});
+
+/** Kind, path in the spec, the fields that the rule there speaks of. What each does, test/kube/crds.ts tries. */
+const celRules: [string, string, RegExp][] = [
+  ['GatewayPool', '', /steering\.mode != 'Direct' .*interfaces\.external\.name != self\.interfaces\.internal/],
+  ['GatewayPool', 'gateways', /internalAddress\.contains\(':'\) == self\[0\]/],
+  ['GatewayPool', 'gateways', /exists_one\(other, other\.internalAddress/],
+  ['GatewayPool', 'interfaces.external.gateway.v4', /^!self\.contains\(':'\)$/],
+  ['GatewayPool', 'interfaces.external.gateway.v6', /^self\.contains\(':'\)$/],
+  ['GatewayPool', 'nextHops', /^has\(self\.v4\) \|\| has\(self\.v6\)$/],
+  ['GatewayPool', 'nextHops.v4', /^self\.all\(range, !range\.contains\(':'\)\)$/],
+  ['GatewayPool', 'nextHops.v6', /^self\.all\(range, range\.contains\(':'\)\)$/],
+  ['EgressIPPool', 'gatewayPool', /^self == oldSelf$/],
+  ['EgressIP', 'pool', /^self == oldSelf$/],
+  ['EgressIP', '', /addresses\) != has\(self\.count/],
+  ['EgressIP', '', /namespaces\) != has\(self\.namespaceSelector/],
+  ...['ClusterEgressRule', 'NamespaceEgressRule', 'ServiceEgressRule'].map((kind): [string, string, RegExp] => [
+    kind,
+    'externalServices',
+    /size\(self\) == 1 .*'\*' in self/,
+  ]),
+  ...['NamespaceEgressRule', 'ServiceEgressRule'].flatMap((kind): [string, string, RegExp][] => [
+    [kind, '', /^self\.externalServices\.all\(.*contains\('\/'\)/],
+    [kind, '', /self\.serviceAccounts\.all\(.*contains\('\/'\)/],
+  ]),
+];
+
+t.test('what CEL says to the API server, and selectors are one value to it', (t) => {
+  const specs = new Map(sluiceKinds.map((info) => [info.kind as string, structural(info.schema as Keywords)]));
+  for (const [kind, path, wanted] of celRules) {
+    let at = specs.get(kind) as Json;
+    for (const step of path === '' ? [] : path.split('.')) at = (at.properties as Json)[step] as Json;
+    const rules = (at['x-kubernetes-validations'] ?? []) as { rule: string; message: string }[];
+    t.ok(
+      rules.some(({ rule }) => wanted.test(rule)),
+      `${kind} ${path}: ${wanted}`,
+    );
+  }
+  for (const [kind, spec] of specs) {
+    for (const [name, property] of Object.entries(spec.properties as Record<string, Json>)) {
+      // Two appliers would otherwise put a selector together that neither meant.
+      if (name.endsWith('Selector')) t.equal(property['x-kubernetes-map-type'], 'atomic', `${kind} ${name}`);
+    }
   }
   t.end();
 });
