@@ -158,6 +158,25 @@ function rule(o: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'Service
     const expected = 'a ServiceAccount of the namespace of the rule, without a namespace before it';
     report(`spec.serviceAccounts[${i}]`, expected, show(account));
   }
+  checkRedirect(o, report);
+}
+
+/** Only a rule that permits can send elsewhere: on any other it would be a wish that nobody carries out. */
+function checkRedirect(
+  { kind, spec }: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'ServiceEgressRule'>,
+  report: Report,
+): void {
+  const { action, redirect } = spec;
+  if (redirect === undefined) return;
+  if (action === 'drop' || action === 'reject') {
+    report('spec.redirect', `absent: a ${action} rule permits nothing`, describe(redirect));
+  } else if (action === 'accept' && kind !== 'ServiceEgressRule') {
+    const expected = 'absent: accept permits nothing in this context; accept-decisively does';
+    report('spec.redirect', expected, describe(redirect));
+  }
+  if (notUnicast.intersects(rangeOf(redirect.address))) {
+    report('spec.redirect.address', 'an address that a host may have', show(redirect.address));
+  }
 }
 
 /** The API server labels every namespace with its own name; a manifest cannot claim another. */

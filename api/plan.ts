@@ -93,6 +93,16 @@ export interface RuleEntry {
   priority: number;
   /** Keys into `services`, or '*' for any destination. */
   services: string[] | '*';
+  redirect?: Redirect;
+}
+
+/** Where the flows that a rule permits go instead. The rule matches no others than TCP, UDP and SCTP of its family. */
+export interface Redirect {
+  address: string;
+  /** Absent: the flow's own. */
+  port?: number;
+  /** Why nothing may go there in the name of this rule, as "it lies in …": what it would permit is dropped. */
+  forbidden?: string;
 }
 
 /** A set of destinations: any of `addresses`, with any of `ports`. Keyed by `namespace/name`. */

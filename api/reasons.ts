@@ -18,6 +18,7 @@ export const dropReasons = {
   invalid: 'conntrack calls the packet invalid (checksum, impossible flags, out of window)',
   'no-egress-ip': 'the workload has no egress IP of this family',
   unassigned: 'the workload is assigned no egress IP and the pool says unassigned: Drop',
+  redirect: 'a rule redirects the flow to where it may not go',
   leak: "a packet about to leave with a source that is not the workload's own egress IP",
 } as const;
 export type DropReason = keyof typeof dropReasons;

@@ -20,7 +20,7 @@ import { readJson } from '../controller/state-file.ts';
 import { describeExclusion, excludes, selectsNamespace } from '../policy/applies.ts';
 import { compileCarriage, type Settled } from '../policy/carriage.ts';
 import { endpointsOf } from '../policy/endpoints.ts';
-import type { Explanation } from '../policy/evaluate.ts';
+import type { Explanation, Step } from '../policy/evaluate.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { listNotes } from './list-notes.ts';
@@ -219,6 +219,18 @@ const addressPort = ({ address, family, port }: Target): string =>
 /** As many as a person reads. */
 const MAX_EXCLUDED = 10;
 
+const rowOf = ({ matched, rule, action, audit, why }: Step): string[] => [
+  matched ? '  *' : '',
+  rule,
+  audit ? `${action} (audit)` : action,
+  why,
+];
+
+/** Without its head. */
+function stepTable(rows: string[][]): string {
+  return table(['  ', 'rule', 'action', 'why'], rows).split('\n').slice(1).join('\n');
+}
+
 export function answerText(answer: Answer, paint: Paint): string {
   const { policy, egress } = answer;
   const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
@@ -233,18 +245,15 @@ export function answerText(answer: Answer, paint: Paint): string {
       const others = [true, undefined].flatMap((late) => excluded.filter((rule) => rule.outOfSchedule === late));
       const more = others.length - MAX_EXCLUDED;
       const rows = [
-        ...steps.map(({ matched, rule, action, audit, why }) => [
-          matched ? '  *' : '',
-          rule,
-          audit ? `${action} (audit)` : action,
-          why,
-        ]),
+        ...steps.map(rowOf),
         ...others.slice(0, MAX_EXCLUDED).map(({ rule, why }) => ['', rule, '', `does not apply: ${why}`]),
         ...(more > 0 ? [['', `and ${more} more`, '', 'do not apply (-o json)']] : []),
       ];
-      if (rows.length === 0) continue;
-      const text = table(['  ', 'rule', 'action', 'why'], rows);
-      lines.push(`${text.split('\n').slice(1).join('\n')}`);
+      if (rows.length > 0) lines.push(stepTable(rows));
+    }
+    if (policy.again !== undefined) {
+      lines.push(`${paint('bold', 'asked again')} for where the flow is redirected to:\n`);
+      lines.push(stepTable(policy.again.map(rowOf)));
     }
     lines.push('\n');
   }

@@ -91,9 +91,10 @@ const shortened = (texts: readonly string[], shown: number, wide: boolean): stri
     ? texts.join(', ')
     : `${texts.slice(0, shown).join(', ')} and ${texts.length - shown} more`;
 
-function outcomeText({ verdict, reason, rule, wouldHave, egress }: Outcome): string {
+function outcomeText({ verdict, reason, rule, wouldHave, redirect, egress }: Outcome): string {
   const audit = wouldHave === undefined ? '' : `, would ${wouldHave}`;
-  return `${verdict}${audit} (${rule ?? reason})${egress === undefined ? '' : ` as ${egress}`}`;
+  const there = redirect === undefined ? '' : ` to ${redirect}`;
+  return `${verdict}${audit} (${rule ?? reason})${there}${egress === undefined ? '' : ` as ${egress}`}`;
 }
 
 /** What `-o json` and `yaml` print. */

@@ -102,9 +102,10 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
   return simulation;
 }
 
-/** What of the outcome changed, the weightiest: a verdict, the address outside, or only the reason or rule. */
+/** What of the outcome changed, the weightiest: a verdict or where the flow goes, the address outside, or only the reason or rule. */
 export function kindOf({ before, after }: Change): 'verdict' | 'egress' | 'rule' {
   if (before.verdict !== after.verdict || before.wouldHave !== after.wouldHave) return 'verdict';
+  if (before.redirect !== after.redirect) return 'verdict';
   return before.egress === after.egress ? 'rule' : 'egress';
 }
 

@@ -7,10 +7,22 @@
  */
 import { type Context, contexts, type GatewayPlan, type GroupEntry, type RuleEntry } from '../api/plan.ts';
 import { markText, type NftSet } from '../kernel/nft.ts';
+import { compileRedirect } from '../policy/redirect.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
-import { auditLines, countedVerdicts, type Denials, decide, HITS_SET, hitsSet, letPass, verdictOf } from './verdict.ts';
+import { Redirects, type RedirectVerdicts } from './redirect.ts';
+import {
+  auditLines,
+  countedVerdicts,
+  type Denials,
+  decide,
+  decideRedirected,
+  HITS_SET,
+  hitsSet,
+  letPass,
+  verdictOf,
+} from './verdict.ts';
 
 export interface CompiledPolicy {
   sets: Record<string, NftSet>;
@@ -29,14 +41,40 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
   const groupMarks = groupNumbers(Object.keys(plan.groups));
   const destinations = new DestinationSets(plan, sets);
 
-  function ruleLines(id: string, rule: RuleEntry, audit: boolean): string[] {
-    const number = numbers.get(id) ?? 0;
-    const matches = destinations.matches(rule.services);
+  const redirects = new Redirects(plan, sets, chains);
+  const numberOf = (id: string): number => numbers.get(id) ?? 0;
+
+  function ruleLines(id: string, rule: RuleEntry, group: GroupEntry): string[] {
+    const number = numberOf(id);
+    const redirect = rule.redirect && compileRedirect(rule.redirect);
+    const guard = redirect === undefined ? '' : redirects.guard(redirect);
+    const matches = destinations.matches(rule.services, redirect?.address.family).map((match) => `${guard}${match}`);
     if (rule.mode === 'Audit') return auditLines(matches, number, verdicts, chains);
-    const denies = rule.action === 'drop' || rule.action === 'reject';
-    const verdict = audit && denies ? letPass('rule', number, verdicts, chains) : verdictOf(rule, number, verdicts);
+    const permits = rule.action === 'accept-decisively' || (rule.action === 'accept' && rule.context === 'service');
+    const verdict =
+      redirect !== undefined && permits
+        ? redirects.verdict(id, redirect, group, redirectVerdicts(group))
+        : denied(id, rule, group);
     return matches.map((match) => `${match}${verdict}`.trim());
   }
+
+  /** Of a rule that denies; of others what they do anyway. */
+  function denied(id: string, rule: RuleEntry, { audit }: GroupEntry): string {
+    const denies = rule.action === 'drop' || rule.action === 'reject';
+    return audit && denies ? letPass('rule', numberOf(id), verdicts, chains) : verdictOf(rule, numberOf(id), verdicts);
+  }
+
+  /** Where the whole policy is in audit, nothing is redirected either. */
+  const redirectVerdicts = (group: GroupEntry): RedirectVerdicts => ({
+    audited: (match, id) => auditLines([match], numberOf(id), verdicts, chains),
+    denied: (id, rule) => denied(id, rule, group),
+    forbidden: (id) =>
+      group.audit
+        ? letPass('rule', numberOf(id), verdicts, chains)
+        : `meta mark set ${markText(ruleMark(numberOf(id)))} goto ${verdicts.redirect()}`,
+    permitted: (id, translate) =>
+      group.audit ? decide(numberOf(id), verdicts) : decideRedirected(numberOf(id), translate, chains),
+  });
 
   const number = numbers.get(DEFAULT_ACTION) ?? 0;
   const permits = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Accept';
@@ -52,7 +90,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
       const rule = plan.rules[id];
       // Half a policy could permit what the whole one forbids.
       if (rule === undefined) throw new TypeError(`group ${key} names rule ${id}, which the plan does not hold`);
-      return ruleLines(id, rule, group.audit === true);
+      return ruleLines(id, rule, group);
     });
     return lines.length === 0 ? [] : [`jump ${chains.add(context, lines)}`];
   }

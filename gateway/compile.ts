@@ -71,6 +71,7 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
     drop: ending('drop', 'rule', ['drop']),
     reject: ending('reject', 'rule', reject),
     byDefault: () => ending('drop', 'default-action', ['drop']),
+    redirect: () => dropped('redirect'),
     audit: (reason) => chains.add('audit', [`counter name ${auditCounterName(reason)}`, log('audit')]),
   });
   const hairpin = (last: string[]): string =>

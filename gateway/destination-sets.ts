@@ -17,23 +17,23 @@ const icmpHeader = { 4: 'icmp', 6: 'icmpv6' } as const;
 export class DestinationSets {
   readonly #plan: GatewayPlan;
   readonly #sets: Record<string, NftSet>;
-  readonly #made = new Map<string, string[]>();
+  readonly #made = new Map<string, Record<Family, string[]>>();
 
   constructor(plan: GatewayPlan, sets: Record<string, NftSet>) {
     this.#plan = plan;
     this.#sets = sets;
   }
 
-  /** One match per set that is not empty; a rule matches if any of them does. */
-  matches(services: string[] | '*'): string[] {
+  /** One match per set that is not empty; a rule matches if any of them does. `only`: of one family. */
+  matches(services: string[] | '*', only?: Family): string[] {
     if (services === '*') return [''];
     const key = [...services].sort().join(',');
     let made = this.#made.get(key);
     if (made === undefined) {
-      made = families.flatMap((family) => this.#make(key, services, family));
+      made = { 4: this.#make(key, services, 4), 6: this.#make(key, services, 6) };
       this.#made.set(key, made);
     }
-    return made;
+    return only === undefined ? families.flatMap((family) => made[family]) : made[only];
   }
 
   #make(key: string, services: string[], family: Family): string[] {

@@ -1,13 +1,13 @@
 /**
  * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
- * translated to an address that is not the workload's own now, and those that the policy no longer permits. The
- * evaluator walks the flow's original tuple again; nothing else is disturbed. After it the last hook may trust a decided
- * flow's translation.
+ * translated to an address that is not the workload's own now, those that the policy no longer permits, and those that
+ * it would now send elsewhere. The evaluator walks the flow's original tuple again; nothing else is disturbed. After it
+ * the last hook may trust a decided flow's translation.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
 import { compilePolicy } from '../policy/evaluate.ts';
-import type { ConntrackEntry } from '../wire/conntrack.ts';
+import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
 
 export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
   const evaluator = compilePolicy(plan);
@@ -16,8 +16,18 @@ export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
     const workload = workloads.get(original.source);
     if (workload === undefined) return true;
     if (workload.egress[family]?.address !== reply.destination) return true;
-    return evaluator.decide({ ...original, protocol }).verdict !== 'accept';
+    const { verdict, redirect } = evaluator.decide({ ...original, protocol });
+    return verdict !== 'accept' || !goesTo(redirect ?? destinationOf(original), reply);
   };
+}
+
+/** Who answers is where the flow went. */
+function goesTo({ address, port }: { address: string; port?: number }, { source, sourcePort }: Tuple): boolean {
+  return source === address && (port === undefined || sourcePort === port);
+}
+
+function destinationOf({ destination, destinationPort }: Tuple): { address: string; port?: number } {
+  return { address: destination, ...(destinationPort !== undefined && { port: destinationPort }) };
 }
 
 export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<string, WorkloadEntry> {

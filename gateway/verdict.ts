@@ -30,6 +30,8 @@ export interface Denials {
   reject: string;
   /** The drop of the pool's default action, made if it is needed. */
   byDefault(): string;
+  /** The drop of what a rule redirects to where it may not go. */
+  redirect(): string;
   /** Counts and logs a hit of audit, then goes back to where it was jumped to from. */
   audit(reason: AuditReason): string;
 }
@@ -52,20 +54,21 @@ function once(make: () => string): () => string {
   };
 }
 
-export function countedVerdicts(chains: Chains, { drop, reject, byDefault, audit }: Denials): Verdicts {
+/** Where a flow is permitted, its mark carries the rule. */
+const countOfFlow = `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)} }`;
+const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
+
+export function countedVerdicts(chains: Chains, denials: Denials): Verdicts {
+  const { drop, reject, byDefault, redirect, audit } = denials;
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
   return {
     drop: chains.add('drop', [count, `goto ${drop}`]),
     reject: chains.add('reject', [count, `goto ${reject}`]),
     byDefault: () => chains.add('drop', [count, `goto ${byDefault()}`]),
+    redirect: () => chains.add('drop', [count, `goto ${redirect()}`]),
     // Its mark is the flow's by now.
-    permit: once(() =>
-      chains.add('permit', [
-        `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)} }`,
-        `meta mark set ${markText(GATEWAY_CHECKED_MARK)} accept`,
-      ]),
-    ),
+    permit: once(() => chains.add('permit', [countOfFlow, `${checked} accept`])),
     passOn: once(() => chains.add('pass', [count, 'return'])),
     audit,
     audited: once(() => chains.add('audit', [count, `goto ${audit('rule')}`])),
@@ -74,8 +77,16 @@ export function countedVerdicts(chains: Chains, { drop, reject, byDefault, audit
 
 /** Statements that permit a flow in the name of a rule. It is decided when its first packet leaves: lastHook(). */
 export function decide(number: number, { permit }: Pick<Verdicts, 'permit'>): string {
-  const keep = markText(~GATEWAY_CT_MASK);
-  return `ct mark set ct mark and ${keep} or ${markText(ruleMark(number))} goto ${permit()}`;
+  return `${inTheNameOf(number)} goto ${permit()}`;
+}
+
+const inTheNameOf = (number: number): string =>
+  `ct mark set ct mark and ${markText(~GATEWAY_CT_MASK)} or ${markText(ruleMark(number))}`;
+
+/** The same, and the packet's destination is translated: rules of which one matches and ends the walk. */
+export function decideRedirected(number: number, translate: string[], chains: Chains): string {
+  const chain = chains.add('redirected', [countOfFlow, ...translate.map((rule) => `${checked} ${rule}`)]);
+  return `${inTheNameOf(number)} goto ${chain}`;
 }
 
 /** What a matching rule does. `accept` above the service context only ends its own context. */

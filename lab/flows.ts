@@ -32,6 +32,10 @@ const endpoint = (address: string, port?: number): string =>
 export function formatRecord(r: FlowRecord): string {
   const who = r.pod === undefined ? r.source : `${r.namespace}/${r.pod}`;
   const as = r.egressIP === undefined || r.verdict !== 'accept' ? '' : ` as ${r.egressIP}`;
+  const via =
+    r.redirectedTo === undefined
+      ? ''
+      : `, redirected to ${endpoint(r.redirectedTo, r.redirectedPort ?? r.destinationPort)}`;
   const by = r.rule === undefined ? r.reason : `${r.context} rule ${r.rule}`;
   const why = r.wouldHave === undefined ? by : `${by} would have said ${r.wouldHave}`;
   const type = r.icmpType === undefined ? '' : ` type ${r.icmpType}/${r.icmpCode}`;
@@ -43,7 +47,7 @@ export function formatRecord(r: FlowRecord): string {
     String(r.protocol).padEnd(6),
     who.padEnd(17),
     '→',
-    `${endpoint(r.destination, r.destinationPort)}${type}${as}`,
+    `${endpoint(r.destination, r.destinationPort)}${type}${as}${via}`,
   ];
   return `${columns.join(' ')} (${r.gateway}; ${why}${bytes})`;
 }

@@ -45,6 +45,8 @@ export interface BindInput {
   lastServices: Record<string, ServiceEntry>;
   /** What `addressesFrom` of the external services lists; absent: nothing is known. */
   lists?: KnownLists;
+  /** Why no redirect of a context's rules may lead there; absent: none is forbidden. */
+  forbids?: (address: string, context: Context) => string | undefined;
   /** For schedules; milliseconds since the epoch. */
   now: number;
 }
@@ -53,7 +55,7 @@ export interface RuleCondition {
   objectKey: string;
   type: 'Accepted';
   status: 'True' | 'False';
-  reason: 'Accepted' | 'OutOfSchedule' | 'NoEndpoints' | 'ForeignEndpoint' | RefusalReason;
+  reason: 'Accepted' | 'OutOfSchedule' | 'NoEndpoints' | 'ForeignEndpoint' | 'RedirectForbidden' | RefusalReason;
   message: string;
   /** Of a rule that has one. */
   schedule?: ScheduleState;
@@ -94,13 +96,15 @@ export function bind(input: BindInput): Binding {
       const resolution = catalog.resolve({ ...tenant, action: spec.action, names: spec.externalServices });
       const schedule = scheduleState(spec.schedule, input.now);
       if (schedule?.nextChange !== undefined) edges.push(schedule.nextChange);
-      conditions.push(conditionOf(rule, resolution, endpoints, schedule));
+      const forbidden = spec.redirect && input.forbids?.(spec.redirect.address, context);
+      conditions.push(conditionOf(rule, resolution, endpoints, schedule, forbidden));
       if (!resolution.ok) continue;
       const id = `${context}/${qualifiedName(metadata)}`;
       const { action, priority, mode } = spec;
       const { services } = resolution;
       const audit = mode === 'Audit' && { mode };
-      rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services };
+      const redirect = spec.redirect && { redirect: { ...spec.redirect, ...(forbidden && { forbidden }) } };
+      rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services, ...redirect };
       // Out of its schedule it is in no group; its lists are still kept for the time when it is again.
       if (schedule?.open !== false) bound.push({ id, rule });
     }
@@ -154,10 +158,15 @@ function conditionOf(
   resolution: Resolution,
   endpoints: Map<string, ServiceEndpoints>,
   schedule: ScheduleState | undefined,
+  forbidden: string | undefined,
 ): RuleCondition {
   const condition = { objectKey: objectKey(rule), type: 'Accepted', ...(schedule && { schedule }) } as const;
   if (!resolution.ok) return { ...condition, status: 'False', reason: resolution.reason, message: resolution.message };
 
+  if (forbidden !== undefined) {
+    const message = `redirect.address ${rule.spec.redirect?.address}: ${forbidden}; what the rule would permit is dropped`;
+    return { ...condition, status: 'False', reason: 'RedirectForbidden', message };
+  }
   const remarks: { reason: RuleCondition['reason']; message: string }[] = [];
   if (schedule?.open === false) remarks.push({ reason: 'OutOfSchedule', message: describeSchedule(schedule) });
   if (resolution.missing.length > 0) {

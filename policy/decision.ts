@@ -6,6 +6,7 @@
 import type { Action, Context, RuleEntry } from '../api/plan.ts';
 import type { Reason } from '../api/reasons.ts';
 import type { ServiceTest } from './destination.ts';
+import type { CompiledRedirect } from './redirect.ts';
 
 /** A flow as its first packet shows it, before SNAT. Addresses are canonical text of one family. */
 export interface Flow {
@@ -29,6 +30,17 @@ export interface Decision {
   wouldHave?: 'drop' | 'reject';
   /** Rules in audit that matched, in walking order. */
   audited?: AuditHit[];
+  /** The flow goes there instead. */
+  redirect?: RedirectTarget;
+  /** It would have gone there, but that is forbidden, for the reason above, or the policy of the source is in audit. */
+  wouldRedirect?: RedirectTarget;
+}
+
+export interface RedirectTarget {
+  /** Id of the rule that permitted. */
+  by: string;
+  address: string;
+  port?: number;
 }
 
 export interface AuditHit {
@@ -63,6 +75,8 @@ export interface Explanation {
   decision: Decision;
   steps: Step[];
   contexts: ContextOutcome[];
+  /** The second walk, for the destination that a redirect leads to. */
+  again?: Step[];
   /** The decision in one or two plain sentences. */
   summary: string;
   /** Key of the workload that the source belongs to. */
@@ -74,4 +88,5 @@ export interface CompiledRule {
   entry: RuleEntry;
   /** One per name; undefined: there is no such external service, and it matches nothing. */
   services: { name: string; test: ServiceTest | undefined }[];
+  redirect?: CompiledRedirect;
 }

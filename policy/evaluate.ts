@@ -1,12 +1,12 @@
 /**
- * What a policy means for a flow (design §4.1–4.4, §4.9): the one evaluator. `explain`, the re-check of established
+ * What a policy means for a flow (design §4.1–4.4, §4.7 redirect, §4.9): the one evaluator. `explain`, the re-check of established
  * flows and the tests' oracle call it, and the nftables compiler must agree with it on every packet.
  * The verdict is what becomes of the flow: under audit that is accept, and beside it stands what would have become.
  * decide and explain are one walk; explain only writes down what the walk saw.
  * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits.
  */
 
-import { parseAddress } from '../api/address.ts';
+import { formatAddress, parseAddress } from '../api/address.ts';
 import type { Context, GroupEntry, Policy, WorkloadEntry } from '../api/plan.ts';
 import { contexts } from '../api/plan.ts';
 import { must } from '../api/result.ts';
@@ -14,16 +14,18 @@ import type { AuditHit, CompiledRule, ContextOutcome, Decision, Explanation, Flo
 import type { Destination } from './destination.ts';
 import { compileService, portOf } from './destination.ts';
 import { describeContext, describeDecision, describeMatch } from './explain.ts';
+import type { CompiledRedirect } from './redirect.ts';
+import { canRedirect, compileRedirect, redirectContexts, redirected, sendsElsewhere } from './redirect.ts';
 
-export type { AuditHit, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
+export type { AuditHit, ContextOutcome, Decision, Explanation, Flow, RedirectTarget, Step } from './decision.ts';
 
 export interface Evaluator {
   decide(flow: Flow): Decision;
   explain(flow: Flow): Explanation;
 }
 
-/** What the walk saw of one rule; `service` is the index of the one that matched. */
-type Seen = (rule: CompiledRule, matched: boolean, service: number) => void;
+/** What the walk saw of one rule; `service` is the index of the one that matched, `asked` what was asked for. */
+type Seen = (rule: CompiledRule, matched: boolean, service: number, asked: Destination) => void;
 
 interface Source {
   key: string;
@@ -39,34 +41,65 @@ const NONE = -1;
 export function compilePolicy(policy: Policy): Evaluator {
   const defaultAction = 'pool' in policy.settings ? policy.settings.pool.defaultAction : 'Drop';
   const sources = compileSources(policy);
+  /** Why nothing may go there in the name of the rule that redirects. */
+  const forbiddenBy = ({ wouldRedirect }: Decision): string | undefined =>
+    wouldRedirect && policy.rules[wouldRedirect.by]?.redirect?.forbidden;
 
   function walk(source: Source | undefined, destination: Destination, seen?: Seen): Decision {
     if (source === undefined) return { verdict: 'drop', reason: 'unknown-source' };
     const audited: AuditHit[] = [];
-    const enforced = walkContexts(source.rules, destination, audited, seen);
+    const { redirect, ...enforced } = walkContexts(source.rules, destination, audited, seen);
     const { verdict } = enforced;
     return {
       ...enforced,
       ...(source.audit && verdict !== 'accept' && { verdict: 'accept', wouldHave: verdict }),
       ...(audited.length > 0 && { audited }),
+      ...(redirect && (source.audit ? { wouldRedirect: redirect } : { redirect })),
     };
   }
 
   function walkContexts(rules: Source['rules'], destination: Destination, audited: AuditHit[], seen?: Seen): Decision {
-    let permitted: Decision | undefined;
     for (const context of contexts) {
       const rule = firstMatch(rules[context], destination, audited, seen);
       if (rule === undefined) continue;
       const { action } = rule.entry;
-      if (action === 'accept') {
-        // Only in the service context does an accept permit; above it, it hands on.
-        if (context === 'service') permitted = { verdict: 'accept', reason: 'service-accept', context, rule: rule.id };
-        continue;
-      }
-      const verdict = action === 'accept-decisively' ? 'accept' : action;
-      return { verdict, reason: 'rule', context, rule: rule.id };
+      // Only in the service context does an accept permit; above it, it hands on.
+      if (action === 'accept' && context !== 'service') continue;
+      const named = { context, rule: rule.id };
+      if (action === 'drop' || action === 'reject') return { verdict: action, reason: 'rule', ...named };
+      const permitted: Decision = {
+        verdict: 'accept',
+        reason: action === 'accept' ? 'service-accept' : 'rule',
+        ...named,
+      };
+      return rule.redirect === undefined ? permitted : redirect(rule, rule.redirect, permitted);
     }
-    return permitted ?? { verdict: defaultAction === 'Accept' ? 'accept' : 'drop', reason: 'default-action' };
+    return { verdict: defaultAction === 'Accept' ? 'accept' : 'drop', reason: 'default-action' };
+
+    /** The contexts above are asked again for the new destination. Who permitted need not permit it again. */
+    function redirect(by: CompiledRule, where: CompiledRedirect, permitted: Decision): Decision {
+      const to = redirected(where, destination);
+      const { port } = to;
+      const target = { by: by.id, address: formatAddress(to.address), ...(port !== undefined && { port }) };
+      const refused = { verdict: 'drop', reason: 'redirect', wouldRedirect: target } as const;
+      if (where.forbidden !== undefined) return { ...permitted, ...refused };
+      for (const context of redirectContexts) {
+        const hits: AuditHit[] = [];
+        const rule = firstMatch(rules[context], to, hits, seen);
+        // Of a second walk only what forbids is a hit: the flow has been counted once.
+        audited.push(...hits.filter(({ action }) => action === 'drop' || action === 'reject'));
+        if (rule === undefined) continue;
+        const { action } = rule.entry;
+        if (action === 'accept') continue;
+        const named = { context, rule: rule.id };
+        if (action !== 'accept-decisively') {
+          return { verdict: action, reason: 'rule', ...named, wouldRedirect: target };
+        }
+        if (sendsElsewhere(rule.redirect, to)) return { ...refused, ...named };
+        break;
+      }
+      return { ...permitted, redirect: target };
+    }
   }
 
   return {
@@ -75,18 +108,20 @@ export function compilePolicy(policy: Policy): Evaluator {
       const source = sources.get(flow.source);
       const destination = destinationOf(flow);
       const steps: Step[] = [];
-      const decision = walk(source, destination, (rule, matched, service) => {
+      const again: Step[] = [];
+      const decision = walk(source, destination, (rule, matched, service, asked) => {
         const { context, action, mode } = rule.entry;
         const audit = mode === 'Audit' && ({ audit: true } as const);
-        const why = describeMatch(rule, flow, destination, service);
-        steps.push({ context, rule: rule.id, action, matched, ...audit, why });
+        const why = describeMatch(rule, asked, service);
+        (asked === destination ? steps : again).push({ context, rule: rule.id, action, matched, ...audit, why });
       });
       const outcomes = contexts.map((context) => outcomeOf(context, steps, decision));
       return {
         decision,
         steps,
         contexts: outcomes,
-        summary: describeDecision(decision, outcomes, defaultAction, flow, source?.workload),
+        ...(again.length > 0 && { again }),
+        summary: describeDecision(decision, outcomes, defaultAction, flow, source?.workload, forbiddenBy(decision)),
         ...(source && { workload: source.key }),
       };
     },
@@ -102,7 +137,7 @@ function firstMatch(
 ): CompiledRule | undefined {
   for (const rule of rules) {
     const service = matchingService(rule, destination);
-    seen?.(rule, service !== NONE, service);
+    seen?.(rule, service !== NONE, service, destination);
     if (service === NONE) continue;
     const { context, action, mode } = rule.entry;
     if (mode !== 'Audit') return rule;
@@ -112,13 +147,15 @@ function firstMatch(
 }
 
 function matchingService(rule: CompiledRule, destination: Destination): number {
+  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) return NONE;
   if (rule.entry.services === '*') return ANY;
   return rule.services.findIndex(({ test }) => test?.(destination) === 'match');
 }
 
 function outcomeOf(context: Context, steps: Step[], decision: Decision): ContextOutcome {
   const matched = steps.find((step) => step.context === context && step.matched && step.audit !== true);
-  const ended = decision.reason === 'rule' ? decision.context : undefined;
+  const last = steps.findLast((step) => step.matched && step.audit !== true);
+  const ended = last?.action === 'accept' ? undefined : last?.context;
   const beyond = ended !== undefined && contexts.indexOf(context) > contexts.indexOf(ended);
   const reached = !beyond && decision.reason !== 'unknown-source';
   const outcome = !reached
@@ -139,7 +176,8 @@ function compileSources(policy: Policy): Map<string, Source> {
   const rules = new Map<string, CompiledRule>();
   for (const [id, entry] of Object.entries(policy.rules)) {
     const names = entry.services === '*' ? [] : entry.services;
-    rules.set(id, { id, entry, services: names.map((name) => ({ name, test: tests.get(name) })) });
+    const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
+    rules.set(id, { id, entry, services: names.map((name) => ({ name, test: tests.get(name) })), ...redirect });
   }
   const compileGroup = (group: GroupEntry): Record<Context, CompiledRule[]> => ({
     cluster: pick(group.rules.cluster),

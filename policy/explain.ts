@@ -3,14 +3,20 @@
  * decision in a sentence. Wording only; evaluate.ts decides. `why` texts start in lower case and have no full stop.
  */
 
+import { formatAddress } from '../api/address.ts';
 import { icmpText, isIcmp } from '../api/kinds.ts';
 import type { Context, WorkloadEntry } from '../api/plan.ts';
-import type { CompiledRule, ContextOutcome, Decision, Flow, Step } from './decision.ts';
+import type { CompiledRule, ContextOutcome, Decision, Flow, RedirectTarget, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
 import { protocolName } from './destination.ts';
+import { canRedirect } from './redirect.ts';
 
 /** `service`: index of the external service that matched, negative if none did. */
-export function describeMatch(rule: CompiledRule, flow: Flow, destination: Destination, service: number): string {
+export function describeMatch(rule: CompiledRule, destination: Destination, service: number): string {
+  const flow = { destination: formatAddress(destination.address) };
+  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) {
+    return `it redirects to ${formatAddress(rule.redirect.address)}, so it matches only TCP, UDP and SCTP of IPv${rule.redirect.address.family}`;
+  }
   if (rule.entry.services === '*') return 'the rule names any destination';
   const matched = rule.services[service];
   if (matched) return `${traffic(destination)} to ${flow.destination} is in external service ${matched.name}`;
@@ -74,16 +80,42 @@ export function describeDecision(
   defaultAction: 'Drop' | 'Accept',
   flow: Flow,
   workload: WorkloadEntry | undefined,
+  forbidden?: string,
 ): string {
   const { wouldHave, audited = [], ...rest } = decision;
-  const end = describeEnd({ ...rest, verdict: wouldHave ?? rest.verdict }, outcomes, defaultAction, flow, workload);
+  const enforced = { ...rest, verdict: wouldHave ?? rest.verdict };
+  const end =
+    describeRedirect(enforced, workload, forbidden) ?? describeEnd(enforced, outcomes, defaultAction, flow, workload);
   const whole =
     wouldHave === undefined
       ? end
       : `Accepted, since the policy of namespace ${workload?.namespace} is in audit; else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
   if (audited.length === 0) return whole;
-  return `${whole} In audit, so skipped: ${audited.map(({ rule, action }) => `${rule} (${action})`).join(', ')}.`;
+  const skipped = new Set(audited.map(({ rule, action }) => `${rule} (${action})`));
+  return `${whole} In audit, so skipped: ${[...skipped].join(', ')}.`;
 }
+
+/** `forbidden`: why the redirect is, whatever the rules say. */
+function describeRedirect(
+  { verdict, reason, context, rule, redirect, wouldRedirect }: Decision,
+  workload: WorkloadEntry | undefined,
+  forbidden: string | undefined,
+): string | undefined {
+  const by = `by ${rule} in the ${context} context`;
+  if (redirect !== undefined) return `Accepted ${by}, and redirected to ${targetText(redirect)}.`;
+  if (wouldRedirect === undefined) return undefined;
+  const to = targetText(wouldRedirect);
+  if (verdict === 'accept') {
+    return `Accepted ${by}, and not redirected to ${to}, since the policy of namespace ${workload?.namespace} is in audit.`;
+  }
+  const wish = `${wouldRedirect.by} redirects it to ${to}`;
+  if (reason === 'rule') return `${verdicts[verdict]} ${by}, which is asked again: ${wish}.`;
+  if (forbidden !== undefined) return `Dropped: ${wish}, which is forbidden: ${forbidden}.`;
+  return `Dropped: ${wish}, but what goes there ${rule} would redirect again; a flow is redirected once.`;
+}
+
+const targetText = ({ address, port }: RedirectTarget): string =>
+  port === undefined ? address : `${address} port ${port}`;
 
 function describeEnd(
   decision: Decision,

@@ -3,7 +3,7 @@
  */
 
 import { Type } from 'typebox';
-import { labelSelectorSchema, objectName, oneOf } from './common.ts';
+import { addressText, labelSelectorSchema, objectName, oneOf } from './common.ts';
 import { scheduleSchema } from './schedule.ts';
 
 const rule = {
@@ -46,6 +46,18 @@ const rule = {
     ),
   ),
   schedule: Type.Optional(scheduleSchema),
+  redirect: Type.Optional(
+    Type.Object(
+      {
+        address: addressText({ description: 'The rule matches flows of this family only' }),
+        port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65_535, description: 'Absent: unchanged' })),
+      },
+      {
+        additionalProperties: false,
+        description: 'Where the TCP, UDP and SCTP flows that this rule permits go instead; it matches no others',
+      },
+    ),
+  ),
 };
 
 /** A rule of a namespace speaks of what is in it. */
@@ -60,25 +72,35 @@ const ownNamespace = [
   },
 ];
 
+const redirects = {
+  rule: "!has(self.redirect) || self.action == 'accept-decisively'",
+  message: 'redirect needs action accept-decisively: no other permits in this context',
+};
+
 export const clusterEgressRuleSpec = Type.Object(
   { ...rule, namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every namespace' })) },
-  { additionalProperties: false },
+  { additionalProperties: false, cel: [redirects] },
 );
-export const namespaceEgressRuleSpec = Type.Object(rule, { additionalProperties: false, cel: ownNamespace });
+export const namespaceEgressRuleSpec = Type.Object(rule, {
+  additionalProperties: false,
+  cel: [...ownNamespace, redirects],
+});
 export const serviceEgressRuleSpec = Type.Object(
   {
     ...rule,
     service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
     endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
   },
-  { additionalProperties: false, cel: ownNamespace },
+  {
+    additionalProperties: false,
+    cel: [
+      ...ownNamespace,
+      {
+        rule: "!has(self.redirect) || self.action in ['accept', 'accept-decisively']",
+        message: 'redirect needs an action that permits',
+      },
+    ],
+  },
 );
 
-export const ruleAbsent = [
-  'logging',
-  'bandwidth',
-  'maxConnections',
-  'connectionsPerSecond',
-  'redirect',
-  'webhook',
-] as const;
+export const ruleAbsent = ['logging', 'bandwidth', 'maxConnections', 'connectionsPerSecond', 'webhook'] as const;

@@ -1,15 +1,13 @@
 /**
- * What the controller may fetch from (design §3): hosts that a GatewayPool allows, and never an address of the ranges
- * below, whatever a name resolves to. A tenant who can name a URL must not reach with the controller's eyes what he
- * cannot reach himself. Fixed ranges first (IANA special-purpose registries, RFC 6890), then what this installation is
- * made of. Private addresses of elsewhere are not among them: a list may well be served inside a company, by a host
- * that the network team has allowed.
+ * What the controller may fetch from (design §3): hosts that a GatewayPool allows, and never a forbidden address
+ * (plan/forbidden.ts), whatever a name resolves to. A tenant who can name a URL must not reach with the controller's
+ * eyes what he cannot reach himself. Private addresses of elsewhere are not forbidden: a list may well be served inside
+ * a company, by a host that the network team has allowed.
  */
-import { type Address, formatAddress, parseAddress, parseRange, type Range } from '../../api/address.ts';
-import type { AnyObject } from '../../api/kinds.ts';
+import { parseAddress } from '../../api/address.ts';
 import { parseAuthority } from '../../api/list-url.ts';
-import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
+import type { Forbidden } from '../plan/forbidden.ts';
 import { ofKind, type Snapshot } from '../plan/snapshot.ts';
 
 export interface FetchPolicy {
@@ -26,101 +24,6 @@ export function allowedHosts(snapshot: Snapshot): Set<string> {
       return `${host} ${port}`;
     }),
   );
-}
-
-/** What an address is of, or undefined if it may be connected to. */
-export type Forbidden = (address: Address) => string | undefined;
-
-const fixed: [string, PrefixSet][] = (
-  [
-    ['unspecified', '0.0.0.0/8', '::/128'],
-    ['loopback', '127.0.0.0/8', '::1/128'],
-    ['link-local', '169.254.0.0/16', 'fe80::/10', 'fec0::/10'],
-    // Where clouds answer with a machine's credentials, beside 169.254.169.254.
-    ['metadata', 'fd00:ec2::/32', '100.100.100.200/32', '168.63.129.16/32', '192.0.0.0/24'],
-    ['multicast', '224.0.0.0/4', 'ff00::/8'],
-    ['reserved', '240.0.0.0/4', '100::/64'],
-    // IPv4 in IPv6 clothes, which would pass by the IPv4 ranges: mapped, compatible, local NAT64, 6to4, Teredo.
-    ['translated', '::ffff:0:0/96', '::/96', '64:ff9b:1::/48', '2002::/16', '2001::/32'],
-  ] as const
-).map(([name, ...ranges]) => [name, must(PrefixSet.parse(ranges))]);
-/** RFC 6052: the last 32 bits are an IPv4 address, as DNS64 gives it for every IPv4-only name. */
-const nat64 = must(PrefixSet.parse(['64:ff9b::/96']));
-
-/**
- * `own`: addresses of the controller's machine; `gateways`: what gateways and nodes reported as theirs. The objects are
- * only looked through for addresses that are asked for, since there are many of them and a name has few.
- */
-export function forbiddenAddresses(snapshot: Snapshot, own: readonly string[], gateways: readonly string[]): Forbidden {
-  const machines = (
-    [
-      ['controller', own],
-      ['gateway', gateways],
-    ] as const
-  ).map(([name, texts]) => [name, PrefixSet.of(texts.flatMap(readable))] as const);
-  const find: Forbidden = (address) => {
-    if (nat64.has(address)) return find({ family: 4, value: address.value & 0xffff_ffffn });
-    const set = [...fixed, ...machines].find(([, ranges]) => ranges.has(address));
-    if (set !== undefined) return set[0];
-    const text = formatAddress(address);
-    for (const object of snapshot.values()) {
-      if (object.kind === 'Pod') {
-        // Canonical since they passed their schema.
-        if (object.status.podIPs?.some(({ ip }) => ip === text)) return 'pod';
-      } else {
-        const place = placesOf(object).find(([, range]) => holds(range, address));
-        if (place !== undefined) return place[0];
-      }
-    }
-    return undefined;
-  };
-  return find;
-}
-
-type Place = [name: string, range: Range];
-/** An object is a value: what was read of it once holds as long as it is there. */
-const places = new WeakMap<AnyObject, Place[]>();
-
-function placesOf(object: AnyObject): Place[] {
-  const known = places.get(object);
-  if (known !== undefined) return known;
-  const found = textsOf(object).flatMap(([name, texts]) =>
-    texts.flatMap(readable).map((range): Place => [name, range]),
-  );
-  places.set(object, found);
-  return found;
-}
-
-function textsOf(object: AnyObject): [name: string, texts: readonly string[]][] {
-  switch (object.kind) {
-    case 'GatewayPool': {
-      const { clusterCIDRs, gateways, nextHops } = object.spec;
-      const inside = gateways.map(({ internalAddress }) => internalAddress);
-      return [
-        ['cluster', clusterCIDRs],
-        ['gateway', [...inside, ...(nextHops.v4 ?? []), ...(nextHops.v6 ?? [])]],
-      ];
-    }
-    case 'EgressIPPool':
-      return [['egress', object.spec.ranges]];
-    case 'Node': {
-      const { spec, status } = object;
-      return [['node', [...(spec.podCIDRs ?? []), ...(status.addresses ?? []).map(({ address }) => address)]]];
-    }
-    case 'Service':
-      return [['service', object.spec.clusterIPs ?? []]];
-    default:
-      return [];
-  }
-}
-
-const holds = ({ family, first, last }: Range, address: Address): boolean =>
-  family === address.family && first <= address.value && address.value <= last;
-
-/** Node addresses may be names, cluster IPs `None`; zones are the machine's own. */
-function readable(text: string): Range[] {
-  const range = parseRange(text.replace(/%.*$/, ''));
-  return range.ok ? [range.value] : [];
 }
 
 /** Text that cannot be read is no address to connect to. */

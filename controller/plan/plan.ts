@@ -21,6 +21,7 @@ import { serviceName } from '../../policy/reference.ts';
 import { allocate, freeSet } from './allocate.ts';
 import { assigner, egressOf } from './assign.ts';
 import { Findings, type Status } from './condition.ts';
+import { redirectBan } from './forbidden.ts';
 import type { PlannerMemory } from './memory.ts';
 import { ownAddressesOf, type Peers } from './peers.ts';
 import { type CountedPod, countedPods } from './pods.ts';
@@ -138,6 +139,7 @@ export function plan(
     controllerNamespace: CONTROLLER_NAMESPACE,
     auditedNamespaces: new Set(pools.flatMap(({ audited }) => audited)),
     lastServices: memory.lastServices,
+    forbids: redirectBan(snapshot, pools),
     lists,
     now,
   });

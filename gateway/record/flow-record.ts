@@ -32,6 +32,9 @@ export interface FlowRecord {
   icmpCode?: number;
   egressIP?: string;
   egressPort?: number;
+  /** Where a rule sent the flow instead of its destination; the port if it is another. */
+  redirectedTo?: string;
+  redirectedPort?: number;
   gateway: string;
   shard?: string;
   /** From the workload out, and back. Absent at the start. */
@@ -92,9 +95,17 @@ export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date):
     ...tuple(flow.original),
     egressIP: flow.reply.destination,
     ...(flow.reply.destinationPort === undefined ? {} : { egressPort: flow.reply.destinationPort }),
+    ...redirection(flow),
     gateway: view.gateway,
     ...(shard === undefined ? {} : { shard }),
   };
+}
+
+/** Who answers is where the flow went. */
+function redirection({ original, reply }: ConntrackEntry): Pick<FlowRecord, 'redirectedTo' | 'redirectedPort'> {
+  const port = reply.sourcePort === original.destinationPort ? undefined : reply.sourcePort;
+  if (reply.source === original.destination && port === undefined) return {};
+  return { redirectedTo: reply.source, ...(port !== undefined && { redirectedPort: port }) };
 }
 
 export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date): FlowRecord {
@@ -110,7 +121,7 @@ export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date)
 }
 
 export interface LoggedPacket {
-  /** The word that the rule logs: a drop reason, or 'rule' or 'audit' with the rule's number in the mark. */
+  /** The word that the rule logs: a drop reason, or 'audit'. Of 'rule', 'redirect' and 'audit' the mark has the rule's number. */
   prefix: string;
   mark: number;
   protocol: number;
@@ -138,14 +149,17 @@ export function auditRecord(packet: LoggedPacket, view: RecordView, time: Date):
 }
 
 export function denyRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
-  const byPolicy = packet.prefix === 'rule';
-  const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: packet.prefix };
-  const rejected = packet.prefix === 'hairpin' || (byPolicy && action === 'reject');
+  const { prefix } = packet;
+  const byPolicy = prefix === 'rule' || prefix === 'redirect';
+  const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: prefix };
+  const rejected = prefix === 'hairpin' || action === 'reject';
   return {
     time: time.toISOString(),
     event: 'deny',
     verdict: rejected ? 'reject' : 'drop',
     ...rule,
+    // Its rule permits; what is forbidden is the way.
+    ...(prefix === 'redirect' && { reason: prefix }),
     ...workloadFields(view.workload(packet.source)),
     protocol: protocolName(packet.protocol),
     ...tuple(packet),

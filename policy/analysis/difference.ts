@@ -5,7 +5,8 @@
  */
 
 import type { Range } from '../../api/address.ts';
-import type { Family, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import { portProtocols } from '../../api/kinds.ts';
+import type { Family, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
 import type { Carriage, Settled } from '../carriage.ts';
 import type { Decision } from '../decision.ts';
@@ -26,6 +27,8 @@ export interface Outcome {
   rule?: string;
   /** The pod's policy is in audit: this would have become of the flow. */
   wouldHave?: 'drop' | 'reject';
+  /** A rule sends it there: ADDRESS, or ADDRESS port PORT. */
+  redirect?: string;
   /** Source address outside; only where the two sides differ in it. */
   egress?: string;
 }
@@ -100,15 +103,22 @@ function servicesOf(side: Side | undefined): ServiceEntry[] {
   if (side === undefined) return [];
   const { plan, boundaries } = side.carriage;
   const rules = plan.groups[side.workload.group]?.rules;
-  const keys = new Set(
-    contexts
-      .flatMap((context) => rules?.[context] ?? [])
-      .flatMap((id) => {
-        const named = plan.rules[id]?.services;
-        return named === undefined || named === '*' ? [] : named;
-      }),
-  );
-  return [...[...keys].flatMap((key) => plan.services[key] ?? []), ...boundaries];
+  const entries = contexts.flatMap((context) => rules?.[context] ?? []).flatMap((id) => plan.rules[id] ?? []);
+  const keys = new Set(entries.flatMap(({ services }) => (services === '*' ? [] : services)));
+  return [...[...keys].flatMap((key) => plan.services[key] ?? []), ...boundaries, ...redirectBoundaries(entries)];
+}
+
+/** A rule with a redirect tells protocols with ports from others, and on the second walk perhaps its own port. */
+function redirectBoundaries(entries: readonly RuleEntry[]): ServiceEntry[] {
+  const redirects = entries.flatMap(({ redirect }) => redirect ?? []);
+  if (redirects.length === 0) return [];
+  const addresses = ['0.0.0.0/0', '::/0'];
+  const whole = [...portProtocols].map((protocol) => ({ addresses, ports: [{ protocol, ports: null }] }));
+  const own = [...new Set(redirects.flatMap(({ port }) => port ?? []))].map((port) => ({
+    addresses,
+    ports: [...portProtocols].map((protocol) => ({ protocol, ports: [[port, port]] as [number, number][] })),
+  }));
+  return [...whole, ...own];
 }
 
 export function outcomeOf(side: Side | undefined, destination: Destination, withEgress: boolean): Outcome {
@@ -118,12 +128,19 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   const outcome: Outcome = { verdict: decision.verdict, reason: decision.reason };
   if ('rule' in decision && decision.rule !== undefined) outcome.rule = decision.rule;
   if ('wouldHave' in decision && decision.wouldHave !== undefined) outcome.wouldHave = decision.wouldHave;
+  if ('redirect' in decision && decision.redirect !== undefined) {
+    outcome.redirect = redirectText(side.carriage.plan.rules[decision.redirect.by]?.redirect);
+  }
   if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
   return outcome;
 }
 
+/** Of the rule, not of the flow: where the port is the flow's own, all its ports are one change. */
+const redirectText = (redirect: Redirect | undefined): string =>
+  redirect?.port === undefined ? `${redirect?.address}` : `${redirect.address} port ${redirect.port}`;
+
 function sameOutcome(a: Outcome, b: Outcome): boolean {
-  const fields = ['verdict', 'reason', 'rule', 'wouldHave', 'egress'] as const;
+  const fields = ['verdict', 'reason', 'rule', 'wouldHave', 'redirect', 'egress'] as const;
   return fields.every((field) => a[field] === b[field]);
 }
 

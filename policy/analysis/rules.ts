@@ -142,6 +142,10 @@ function judgeGroup(
   facts: Map<string, Facts>,
   budget: { tests: number },
 ): void {
+  // What hands on nothing that a pod asks for may hand on what a redirect leads there.
+  if (lists.flat().some(({ entry }) => entry.redirect !== undefined)) {
+    for (const fact of facts.values()) fact.permits = true;
+  }
   const named = new Set(lists.flat().flatMap(({ entry }) => (entry.services === '*' ? [] : entry.services)));
   for (const family of families) {
     const { addresses, traffic } = cellsOf(

@@ -74,7 +74,11 @@ const drawnRule = fc.record({
   podSelector,
   namespaceSelector: fc.constantFrom(undefined, undefined, { matchLabels: { 'kubernetes.io/metadata.name': 'a' } }),
   endpoints: fc.constantFrom('All', 'Ready'),
-  softly: fc.constantFrom('schedule', 'audit', undefined, undefined, undefined),
+  softly: fc.constantFrom('schedule', 'audit', 'redirect', 'redirect', undefined, undefined, undefined),
+  redirect: fc.record({
+    address: fc.constantFrom('198.51.100.2', '198.51.100.5', '2001:db8::2', '10.244.0.1'),
+    port: fc.constantFrom(undefined, 80, 443),
+  }),
 });
 const drawnCluster = fc.record({
   services: fc.tuple(externalService, externalService, externalService),
@@ -163,6 +167,8 @@ function snapshotOf({ services, rules, withSoft, auditB, defaultAction, egress, 
     if (kind === 'ServiceEgressRule') Object.assign(spec, { service: 'app', endpoints: rest.endpoints });
     if (withSoft && softly === 'schedule') spec.schedule = schedule;
     if (withSoft && softly === 'audit') spec.mode = 'Audit';
+    const permits = action === 'accept-decisively' || (action === 'accept' && kind === 'ServiceEgressRule');
+    if (withSoft && softly === 'redirect' && permits) spec.redirect = rest.redirect;
     const metadata = { name: `r${index}`, ...(kind === 'ClusterEgressRule' ? {} : { namespace: space }) };
     objects.push({ apiVersion: sluice, kind, metadata, spec });
   });
@@ -221,9 +227,9 @@ t.test('lint: what never matches never matches, and nothing changes without it',
       const [all, fewer] = [compilePolicy(policy), compilePolicy(mainPlan(planned(without, now)))];
       for (const workload of Object.values(policy.workloads)) {
         for (const flow of flowsFrom(workload)) {
-          const { steps, decision } = all.explain(flow);
+          const { steps, again = [], decision } = all.explain(flow);
           if (text(decision) !== text(fewer.decide(flow))) throw new Error(`${useless} decide ${JSON.stringify(flow)}`);
-          for (const { rule, matched: did, audit } of steps) {
+          for (const { rule, matched: did, audit } of [...steps, ...again]) {
             if (!did) continue;
             const object = objectKeyOfRule(rule);
             matched.add(object);
@@ -309,8 +315,9 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
     const unassigned = 'pool' in policy.settings ? policy.settings.pool.unassigned : 'Drop';
     const egress = workload.egress[family]?.address;
     if (egress === undefined) return { verdict: unassigned === 'Drop' ? 'drop' : 'bypass', reason: 'unassigned' };
-    const { verdict, reason, rule, wouldHave } = compiled(policy).decide(flow);
-    return { verdict, reason, rule, wouldHave, ...(verdict === 'accept' && { egress }) };
+    const { verdict, reason, rule, wouldHave, redirect } = compiled(policy).decide(flow);
+    const where = redirect && `${redirect.address} ${redirect.port}`;
+    return { verdict, reason, rule, wouldHave, where, ...(verdict === 'accept' && { egress }) };
   };
   const evaluators = new WeakMap<GatewayPlan, ReturnType<typeof compilePolicy>>();
   const compiled = (policy: GatewayPlan) => {
@@ -357,6 +364,10 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
           [change.after, now],
         ] as const) {
           const { verdict, reason, rule, wouldHave } = real as Decision;
+          const { where = '' } = real as { where?: string };
+          // The rule says a port, or the flow keeps its own.
+          const [address = '', port = String(flow.destinationPort)] = (told.redirect ?? '').split(' port ');
+          if ((told.redirect === undefined ? '' : `${address} ${port}`) !== where) throw new Error('another redirect');
           if (told.wouldHave !== wouldHave) throw new Error('another audit');
           if (told.verdict !== verdict || told.reason !== reason || told.rule !== rule)
             throw new Error('another outcome');

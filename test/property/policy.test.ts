@@ -7,11 +7,11 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { parseAddress, parseRange } from '../../api/address.ts';
-import type { Action, Context, Family, Policy, PortEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
+import type { Action, Context, Family, Policy, PortEntry, Redirect, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
 import type { Boxes } from '../../policy/boxes.ts';
 import { boxesOf } from '../../policy/boxes.ts';
-import type { AuditHit, Decision, Flow } from '../../policy/evaluate.ts';
+import type { AuditHit, Decision, Flow, RedirectTarget } from '../../policy/evaluate.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 
 const prefix = { 4: '198.51.100.', 6: '2001:db8::' } as const;
@@ -51,34 +51,59 @@ const service: fc.Arbitrary<ServiceEntry> = fc.record({
 const action = fc.constantFrom<Action>('accept', 'accept', 'accept', 'accept-decisively', 'drop', 'reject');
 const serviceNames = ['a/1', 'a/2', 'a/3', 'a/gone'];
 
+const LAST_TARGET = 12;
+const redirect: fc.Arbitrary<Redirect> = fc
+  .record({
+    family: familyOf,
+    n: fc.integer({ min: 1, max: LAST_TARGET }),
+    port: fc.constantFrom(undefined, 80, 443),
+    forbidden: fc.constantFrom(undefined, undefined, undefined, 'it is the address of a pod'),
+  })
+  .map(({ family, n, port, forbidden }) => ({
+    address: host(family, n),
+    ...(port !== undefined && { port }),
+    ...(forbidden !== undefined && { forbidden }),
+  }));
+
+const rule = fc.record({
+  context: fc.constantFrom<Context>(...contexts),
+  action,
+  audit: fc.constantFrom(false, false, true),
+  redirect: fc.option(redirect, { freq: 3 }),
+  names: fc.oneof(
+    { weight: 3, arbitrary: fc.subarray(serviceNames) },
+    { weight: 1, arbitrary: fc.constant('*' as const) },
+  ),
+});
+/** Of one group: words from above on some places, and a redirect of all that gets past them. */
+const ledAway = fc.tuple(rule, rule, redirect).map(([first, second, to]) => [
+  { ...first, context: 'cluster' as const, names: ['a/there'] },
+  { ...second, context: 'namespace' as const },
+  { context: 'service' as const, action: 'accept' as const, audit: false, redirect: to, names: '*' as const },
+]);
+/** Where redirects lead. */
+const there: ServiceEntry = { addresses: families.map((f) => `${host(f, 1)}-${host(f, LAST_TARGET)}`), ports: null };
+
 const policy: fc.Arbitrary<Policy> = fc
   .record({
     services: fc.tuple(service, service, service),
-    rules: fc.array(
-      fc.record({
-        context: fc.constantFrom<Context>(...contexts),
-        action,
-        audit: fc.constantFrom(false, false, true),
-        names: fc.oneof(
-          { weight: 3, arbitrary: fc.subarray(serviceNames) },
-          { weight: 1, arbitrary: fc.constant('*' as const) },
-        ),
-      }),
-      { maxLength: 7 },
-    ),
+    rules: fc.array(rule, { maxLength: 7 }),
+    led: fc.oneof(fc.constant([]), ledAway),
     applies: fc.array(fc.subarray([0, 1, 2, 3, 4, 5, 6]), { minLength: 2, maxLength: 2 }),
     audited: fc.tuple(fc.boolean(), fc.boolean()),
     defaultAction: fc.constantFrom('Drop', 'Accept', undefined),
   })
-  .map(({ services, rules, applies, audited, defaultAction }) => {
-    const entries = rules.map(
-      ({ context, action, audit, names }, index): RuleEntry => ({
+  .map(({ services, rules, led, applies: drawn, audited, defaultAction }) => {
+    const applies = drawn.map((group, n) => (n === 0 ? [...group, ...[0, 1, 2].map((i) => rules.length + i)] : group));
+    const entries = [...rules, ...led].map(
+      ({ context, action, audit, redirect, names }, index): RuleEntry => ({
         context,
         name: `r${index}`,
         action,
         ...(audit && { mode: 'Audit' }),
         priority: 0,
         services: names,
+        ...(redirect && action.startsWith('accept') && { redirect }),
       }),
     );
     const idsOf = (group: number[], context: Context): string[] =>
@@ -105,7 +130,10 @@ const policy: fc.Arbitrary<Policy> = fc
     const settings = defaultAction === undefined ? {} : { pool: { defaultAction } };
     return {
       settings,
-      services: Object.fromEntries(services.map((entry, index) => [`a/${index + 1}`, entry])),
+      services: {
+        ...Object.fromEntries(services.map((entry, index) => [`a/${index + 1}`, entry])),
+        'a/there': there,
+      },
       rules: Object.fromEntries(entries.map((entry) => [`${entry.context}/${entry.name}`, entry])),
       groups: Object.fromEntries(groups.map((group, index) => [`g${index}`, group])),
       workloads: { u0: workload(0), u1: workload(1) },
@@ -149,17 +177,69 @@ function naive(p: Policy, f: Flow): Decision {
     }
     rules[context] = rules[context].filter(without);
   }
-  const enforced = naiveWalk(rules, p, f);
+  const said = naiveWalk(rules, p, f);
+  const target = said.verdict === 'accept' ? targetOf(p.rules[said.rule ?? ''], said.rule ?? '', f) : undefined;
+  const enforced = target === undefined ? said : again(said, target, group?.rules, p, f, audited);
   const passes = group?.audit === true && enforced.verdict !== 'accept';
+  const { redirect, ...rest } = enforced;
   return {
-    ...enforced,
+    ...rest,
+    ...(redirect && (group?.audit ? { wouldRedirect: redirect } : { redirect })),
     ...(passes && { verdict: 'accept', wouldHave: enforced.verdict as 'drop' | 'reject' }),
     ...(audited.length > 0 && { audited }),
   };
 }
 
-const matches = ({ services }: RuleEntry, p: Policy, f: Flow): boolean =>
-  services === '*' || services.some((name) => lies(f, p.services[name]));
+/** Where a rule that permits sends a flow. */
+function targetOf(rule: RuleEntry | undefined, by: string, { destinationPort }: Flow): RedirectTarget | undefined {
+  if (rule?.redirect === undefined) return undefined;
+  const port = rule.redirect.port ?? destinationPort;
+  return { by, address: rule.redirect.address, ...(port !== undefined && { port }) };
+}
+
+/**
+ * Design §4.7: the cluster and namespace contexts for the new destination. Nothing in them forbids it: it is permitted.
+ * Where a rule that permits it decisively would send it elsewhere, or to where it may not: it is not.
+ */
+function again(
+  said: Decision,
+  target: RedirectTarget,
+  rules: Record<Context, string[]> | undefined,
+  p: Policy,
+  f: Flow,
+  audited: AuditHit[],
+): Decision {
+  const refused = { verdict: 'drop', reason: 'redirect', wouldRedirect: target } as const;
+  if (p.rules[target.by]?.redirect?.forbidden !== undefined) return { ...said, ...refused };
+  const to: Flow = { ...f, destination: target.address };
+  if (target.port !== undefined) to.destinationPort = target.port;
+  for (const context of ['cluster', 'namespace'] as const) {
+    const speak = (rules?.[context] ?? []).filter((id) => matches(p.rules[id] as RuleEntry, p, to));
+    const id = speak.find((candidate) => p.rules[candidate]?.mode !== 'Audit');
+    for (const rule of id === undefined ? speak : speak.slice(0, speak.indexOf(id))) {
+      const action = p.rules[rule]?.action;
+      if (action === 'drop' || action === 'reject') audited.push({ context, rule, action });
+    }
+    const rule = p.rules[id ?? ''];
+    if (id === undefined || rule?.action === 'accept') continue;
+    if (rule?.action === 'drop' || rule?.action === 'reject') {
+      return { verdict: rule.action, reason: 'rule', context, rule: id, wouldRedirect: target };
+    }
+    const next = targetOf(rule, id, to);
+    const elsewhere = next !== undefined && (next.address !== target.address || next.port !== target.port);
+    if (elsewhere || rule?.redirect?.forbidden !== undefined) return { ...said, ...refused, context, rule: id };
+    break;
+  }
+  return { ...said, redirect: target };
+}
+
+/** A rule that redirects speaks of what can be redirected: the family of its address, and protocols with ports. */
+function matches({ services, redirect }: RuleEntry, p: Policy, f: Flow): boolean {
+  const there = redirect?.address.includes(':');
+  if (there !== undefined && (there !== f.destination.includes(':') || ![6, 17, 132].includes(f.protocol)))
+    return false;
+  return services === '*' || services.some((name) => lies(f, p.services[name]));
+}
 
 /** Design §4.1–4.4, sentence by sentence. */
 function naiveWalk(rules: Record<Context, string[]>, p: Policy, f: Flow): Decision {
@@ -217,14 +297,21 @@ t.test('decide is what the design says, and explain tells the same walk', async 
       assertSame(decision, expected);
       const explanation = evaluator.explain(f);
       assertSame(explanation.decision, expected);
-      const deciding = explanation.steps.filter((step) => step.matched && !step.audit).map((step) => step.rule);
-      const skipped = explanation.steps.filter((step) => step.matched && step.audit).map((step) => step.rule);
+      const { steps, again: second = [] } = explanation;
+      const deciding = steps.filter((step) => step.matched && !step.audit).map((step) => step.rule);
+      const vetoes = second.filter(({ action }) => action === 'drop' || action === 'reject');
+      const skipped = [...steps, ...vetoes].filter((step) => step.matched && step.audit).map((step) => step.rule);
       assertSame(
         skipped,
         (decision.audited ?? []).map(({ rule }) => rule),
       );
-      if (decision.rule !== undefined) assertSame(deciding.at(-1), decision.rule);
-      if (explanation.steps.some(({ why }) => why === '') || explanation.summary === '') throw new Error('no words');
+      const last = second.filter((step) => step.matched && !step.audit).at(-1)?.rule;
+      const decidedAgain = decision.rule !== undefined && decision.rule !== deciding.at(-1);
+      if (decidedAgain) assertSame(last, decision.rule);
+      if ([...steps, ...second].some(({ why }) => why === '') || explanation.summary === '')
+        throw new Error('no words');
+      if (decision.redirect !== undefined) reasons.add('redirected');
+      if (decidedAgain) reasons.add(`the second walk: ${decision.reason}`);
       reasons.add(`${decision.reason} ${decision.wouldHave ?? decision.verdict} ${decision.context}`);
       if (decision.wouldHave !== undefined) reasons.add('the policy in audit');
       if (decision.audited !== undefined) reasons.add('a rule in audit');
@@ -232,7 +319,7 @@ t.test('decide is what the design says, and explain tells the same walk', async 
   });
   t.doesNotThrow(() => fc.assert(property, { numRuns: 1500 }));
   // The draws reach every outcome that there is.
-  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2, [...reasons].join(', '));
+  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2 + 3 + 3, [...reasons].join(', '));
 });
 
 t.test('boxes: the union is exact, each list is disjoint, neighbours are merged', async (t) => {

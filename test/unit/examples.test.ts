@@ -84,9 +84,10 @@ function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, 
 }
 
 const [ICMP, TCP, UDP, ICMPV6] = [1, 6, 17, 58];
+const resolver = 'namespace/batch/our-resolver';
 type Row = [from: string, to: string, protocol: number, port: number | undefined, outcome: string, why: string];
 
-/** Outcome: the verdict, and the rule that decided or `default-action`. */
+/** Outcome: the verdict, and the rule that decided or `default-action`; where it goes, if that is elsewhere. */
 const examples: Record<string, Row[]> = {
   'coredns-upstream.yaml': [
     ['kube-system/coredns-1', '198.51.100.53', UDP, 53, 'accept service/kube-system/coredns-upstream', 'by UDP'],
@@ -126,6 +127,14 @@ const examples: Record<string, Row[]> = {
     ['reviews/reviews-1', '198.51.100.32', TCP, 25, 'drop default-action', 'another port'],
     ['batch/report-29', '198.51.100.32', TCP, 22, 'drop default-action', 'another namespace'],
   ],
+  'redirect.yaml': [
+    ['batch/report-29', '198.51.100.99', UDP, 53, `accept ${resolver}-v4 to 198.51.100.53:53`, 'any resolver is ours'],
+    ['batch/report-29', '198.51.100.99', TCP, 53, `accept ${resolver}-v4 to 198.51.100.53:53`, 'by TCP'],
+    ['batch/cleanup-7', '2001:db8:100::99', UDP, 53, `accept ${resolver}-v6 to 2001:db8:100::53:53`, 'by IPv6'],
+    ['batch/report-29', '198.51.100.99', TCP, 853, 'drop default-action', 'DNS over TLS is not'],
+    ['batch/report-29', '198.51.100.99', ICMP, 8, 'drop default-action', 'nor is a ping'],
+    ['reviews/reviews-1', '198.51.100.99', UDP, 53, 'drop default-action', 'another namespace'],
+  ],
   'schedule.yaml': [
     ['batch/cleanup-7', '198.51.100.61', TCP, 873, 'accept namespace/batch/backup-at-night', 'at night'],
     ['batch/cleanup-7', '2001:db8:100::61', TCP, 873, 'accept namespace/batch/backup-at-night', 'by IPv6'],
@@ -154,7 +163,8 @@ const examples: Record<string, Row[]> = {
   ],
 };
 
-const outcomeOf = ({ verdict, rule, reason }: Decision): string => `${verdict} ${rule ?? reason}`;
+const outcomeOf = ({ verdict, rule, reason, redirect }: Decision): string =>
+  `${verdict} ${rule ?? reason}${redirect === undefined ? '' : ` to ${redirect.address}:${redirect.port}`}`;
 
 t.test('every document is taken, and no object is written twice', async (t) => {
   const seen = new Set<string>();
@@ -206,7 +216,7 @@ for (const [name, rows] of Object.entries(examples)) {
     const rules = [...(documents.get(name)?.objects.values() ?? [])].filter(({ kind }) => kind.endsWith('EgressRule'));
     for (const { metadata } of rules) {
       t.ok(
-        rows.some(([, , , , expected]) => expected.endsWith(`/${metadata.name}`)),
+        rows.some(([, , , , expected]) => expected.split(' to ')[0]?.endsWith(`/${metadata.name}`)),
         `${metadata.name} decides a flow of the table`,
       );
     }

@@ -14,12 +14,8 @@ import t from 'tap';
 import { LIST_MAX_BYTES } from '../../api/address-list.ts';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import { type FetchOutcome, type FetchWorld, fetchList } from '../../controller/observe/fetch.ts';
-import {
-  allowedHosts,
-  checkAddress,
-  type FetchPolicy,
-  forbiddenAddresses,
-} from '../../controller/observe/fetch-policy.ts';
+import { allowedHosts, checkAddress, type FetchPolicy } from '../../controller/observe/fetch-policy.ts';
+import { forbiddenAddresses } from '../../controller/plan/forbidden.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 

@@ -144,6 +144,12 @@ const makeDirect = ({ settings }: GatewayPlan): void => {
   if ('pool' in settings) settings.pool.steering.mode = 'Direct';
 };
 
+const addRedirects = ({ rules }: GatewayPlan): void => {
+  const [ok, web] = [rules['namespace/billing/ok'], rules['service/billing/web']];
+  if (ok !== undefined) ok.redirect = { address: '198.51.100.80' };
+  if (web !== undefined) web.redirect = { address: '198.51.100.90', forbidden: 'it is the address of a pod' };
+};
+
 /** The same plan with every collection in reverse order. */
 const reversed = (plan: GatewayPlan): GatewayPlan =>
   Object.fromEntries(
@@ -184,6 +190,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     samplePlan(),
     edited((p) => Object.assign(p.settings, { pool: { ...pool(p), defaultAction: 'Accept' } })),
     edited((p) => makeDirect(p)),
+    edited((p) => addRedirects(p)),
   ]) {
     const { chains, sets, counters } = rulesetOf(plan);
     const texts = [
@@ -213,6 +220,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     );
     // The other reasons are a node's.
     const elsewhere: string[] = ['tunnel-port', 'unassigned'];
+    if (!Object.values(plan.rules).some(({ redirect }) => redirect)) elsewhere.push('redirect');
     if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
     if (plan.settings.pool?.defaultAction === 'Accept') elsewhere.push('default-action');
     const reasons = countedReasons.filter((reason) => !elsewhere.includes(reason));

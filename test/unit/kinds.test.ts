@@ -476,6 +476,9 @@ const rows: Row[] = [
   ],
   ['ServiceEgressRule', 'spec.service', undefined, /^a name of/, 'nothing'],
   ['ServiceEgressRule', 'spec.endpoints', 'NotReady', 'All or Ready', '"NotReady"'],
+  ['ServiceEgressRule', 'spec.redirect.address', '127.0.0.1', 'an address that a host may have', '"127.0.0.1"'],
+  ['ServiceEgressRule', 'spec.redirect.port', 0, 'an integer from 1 to 65535', '0'],
+  ['ServiceEgressRule', 'spec.action', 'drop', /^absent: a drop rule permits/, 'an object', 'spec.redirect'],
   ['ServiceEgressRule', 'spec.priority', -1, 'an integer from 0 to 65535', '-1'],
   // Kubernetes kinds
   ['Namespace', 'metadata.labels', [], 'an object', 'an empty list'],

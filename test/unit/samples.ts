@@ -98,7 +98,14 @@ export const samples = [
     apiVersion: sluice,
     kind: 'ServiceEgressRule',
     metadata: { name: 'payments', namespace: 'billing' },
-    spec: { action: 'accept', externalServices: ['web'], priority: 5, service: 'payments', endpoints: 'Ready' },
+    spec: {
+      action: 'accept',
+      externalServices: ['web'],
+      priority: 5,
+      service: 'payments',
+      endpoints: 'Ready',
+      redirect: { address: '2001:DB8:100::90', port: 8443 },
+    },
   },
   { apiVersion: 'v1', kind: 'Namespace', metadata: { name: 'billing', labels: { team: 'pay' } }, status: {} },
   {

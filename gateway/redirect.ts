@@ -1,0 +1,159 @@
+/**
+ * Rules that redirect, as chains (design §4.7). The new destination is known when the policy is compiled, so the second
+ * walk looks up no address: of each rule of the contexts above only the protocols and ports are left with which it
+ * speaks of that address. All of them are asked before the packet is touched, and its translation ends the chain.
+ */
+import { createHash } from 'node:crypto';
+import { formatAddress, parseRange } from '../api/address.ts';
+import { portProtocols } from '../api/kinds.ts';
+import type { GatewayPlan, GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { must } from '../api/result.ts';
+import { concat, type NftSet, portsText, protocolText } from '../kernel/nft.ts';
+import { boxesOf } from '../policy/boxes.ts';
+import { type CompiledRedirect, compileRedirect, redirectContexts } from '../policy/redirect.ts';
+import type { Chains } from './chains.ts';
+import { header } from './destination-sets.ts';
+
+/** Set of the protocols that can be redirected. */
+const REDIRECTABLE_SET = 'redirectable';
+
+/** What becomes of a packet that a rule matches on its second walk, as statements. */
+export interface RedirectVerdicts {
+  /** In audit: counted, and on to the next rule. */
+  audited(match: string, id: string): string[];
+  denied(id: string, rule: RuleEntry): string;
+  /** The redirect is forbidden, in the name of this rule. */
+  forbidden(id: string): string;
+  /** Permitted in the name of the rule that redirects; `translate` are the rules that do so. */
+  permitted(id: string, translate: string[]): string;
+}
+
+export class Redirects {
+  readonly #plan: GatewayPlan;
+  readonly #sets: Record<string, NftSet>;
+  readonly #chains: Chains;
+  readonly #addresses = new Map<string, PrefixSet>();
+
+  constructor(plan: GatewayPlan, sets: Record<string, NftSet>, chains: Chains) {
+    this.#plan = plan;
+    this.#sets = sets;
+    this.#chains = chains;
+  }
+
+  /** What can be redirected there at all: a match before all others. */
+  guard(redirect: CompiledRedirect): string {
+    this.#sets[REDIRECTABLE_SET] ??= {
+      type: 'inet_proto',
+      elements: new Map([...portProtocols].map((protocol) => [protocolText(protocol), ''])),
+    };
+    return `meta nfproto ipv${redirect.address.family} meta l4proto @${REDIRECTABLE_SET} `;
+  }
+
+  /** For what a rule of a group permits and redirects. */
+  verdict(id: string, redirect: CompiledRedirect, group: GroupEntry, verdicts: RedirectVerdicts): string {
+    if (redirect.forbidden !== undefined) return verdicts.forbidden(id);
+    const permitted = verdicts.permitted(id, translations(redirect));
+    const asked = redirectContexts.flatMap((context) => {
+      const lines: string[] = [];
+      for (const other of group.rules[context]) {
+        const said = this.#lines(other, redirect, verdicts, permitted);
+        lines.push(...said.lines);
+        if (said.ends) break;
+      }
+      return lines.length === 0 ? [] : [`jump ${this.#chains.add(`${context}_again`, lines)}`];
+    });
+    return asked.length === 0 ? permitted : `goto ${this.#chains.add('redirect', [...asked, permitted])}`;
+  }
+
+  /** `ends`: no packet gets past them. */
+  #lines(
+    id: string,
+    redirect: CompiledRedirect,
+    verdicts: RedirectVerdicts,
+    permitted: string,
+  ): { lines: string[]; ends: boolean } {
+    const rule = this.#plan.rules[id];
+    if (rule === undefined) throw new TypeError(`the plan does not hold rule ${id}`);
+    const own = rule.redirect && compileRedirect(rule.redirect);
+    const match = this.#match(rule.services, redirect);
+    if (match === undefined || (own !== undefined && own.address.family !== redirect.address.family)) {
+      return { lines: [], ends: false };
+    }
+    const denies = rule.action === 'drop' || rule.action === 'reject';
+    if (rule.mode === 'Audit') return { lines: denies ? verdicts.audited(match, id) : [], ends: false };
+    const statements = denies
+      ? [verdicts.denied(id, rule)]
+      : rule.action === 'accept'
+        ? ['return']
+        : this.#decisively(id, own, redirect, verdicts, permitted);
+    return { lines: statements.map((statement) => `${match}${statement}`), ends: match === '' };
+  }
+
+  /** With a redirect of its own, a rule lets go there only what it sends there itself: policy/redirect.ts. */
+  #decisively(
+    id: string,
+    own: CompiledRedirect | undefined,
+    { address, port }: CompiledRedirect,
+    verdicts: RedirectVerdicts,
+    permitted: string,
+  ): string[] {
+    if (own === undefined) return [permitted];
+    const there = own.forbidden === undefined && own.address.value === address.value;
+    if (there && (own.port === undefined || own.port === port)) return [permitted];
+    const forbidden = verdicts.forbidden(id);
+    return there && port === undefined ? [`th dport ${own.port} ${permitted}`, forbidden] : [forbidden];
+  }
+
+  /** What of a rule's destinations lies at the new one; the packet still has its own port. undefined: nothing. */
+  #match(services: string[] | '*', { address, port }: CompiledRedirect): string | undefined {
+    if (services === '*') return '';
+    const text = formatAddress(address);
+    const entries = services.flatMap((name): ServiceEntry[] => {
+      const entry = this.#plan.services[name];
+      return entry !== undefined && this.#addressesOf(name, entry).has(address)
+        ? [{ ...entry, addresses: [text] }]
+        : [];
+    });
+    const boxes = boxesOf(entries, address.family);
+    if (boxes.addresses.length > 0) return '';
+    const ports = boxes.ports
+      .filter(({ protocol }) => portProtocols.has(protocol))
+      .filter(({ first, last }) => port === undefined || (first <= port && port <= last));
+    const whole = new Set(
+      [...boxes.protocols, ...(port === undefined ? [] : ports)]
+        .map(({ protocol }) => protocol)
+        .filter((protocol) => portProtocols.has(protocol)),
+    );
+    const elements = [
+      ...[...whole].map((protocol) => concat(protocolText(protocol), portsText(0, 65_535))),
+      ...ports
+        .filter(({ protocol }) => !whole.has(protocol))
+        .map(({ protocol, first, last }) => concat(protocolText(protocol), portsText(first, last))),
+    ];
+    if (elements.length === 0) return undefined;
+    if (whole.size === portProtocols.size) return '';
+    const name = `at_${createHash('sha256').update(elements.join(',')).digest('hex').slice(0, 12)}`;
+    const type = 'inet_proto . inet_service';
+    this.#sets[name] = { type, interval: true, elements: new Map(elements.map((element) => [element, ''])) };
+    return `meta l4proto . th dport @${name} `;
+  }
+
+  #addressesOf(name: string, { addresses }: ServiceEntry): PrefixSet {
+    let made = this.#addresses.get(name);
+    if (made === undefined) {
+      made = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
+      this.#addresses.set(name, made);
+    }
+    return made;
+  }
+}
+
+/** A port can be given only where the rule itself says of which protocol. */
+function translations({ address, port }: CompiledRedirect): string[] {
+  const text = formatAddress(address);
+  const dnat = `dnat ${header[address.family]} to`;
+  if (port === undefined) return [`${dnat} ${text}`];
+  const to = address.family === 6 ? `[${text}]:${port}` : `${text}:${port}`;
+  return [...portProtocols].map((protocol) => `meta l4proto ${protocolText(protocol)} ${dnat} ${to}`);
+}
