@@ -158,24 +158,30 @@ function rule(o: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'Service
     const expected = 'a ServiceAccount of the namespace of the rule, without a namespace before it';
     report(`spec.serviceAccounts[${i}]`, expected, show(account));
   }
-  checkRedirect(o, report);
+  checkPermitting(o, report);
+  const { redirect, webhook } = o.spec;
+  if (redirect !== undefined && notUnicast.intersects(rangeOf(redirect.address))) {
+    report('spec.redirect.address', 'an address that a host may have', show(redirect.address));
+  }
+  const url = webhook === undefined ? undefined : parseListUrl(webhook.url);
+  // Never shown: a password may stand in it.
+  if (url?.ok === false) report('spec.webhook.url', url.error, 'another text');
 }
 
-/** Only a rule that permits can send elsewhere: on any other it would be a wish that nobody carries out. */
-function checkRedirect(
+/** What is said of flows that the rule permits: on one that permits none it would be a wish that nobody carries out. */
+function checkPermitting(
   { kind, spec }: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'ServiceEgressRule'>,
   report: Report,
 ): void {
-  const { action, redirect } = spec;
-  if (redirect === undefined) return;
-  if (action === 'drop' || action === 'reject') {
-    report('spec.redirect', `absent: a ${action} rule permits nothing`, describe(redirect));
-  } else if (action === 'accept' && kind !== 'ServiceEgressRule') {
-    const expected = 'absent: accept permits nothing in this context; accept-decisively does';
-    report('spec.redirect', expected, describe(redirect));
-  }
-  if (notUnicast.intersects(rangeOf(redirect.address))) {
-    report('spec.redirect.address', 'an address that a host may have', show(redirect.address));
+  const { action } = spec;
+  for (const field of ['redirect', 'webhook'] as const) {
+    if (spec[field] === undefined) continue;
+    if (action === 'drop' || action === 'reject') {
+      report(`spec.${field}`, `absent: a ${action} rule permits nothing`, describe(spec[field]));
+    } else if (action === 'accept' && kind !== 'ServiceEgressRule') {
+      const expected = 'absent: accept permits nothing in this context; accept-decisively does';
+      report(`spec.${field}`, expected, describe(spec[field]));
+    }
   }
 }
 

@@ -53,6 +53,8 @@ export interface Answer {
   egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
   /** Lists that are not known here, or not as they are now. */
   lists?: string[];
+  /** Host that the permitting rule's webhook tells of the flow. */
+  webhook?: string;
 }
 interface Excluded {
   context: Context;
@@ -118,10 +120,14 @@ export async function explain(source: Source, query: Query, state?: string, now 
   const applied = Object.values(carried.gatewayPlan.groups[carried.workload.group]?.rules ?? {}).flat();
   if (answer.policy === undefined) return answer;
   const notes = listNotes(source.snapshot, result, namespace);
+  // An accept above the service context has none, so that who decides is who permits.
+  const webhook =
+    answer.verdict === 'accept' ? result.webhooks.get(answer.policy.decision.rule ?? '')?.host : undefined;
   return {
     ...answer,
     excluded: excluded(source.snapshot, pod, applied, result),
     ...(notes.length === 0 ? {} : { lists: notes }),
+    ...(webhook === undefined ? {} : { webhook }),
   };
 }
 
@@ -263,6 +269,7 @@ export function answerText(answer: Answer, paint: Paint): string {
     const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
     lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
   }
+  if (answer.webhook !== undefined) lines.push(`Told to the rule's webhook at ${printable(answer.webhook)}.\n`);
   for (const note of answer.lists ?? []) {
     lines.push(`${paint('yellow', 'The lists of an ExternalService are not all known here')}: ${printable(note)}\n`);
   }

@@ -96,10 +96,13 @@ function ageText(value: unknown, now: number): string {
   return `${Math.floor(seconds)}s`;
 }
 
+/** Conditions whose status True is the bad one. */
+const troubles = new Set(['Conflicted', 'WebhookFailing']);
+
 /** The first thing about an object that is not as its author wants it. */
 function problemOf(object: WithStatus): string {
   const problem = conditionsOf(object.status).find(
-    ({ type, status }) => status === (type === 'Conflicted' ? 'True' : 'False'),
+    ({ type, status }) => status === (troubles.has(type) ? 'True' : 'False'),
   );
   return problem === undefined ? '' : `${problem.reason}: ${problem.message}`;
 }

@@ -123,6 +123,7 @@ function* statusFindings({ statuses, warnings }: PlanResult): Generator<ObjectFi
       const warning = { object, severity: 'warning', code, message } as const;
       if (type === 'Conflicted' && status === 'True') yield warning;
       if (type === 'Programmed' && programReasons.has(code)) yield warning;
+      if (type === 'WebhookFailing' && status === 'True') yield warning;
       if (type !== 'Accepted') continue;
       if (status === 'False' && !warningReasons.has(code)) yield { ...warning, severity: 'error' };
       // Accepted, but with a word about a part of it.

@@ -1,13 +1,15 @@
 /**
  * Hit counters in the controller: reports of gateways → sums on disk (DIR/hits.json) → statuses, at the pace that
- * publish/hits.ts allows. Lost with a crash is at most what the next report tells again.
+ * publish/hits.ts allows, and webhooks. What those were told is saved with the sums, so that both are of one moment. Lost with a crash is at most what the next report tells again.
  */
-import { hitsIdOfObject } from '../api/hits.ts';
+import { hitsIdOfObject, noHits } from '../api/hits.ts';
 import type { HitsMessage } from '../api/plan-stream.ts';
 import type { Logger } from '../daemon/log.ts';
 import type { Status } from './plan/condition.ts';
-import { HitSums } from './publish/hits.ts';
+import type { WebhookTarget } from './plan/webhooks.ts';
+import { HitSums, readSums, tuples } from './publish/hits.ts';
 import { readJson, writeJson } from './state-file.ts';
+import type { Webhooks } from './webhooks.ts';
 
 export const HITS_FILE = 'hits.json';
 const TICK_MS = 1_000;
@@ -19,6 +21,7 @@ export interface ControllerHitsOptions {
   state: string;
   /** Writes some statuses, without a new planning. */
   patch(statuses: ReadonlyMap<string, Status>): void;
+  webhooks: Webhooks;
   log: Logger;
   now(): number;
 }
@@ -40,23 +43,32 @@ export class ControllerHits {
   }
 
   static async open(options: ControllerHitsOptions): Promise<ControllerHits> {
-    return new ControllerHits(options, HitSums.restore(await readJson(options.state, HITS_FILE)));
+    const saved = await readJson(options.state, HITS_FILE);
+    options.webhooks.restore(readSums(saved, 'webhooks'));
+    return new ControllerHits(options, HitSums.restore(saved));
   }
 
   report(gateway: string, { epoch, rules }: HitsMessage): void {
-    this.#sums.report(gateway, epoch, rules);
+    this.#options.webhooks.grown(this.#sums.report(gateway, epoch, rules));
   }
 
   /** The statuses with the counters that they may show; who is in them is counted from now on. */
-  publish(statuses: ReadonlyMap<string, Status>): Map<string, Status> {
+  publish(
+    statuses: ReadonlyMap<string, Status>,
+    webhooks: ReadonlyMap<string, WebhookTarget> = new Map(),
+  ): Map<string, Status> {
     const result = new Map<string, Status>();
     this.#published = new Map();
     for (const [key, status] of statuses) {
       const id = hitsIdOfObject(key);
       if (id !== undefined) this.#published.set(id, { key, status });
-      result.set(key, id === undefined ? status : this.#sums.with(id, status));
     }
     this.#sums.use(this.#published, this.#options.now());
+    this.#options.webhooks.use(webhooks, (id) => this.#sums.sums.get(id) ?? noHits());
+    for (const [key, status] of statuses) {
+      const id = hitsIdOfObject(key);
+      result.set(key, id === undefined ? status : this.#with(id, status));
+    }
     return result;
   }
 
@@ -69,9 +81,9 @@ export class ControllerHits {
   #tick(): void {
     const now = this.#options.now();
     const patches = new Map<string, Status>();
-    for (const id of this.#sums.due(now)) {
+    for (const id of [...this.#sums.due(now), ...this.#options.webhooks.due()]) {
       const published = this.#published.get(id);
-      if (published !== undefined) patches.set(published.key, this.#sums.with(id, published.status));
+      if (published !== undefined) patches.set(published.key, this.#with(id, published.status));
     }
     if (patches.size > 0) this.#options.patch(patches);
     if (now < this.#saveAt) return;
@@ -82,10 +94,16 @@ export class ControllerHits {
     });
   }
 
+  #with(id: string, status: Status): Status {
+    return this.#options.webhooks.with(id, this.#sums.with(id, status));
+  }
+
   async #save(): Promise<void> {
-    if (!this.#sums.dirty) return;
+    const { webhooks } = this.#options;
+    if (!webhooks.changed() && !this.#sums.dirty) return;
     this.#sums.dirty = false;
-    await writeJson(this.#options.state, HITS_FILE, this.#sums.save()).catch((error: unknown) => {
+    const content = { ...this.#sums.save(), webhooks: tuples(webhooks.told) };
+    await writeJson(this.#options.state, HITS_FILE, content).catch((error: unknown) => {
       this.#sums.dirty = true;
       this.#options.log.error({ reason: String(error) }, 'cannot save the hit counters');
     });

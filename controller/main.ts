@@ -16,15 +16,17 @@ import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
 import { ControllerHits } from './hits.ts';
 import { watchDirectory } from './observe/directory.ts';
-import type { FetchWorld } from './observe/fetch.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
+import type { HttpsWorld } from './observe/https.ts';
 import { type Lists, openLists } from './observe/lists.ts';
 import { forbiddenAddresses } from './plan/forbidden.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
 import { StatusDirectory, withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
+import { postWebhook } from './publish/webhook-post.ts';
 import { readJson, writeJson } from './state-file.ts';
+import { Webhooks } from './webhooks.ts';
 
 export interface ControllerOptions {
   /** `directory:PATH` */
@@ -36,8 +38,8 @@ export interface ControllerOptions {
   log: Logger;
   /** The wall clock, milliseconds since the epoch (default: the machine's). */
   now?: () => number;
-  /** For tests: another world to fetch lists from, in which a second is shorter. */
-  fetcher?: { world: FetchWorld; secondMs: number };
+  /** For tests: another world to fetch lists from and post webhooks to, in which a second is shorter. */
+  fetcher?: { world: HttpsWorld; secondMs: number };
 }
 
 export interface Controller {
@@ -58,7 +60,20 @@ export async function runController(options: ControllerOptions): Promise<Control
   const metrics = controllerMetrics();
   const versions = new Versions();
   const statuses = new StatusDirectory(join(path, '.status'), log, now);
-  const hits = await ControllerHits.open({ state, patch: (patches) => statuses.patch(patches), log, now });
+  const webhooks = new Webhooks({
+    post: (request, stop) => postWebhook(request, fetchPolicy(), options.fetcher?.world ?? {}, stop),
+    log,
+    registry: metrics.registry,
+    now,
+    secondMs: options.fetcher?.secondMs,
+  });
+  const hits = await ControllerHits.open({
+    state,
+    patch: (patches) => statuses.patch(patches),
+    webhooks,
+    log,
+    now,
+  });
   const stored = await readJson(state, STATE_FILE);
   const known = isRecord(stored) ? readMemory(stored.memory) : undefined;
   if (stored !== undefined && known === undefined) log.error({ file: STATE_FILE }, 'state is damaged; it is made anew');
@@ -156,7 +171,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       stop();
       await keep(result.memory);
       publish(result);
-      statuses.publish(hits.publish(withErrors(result.statuses, errors)), errors);
+      statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors);
       warn(result);
       metrics.observe(snapshot, errors.length, versions, generation, result.held, lists);
       alarm.set(plannedAt, result.wakeAt);
@@ -224,6 +239,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       await lists.close();
       alarm.close();
       await saving;
+      await webhooks.close();
       await hits.close();
       await statuses.close();
     },

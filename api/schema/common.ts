@@ -46,6 +46,12 @@ const hostLabel = (inner: string) => `[A-Za-z0-9]([${inner}]{0,61}[A-Za-z0-9])?`
 /** `HOST` or `HOST:PORT` (list-url.ts, which asks more of a host that ends in a number). */
 export const authority = `((${hostLabel('-A-Za-z0-9_')}[.])*${hostLabel('-A-Za-z0-9')}|[[]${v6}])(:${portNumber})?`;
 
+/** CEL of a field with a URL: of list-url.ts what a pattern says. */
+export const urlRule = (field: string) => ({
+  rule: `!has(${field}) || ${field}.matches('^https://${authority}([/?][!-~]*)?$') && !${field}.contains('#') && !${field}.contains('\\\\')`,
+  message: 'url is https://HOST, a port and a path if need be, in printable ASCII, without user, password and fragment',
+});
+
 /** Exact of IPv4 and coarse of IPv6, for the API server; `reads` asks for the strict reading (walk.ts). */
 export const addressText = (options: object = {}) =>
   Type.String({ reads: 'address', pattern: `^(${v4}|${v6})$`, minLength: 2, maxLength: 45, ...options });

@@ -5,6 +5,7 @@
 import { Type } from 'typebox';
 import { addressText, labelSelectorSchema, objectName, oneOf } from './common.ts';
 import { scheduleSchema } from './schedule.ts';
+import { webhookSchema } from './webhook.ts';
 
 const rule = {
   action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
@@ -58,6 +59,7 @@ const rule = {
       },
     ),
   ),
+  webhook: Type.Optional(webhookSchema),
 };
 
 /** A rule of a namespace speaks of what is in it. */
@@ -72,18 +74,20 @@ const ownNamespace = [
   },
 ];
 
-const redirects = {
-  rule: "!has(self.redirect) || self.action == 'accept-decisively'",
-  message: 'redirect needs action accept-decisively: no other permits in this context',
-};
+/** Fields of a rule that permits; `actions`: those that do in its context. */
+const permitting = (...actions: string[]) =>
+  ['redirect', 'webhook'].map((field) => ({
+    rule: `!has(self.${field}) || self.action in [${actions.map((action) => `'${action}'`).join(', ')}]`,
+    message: `${field} is only of a rule that permits here: action ${actions.join(' or ')}`,
+  }));
 
 export const clusterEgressRuleSpec = Type.Object(
   { ...rule, namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every namespace' })) },
-  { additionalProperties: false, cel: [redirects] },
+  { additionalProperties: false, cel: permitting('accept-decisively') },
 );
 export const namespaceEgressRuleSpec = Type.Object(rule, {
   additionalProperties: false,
-  cel: [...ownNamespace, redirects],
+  cel: [...ownNamespace, ...permitting('accept-decisively')],
 });
 export const serviceEgressRuleSpec = Type.Object(
   {
@@ -91,16 +95,7 @@ export const serviceEgressRuleSpec = Type.Object(
     service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
     endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
   },
-  {
-    additionalProperties: false,
-    cel: [
-      ...ownNamespace,
-      {
-        rule: "!has(self.redirect) || self.action in ['accept', 'accept-decisively']",
-        message: 'redirect needs an action that permits',
-      },
-    ],
-  },
+  { additionalProperties: false, cel: [...ownNamespace, ...permitting('accept', 'accept-decisively')] },
 );
 
-export const ruleAbsent = ['logging', 'bandwidth', 'maxConnections', 'connectionsPerSecond', 'webhook'] as const;
+export const ruleAbsent = ['logging', 'bandwidth', 'maxConnections', 'connectionsPerSecond'] as const;

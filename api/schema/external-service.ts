@@ -5,7 +5,7 @@
 
 import { Type } from 'typebox';
 import { URL_MAX_LENGTH } from '../list-url.ts';
-import { authority, label, objectName, octet, oneOf, portNumber, rangeText } from './common.ts';
+import { label, objectName, octet, oneOf, portNumber, rangeText, urlRule } from './common.ts';
 import { describe } from './describe.ts';
 
 /** Protocols that may be written by name. A number is taken as text or integer. */
@@ -135,12 +135,7 @@ const listSource = Type.Object(
         message: 'exactly one of configMapRef, file and url is required',
       },
       { rule: 'has(self.url) || !has(self.refreshSeconds)', message: 'refreshSeconds is only for url' },
-      {
-        // Of list-url.ts what a pattern says.
-        rule: `!has(self.url) || self.url.matches('^https://${authority}([/?][!-~]*)?$') && !self.url.contains('#') && !self.url.contains('\\\\')`,
-        message:
-          'url is https://HOST, a port and a path if need be, in printable ASCII, without user, password and fragment',
-      },
+      urlRule('self.url'),
     ],
   },
 );

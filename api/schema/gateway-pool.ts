@@ -147,7 +147,7 @@ export const gatewayPoolSpec = Type.Object(
             maxItems: 256,
             listType: 'set',
             description:
-              'HOST or HOST:PORT (443 if absent) from which the controller may fetch lists, for the ExternalServices of every namespace',
+              'HOST or HOST:PORT (443 if absent) from which the controller may fetch lists, and to which it may post webhooks, for every namespace',
           },
         ),
       },

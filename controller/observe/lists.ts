@@ -15,8 +15,9 @@ import { must } from '../../api/result.ts';
 import { type Logger, silentLog } from '../../daemon/log.ts';
 import type { KnownList, KnownLists } from '../../policy/external-service.ts';
 import { ofKind, type Snapshot } from '../plan/snapshot.ts';
-import { type FetchOutcome, type FetchWorld, fetchList } from './fetch.ts';
+import { type FetchOutcome, fetchList } from './fetch.ts';
 import { allowedHosts, type FetchPolicy } from './fetch-policy.ts';
+import type { HttpsWorld } from './https.ts';
 import { decode, fileSignature, readListFile } from './list-file.ts';
 import { listId, URLS_PER_NAMESPACE, type WantedList, wantedLists } from './list-source.ts';
 import { type GoodList, recallLists, rememberLists } from './remembered-lists.ts';
@@ -37,7 +38,7 @@ export interface ListsOptions {
   /** Another list is in force, or there is something else to say of one. */
   onChange(): void;
   /** Absent: nothing is fetched. */
-  fetcher?: { world?: FetchWorld; policy(): FetchPolicy /** Of a second, for tests. */; secondMs?: number };
+  fetcher?: { world?: HttpsWorld; policy(): FetchPolicy /** Of a second, for tests. */; secondMs?: number };
 }
 
 interface Entry extends WantedList {

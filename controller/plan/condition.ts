@@ -1,6 +1,6 @@
 /** Conditions of the objects' status, without times (publish/status.ts keeps those), and a list that collects them. */
 
-export type ConditionType = 'Accepted' | 'Programmed' | 'Conflicted';
+export type ConditionType = 'Accepted' | 'Programmed' | 'Conflicted' | 'WebhookFailing';
 
 export interface Condition {
   type: ConditionType;

@@ -30,6 +30,7 @@ import { nodePlanFor, releases } from './release.ts';
 import { rendezvousPick } from './rendezvous.ts';
 import { ofKind, type Snapshot } from './snapshot.ts';
 import { statusesOf } from './status.ts';
+import { type WebhookTarget, webhooksOf } from './webhooks.ts';
 
 export interface Warning {
   object: string;
@@ -49,6 +50,8 @@ export interface PlanResult {
   memory: PlannerMemory;
   /** The rules of all pods, carried or not. */
   binding: Binding;
+  /** By id of the rule. */
+  webhooks: ReadonlyMap<string, WebhookTarget>;
   /** Pods that wait for an acknowledgement. */
   held: number;
   /** When time alone changes the result next (a quarantine ends, a schedule's edge); milliseconds since the epoch. */
@@ -203,6 +206,7 @@ export function plan(
   const gateways = new Map(
     pools.flatMap((pool) => Object.keys(pool.gateways).map((name) => [name, pool.name] as const)),
   );
+  const webhooks = webhooksOf(snapshot);
   const wakeAt = Math.min(
     allocation.wakeAt ?? Number.POSITIVE_INFINITY,
     binding.nextChange ?? Number.POSITIVE_INFINITY,
@@ -222,11 +226,13 @@ export function plan(
       gatewayPoolOf,
       assign,
       binding,
+      webhooks,
       findings,
     }),
     warnings,
     memory: next,
     binding,
+    webhooks: webhooks.targets,
     held: release.held,
     ...(wakeAt === Number.POSITIVE_INFINITY ? {} : { wakeAt }),
   };

@@ -15,6 +15,7 @@ import { listFacts, listProblem } from './list-status.ts';
 import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
 import type { Snapshot } from './snapshot.ts';
+import type { PlannedWebhooks } from './webhooks.ts';
 
 export interface StatusInput {
   snapshot: Snapshot;
@@ -27,6 +28,7 @@ export interface StatusInput {
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
   assign: Assigner;
   binding: Binding;
+  webhooks: PlannedWebhooks;
   findings: Findings;
 }
 
@@ -81,6 +83,7 @@ export function statusesOf(input: StatusInput): Map<string, Status> {
         conditions.push(
           rule?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy,
         );
+        conditions.push(...[input.webhooks.refused.get(key) ?? []].flat());
         break;
       }
       case 'ExternalService': {

@@ -62,7 +62,9 @@ export class HitSums {
     }
   }
 
-  report(gateway: string, epoch: string, rules: Readonly<Record<string, HitsTuple>>): void {
+  /** Returns the rules that met new flows. */
+  report(gateway: string, epoch: string, rules: Readonly<Record<string, HitsTuple>>): string[] {
+    const grown: string[] = [];
     let told = this.#told.get(gateway);
     if (told?.epoch !== epoch) {
       told = { epoch, totals: new Map() };
@@ -82,7 +84,9 @@ export class HitSums {
       this.#sums.set(id, sum);
       this.#waiting.add(id);
       this.dirty = true;
+      if (totals.flows > before.flows) grown.push(id);
     }
+    return grown;
   }
 
   /** Rules whose status may show other counters now than it does; it is taken as done. */
@@ -114,8 +118,6 @@ export class HitSums {
   }
 
   save(): object {
-    const tuples = (map: ReadonlyMap<string, RuleHits>): Record<string, HitsTuple> =>
-      Object.fromEntries([...map].map(([id, hits]) => [id, hitsTuple(hits)]));
     return {
       sums: tuples(this.#sums),
       shown: tuples(new Map([...this.#shown].map(([id, { hits }]) => [id, hits]))),
@@ -142,8 +144,9 @@ export class HitSums {
   }
 }
 
-/** The sums in the controller's file, by id. */
-export const readSums = (saved: unknown): Map<string, RuleHits> => new Map(entries(isRecord(saved) ? saved.sums : {}));
+/** The sums in the controller's file, by id; `webhooks`: what of them webhooks were told. */
+export const readSums = (saved: unknown, field: 'sums' | 'webhooks' = 'sums'): Map<string, RuleHits> =>
+  new Map(entries(isRecord(saved) ? saved[field] : {}));
 
 function entries(tuples: unknown): [string, RuleHits][] {
   return Object.entries(isRecord(tuples) ? tuples : {}).flatMap(([id, tuple]): [string, RuleHits][] => {
@@ -151,5 +154,8 @@ function entries(tuples: unknown): [string, RuleHits][] {
     return hits === undefined || !isHitId(id) ? [] : [[id, hits]];
   });
 }
+
+export const tuples = (map: ReadonlyMap<string, RuleHits>): Record<string, HitsTuple> =>
+  Object.fromEntries([...map].map(([id, hits]) => [id, hitsTuple(hits)]));
 
 const sameHits = (a: RuleHits, b: RuleHits): boolean => String(hitsTuple(a)) === String(hitsTuple(b));

@@ -141,6 +141,12 @@ const examples: Record<string, Row[]> = {
     ['batch/cleanup-7', '198.51.100.61', TCP, 22, 'drop default-action', 'by rsync only'],
     ['batch/report-29', '198.51.100.61', TCP, 873, 'drop default-action', 'another Job may not'],
   ],
+  'webhook.yaml': [
+    ['monitoring/grafana-1', '198.51.100.70', TCP, 443, 'accept namespace/monitoring/emergency-door', 'and told'],
+    ['monitoring/grafana-1', '2001:db8:100::70', TCP, 443, 'accept namespace/monitoring/emergency-door', 'by IPv6'],
+    ['monitoring/grafana-1', '198.51.100.70', TCP, 22, 'drop default-action', 'by HTTPS only'],
+    ['monitoring/blackbox-1', '198.51.100.70', TCP, 443, 'drop default-action', 'a neighbour may not'],
+  ],
   'cluster-reject.yaml': [
     ['reviews/reviews-1', '192.0.2.7', TCP, 443, 'reject cluster/forbidden', 'a forbidden network'],
     ['reviews/reviews-1', '2001:db8:bad::7', UDP, 443, 'reject cluster/forbidden', 'of the other family'],
@@ -222,6 +228,14 @@ for (const [name, rows] of Object.entries(examples)) {
     }
   });
 }
+
+t.test('webhook.yaml: the rule is told of, and the pool allows it', async (t) => {
+  const { webhooks } = planned([...base, 'webhook.yaml']);
+  t.same(
+    [...webhooks].map(([rule, { url }]) => [rule, url]),
+    [['namespace/monitoring/emergency-door', 'https://hooks.example.com/sluice']],
+  );
+});
 
 t.test('schedule.yaml by day', async (t) => {
   const outcome = (at: string): string => {

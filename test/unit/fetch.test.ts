@@ -13,8 +13,9 @@ import { join } from 'node:path';
 import t from 'tap';
 import { LIST_MAX_BYTES } from '../../api/address-list.ts';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
-import { type FetchOutcome, type FetchWorld, fetchList } from '../../controller/observe/fetch.ts';
+import { type FetchOutcome, fetchList } from '../../controller/observe/fetch.ts';
 import { allowedHosts, checkAddress, type FetchPolicy } from '../../controller/observe/fetch-policy.ts';
+import type { HttpsWorld } from '../../controller/observe/https.ts';
 import { forbiddenAddresses } from '../../controller/plan/forbidden.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
@@ -171,7 +172,7 @@ t.test('fetchList', async (t) => {
   let names: Record<string, string[] | (() => Promise<string[]>)>;
   let dialled: string[];
   let looked: string[];
-  const world: FetchWorld = {
+  const world: HttpsWorld = {
     ca,
     timeoutMs: 10_000,
     async lookup(host) {
@@ -192,7 +193,7 @@ t.test('fetchList', async (t) => {
     requests.length = 0;
     respond = (_, response) => response.end('192.0.2.1\n');
   });
-  const fetch = (url: string, etag?: string, more: Partial<FetchWorld> = {}) =>
+  const fetch = (url: string, etag?: string, more: Partial<HttpsWorld> = {}) =>
     fetchList(url, etag, policy, { ...world, ...more }, new AbortController().signal);
   const body = (outcome: FetchOutcome) =>
     outcome.ok ? Buffer.from(outcome.body ?? []).toString() : `${outcome.reason}: ${outcome.message}`;

@@ -22,7 +22,10 @@ import { type BindInput, bind } from '../../policy/bind.ts';
 import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 
 /** Field → file of tests of its own, for fields that do not choose flows. */
-const elsewhere: Record<string, string> = { redirect: 'unit/redirect.test.ts' };
+const elsewhere: Record<string, string> = {
+  redirect: 'unit/redirect.test.ts',
+  webhook: 'unit/webhooks.test.ts',
+};
 
 const SYSTEM = 'sluice-system';
 /** A Friday. */

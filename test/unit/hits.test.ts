@@ -20,6 +20,7 @@ import {
 import { ControllerHits } from '../../controller/hits.ts';
 import { HitSums } from '../../controller/publish/hits.ts';
 import { StatusDirectory } from '../../controller/publish/status.ts';
+import { Webhooks } from '../../controller/webhooks.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { GatewayHits } from '../../gateway/hits.ts';
@@ -557,6 +558,12 @@ t.test('status: counters reach the files without a planning, and outlive one', a
   const options = {
     state,
     patch: (patches: Parameters<typeof files.patch>[0]) => files.patch(patches),
+    webhooks: new Webhooks({
+      post: async () => ({ ok: true }),
+      log,
+      registry: new Registry(),
+      now: () => now,
+    }),
     log,
     now: () => now,
   };

@@ -480,6 +480,47 @@ const rows: Row[] = [
   ['ServiceEgressRule', 'spec.redirect.port', 0, 'an integer from 1 to 65535', '0'],
   ['ServiceEgressRule', 'spec.action', 'drop', /^absent: a drop rule permits/, 'an object', 'spec.redirect'],
   ['ServiceEgressRule', 'spec.priority', -1, 'an integer from 0 to 65535', '-1'],
+  ['ServiceEgressRule', 'spec.webhook', 'https://hooks.example.test/', 'an object', '"https://hooks.example.test/"'],
+  [
+    'ServiceEgressRule',
+    'spec.webhook',
+    {},
+    'a URL that begins with https:// and a host',
+    'nothing',
+    'spec.webhook.url',
+  ],
+  ['ServiceEgressRule', 'spec.webhook.method', 'PUT', 'absent: unknown field', '"PUT"'],
+  ['ServiceEgressRule', 'spec.webhook.url', 'http://hooks.example.test/', /begins with https/, 'another text'],
+  ['ServiceEgressRule', 'spec.webhook.url', 'https://u:p@hooks.example.test/', /without user/, 'another text'],
+  ['ServiceEgressRule', 'spec.webhook.url', 'https://hooks.example.test/#a', /without fragment/, 'another text'],
+  ['ServiceEgressRule', 'spec.webhook.url', 'https://0x7f.1/', /four decimal numbers/, 'another text'],
+  [
+    'ServiceEgressRule',
+    'spec.webhook.url',
+    `https://hooks.example.test/${'x'.repeat(2048)}`,
+    'at most 2048 characters',
+    '2075 characters',
+  ],
+  ...(['drop', 'reject'] as const).map(
+    (action): Row => [
+      'ServiceEgressRule',
+      'spec',
+      { action, externalServices: ['a'], service: 'b', webhook: { url: 'https://hooks.example.test/' } },
+      `absent: a ${action} rule permits nothing`,
+      'an object',
+      'spec.webhook',
+    ],
+  ),
+  ...(['ClusterEgressRule', 'NamespaceEgressRule'] as const).map(
+    (kind): Row => [
+      kind,
+      'spec',
+      { action: 'accept', externalServices: ['a'], webhook: { url: 'https://hooks.example.test/' } },
+      'absent: accept permits nothing in this context; accept-decisively does',
+      'an object',
+      'spec.webhook',
+    ],
+  ),
   // Kubernetes kinds
   ['Namespace', 'metadata.labels', [], 'an object', 'an empty list'],
   ['Pod', 'spec.nodeName', 5, 'text', '5'],
@@ -676,6 +717,16 @@ const celRules: [string, string, RegExp][] = [
   ...['NamespaceEgressRule', 'ServiceEgressRule'].flatMap((kind): [string, string, RegExp][] => [
     [kind, '', /^self\.externalServices\.all\(.*contains\('\/'\)/],
     [kind, '', /self\.serviceAccounts\.all\(.*contains\('\/'\)/],
+  ]),
+  ...['ClusterEgressRule', 'NamespaceEgressRule', 'ServiceEgressRule'].flatMap((kind): [string, string, RegExp][] => [
+    [kind, 'webhook', /self\.url\.matches\('\^https:/],
+    ...['redirect', 'webhook'].map((field): [string, string, RegExp] => [
+      kind,
+      '',
+      new RegExp(
+        `^!has\\(self\\.${field}\\) \\|\\| self\\.action in \\[${kind === 'ServiceEgressRule' ? "'accept', " : ''}'accept-decisively'\\]$`,
+      ),
+    ]),
   ]),
 ];
 

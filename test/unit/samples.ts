@@ -105,6 +105,7 @@ export const samples = [
       service: 'payments',
       endpoints: 'Ready',
       redirect: { address: '2001:DB8:100::90', port: 8443 },
+      webhook: { url: 'https://hooks.example.test/sluice?token=t0p' },
     },
   },
   { apiVersion: 'v1', kind: 'Namespace', metadata: { name: 'billing', labels: { team: 'pay' } }, status: {} },
