@@ -1,0 +1,367 @@
+/**
+ * The CRDs of deploy/crds on a real API server: it takes them and all manifests of ours, it and our own validation
+ * agree on many generated objects, and it keeps what a status says. Not among the tests of `npm test`, since nothing
+ * that setup.sh installs has an API server. Usage (docs/install.md, "CRDs"): KUBECONFIG=FILE node dist/test/kube/crds.js
+ * [OBJECTS [SEED]], on a cluster that is only for tests: the CRDs and a few namespaces stay.
+ */
+
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import fc from 'fast-check';
+import t from 'tap';
+import { type AnyObject, kindScopes, parseObject, sluiceKinds } from '../../api/kinds.ts';
+import { API_VERSION } from '../../api/names.ts';
+import { type FieldError, type Keywords, labelKeyPattern } from '../../api/schema/walk.ts';
+import { parseYaml, readDocuments } from '../../controller/observe/document.ts';
+import { emptyMemory } from '../../controller/plan/memory.ts';
+import { noPeers } from '../../controller/plan/peers.ts';
+import { plan } from '../../controller/plan/plan.ts';
+import { samples } from '../unit/samples.ts';
+
+type Json = Record<string, unknown>;
+type Manifest = Json & { kind: string; metadata: { name: string; namespace?: string }; spec: Json };
+
+const root = rootOf(import.meta.dirname);
+const count = Number(process.argv[2] ?? 500);
+const seed = Number(process.argv[3] ?? 1);
+
+/** Compiled tests lie anywhere below the repository. */
+function rootOf(directory: string): string {
+  if (readdirSync(directory).includes('tsconfig.json')) return directory;
+  if (dirname(directory) === directory) throw new Error('the repository is not above the test');
+  return rootOf(dirname(directory));
+}
+
+/**
+ * What only our own validation says, by its error as `EXPECTED, got GOT`: all else must the API server refuse too. The
+ * same list is in docs/install.md.
+ */
+const onlyOurs: readonly [what: string, error: RegExp][] = [
+  ['null where a field may be absent', /, got null$/],
+  ['syntax of IPv6', /no IPv4 or IPv6 address, got "[^"]*:|an IPv6 address without zone in the brackets/],
+  ['IPv4 mapped into IPv6', /^IPv4 written as IPv4/],
+  ['bits after a prefix, ends of a range', /has bits after the prefix length|ends before it begins/],
+  ['addresses that no host may have', /addresse?s? that a host may have/],
+  ['one address written in two ways', /^other than spec\.[^ ]*, got "[0-9a-f.:/-]+"$/],
+  ['overlaps and counts of addresses', /^(no address that another|no internalAddress|1 to 253|as many v6 as v4)/],
+  ['hosts that end in a number', /^an IPv4 address of four decimal numbers/],
+  ['order and overlaps of ports', /^(each (port|type and code) once|a range that ends after it begins)/],
+  ['time zones that there are', /^a time zone of the IANA database/],
+  ['keys of matchLabels', /^(a label key|a usable key)/],
+];
+
+/** Texts for any field: those that fit its pattern, and a few others, are tried. */
+const texts = [
+  ...['', 'a b', 'ä', 'a\n', '10.0.0.1 - 10.0.0.4', 'x'.repeat(70)],
+  ...'x a-b a.b A - a..b a/b a/b/c * in0 pay billing example.com/team UTC Europe/Berlin Europe/Nowhere +01:00'.split(
+    ' ',
+  ),
+  ...'10.0.0.1 10.0.0.7 010.0.0.1 10.0.0.256 127.0.0.1 203.0.113.9 ::1 fd00::7 FD00::7 :: 1:2:3 fe80::1%eth0'.split(
+    ' ',
+  ),
+  ...'2001:db8:0:0::7 2001:db8::7 ::ffff:10.0.0.1 10.1 64:ff9b::192.0.2.1 10.0.0.0/24 10.0.0.1/24 10.0.0.0/33'.split(
+    ' ',
+  ),
+  ...'::/0 fd00::/64 fd00::/129 10.0.0.0/024 /8 10.0.0.1-10.0.0.4 10.0.0.4-10.0.0.1 fd00::1-fd00::4 ::-::9'.split(' '),
+  ...'10.0.0.1-fd00::1 443 0 65535 65536 443,80-90 90-80 80-90,85 8,3/4 3/4,3 256 0443 1-2-3 443, , 1/2/3'.split(' '),
+  ...'TCP tcp SCTP ICMP ICMPv6 6 58 255 300 00:00 23:59 24:00 7:00 24:01 lists/a.txt ../a /etc a/.b'.split(' '),
+  ...'https://a.test/l https://a.test:8443/ http://a.test https://u:p@a.test https:// https://a.test/#x'.split(' '),
+  ...'https://127.1/ https://[::1]/x a.test a.test:8443 [fd00::1]:443 127.1 a.test:0 *.a.test a.test.'.split(' '),
+];
+const junk = [
+  null,
+  '',
+  'x',
+  '7',
+  0,
+  -1,
+  1,
+  1.5,
+  70_000,
+  2 ** 31,
+  true,
+  [],
+  {},
+  ['a', 'a'],
+  [null],
+  { a: null },
+  { a: 1 },
+];
+
+/** Mostly what the schema asks for, sometimes what is beside it. */
+function mostly(schema: Keywords): fc.Arbitrary<unknown> {
+  const right = fitting(schema);
+  return fc.oneof({ weight: 60, arbitrary: right }, { weight: 1, arbitrary: fc.constantFrom<unknown>(...junk) });
+}
+
+function fitting(schema: Keywords): fc.Arbitrary<unknown> {
+  if (schema.intOrString === true) return fc.oneof(...(schema.anyOf ?? []).map(fitting));
+  if (schema.enum !== undefined) {
+    const others = schema.enum.flatMap((word) => [word.toLowerCase(), `${word}s`]);
+    return fc.oneof(
+      { weight: 40, arbitrary: fc.constantFrom(...schema.enum) },
+      { weight: 1, arbitrary: fc.constantFrom(...others) },
+    );
+  }
+  switch (schema.type) {
+    case 'boolean':
+      return fc.boolean();
+    case 'integer': {
+      const { minimum = 0, maximum = 2 ** 31 } = schema;
+      const inside = fc.integer({ min: minimum, max: maximum });
+      const edges = fc.constantFrom(minimum, maximum, minimum - 1, maximum + 1);
+      return fc.oneof({ weight: 20, arbitrary: inside }, { weight: 3, arbitrary: edges });
+    }
+    case 'string': {
+      const pattern = new RegExp(schema.pattern ?? '');
+      const matching = texts.filter((text) => pattern.test(text) && text.length >= (schema.minLength ?? 0));
+      const long = 'a'.repeat((schema.maxLength ?? 0) + 1);
+      return fc.oneof(
+        { weight: 60, arbitrary: fc.constantFrom(...matching) },
+        { weight: 1, arbitrary: fc.constantFrom(...texts, long, long.slice(1)) },
+      );
+    }
+    case 'array': {
+      const { minItems = 0, maxItems = 0 } = schema;
+      const items = mostly(schema.items ?? {});
+      const usual = fc.array(items, { minLength: minItems, maxLength: Math.min(maxItems, 3) });
+      // One item too many, all different where texts can be.
+      const long = Array.from({ length: maxItems + 1 }, (_, i) =>
+        schema.items?.type === 'string' ? `10.0.${i >> 8}.${i & 255}` : {},
+      );
+      return fc.oneof({ weight: 40, arbitrary: usual }, { weight: 1, arbitrary: fc.constantFrom([], long) });
+    }
+    default: {
+      const [values] = Object.values(schema.patternProperties ?? {});
+      if (values !== undefined) {
+        const keys = texts.filter((text) => new RegExp(labelKeyPattern).test(text));
+        const key = fc.oneof(
+          { weight: 20, arbitrary: fc.constantFrom(...keys) },
+          { weight: 1, arbitrary: fc.constantFrom(...texts) },
+        );
+        return fc.dictionary(key, mostly(values), { maxKeys: 2 });
+      }
+      const properties = Object.entries(schema.properties ?? {});
+      const fields = properties.map(([name, property]) => {
+        const needed = schema.required?.includes(name) === true && property.default === undefined;
+        return fc.option(mostly(property), { nil: undefined, freq: needed ? 60 : 2 }).map((value) => [name, value]);
+      });
+      return fc.tuple(fc.integer({ min: 0, max: 150 }), ...fields).map(([n, ...all]) => ({
+        ...Object.fromEntries(all.filter((field) => field[1] !== undefined)),
+        ...(n === 0 ? { unknown: 1 } : {}),
+      }));
+    }
+  }
+}
+
+/** A wholly generated spec, or a sample's with some of its fields, at the top or one level below, generated. */
+function objectOf(kind: (typeof sluiceKinds)[number]): fc.Arbitrary<Manifest> {
+  const sample = samples.find((one) => one.kind === kind.kind) as unknown as { spec: Json };
+  const schema = kind.schema as Keywords;
+  const metadata = { name: 'tried', ...(kindScopes[kind.kind] === 'namespaced' ? { namespace: 'billing' } : {}) };
+  const names = Object.keys(schema.properties ?? {});
+  const changed = fc.subarray(names, { minLength: 1, maxLength: 2 }).chain((chosen) =>
+    fc
+      .tuple(...chosen.map((name) => fc.option(mostly(schema.properties?.[name] ?? {}), { nil: undefined, freq: 5 })))
+      .map((values) => {
+        const spec = structuredClone(sample.spec);
+        for (const [i, name] of chosen.entries()) {
+          if (values[i] === undefined) delete spec[name];
+          else spec[name] = values[i];
+        }
+        return spec;
+      }),
+  );
+  return fc
+    .oneof({ weight: 3, arbitrary: changed }, { weight: 1, arbitrary: mostly(schema) })
+    .map(
+      (spec) => JSON.parse(JSON.stringify({ apiVersion: API_VERSION, kind: kind.kind, metadata, spec })) as Manifest,
+    );
+}
+
+// As long as so many objects take.
+t.setTimeout(0);
+
+/** `kubectl proxy` has the credentials. */
+const proxy = spawn('kubectl', ['proxy', '--port=0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+t.teardown(() => proxy.kill());
+const [line] = (await once(proxy.stdout, 'data')) as [Buffer];
+const base = `http://127.0.0.1:${/:([0-9]+)\s*$/.exec(line.toString())?.[1]}`;
+
+interface Answer {
+  status: number;
+  body: Json & { message?: string };
+}
+
+async function ask(method: string, path: string, body?: Json): Promise<Answer> {
+  const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';
+  const response = await fetch(`${base}${path}`, {
+    method,
+    headers: { 'content-type': type },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  });
+  return { status: response.status, body: (await response.json()) as Json };
+}
+
+const namespaces = new Set<string>();
+/** The path of an object's collection; its namespace is made. */
+async function placeOf({ kind, metadata }: Manifest): Promise<string> {
+  const plural = sluiceKinds.find((info) => info.kind === kind)?.plural;
+  const { namespace } = metadata;
+  if (namespace === undefined) return `/apis/${API_VERSION}/${plural}`;
+  if (!namespaces.has(namespace)) {
+    await ask('POST', '/api/v1/namespaces', { apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace } });
+    namespaces.add(namespace);
+  }
+  return `/apis/${API_VERSION}/namespaces/${namespace}/${plural}`;
+}
+
+/** Validated and defaulted as if it were made. */
+async function tried(object: Manifest): Promise<Answer> {
+  return ask('POST', `${await placeOf(object)}?dryRun=All&fieldValidation=Strict`, object);
+}
+
+/** Makes an object, or makes it anew. */
+async function made(object: Manifest): Promise<string> {
+  const place = await placeOf(object);
+  const path = `${place}/${object.metadata.name}`;
+  await ask('DELETE', path);
+  const { status, body } = await ask('POST', `${place}?fieldValidation=Strict`, object);
+  if (status !== 201) throw new Error(`${status} ${body.message}`);
+  return path;
+}
+
+const manifests = ['examples', join('lab', 'manifests')].flatMap((folder) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith('.yaml'))
+    .flatMap((name) => {
+      const read = parseYaml(readFileSync(join(root, folder, name), 'utf8'));
+      const documents = (read.ok ? read.documents : []) as Manifest[];
+      return documents.filter((one) => one?.apiVersion === API_VERSION).map((object) => ({ name, object }));
+    }),
+);
+
+t.test('the CRDs are taken', async (t) => {
+  const folder = join(root, 'deploy', 'crds');
+  execFileSync('kubectl', ['apply', '--validate=false', '-f', folder], { stdio: 'ignore' });
+  for (const { plural } of sluiceKinds) {
+    const path = `/apis/apiextensions.k8s.io/v1/customresourcedefinitions/${plural}.sluice.dev`;
+    let conditions: { type: string; status: string }[] = [];
+    const holds = (type: string): boolean => conditions.some((one) => one.type === type && one.status === 'True');
+    for (let i = 0; i < 100 && !holds('Established'); i++) {
+      conditions = ((await ask('GET', path)).body.status as { conditions?: [] } | undefined)?.conditions ?? [];
+      if (!holds('Established')) await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    t.ok(holds('Established') && holds('NamesAccepted') && !holds('NonStructuralSchema'), plural);
+  }
+  // A new schema is served a moment after it is stored.
+  await new Promise((resolve) => setTimeout(resolve, 2000));
+});
+
+t.test('every manifest of ours is taken', async (t) => {
+  for (const { name, object } of manifests) {
+    const { status, body } = await tried(object);
+    // 409: it is there from a test before.
+    t.ok(status === 201 || status === 409, `${name} ${object.kind} ${object.metadata.name}: ${body.message ?? status}`);
+  }
+  t.ok(manifests.length > 30);
+});
+
+interface Tally {
+  taken: number;
+  refused: number;
+  ours: Map<string, number>;
+}
+
+/** How the API server and we differ on an object, beyond what is known. */
+async function difference(object: Manifest, tally: Tally): Promise<string | null> {
+  const { status, body } = await tried(object);
+  if (status !== 201 && status !== 400 && status !== 422) throw new Error(`${status} ${body.message}`);
+  const parsed = parseObject(object);
+  if (status === 201 && parsed.ok) {
+    tally.taken++;
+    const again = parseObject({ ...object, spec: body.spec });
+    if (again.ok && isDeepStrictEqual(again.value, parsed.value)) return null;
+    return `read otherwise after the API server: ${JSON.stringify([body.spec, again])}`;
+  }
+  if (parsed.ok) return `only the API server refuses: ${body.message}`;
+  if (status !== 201) {
+    tally.refused++;
+    return null;
+  }
+  const unknown = parsed.errors.filter((error) => !known(error, tally));
+  return unknown.length === 0 ? null : `only we refuse: ${JSON.stringify(unknown)}`;
+}
+
+function known({ expected, got }: FieldError, tally: Tally): boolean {
+  const what = onlyOurs.find(([, error]) => error.test(`${expected}, got ${got}`))?.[0];
+  if (what === undefined) return false;
+  tally.ours.set(what, (tally.ours.get(what) ?? 0) + 1);
+  return true;
+}
+
+for (const info of sluiceKinds) {
+  t.test(`${info.kind}: the API server and we agree`, async (t) => {
+    const tally: Tally = { taken: 0, refused: 0, ours: new Map() };
+    const found = new Map<string, string>();
+    const objects = fc.sample(objectOf(info), { numRuns: count, seed });
+    for (let i = 0; i < objects.length; i += 8) {
+      const differ = async (object: Manifest): Promise<void> => {
+        const what = await difference(object, tally);
+        if (what === null) return;
+        // One of a sort is enough.
+        found.set(what.replaceAll(/\d+/g, 'N').slice(0, 160), `${JSON.stringify(object.spec)}: ${what}`.slice(0, 2000));
+      };
+      await Promise.all(objects.slice(i, i + 8).map(differ));
+    }
+    t.same([...found.values()], []);
+    t.comment(
+      `${tally.taken} taken, ${tally.refused} refused by both; refused by us alone:`,
+      Object.fromEntries(tally.ours),
+    );
+    t.ok(tally.taken > count / 10 && tally.refused > count / 10);
+  });
+}
+
+t.test('what cannot be changed', async (t) => {
+  for (const [kind, field] of [
+    ['EgressIPPool', 'gatewayPool'],
+    ['EgressIP', 'pool'],
+  ] as const) {
+    const { spec } = samples.find((one) => one.kind === kind) as unknown as Manifest;
+    const path = await made({ apiVersion: API_VERSION, kind, metadata: { name: 'fixed' }, spec });
+    t.match(await ask('PATCH', path, { spec: { [field]: 'other' } }), {
+      status: 422,
+      body: { message: new RegExp(`${field} cannot be changed`) },
+    });
+    t.equal(
+      (await ask('PATCH', path, { spec: { [field]: spec[field] }, metadata: { labels: { a: 'b' } } })).status,
+      200,
+    );
+    await ask('DELETE', path);
+  }
+});
+
+t.test('what the controller says in a status is kept', async (t) => {
+  const folder = join(root, 'examples');
+  const snapshot = new Map<string, AnyObject>();
+  for (const name of readdirSync(folder).filter((one) => one.endsWith('.yaml'))) {
+    const { objects } = readDocuments(name, readFileSync(join(folder, name), 'utf8'), new Map(), () => undefined);
+    for (const [key, object] of objects) snapshot.set(key, object);
+  }
+  const { statuses } = plan(snapshot, emptyMemory(), noPeers(), 0, new Map());
+  const lastTransitionTime = '2026-11-27T12:00:00Z';
+  for (const [key, said] of statuses) {
+    const object = snapshot.get(key) as unknown as Manifest;
+    const path = await made(object);
+    const status = { ...said, conditions: said.conditions.map((one) => ({ ...one, lastTransitionTime })) };
+    const answer = await ask('PATCH', `${path}/status?fieldValidation=Strict`, { status });
+    t.equal(answer.status, 200, `${key}: ${answer.body.message ?? ''}`);
+    t.same(answer.body.status, JSON.parse(JSON.stringify(status)), key);
+    await ask('DELETE', path);
+  }
+  t.ok(statuses.size > 15);
+});
