@@ -196,11 +196,15 @@ interface Answer {
   body: Json & { message?: string };
 }
 
-async function ask(method: string, path: string, body?: Json): Promise<Answer> {
-  const type = method === 'PATCH' ? 'application/merge-patch+json' : 'application/json';
+const types = { PATCH: 'application/merge-patch+json', APPLY: 'application/apply-patch+yaml' } as Record<
+  string,
+  string
+>;
+
+async function ask(method: string, path: string, body?: Json, accept = 'application/json'): Promise<Answer> {
   const response = await fetch(`${base}${path}`, {
-    method,
-    headers: { 'content-type': type },
+    method: method === 'APPLY' ? 'PATCH' : method,
+    headers: { 'content-type': types[method] ?? 'application/json', accept },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   });
   return { status: response.status, body: (await response.json()) as Json };
@@ -342,6 +346,56 @@ t.test('what cannot be changed', async (t) => {
       200,
     );
     await ask('DELETE', path);
+  }
+});
+
+t.test('server-side apply: ports by name, addresses one by one, a selector whole', async (t) => {
+  const object = (kind: string, namespace: string | undefined, spec: Json): Manifest => ({
+    apiVersion: API_VERSION,
+    kind,
+    metadata: { name: 'shared', ...(namespace === undefined ? {} : { namespace }) },
+    spec,
+  });
+  const apply = async (manager: string, it: Manifest): Promise<Answer> =>
+    ask('APPLY', `${await placeOf(it)}/shared?fieldManager=${manager}`, it);
+  const service = (addresses: string[], ports: Json[]): Manifest =>
+    object('ExternalService', 'billing', { addresses, ports });
+  const https = { name: 'https', protocol: 'TCP', port: '443' };
+  const dns = { name: 'dns', protocol: 17, port: '53' };
+  const path = `${await placeOf(service([], []))}/shared`;
+  await ask('DELETE', path);
+  t.equal((await apply('a', service(['198.51.100.1'], [https]))).status, 201);
+  t.equal((await apply('b', service(['198.51.100.2'], [dns]))).status, 200);
+  t.match((await ask('GET', path)).body.spec, { addresses: ['198.51.100.1', '198.51.100.2'], ports: [https, dns] });
+  t.equal((await apply('b', service(['198.51.100.2'], [{ ...https, port: '8443' }]))).status, 409);
+  t.equal((await apply('a', object('ExternalService', 'billing', { addresses: ['198.51.100.1'] }))).status, 200);
+  t.same(((await ask('GET', path)).body.spec as Json).ports, [dns], 'what its applier leaves out is gone');
+  await ask('DELETE', path);
+
+  const rule = (labels: Json): Manifest =>
+    object('ClusterEgressRule', undefined, {
+      action: 'drop',
+      externalServices: ['x'],
+      podSelector: { matchLabels: labels },
+    });
+  await ask('DELETE', `${await placeOf(rule({}))}/shared`);
+  t.equal((await apply('a', rule({ a: '1' }))).status, 201);
+  t.equal((await apply('b', rule({ b: '1' }))).status, 409);
+  await ask('DELETE', `${await placeOf(rule({}))}/shared`);
+});
+
+t.test('columns, short names and the category', async (t) => {
+  for (const { plural, columns } of sluiceKinds) {
+    const accept = 'application/json;as=Table;v=v1;g=meta.k8s.io';
+    const { body } = await ask('GET', `/apis/${API_VERSION}/${plural}`, undefined, accept);
+    const names = (body.columnDefinitions as { name: string }[]).map(({ name }) => name);
+    t.same(names, ['Name', ...columns.map(({ name }) => name)], plural);
+  }
+  const { body } = await ask('GET', `/apis/${API_VERSION}`);
+  const resources = body.resources as { name: string; shortNames?: string[]; categories?: string[] }[];
+  for (const { plural, shortNames } of sluiceKinds) {
+    t.match(resources.find(({ name }) => name === plural) ?? {}, { shortNames, categories: ['sluice'] }, plural);
+    t.ok(resources.some(({ name }) => name === `${plural}/status`));
   }
 });
 
