@@ -1,6 +1,7 @@
 /**
  * Hit counters in the controller: reports of gateways → sums on disk (DIR/hits.json) → statuses, at the pace that
- * publish/hits.ts allows, and webhooks. What those were told is saved with the sums, so that both are of one moment. Lost with a crash is at most what the next report tells again.
+ * publish/hits.ts allows, and webhooks. What those were told is saved with the sums, so that both are of one moment.
+ * Lost with a crash is at most what the next report tells again.
  */
 import { hitsIdOfObject, noHits } from '../api/hits.ts';
 import type { HitsMessage } from '../api/plan-stream.ts';
