@@ -34,6 +34,7 @@ export class Redirects {
   readonly #sets: Record<string, NftSet>;
   readonly #chains: Chains;
   readonly #addresses = new Map<string, PrefixSet>();
+  readonly #matches = new Map<string, { match: string | undefined }>();
 
   constructor(plan: GatewayPlan, sets: Record<string, NftSet>, chains: Chains) {
     this.#plan = plan;
@@ -106,14 +107,24 @@ export class Redirects {
   }
 
   /** What of a rule's destinations lies at the new one; the packet still has its own port. undefined: nothing. */
-  #match(services: string[] | '*', { address, port }: CompiledRedirect): string | undefined {
+  #match(services: string[] | '*', redirect: CompiledRedirect): string | undefined {
     if (services === '*') return '';
-    const text = formatAddress(address);
+    const there = services.filter((name) => this.#addressesOf(name)?.has(redirect.address));
+    if (there.length === 0) return undefined;
+    // There may be many redirects and many rules about them, but few ports that these name.
+    const key = `${redirect.port} ${there.join(',')}`;
+    const known = this.#matches.get(key);
+    if (known !== undefined) return known.match;
+    const match = this.#ports(there, redirect);
+    this.#matches.set(key, { match });
+    return match;
+  }
+
+  #ports(services: string[], { address, port }: CompiledRedirect): string | undefined {
+    const addresses = [formatAddress(address)];
     const entries = services.flatMap((name): ServiceEntry[] => {
       const entry = this.#plan.services[name];
-      return entry !== undefined && this.#addressesOf(name, entry).has(address)
-        ? [{ ...entry, addresses: [text] }]
-        : [];
+      return entry === undefined ? [] : [{ ...entry, addresses }];
     });
     const boxes = boxesOf(entries, address.family);
     if (boxes.addresses.length > 0) return '';
@@ -139,10 +150,11 @@ export class Redirects {
     return `meta l4proto . th dport @${name} `;
   }
 
-  #addressesOf(name: string, { addresses }: ServiceEntry): PrefixSet {
+  #addressesOf(name: string): PrefixSet | undefined {
     let made = this.#addresses.get(name);
-    if (made === undefined) {
-      made = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
+    const entry = this.#plan.services[name];
+    if (made === undefined && entry !== undefined) {
+      made = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
       this.#addresses.set(name, made);
     }
     return made;
