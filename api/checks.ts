@@ -153,6 +153,11 @@ function rule(o: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'Service
       report(path, 'a name in the namespace of the rule, without a namespace before it', show(name));
     }
   }
+  for (const field of ['connectionsPerSecond', 'maxConnections'] as const) {
+    const { action, [field]: limit } = o.spec;
+    if (limit === undefined || action === 'accept' || action === 'accept-decisively') continue;
+    report(`spec.${field}`, `absent: a rule that says ${action} lets nothing through`, describe(limit));
+  }
   for (const [i, account] of (o.spec.serviceAccounts ?? []).entries()) {
     if (o.kind === 'ClusterEgressRule' || !account.includes('/')) continue;
     const expected = 'a ServiceAccount of the namespace of the rule, without a namespace before it';

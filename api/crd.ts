@@ -164,6 +164,23 @@ function status(info: KindInfo): Json {
   if (info.kind.endsWith('EgressRule')) {
     properties.counters = counters('the rule');
     properties.schedule = { type: 'string', enum: ['Open', 'Closed'], description: 'Of a rule with a schedule' };
+    properties.limits = {
+      type: 'array',
+      description: 'What each shard lets through of a rule with connectionsPerSecond or maxConnections',
+      maxItems: 1024,
+      items: {
+        type: 'object',
+        required: ['pool', 'shard'],
+        properties: {
+          pool: { type: 'string', maxLength: 253 },
+          shard: { type: 'string', maxLength: 63 },
+          connectionsPerSecond: { type: 'integer', format: 'int64', minimum: 1 },
+          maxConnections: { type: 'integer', format: 'int64', minimum: 1 },
+        },
+      },
+      'x-kubernetes-list-type': 'map',
+      'x-kubernetes-list-map-keys': ['pool', 'shard'],
+    };
     properties.nextChange = {
       type: 'string',
       format: 'date-time',

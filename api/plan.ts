@@ -94,6 +94,8 @@ export interface RuleEntry {
   /** Keys into `services`, or '*' for any destination. */
   services: string[] | '*';
   redirect?: Redirect;
+  /** Of an accept rule; all of its sources together. */
+  limits?: RuleLimits;
 }
 
 /** Where the flows that a rule permits go instead. The rule matches no others than TCP, UDP and SCTP of its family. */
@@ -103,6 +105,16 @@ export interface Redirect {
   port?: number;
   /** Why nothing may go there in the name of this rule, as "it lies in …": what it would permit is dropped. */
   forbidden?: string;
+}
+
+/** How much of what a rule matches may pass; the rest is dropped. */
+export interface RuleLimits {
+  /** New connections a second; after a quiet second so many may begin at once. */
+  connectionsPerSecond?: number;
+  /** Connections that live at once. */
+  maxConnections?: number;
+  /** `pool/shard` of those that the rule's sources use, over which the limits are divided; sorted. Absent: not known yet. */
+  shards?: string[];
 }
 
 /** A set of destinations: any of `addresses`, with any of `ports`. Keyed by `namespace/name`. */

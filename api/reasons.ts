@@ -28,20 +28,25 @@ export const policyReasons = {
   rule: 'a rule matched and its action ends the walk',
   'service-accept': 'a rule of the service context accepted',
   'default-action': "no context permitted the flow, so the pool's default action decides",
+  limit: 'a rule that matched has a limit, and the flow is over it',
 } as const;
 export type PolicyReason = keyof typeof policyReasons;
 export type Reason = DropReason | PolicyReason;
 
-/** Reasons that the data path counts: `rule` and `default-action` are those by which policy denies. */
-export type CountedReason = DropReason | 'rule' | 'default-action';
+/** Reasons that the data path counts: `rule`, `default-action` and `limit` are those by which policy denies. */
+export type CountedReason = DropReason | 'rule' | 'default-action' | 'limit';
 export const countedReasons: readonly CountedReason[] = [
   ...(Object.keys(dropReasons) as DropReason[]),
   'rule',
   'default-action',
+  'limit',
 ];
 
-/** Reasons of hits of audit: what a rule in audit would have done, and what a policy in audit would have denied by default. */
-export const auditReasons = ['rule', 'default-action'] as const;
+/**
+ * Reasons of hits of audit: what a rule in audit would have done, what a policy in audit would have denied by default,
+ * and what would have been over a limit.
+ */
+export const auditReasons = ['rule', 'default-action', 'limit'] as const;
 export type AuditReason = (typeof auditReasons)[number];
 
 export function auditCounterName(reason: AuditReason): string {

@@ -91,10 +91,11 @@ const shortened = (texts: readonly string[], shown: number, wide: boolean): stri
     ? texts.join(', ')
     : `${texts.slice(0, shown).join(', ')} and ${texts.length - shown} more`;
 
-function outcomeText({ verdict, reason, rule, wouldHave, redirect, egress }: Outcome): string {
+function outcomeText({ verdict, reason, rule, wouldHave, redirect, limits, egress }: Outcome): string {
   const audit = wouldHave === undefined ? '' : `, would ${wouldHave}`;
   const there = redirect === undefined ? '' : ` to ${redirect}`;
-  return `${verdict}${audit} (${rule ?? reason})${there}${egress === undefined ? '' : ` as ${egress}`}`;
+  const limited = limits === undefined ? '' : `, limited by ${limits}`;
+  return `${verdict}${audit} (${rule ?? reason})${there}${egress === undefined ? '' : ` as ${egress}`}${limited}`;
 }
 
 /** What `-o json` and `yaml` print. */
@@ -223,9 +224,10 @@ async function run(draftPath: string, flags: Flags, command: Command): Promise<v
   const { changes, egress, added, removed, compared } = simulation;
   const count = (kind: string): number => changes.filter((change) => kindOf(change) === kind).length;
   const rules = `${count('rule')} only of the deciding rule${output === 'table' ? ' (-o wide shows them)' : ''}`;
+  const limits = count('limits') === 0 ? '' : `${count('limits')} of limits, `;
   printError(
     command,
-    `${compared} pods compared; changes: ${count('verdict')} of verdict, ${count('egress')} of address, ${rules}; ` +
+    `${compared} pods compared; changes: ${count('verdict')} of verdict, ${count('egress')} of address, ${limits}${rules}; ` +
       `${added.length} pods more, ${removed.length} fewer`,
   );
   if (overlay === undefined && removed.length > 0 && ofKind(drafted, 'Pod').length === 0) {

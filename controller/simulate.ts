@@ -102,17 +102,21 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
   return simulation;
 }
 
-/** What of the outcome changed, the weightiest: a verdict or where the flow goes, the address outside, or only the reason or rule. */
-export function kindOf({ before, after }: Change): 'verdict' | 'egress' | 'rule' {
+/**
+ * What of the outcome changed, the weightiest: a verdict or where the flow goes, the address outside, limits, or only the
+ * reason or rule.
+ */
+export function kindOf({ before, after }: Change): 'verdict' | 'egress' | 'limits' | 'rule' {
   if (before.verdict !== after.verdict || before.wouldHave !== after.wouldHave) return 'verdict';
   if (before.redirect !== after.redirect) return 'verdict';
-  return before.egress === after.egress ? 'rule' : 'egress';
+  if (before.egress !== after.egress) return 'egress';
+  return before.limits === after.limits ? 'rule' : 'limits';
 }
 
 /** What is permitted no more, or newly, before one refusal that becomes another. */
 function rankOf(change: Change): number {
   const kind = kindOf(change);
-  if (kind !== 'verdict') return kind === 'egress' ? 2 : 3;
+  if (kind !== 'verdict') return { egress: 2, limits: 3, rule: 4 }[kind];
   return change.before.verdict === 'accept' || change.after.verdict === 'accept' ? 0 : 1;
 }
 

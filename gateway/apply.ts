@@ -23,7 +23,7 @@ import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } fr
 import { diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { compileGateway } from './compile.ts';
-import { compileNet, deviceSysctls, sysctls } from './compile-net.ts';
+import { compileNet, deviceSysctls, heldShards, sysctls } from './compile-net.ts';
 import { endedBy, touchesFlows } from './recheck.ts';
 
 export interface GatewayKernel {
@@ -79,7 +79,10 @@ export class GatewayApply {
 
   async #apply(plan: GatewayPlan): Promise<Applied> {
     const listed = this.#nft === undefined || this.#net === undefined;
-    const { ruleset, settled, ruleNumbers } = compileGateway(plan, await this.#filtersReversePath(plan, listed));
+    const { ruleset, settled, ruleNumbers } = compileGateway(plan, {
+      reversePathFilter: await this.#filtersReversePath(plan, listed),
+      heldShards: heldShards(plan, this.#self),
+    });
     const touches = listed || touchesFlows(this.#plan, plan);
     let nftBytes = 0;
     const rules = async (): Promise<void> => {

@@ -10,6 +10,7 @@ import { markText, type NftSet } from '../kernel/nft.ts';
 import { compileRedirect } from '../policy/redirect.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
+import { limitSets } from './limits.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
 import { Redirects, type RedirectVerdicts } from './redirect.ts';
 import {
@@ -22,6 +23,7 @@ import {
   hitsSet,
   letPass,
   verdictOf,
+  withLimits,
 } from './verdict.ts';
 
 export interface CompiledPolicy {
@@ -34,7 +36,13 @@ export interface CompiledPolicy {
   ruleNumbers: Map<string, number>;
 }
 
-export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denials): CompiledPolicy {
+/** `heldShards`: of this gateway, for its share of limits. */
+export function compilePolicy(
+  plan: GatewayPlan,
+  heldShards: readonly string[],
+  chains: Chains,
+  denials: Denials,
+): CompiledPolicy {
   const sets: Record<string, NftSet> = {};
   const numbers = ruleNumbers(Object.keys(plan.rules));
   const verdicts = countedVerdicts(chains, denials);
@@ -49,12 +57,16 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
     const redirect = rule.redirect && compileRedirect(rule.redirect);
     const guard = redirect === undefined ? '' : redirects.guard(redirect);
     const matches = destinations.matches(rule.services, redirect?.address.family).map((match) => `${guard}${match}`);
-    if (rule.mode === 'Audit') return auditLines(matches, number, verdicts, chains);
+    if (rule.mode === 'Audit') return auditLines(matches, number, rule.limits, verdicts, chains);
     const permits = rule.action === 'accept-decisively' || (rule.action === 'accept' && rule.context === 'service');
-    const verdict =
+    const unlimited =
       redirect !== undefined && permits
         ? redirects.verdict(id, redirect, group, redirectVerdicts(group))
         : denied(id, rule, group);
+    const verdict =
+      rule.limits === undefined
+        ? unlimited
+        : withLimits(rule.limits, number, unlimited, verdicts, chains, group.audit === true);
     return matches.map((match) => `${match}${verdict}`.trim());
   }
 
@@ -66,7 +78,7 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
 
   /** Where the whole policy is in audit, nothing is redirected either. */
   const redirectVerdicts = (group: GroupEntry): RedirectVerdicts => ({
-    audited: (match, id) => auditLines([match], numberOf(id), verdicts, chains),
+    audited: (match, id) => auditLines([match], numberOf(id), undefined, verdicts, chains),
     denied: (id, rule) => denied(id, rule, group),
     forbidden: (id) =>
       group.audit
@@ -102,5 +114,6 @@ export function compilePolicy(plan: GatewayPlan, chains: Chains, denials: Denial
   }
   sets.groups = { type: 'mark', value: 'verdict', elements };
   sets[HITS_SET] = hitsSet(numbers.values());
+  Object.assign(sets, limitSets(plan, numbers, heldShards));
   return { sets, walk: 'meta mark vmap @groups', groupMarks, ruleNumbers: numbers };
 }

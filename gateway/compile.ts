@@ -13,7 +13,7 @@
  * Membership lives in sets and maps. The checks that every packet pays are three short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
- * Leaves out: which shards this machine holds (addresses.ts); that changes addresses, not rules.
+ * Which shards this machine holds changes addresses (addresses.ts), and of the rules only its share of their limits.
  */
 import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
 import {
@@ -33,6 +33,7 @@ import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
 import { compilePolicy } from './compile-policy.ts';
 import { addressType, header } from './destination-sets.ts';
+import { AUDIT_LIMIT } from './record/flow-record.ts';
 
 export interface CompiledGateway {
   /** Asks every packet for its source. */
@@ -56,8 +57,15 @@ const vniText = (pool: PoolSettings): string => rawText(BigInt(pool.steering.vni
 const heldKey = (outer: Family, inner: Family): string =>
   `${header[outer]} saddr . udp dport . ${vni} . ${innerSource[inner]}`;
 
-/** `reversePathFilter`: whether the kernel filters what comes from the external interface so (`rp_filter`). */
-export function compileGateway(plan: GatewayPlan, reversePathFilter = true): CompiledGateway {
+export interface Machine {
+  /** Whether the kernel filters what comes from the external interface so (`rp_filter`). Absent: it does. */
+  reversePathFilter?: boolean;
+  /** Shards that it holds; absent: all. */
+  heldShards?: readonly string[];
+}
+
+export function compileGateway(plan: GatewayPlan, machine: Machine = {}): CompiledGateway {
+  const { reversePathFilter = true, heldShards = Object.keys(plan.shards) } = machine;
   const chains = new Chains();
   if (!('pool' in plan.settings)) {
     const empty: Ruleset = { family: 'inet', table: NFT_TABLE_GATEWAY, counters: [], sets: {}, chains: {} };
@@ -65,14 +73,19 @@ export function compileGateway(plan: GatewayPlan, reversePathFilter = true): Com
   }
   const pool = plan.settings.pool;
   const dropped = dropChains(chains);
-  const ending = (noun: string, reason: 'rule' | 'default-action', last: string[]): string =>
-    chains.add(noun, [`counter name ${counterName(reason)}`, log('rule'), ...last]);
-  const policy = compilePolicy(plan, chains, {
+  const ending = (noun: string, reason: 'rule' | 'default-action' | 'limit', last: string[]): string =>
+    chains.add(noun, [`counter name ${counterName(reason)}`, log(reason === 'limit' ? reason : 'rule'), ...last]);
+  const policy = compilePolicy(plan, heldShards, chains, {
     drop: ending('drop', 'rule', ['drop']),
     reject: ending('reject', 'rule', reject),
     byDefault: () => ending('drop', 'default-action', ['drop']),
     redirect: () => dropped('redirect'),
-    audit: (reason) => chains.add('audit', [`counter name ${auditCounterName(reason)}`, log('audit')]),
+    overLimit: () => ending('drop', 'limit', ['drop']),
+    audit: (reason) =>
+      chains.add('audit', [
+        `counter name ${auditCounterName(reason)}`,
+        log(reason === 'limit' ? AUDIT_LIMIT : 'audit'),
+      ]),
   });
   const hairpin = (last: string[]): string =>
     chains.add('hairpin', [`counter name ${counterName('hairpin')}`, log('hairpin'), ...last]);

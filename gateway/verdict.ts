@@ -5,10 +5,11 @@
  * anything, some 1.4 s for 100,000 of them; a counter in the rule itself would start anew with its chain.)
  */
 import { CT_RULE_MASK, GATEWAY_CHECKED_MARK, GATEWAY_CT_MASK } from '../api/names.ts';
-import type { RuleEntry } from '../api/plan.ts';
+import type { RuleEntry, RuleLimits } from '../api/plan.ts';
 import type { AuditReason } from '../api/reasons.ts';
 import { markText, type NftSet } from '../kernel/nft.ts';
 import type { Chains } from './chains.ts';
+import { limitLines } from './limits.ts';
 import { ruleMark } from './marks.ts';
 
 /** Set of the rules' marks. */
@@ -32,6 +33,8 @@ export interface Denials {
   byDefault(): string;
   /** The drop of what a rule redirects to where it may not go. */
   redirect(): string;
+  /** The drop of what is over a limit, made if it is needed. */
+  overLimit(): string;
   /** Counts and logs a hit of audit, then goes back to where it was jumped to from. */
   audit(reason: AuditReason): string;
 }
@@ -43,6 +46,8 @@ export interface Verdicts extends Denials {
   passOn(): string;
   /** A hit of a rule in audit, and back to the walk. */
   audited(): string;
+  /** The same of what would be over its limit. */
+  auditedOverLimit(): string;
 }
 
 /** Chains are made when they are needed. */
@@ -59,7 +64,7 @@ const countOfFlow = `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)}
 const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
 
 export function countedVerdicts(chains: Chains, denials: Denials): Verdicts {
-  const { drop, reject, byDefault, redirect, audit } = denials;
+  const { drop, reject, byDefault, redirect, overLimit, audit } = denials;
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
   return {
@@ -67,11 +72,13 @@ export function countedVerdicts(chains: Chains, denials: Denials): Verdicts {
     reject: chains.add('reject', [count, `goto ${reject}`]),
     byDefault: () => chains.add('drop', [count, `goto ${byDefault()}`]),
     redirect: () => chains.add('drop', [count, `goto ${redirect()}`]),
+    overLimit: once(() => chains.add('drop', [count, `goto ${overLimit()}`])),
     // Its mark is the flow's by now.
     permit: once(() => chains.add('permit', [countOfFlow, `${checked} accept`])),
     passOn: once(() => chains.add('pass', [count, 'return'])),
     audit,
     audited: once(() => chains.add('audit', [count, `goto ${audit('rule')}`])),
+    auditedOverLimit: once(() => chains.add('audit', [count, `goto ${audit('limit')}`])),
   };
 }
 
@@ -104,12 +111,39 @@ export function verdictOf(rule: RuleEntry, number: number, verdicts: Verdicts): 
   }
 }
 
+/**
+ * A rule with limits does as `verdict` says while none is exceeded. Where the whole policy is in audit it does so beyond
+ * them too, after a hit.
+ */
+export function withLimits(
+  limits: RuleLimits,
+  number: number,
+  verdict: string,
+  verdicts: Verdicts,
+  chains: Chains,
+  audit: boolean,
+): string {
+  const hit = (): string => `jump ${chains.add('limit_audit', limitLines(limits, verdicts.audit('limit')))}`;
+  const ask = audit ? [hit()] : limitLines(limits, verdicts.overLimit());
+  return `meta mark set ${markText(ruleMark(number))} goto ${chains.add('limited', [...ask, verdict])}`;
+}
+
 /** A rule in audit: what its destinations match is counted and logged, once, and the walk goes on. */
-export function auditLines(matches: string[], number: number, { audited }: Verdicts, chains: Chains): string[] {
+export function auditLines(
+  matches: string[],
+  number: number,
+  limits: RuleLimits | undefined,
+  { audited, auditedOverLimit }: Verdicts,
+  chains: Chains,
+): string[] {
   const mark = `meta mark set ${markText(ruleMark(number))}`;
-  if (matches.length < 2) return matches.map((match) => `${match}${mark} jump ${audited()}`);
+  const hit =
+    limits === undefined
+      ? audited()
+      : chains.add('limited', [...limitLines(limits, auditedOverLimit()), `goto ${audited()}`]);
+  if (matches.length < 2) return matches.map((match) => `${match}${mark} jump ${hit}`);
   // A packet may lie in two sets.
-  const lines = matches.map((match) => `${match}${mark} goto ${audited()}`);
+  const lines = matches.map((match) => `${match}${mark} goto ${hit}`);
   return [`jump ${chains.add('audited', lines)}`];
 }
 

@@ -5,7 +5,7 @@
  * none of the order, only before and after; deleting first lets a set change its shape under its own name.
  */
 import type { NftSet, NftState, Ruleset } from './nft.ts';
-import { isMapShape, jumpsOf, shapeOf } from './nft-state.ts';
+import { isLimitShape, isMapShape, jumpsOf, shapeOf } from './nft-state.ts';
 
 /** Elements on one line: long lists stay readable in logs, short enough for an error to point at. */
 const LINE_ELEMENTS = 256;
@@ -36,8 +36,8 @@ export function diffRuleset(current: NftState, desired: Ruleset): string {
       continue;
     }
     const { removed, added } = diffElements(set.elements, wanted.elements);
-    out.push(...elementLines('delete', at, name, removed));
-    elementsIn.push(...elementLines('add', at, name, added));
+    out.push(...elementLines('delete', at, name, set.shape, removed));
+    elementsIn.push(...elementLines('add', at, name, set.shape, added));
   }
   for (const name of staleChains) out.push(`delete chain ${at} ${name}`);
   out.push(...goneSets);
@@ -47,7 +47,7 @@ export function diffRuleset(current: NftState, desired: Ruleset): string {
   for (const [name, set] of Object.entries(desired.sets)) {
     if (current.sets.get(name)?.shape === shapeOf(set)) continue;
     out.push(setLine(at, name, set));
-    elementsIn.push(...elementLines('add', at, name, [...set.elements]));
+    elementsIn.push(...elementLines('add', at, name, shapeOf(set), [...set.elements]));
   }
   for (const [name, chain] of newChains) {
     out.push(`add chain ${at} ${name}${chain.hook === undefined ? '' : ` { ${chain.hook} }`}`);
@@ -75,12 +75,13 @@ function diffElements(current: Map<string, string>, desired: Map<string, string>
   return { removed, added };
 }
 
-function elementLines(verb: 'add' | 'delete', at: string, set: string, elements: Element[]): string[] {
+function elementLines(verb: 'add' | 'delete', at: string, set: string, shape: string, elements: Element[]): string[] {
+  const between = isLimitShape(shape) ? ' ' : ' : ';
   const lines: string[] = [];
   for (let start = 0; start < elements.length; start += LINE_ELEMENTS) {
     const texts = elements
       .slice(start, start + LINE_ELEMENTS)
-      .map(([key, value]) => (value === '' ? key : `${key} : ${value}`));
+      .map(([key, value]) => (value === '' ? key : `${key}${between}${value}`));
     lines.push(`${verb} element ${at} ${set} { ${texts.join(', ')} }`);
   }
   return lines;

@@ -19,4 +19,11 @@ export const portsText = (low: number, high: number): string => rangeText(String
 /** A raw payload integer (`@th,336,32`). */
 export const rawText = (value: bigint): string => `0x${value.toString(16)}`;
 
+/** A bucket of one second's packets, full at first. */
+export const rateLimitText = (perSecond: number): string =>
+  `limit rate over ${perSecond}/second burst ${perSecond} packets`;
+
+/** Connections that live at once. */
+export const connectionLimitText = (connections: number): string => `ct count over ${connections}`;
+
 export const concat = (...parts: string[]): string => parts.join(' . ');

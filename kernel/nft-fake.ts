@@ -5,7 +5,7 @@
  */
 import { type KernelCode, KernelError } from './errors.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
-import { emptyState, jumpsOf } from './nft-state.ts';
+import { emptyState, isLimitShape, jumpsOf } from './nft-state.ts';
 
 interface FakeTable {
   counters: Map<string, CounterValue>;
@@ -111,10 +111,10 @@ function execute(tables: Map<string, FakeTable>, line: string): void {
       known(table.sets.get(name), line).elements.clear();
       break;
     case 'add element':
-      changeElements(known(table.sets.get(name), line).elements, inner, 'add', line);
+      changeElements(known(table.sets.get(name), line), inner, 'add', line);
       break;
     case 'delete element':
-      changeElements(known(table.sets.get(name), line).elements, inner, 'delete', line);
+      changeElements(known(table.sets.get(name), line), inner, 'delete', line);
       break;
     case 'delete counter':
       deleteObject(table, table.counters, name, 'counter', line);
@@ -131,9 +131,15 @@ function execute(tables: Map<string, FakeTable>, line: string): void {
   }
 }
 
-function changeElements(elements: Map<string, string>, inner: string, verb: 'add' | 'delete', line: string): void {
+function changeElements(
+  { shape, elements }: { shape: string; elements: Map<string, string> },
+  inner: string,
+  verb: 'add' | 'delete',
+  line: string,
+): void {
+  const between = isLimitShape(shape) ? / (?=limit |ct )/ : ' : ';
   for (const text of inner.split(', ')) {
-    const [key = '', value = ''] = text.split(' : ');
+    const [key = '', value = ''] = text.split(between);
     const old = elements.get(key);
     if (verb === 'delete') {
       if (old === undefined) fail('ENOENT', line);

@@ -6,7 +6,7 @@
 import { addressBytes, ipv4Text, ipv6Text } from '../wire/address-text.ts';
 import { KernelError } from './errors.ts';
 import type { CounterValue, NftState } from './nft.ts';
-import { concat, markText, rangeText, rawText } from './nft-element.ts';
+import { concat, connectionLimitText, markText, rangeText, rawText } from './nft-element.ts';
 import { emptyState } from './nft-state.ts';
 
 type Json = string | number | boolean | null | Json[] | { [key: string]: Json };
@@ -69,7 +69,7 @@ export function parseCounters(json: string): Record<string, CounterValue> {
   return counters;
 }
 
-/** `set NAME {`, `type …` or `typeof …`, `size …`, `flags …`, `counter` of the text listing → the texts of shapeOf(). */
+/** `set NAME {`, `type …` or `typeof …`, `size …`, `flags …`, `counter`, a limit of the text listing → the texts of shapeOf(). */
 function parseShapes(terse: string): Map<string, string> {
   const shapes = new Map<string, string>();
   let name: string | undefined;
@@ -78,7 +78,7 @@ function parseShapes(terse: string): Map<string, string> {
     if (opened?.[1] !== undefined) name = opened[1];
     else if (line === '\t}') name = undefined;
     else if (name !== undefined && /^\t\t(type|typeof) /.test(line)) shapes.set(name, `${line.trim()};`);
-    else if (name !== undefined && /^\t\t(flags |size |counter$)/.test(line))
+    else if (name !== undefined && /^\t\t(flags |size |counter$|limit rate |ct count )/.test(line))
       shapes.set(name, `${shapes.get(name)} ${line.trim()};`);
   }
   return shapes;
@@ -95,7 +95,8 @@ function elementsOf(set: JsonObject): Map<string, string> {
   const elements = new Map<string, string>();
   for (const element of Array.isArray(set.elem) ? set.elem : []) {
     const [key, value] = set.map !== undefined && Array.isArray(element) ? element : [element];
-    elements.set(keyText(bare(key ?? null), types), value === undefined ? '' : valueText(bare(value), String(set.map)));
+    const text = value === undefined ? limitText(key) : valueText(bare(value), String(set.map));
+    elements.set(keyText(bare(key ?? null), types), text);
   }
   return elements;
 }
@@ -103,6 +104,14 @@ function elementsOf(set: JsonObject): Map<string, string> {
 /** An element with a timeout, comment or counter is wrapped. */
 const bare = (element: Json): Json =>
   isObject(element) && isObject(element.elem) && element.elem.val !== undefined ? element.elem.val : element;
+
+/** What a plain element has in place of a value: '', or its limit. */
+function limitText(element: Json | undefined): string {
+  if (!isObject(element) || !isObject(element.elem)) return '';
+  const { limit, 'ct count': count } = element.elem;
+  if (isObject(limit)) return `limit rate over ${limit.rate}/${limit.per} burst ${limit.burst} packets`;
+  return isObject(count) ? connectionLimitText(Number(count.val)) : '';
+}
 
 function keyText(key: Json, types: string[]): string {
   if (!isObject(key) || !Array.isArray(key.concat)) return partText(key, types[0] ?? '');

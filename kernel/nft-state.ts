@@ -14,16 +14,23 @@ export const emptyState = (): NftState => ({
 /** Values as `typeof` wants them written. */
 const valueExpression = { mark: 'meta mark', verdict: 'verdict', ipv4_addr: 'ip saddr', ipv6_addr: 'ip6 saddr' };
 
+/** What a set's elements have is told by an example; no element is made by a packet. */
+const limitExample = { rate: 'limit rate over 1/second', connections: 'ct count over 1' };
+
 /** The body of `add set` / `add map`, which is also the text by which two shapes are compared. */
-export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'counted'>): string {
+export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'counted' | 'limited'>): string {
   const named = typeof set.type === 'string';
   const key = typeof set.type === 'string' ? `type ${set.type}` : `typeof ${set.type.typeof}`;
   const value = set.value === undefined ? '' : ` : ${named ? set.value : valueExpression[set.value]}`;
   const counted = set.counted === undefined ? '' : ` size ${set.counted}; flags dynamic; counter;`;
-  return `${key}${value};${set.interval ? ' flags interval;' : ''}${counted}`;
+  // Not dynamic: of such a set the kernel takes away elements that count no connection.
+  const limited = set.limited === undefined ? '' : ` ${limitExample[set.limited]};`;
+  return `${key}${value};${set.interval ? ' flags interval;' : ''}${counted}${limited}`;
 }
 
 export const isMapShape = (shape: string): boolean => shape.includes(' : ');
+export const isLimitShape = (shape: string): boolean =>
+  Object.values(limitExample).some((text) => shape.includes(text));
 
 /** The targets of those rules of a chain that are nothing but `jump NAME`; undefined if there are none. */
 export function jumpsOf(rules: readonly string[]): string[] | undefined {

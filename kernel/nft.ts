@@ -17,6 +17,11 @@ export interface NftSet {
   interval?: boolean;
   /** Each element counts the packets that `update @SET { KEY }` names it for; the set takes so many elements. */
   counted?: number;
+  /**
+   * Each element has a limit, its value text (rateLimitText, connectionLimitText), and what the limit has seen so far. A
+   * look-up of the element matches what is over it. An element with another text starts anew, the others go on.
+   */
+  limited?: 'rate' | 'connections';
   /** Key text → value text ('' for a plain set), in the forms of nft-element.ts. */
   elements: Map<string, string>;
 }
@@ -66,5 +71,15 @@ export interface Nft {
 }
 
 export { diffRuleset } from './nft-diff.ts';
-export { addressText, concat, markText, portsText, protocolText, rangeText, rawText } from './nft-element.ts';
+export {
+  addressText,
+  concat,
+  connectionLimitText,
+  markText,
+  portsText,
+  protocolText,
+  rangeText,
+  rateLimitText,
+  rawText,
+} from './nft-element.ts';
 export { emptyState, shapeOf, stateOf } from './nft-state.ts';

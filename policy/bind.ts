@@ -104,7 +104,8 @@ export function bind(input: BindInput): Binding {
       const { services } = resolution;
       const audit = mode === 'Audit' && { mode };
       const redirect = spec.redirect && { redirect: { ...spec.redirect, ...(forbidden && { forbidden }) } };
-      rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services, ...redirect };
+      const more = { ...redirect, ...limitsOf(spec) };
+      rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services, ...more };
       // Out of its schedule it is in no group; its lists are still kept for the time when it is again.
       if (schedule?.open !== false) bound.push({ id, rule });
     }
@@ -198,6 +199,16 @@ function conditionOf(
     status: 'True',
     reason: remarks[0]?.reason ?? 'Accepted',
     message: remarks.map(({ message }) => message).join('; ') || inForce(rule, schedule),
+  };
+}
+
+function limitsOf({ connectionsPerSecond, maxConnections }: AnyRule['spec']): Pick<RuleEntry, 'limits'> {
+  if (connectionsPerSecond === undefined && maxConnections === undefined) return {};
+  return {
+    limits: {
+      ...(connectionsPerSecond !== undefined && { connectionsPerSecond }),
+      ...(maxConnections !== undefined && { maxConnections }),
+    },
   };
 }
 

@@ -28,6 +28,11 @@ export interface Decision {
   rule?: string;
   /** The policy of the source is in audit: this would have become of the flow, for the reason above. */
   wouldHave?: 'drop' | 'reject';
+  /**
+   * Rules with limits that matched before the walk ended, in walking order. What is said here holds while none of them is
+   * exceeded, which a walk cannot know; over one the flow is dropped for `limit` (under audit of the policy: counted).
+   */
+  limits?: string[];
   /** Rules in audit that matched, in walking order. */
   audited?: AuditHit[];
   /** The flow goes there instead. */

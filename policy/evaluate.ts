@@ -3,7 +3,8 @@
  * flows and the tests' oracle call it, and the nftables compiler must agree with it on every packet.
  * The verdict is what becomes of the flow: under audit that is accept, and beside it stands what would have become.
  * decide and explain are one walk; explain only writes down what the walk saw.
- * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, limits.
+ * Left out: what the data path does beside policy (hairpin, spoofing, cluster destinations), names, and whether a limit is
+ * exceeded: a decision says which must hold.
  */
 
 import { formatAddress, parseAddress } from '../api/address.ts';
@@ -59,10 +60,24 @@ export function compilePolicy(policy: Policy): Evaluator {
   }
 
   function walkContexts(rules: Source['rules'], destination: Destination, audited: AuditHit[], seen?: Seen): Decision {
+    const limits: string[] = [];
+    const decision = walkRules(rules, destination, audited, limits, seen);
+    return limits.length === 0 ? decision : { ...decision, limits };
+  }
+
+  /** Limits count a flow by the destination that the pod asked for: what a second walk matches is not among them. */
+  function walkRules(
+    rules: Source['rules'],
+    destination: Destination,
+    audited: AuditHit[],
+    limits: string[],
+    seen?: Seen,
+  ): Decision {
     for (const context of contexts) {
       const rule = firstMatch(rules[context], destination, audited, seen);
       if (rule === undefined) continue;
       const { action } = rule.entry;
+      if (rule.entry.limits !== undefined) limits.push(rule.id);
       // Only in the service context does an accept permit; above it, it hands on.
       if (action === 'accept' && context !== 'service') continue;
       const named = { context, rule: rule.id };
@@ -121,7 +136,11 @@ export function compilePolicy(policy: Policy): Evaluator {
         steps,
         contexts: outcomes,
         ...(again.length > 0 && { again }),
-        summary: describeDecision(decision, outcomes, defaultAction, flow, source?.workload, forbiddenBy(decision)),
+        summary: describeDecision(decision, outcomes, defaultAction, flow, source?.workload, {
+          rules: policy.rules,
+          audit: source?.audit === true,
+          forbidden: forbiddenBy(decision),
+        }),
         ...(source && { workload: source.key }),
       };
     },

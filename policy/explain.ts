@@ -5,10 +5,11 @@
 
 import { formatAddress } from '../api/address.ts';
 import { icmpText, isIcmp } from '../api/kinds.ts';
-import type { Context, WorkloadEntry } from '../api/plan.ts';
+import type { Context, Policy, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, ContextOutcome, Decision, Flow, RedirectTarget, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
 import { protocolName } from './destination.ts';
+import { limitsText } from './limits.ts';
 import { canRedirect } from './redirect.ts';
 
 /** `service`: index of the external service that matched, negative if none did. */
@@ -80,7 +81,7 @@ export function describeDecision(
   defaultAction: 'Drop' | 'Accept',
   flow: Flow,
   workload: WorkloadEntry | undefined,
-  forbidden?: string,
+  { rules, audit, forbidden }: { rules: Policy['rules']; audit: boolean; forbidden: string | undefined },
 ): string {
   const { wouldHave, audited = [], ...rest } = decision;
   const enforced = { ...rest, verdict: wouldHave ?? rest.verdict };
@@ -90,9 +91,14 @@ export function describeDecision(
     wouldHave === undefined
       ? end
       : `Accepted, since the policy of namespace ${workload?.namespace} is in audit; else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
-  if (audited.length === 0) return whole;
+  const beyond = audit ? 'counted and logged' : 'dropped (limit)';
+  const bounded =
+    decision.limits === undefined || decision.verdict !== 'accept'
+      ? whole
+      : `${whole} Limited by ${limitsText(decision.limits, rules)}: what is beyond is ${beyond}.`;
+  if (audited.length === 0) return bounded;
   const skipped = new Set(audited.map(({ rule, action }) => `${rule} (${action})`));
-  return `${whole} In audit, so skipped: ${[...skipped].join(', ')}.`;
+  return `${bounded} In audit, so skipped: ${[...skipped].join(', ')}.`;
 }
 
 /** `forbidden`: why the redirect is, whatever the rules say. */

@@ -6,6 +6,7 @@ import type { Test } from 'tap';
 import { families } from '../api/plan.ts';
 import {
   concat,
+  connectionLimitText,
   diffRuleset,
   emptyState,
   markText,
@@ -15,6 +16,7 @@ import {
   protocolText,
   type Ruleset,
   rangeText,
+  rateLimitText,
   rawText,
   stateOf,
 } from '../kernel/nft.ts';
@@ -59,6 +61,22 @@ export function everySet(): Record<string, NftSet> {
       elements: new Map([
         [markText(7), ''],
         [markText(0x80000000), ''],
+      ]),
+    },
+    rates: {
+      type: 'mark',
+      limited: 'rate',
+      elements: new Map([
+        [markText(7), rateLimitText(5)],
+        [markText(0x80000000), rateLimitText(1_000_000)],
+      ]),
+    },
+    connections: {
+      type: 'mark',
+      limited: 'connections',
+      elements: new Map([
+        [markText(7), connectionLimitText(5)],
+        [markText(8), connectionLimitText(1_000_000)],
       ]),
     },
     mark_protocols: {
@@ -198,11 +216,12 @@ export const rulesets: [title: string, ruleset: Ruleset][] = [
     rule({ counters: ['c_1'], sets: everySet(), chains: { leaf_1: { rules: ['counter name "c_1" drop'] } } }),
   ],
   [
-    'the same with another leaf: verdicts change, the old chain goes',
+    'the same with another leaf and other limits: verdicts change, the old chain goes',
     (() => {
       const sets = everySet();
       for (const set of Object.values(sets))
-        for (const [key, value] of set.elements) set.elements.set(key, value.replace('leaf_1', 'leaf_2'));
+        for (const [key, value] of set.elements)
+          set.elements.set(key, value.replace('leaf_1', 'leaf_2').replace('over 5', 'over 6'));
       return rule({ counters: ['c_2'], sets, chains: { leaf_2: { rules: ['counter name "c_2" accept', 'drop'] } } });
     })(),
   ],

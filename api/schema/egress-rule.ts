@@ -60,6 +60,20 @@ const rule = {
     ),
   ),
   webhook: Type.Optional(webhookSchema),
+  connectionsPerSecond: Type.Optional(
+    Type.Integer({
+      minimum: 1,
+      maximum: 1_000_000,
+      description: 'New connections of all sources together, of what the rule accepts; the rest is dropped',
+    }),
+  ),
+  maxConnections: Type.Optional(
+    Type.Integer({
+      minimum: 1,
+      maximum: 10_000,
+      description: 'Connections at once of all sources together, of what the rule accepts; the rest is dropped',
+    }),
+  ),
 };
 
 /** A rule of a namespace speaks of what is in it. */
@@ -74,6 +88,12 @@ const ownNamespace = [
   },
 ];
 
+/** Of what lets nothing through there is nothing to limit. */
+const limits = {
+  rule: "self.action in ['accept', 'accept-decisively'] || !(has(self.connectionsPerSecond) || has(self.maxConnections))",
+  message: 'connectionsPerSecond and maxConnections need an action that lets something through',
+};
+
 /** Fields of a rule that permits; `actions`: those that do in its context. */
 const permitting = (...actions: string[]) =>
   ['redirect', 'webhook'].map((field) => ({
@@ -83,11 +103,11 @@ const permitting = (...actions: string[]) =>
 
 export const clusterEgressRuleSpec = Type.Object(
   { ...rule, namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every namespace' })) },
-  { additionalProperties: false, cel: permitting('accept-decisively') },
+  { additionalProperties: false, cel: [limits, ...permitting('accept-decisively')] },
 );
 export const namespaceEgressRuleSpec = Type.Object(rule, {
   additionalProperties: false,
-  cel: [...ownNamespace, ...permitting('accept-decisively')],
+  cel: [...ownNamespace, limits, ...permitting('accept-decisively')],
 });
 export const serviceEgressRuleSpec = Type.Object(
   {
@@ -95,7 +115,7 @@ export const serviceEgressRuleSpec = Type.Object(
     service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
     endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
   },
-  { additionalProperties: false, cel: [...ownNamespace, ...permitting('accept', 'accept-decisively')] },
+  { additionalProperties: false, cel: [...ownNamespace, limits, ...permitting('accept', 'accept-decisively')] },
 );
 
-export const ruleAbsent = ['logging', 'bandwidth', 'maxConnections', 'connectionsPerSecond'] as const;
+export const ruleAbsent = ['logging', 'bandwidth'] as const;

@@ -22,6 +22,7 @@ import { allocate, freeSet } from './allocate.ts';
 import { assigner, egressOf } from './assign.ts';
 import { Findings, type Status } from './condition.ts';
 import { redirectBan } from './forbidden.ts';
+import { divided, limitShards } from './limits.ts';
 import type { PlannerMemory } from './memory.ts';
 import { ownAddressesOf, type Peers } from './peers.ts';
 import { type CountedPod, countedPods } from './pods.ts';
@@ -177,7 +178,8 @@ export function plan(
       warnings.push({ object: counted.key, reason: 'NoNode', message });
     }
   }
-  for (const gatewayPlan of plans.values()) addPolicy(gatewayPlan, binding);
+  const shardsOfLimits = limitShards(plans, binding);
+  for (const gatewayPlan of plans.values()) addPolicy(gatewayPlan, binding, shardsOfLimits);
 
   // Nodes: what is released.
   const allShards = pools.flatMap(({ name, shards }) => Object.keys(shards).map((shard) => `${name}/${shard}`));
@@ -227,6 +229,7 @@ export function plan(
       assign,
       binding,
       webhooks,
+      shardsOfLimits,
       findings,
     }),
     warnings,
@@ -239,7 +242,7 @@ export function plan(
 }
 
 /** Groups of the plan's workloads, the rules that those name, the services that these name: nothing of other pools. */
-function addPolicy(gatewayPlan: GatewayPlan, binding: Binding): void {
+function addPolicy(gatewayPlan: GatewayPlan, binding: Binding, shardsOfLimits: ReadonlyMap<string, string[]>): void {
   for (const { group } of Object.values(gatewayPlan.workloads)) {
     const entry = binding.groups[group];
     if (entry === undefined || gatewayPlan.groups[group] !== undefined) continue;
@@ -247,7 +250,7 @@ function addPolicy(gatewayPlan: GatewayPlan, binding: Binding): void {
     for (const id of contexts.flatMap((context) => entry.rules[context])) {
       const rule = binding.rules[id];
       if (rule === undefined) continue;
-      gatewayPlan.rules[id] = rule;
+      gatewayPlan.rules[id] = divided(id, rule, shardsOfLimits);
       for (const key of rule.services === '*' ? [] : rule.services) {
         const service = binding.services[key];
         if (service !== undefined) gatewayPlan.services[key] = service;

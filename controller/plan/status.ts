@@ -2,6 +2,7 @@
  * What people see of their objects: Accepted (understood and used), Conflicted (another object has what it asks for,
  * named), Programmed (in force on the gateways that matter), and a few facts. Pure; without times.
  */
+import { hitsIdOfObject } from '../../api/hits.ts';
 import { type EgressIP, type GatewayPool, objectKey } from '../../api/kinds.ts';
 import { families, type GatewayPlan } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
@@ -11,6 +12,7 @@ import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
 import type { Condition, Findings, Status } from './condition.ts';
+import { limitFacts } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
 import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
@@ -29,6 +31,8 @@ export interface StatusInput {
   assign: Assigner;
   binding: Binding;
   webhooks: PlannedWebhooks;
+  /** Rule id → `pool/shard` over which its limits are divided. */
+  shardsOfLimits: ReadonlyMap<string, string[]>;
   findings: Findings;
 }
 
@@ -80,6 +84,8 @@ export function statusesOf(input: StatusInput): Map<string, Status> {
         if (rule === undefined) conditions.push(accepted());
         else conditions.push({ type: rule.type, status: rule.status, reason: rule.reason, message: rule.message });
         if (rule?.schedule !== undefined) Object.assign(facts, scheduleFacts(rule.schedule));
+        const id = hitsIdOfObject(key) ?? '';
+        Object.assign(facts, limitFacts(input.binding.rules[id], input.shardsOfLimits.get(id)));
         conditions.push(
           rule?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy,
         );

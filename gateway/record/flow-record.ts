@@ -120,8 +120,15 @@ export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date)
   };
 }
 
+/** Prefix of logged hits of audit that were over a limit of the rule in the mark. */
+export const AUDIT_LIMIT = 'audit-limit';
+export const isAuditPrefix = (prefix: string): boolean => prefix === 'audit' || prefix === AUDIT_LIMIT;
+
 export interface LoggedPacket {
-  /** The word that the rule logs: a drop reason, or 'audit'. Of 'rule', 'redirect' and 'audit' the mark has the rule's number. */
+  /**
+   * The word that the rule logs: a drop reason, or one of audit. Of `rule`, `limit`, `redirect` and those of audit the mark
+   * has the rule's number.
+   */
   prefix: string;
   mark: number;
   protocol: number;
@@ -134,13 +141,15 @@ export interface LoggedPacket {
 }
 
 export function auditRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
+  const overLimit = packet.prefix === AUDIT_LIMIT;
   const { action, ...rule } = view.rule(ruleNumberOf(packet.mark));
   return {
     time: time.toISOString(),
     event: 'audit',
     verdict: 'audit',
-    ...(action === undefined ? {} : { wouldHave: action }),
+    ...(overLimit ? { wouldHave: 'drop' } : action === undefined ? {} : { wouldHave: action }),
     ...rule,
+    ...(overLimit && { reason: 'limit' }),
     ...workloadFields(view.workload(packet.source)),
     protocol: protocolName(packet.protocol),
     ...tuple(packet),
@@ -150,7 +159,7 @@ export function auditRecord(packet: LoggedPacket, view: RecordView, time: Date):
 
 export function denyRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
   const { prefix } = packet;
-  const byPolicy = prefix === 'rule' || prefix === 'redirect';
+  const byPolicy = ['rule', 'redirect', 'limit'].includes(prefix);
   const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: prefix };
   const rejected = prefix === 'hairpin' || action === 'reject';
   return {
@@ -158,8 +167,8 @@ export function denyRecord(packet: LoggedPacket, view: RecordView, time: Date): 
     event: 'deny',
     verdict: rejected ? 'reject' : 'drop',
     ...rule,
-    // Its rule permits; what is forbidden is the way.
-    ...(prefix === 'redirect' && { reason: prefix }),
+    // Its rule permits; what is forbidden is the way, or how much.
+    ...(prefix !== 'rule' && { reason: prefix }),
     ...workloadFields(view.workload(packet.source)),
     protocol: protocolName(packet.protocol),
     ...tuple(packet),

@@ -12,7 +12,15 @@ import { parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark } from '../apply.ts';
 import { isDecided } from '../marks.ts';
-import { auditRecord, denyRecord, endRecord, type FlowRecord, type RecordView, startRecord } from './flow-record.ts';
+import {
+  auditRecord,
+  denyRecord,
+  endRecord,
+  type FlowRecord,
+  isAuditPrefix,
+  type RecordView,
+  startRecord,
+} from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
 
 export interface RecorderOptions {
@@ -135,7 +143,7 @@ export class Recorder {
         continue;
       }
       const { prefix, mark } = decoded.value;
-      const recordOf = prefix === 'audit' ? auditRecord : denyRecord;
+      const recordOf = isAuditPrefix(prefix) ? auditRecord : denyRecord;
       this.#options.onRecord(recordOf({ prefix, mark, ...packet.value }, this.view, now));
     }
   }

@@ -11,6 +11,7 @@ import { contexts, families } from '../../api/plan.ts';
 import type { Carriage, Settled } from '../carriage.ts';
 import type { Decision } from '../decision.ts';
 import type { Destination } from '../destination.ts';
+import { limitsText } from '../limits.ts';
 import type { Span, TrafficClass } from './cells.ts';
 import { cellsOf, mergeSpans, sampleOf, TooLarge } from './cells.ts';
 
@@ -29,6 +30,8 @@ export interface Outcome {
   wouldHave?: 'drop' | 'reject';
   /** A rule sends it there: ADDRESS, or ADDRESS port PORT. */
   redirect?: string;
+  /** Of a flow that is accepted: the limits that it is under, in words. */
+  limits?: string;
   /** Source address outside; only where the two sides differ in it. */
   egress?: string;
 }
@@ -131,6 +134,8 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   if ('redirect' in decision && decision.redirect !== undefined) {
     outcome.redirect = redirectText(side.carriage.plan.rules[decision.redirect.by]?.redirect);
   }
+  const limits = 'limits' in decision && decision.verdict === 'accept' ? decision.limits : undefined;
+  if (limits !== undefined) outcome.limits = limitsText(limits, side.carriage.plan.rules);
   if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
   return outcome;
 }
@@ -140,7 +145,7 @@ const redirectText = (redirect: Redirect | undefined): string =>
   redirect?.port === undefined ? `${redirect?.address}` : `${redirect.address} port ${redirect.port}`;
 
 function sameOutcome(a: Outcome, b: Outcome): boolean {
-  const fields = ['verdict', 'reason', 'rule', 'wouldHave', 'redirect', 'egress'] as const;
+  const fields = ['verdict', 'reason', 'rule', 'wouldHave', 'redirect', 'limits', 'egress'] as const;
   return fields.every((field) => a[field] === b[field]);
 }
 

@@ -165,7 +165,11 @@ t.test('under audit nothing is denied, all is counted and logged; Enforce denies
       `v${family}: logged, each hit once`,
     );
     const metric = await registry.getSingleMetricAsString('sluice_gateway_audit_hits_total');
-    t.match(metric, /\{reason="rule"\} 6\n.*\{reason="default-action"\} 1$/s, `v${family}: as a metric`);
+    t.match(
+      metric,
+      /\{reason="rule"\} 6\n.*\{reason="default-action"\} 1\n.*\{reason="limit"\} 0$/s,
+      `v${family}: as a metric`,
+    );
     const numbers = compileGateway(plan).ruleNumbers;
     const perRule = await listCounts('sluice', HITS_SET, { namespace: NAMESPACE });
     t.same(

@@ -70,6 +70,7 @@ const rule = fc.record({
   action,
   audit: fc.constantFrom(false, false, true),
   redirect: fc.option(redirect, { freq: 3 }),
+  limited: fc.boolean(),
   names: fc.oneof(
     { weight: 3, arbitrary: fc.subarray(serviceNames) },
     { weight: 1, arbitrary: fc.constant('*' as const) },
@@ -79,7 +80,14 @@ const rule = fc.record({
 const ledAway = fc.tuple(rule, rule, redirect).map(([first, second, to]) => [
   { ...first, context: 'cluster' as const, names: ['a/there'] },
   { ...second, context: 'namespace' as const },
-  { context: 'service' as const, action: 'accept' as const, audit: false, redirect: to, names: '*' as const },
+  {
+    context: 'service' as const,
+    action: 'accept' as const,
+    audit: false,
+    redirect: to,
+    limited: true,
+    names: '*' as const,
+  },
 ]);
 /** Where redirects lead. */
 const there: ServiceEntry = { addresses: families.map((f) => `${host(f, 1)}-${host(f, LAST_TARGET)}`), ports: null };
@@ -96,7 +104,7 @@ const policy: fc.Arbitrary<Policy> = fc
   .map(({ services, rules, led, applies: drawn, audited, defaultAction }) => {
     const applies = drawn.map((group, n) => (n === 0 ? [...group, ...[0, 1, 2].map((i) => rules.length + i)] : group));
     const entries = [...rules, ...led].map(
-      ({ context, action, audit, redirect, names }, index): RuleEntry => ({
+      ({ context, action, audit, redirect, limited, names }, index): RuleEntry => ({
         context,
         name: `r${index}`,
         action,
@@ -104,6 +112,7 @@ const policy: fc.Arbitrary<Policy> = fc
         priority: 0,
         services: names,
         ...(redirect && action.startsWith('accept') && { redirect }),
+        ...(limited && action.startsWith('accept') && { limits: { maxConnections: 1 } }),
       }),
     );
     const idsOf = (group: number[], context: Context): string[] =>
@@ -156,7 +165,7 @@ const flow: fc.Arbitrary<Flow> = fc
     ...(shown && { destinationPort: port, icmpType: Math.floor(port / 256), icmpCode: port % 256 }),
   }));
 
-/** Design §3, mode: what the policy would say if rules in audit were not there, and which of those would have come in. */
+/** Design §3, mode, and §4.7: what the policy would say if rules in audit were not there, and which of those would have come in. */
 function naive(p: Policy, f: Flow): Decision {
   const workload = Object.values(p.workloads).find((w) => w.addresses.includes(f.source));
   if (!workload) return { verdict: 'drop', reason: 'unknown-source' };
@@ -180,10 +189,17 @@ function naive(p: Policy, f: Flow): Decision {
   const said = naiveWalk(rules, p, f);
   const target = said.verdict === 'accept' ? targetOf(p.rules[said.rule ?? ''], said.rule ?? '', f) : undefined;
   const enforced = target === undefined ? said : again(said, target, group?.rules, p, f, audited);
+  // Those that decided their context, up to where the walk ended.
+  const end = said.reason === 'rule' ? contexts.indexOf(said.context as Context) : contexts.length;
+  const limits = contexts
+    .filter((_, at) => at <= end)
+    .map((context) => rules[context].find((id) => matches(p.rules[id] as RuleEntry, p, f)) ?? '')
+    .filter((id) => p.rules[id]?.limits !== undefined);
   const passes = group?.audit === true && enforced.verdict !== 'accept';
   const { redirect, ...rest } = enforced;
   return {
     ...rest,
+    ...(limits.length > 0 && { limits }),
     ...(redirect && (group?.audit ? { wouldRedirect: redirect } : { redirect })),
     ...(passes && { verdict: 'accept', wouldHave: enforced.verdict as 'drop' | 'reject' }),
     ...(audited.length > 0 && { audited }),
@@ -315,11 +331,12 @@ t.test('decide is what the design says, and explain tells the same walk', async 
       reasons.add(`${decision.reason} ${decision.wouldHave ?? decision.verdict} ${decision.context}`);
       if (decision.wouldHave !== undefined) reasons.add('the policy in audit');
       if (decision.audited !== undefined) reasons.add('a rule in audit');
+      if (decision.limits !== undefined) reasons.add('limits');
     }
   });
   t.doesNotThrow(() => fc.assert(property, { numRuns: 1500 }));
   // The draws reach every outcome that there is.
-  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2 + 3 + 3, [...reasons].join(', '));
+  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2 + 3 + 3 + 1, [...reasons].join(', '));
 });
 
 t.test('boxes: the union is exact, each list is disjoint, neighbours are merged', async (t) => {

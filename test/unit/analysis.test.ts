@@ -401,6 +401,20 @@ t.test('simulate', async (t) => {
   t.match(await run(veto, '--overlay', '-n', 'elsewhere'), { code: 0, err: /^0 pods compared/ }, 'one namespace');
   t.match((await run(veto, '--overlay', '-o', 'yaml')).out, /^changes:\n {2}- namespace: shop\n/);
 
+  const slower = after(
+    svcgr('serve', '{ action: accept, service: front, externalServices: [web], maxConnections: 5 }'),
+  );
+  t.match(await json(slower, '--overlay'), {
+    changes: [
+      { pods: ['front'], kind: 'limits', before: { limits: undefined }, after: { rule: 'service/shop/serve' } },
+    ],
+  });
+  t.match(await run(slower, '--overlay'), {
+    code: 3,
+    out: / accept \(service\/shop\/serve\) +accept \(service\/shop\/serve\), limited by service\/shop\/serve \(5 connections at once\)\n$/,
+    err: /0 of verdict, 0 of address, 1 of limits, 0 only of the deciding rule/,
+  });
+
   // The draft alone, without pods, takes all away and says so.
   t.match(await run(veto), {
     code: 3,

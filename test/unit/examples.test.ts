@@ -118,6 +118,12 @@ const examples: Record<string, Row[]> = {
     ['batch/report-29', '198.51.100.60', TCP, 22, 'drop default-action', 'by HTTPS only'],
     ['batch/cleanup-7', '198.51.100.60', TCP, 443, 'drop default-action', 'another Job may not'],
   ],
+  'limits.yaml': [
+    ['reviews/reviews-1', '198.51.100.62', TCP, 5432, 'accept service/reviews/few-at-once', 'the database'],
+    ['reviews/reviews-4', '2001:db8:100::62', TCP, 5432, 'accept service/reviews/few-at-once', 'by IPv6'],
+    ['reviews/reviews-1', '198.51.100.62', TCP, 22, 'drop default-action', 'nothing else'],
+    ['batch/report-29', '198.51.100.62', TCP, 5432, 'drop default-action', 'of another namespace'],
+  ],
   'partner-lists.yaml': [
     ['reviews/reviews-1', '198.51.100.32', TCP, 22, 'accept service/reviews/partners', 'of the ConfigMap'],
     ['reviews/reviews-1', '2001:db8:100:32::9', TCP, 22, 'accept service/reviews/partners', 'by IPv6'],
@@ -222,8 +228,12 @@ for (const [name, rows] of Object.entries(examples)) {
     const rules = [...(documents.get(name)?.objects.values() ?? [])].filter(({ kind }) => kind.endsWith('EgressRule'));
     for (const { metadata } of rules) {
       t.ok(
-        rows.some(([, , , , expected]) => expected.split(' to ')[0]?.endsWith(`/${metadata.name}`)),
-        `${metadata.name} decides a flow of the table`,
+        rows.some(
+          ([from, to, protocol, port, expected]) =>
+            expected.split(' to ')[0]?.endsWith(`/${metadata.name}`) ||
+            decide(alone, from, to, protocol, port).limits?.includes(`cluster/${metadata.name}`),
+        ),
+        `${metadata.name} decides or limits a flow of the table`,
       );
     }
   });
@@ -251,6 +261,14 @@ t.test('schedule.yaml by day', async (t) => {
     'Saturday, of the night of Friday',
   );
   t.equal(outcome('2026-12-05T21:00:00Z'), 'drop default-action', 'the night of Saturday');
+});
+
+t.test('limits.yaml: whose limits a flow is under', async (t) => {
+  const limited = mainPlan([...base, 'limits.yaml']);
+  const limits = (from: string, port: number) => decide(limited, from, '198.51.100.62', TCP, port).limits;
+  t.same(limits('reviews/reviews-1', 5432), ['cluster/slowly', 'service/reviews/few-at-once']);
+  t.same(limits('batch/report-29', 5432), ['cluster/slowly']);
+  t.same(limits('reviews/reviews-1', 22), undefined);
 });
 
 t.test('all together: an accept stays one, and the veto comes first', async (t) => {

@@ -191,6 +191,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     edited((p) => Object.assign(p.settings, { pool: { ...pool(p), defaultAction: 'Accept' } })),
     edited((p) => makeDirect(p)),
     edited((p) => addRedirects(p)),
+    edited((p) => Object.assign(p.rules['service/billing/web'] ?? {}, { limits: { maxConnections: 1 } })),
   ]) {
     const { chains, sets, counters } = rulesetOf(plan);
     const texts = [
@@ -223,6 +224,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     if (!Object.values(plan.rules).some(({ redirect }) => redirect)) elsewhere.push('redirect');
     if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
     if (plan.settings.pool?.defaultAction === 'Accept') elsewhere.push('default-action');
+    if (Object.values(plan.rules).every(({ limits }) => limits === undefined)) elsewhere.push('limit');
     const reasons = countedReasons.filter((reason) => !elsewhere.includes(reason));
     const drops = [...used].filter((name) => !name.startsWith('audit_'));
     t.same(drops.sort(), reasons.map(counterName).sort(), 'every reason can be met');
