@@ -106,6 +106,8 @@ export const samples = [
       endpoints: 'Ready',
       redirect: { address: '2001:DB8:100::90', port: 8443 },
       webhook: { url: 'https://hooks.example.test/sluice?token=t0p' },
+      connectionsPerSecond: 100,
+      maxConnections: 40,
     },
   },
   { apiVersion: 'v1', kind: 'Namespace', metadata: { name: 'billing', labels: { team: 'pay' } }, status: {} },
