@@ -5,7 +5,7 @@
  * the last hook may trust a decided flow's translation.
  */
 import { isDeepStrictEqual } from 'node:util';
-import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import type { GatewayPlan, RuleEntry, WorkloadEntry } from '../api/plan.ts';
 import { compilePolicy } from '../policy/evaluate.ts';
 import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
 
@@ -40,14 +40,25 @@ export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<st
 
 /**
  * Whether a flow could end by the change: a policy that says something else, or a workload that is gone or is another.
- * Workloads that are merely new have no flows yet: until now their packets were dropped.
+ * Workloads that are merely new have no flows yet: until now their packets were dropped. Limits end none.
  */
 export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
   const changed = <T>(was: Record<string, T>, is: Record<string, T>): boolean =>
     Object.entries(was).some(([key, value]) => !isDeepStrictEqual(value, is[key]));
   return (
-    (['settings', 'workloads', 'groups', 'rules', 'services'] as const).some((part) =>
+    (['settings', 'workloads', 'groups', 'services'] as const).some((part) =>
       changed<unknown>(before[part], after[part]),
-    ) || Object.keys(before.services).length !== Object.keys(after.services).length
+    ) ||
+    changedRules(before.rules, after.rules) ||
+    Object.keys(before.services).length !== Object.keys(after.services).length
   );
+}
+
+function changedRules(was: GatewayPlan['rules'], is: GatewayPlan['rules']): boolean {
+  const unlimited = ({ limits: _, ...rule }: RuleEntry): object => rule;
+  return Object.entries(was).some(([id, rule]) => {
+    const other = is[id];
+    if (other === undefined) return true;
+    return !isDeepStrictEqual(rule, other) && !isDeepStrictEqual(unlimited(rule), unlimited(other));
+  });
 }

@@ -20,7 +20,7 @@ import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { ruleMark } from '../../gateway/marks.ts';
-import { endedBy } from '../../gateway/recheck.ts';
+import { endedBy, touchesFlows } from '../../gateway/recheck.ts';
 import { auditRecord, denyRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import { diffRuleset, markText, type Ruleset, stateOf } from '../../kernel/nft.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
@@ -159,6 +159,11 @@ t.test('established flows are judged without limits', async (t) => {
     reply: { source: web.destination, sourcePort: web.destinationPort, destination: '203.0.113.1', destinationPort: 1 },
   } as unknown as ConntrackEntry;
   t.notOk([flow, flow].some(ends));
+  const [one, two] = [policyOf(['service accept 1']), policyOf(['service accept 2'])];
+  t.notOk(touchesFlows(one, two), 'another limit: the connection table is not even looked through');
+  t.notOk(touchesFlows(one, policyOf(['service accept'])));
+  t.ok(touchesFlows(one, policyOf(['service drop'])));
+  t.ok(touchesFlows(one, { ...two, rules: {} }));
 });
 
 t.test('division over shards', async (t) => {
