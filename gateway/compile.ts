@@ -1,16 +1,18 @@
 /**
  * GatewayPlan → the gateway's nftables table, as a value (design §5). Order of a packet's way:
- *   ingress          tunnel packets from a node of the plan, with an inner source that this node holds: not tracked
- *   input            other tunnel packets are dropped by reason; nobody reaches the gateway's sockets through an egress
- *                    IP or from the tunnel; what policy rejects is led here and answered
+ *   ingress          tunnel packets from a node of the plan, with an inner source that this node holds: not tracked. Others
+ *                    are dropped by reason
+ *   nat input        first packets only, so not the tunnel's: nobody reaches the gateway's sockets through an egress IP or
+ *                    from the tunnel, nor the tunnel by another way; TCP that policy rejects is led here and reset
  *   nat prerouting   first packets only: source → group, contexts in order, default action. What is permitted goes on
  *                    with its rule in the ct mark
  *   nat postrouting  first packets only: source → egress IP
+ *   output           tunnel packets of our own: not tracked
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
  *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
  *                    asked until the connection table has been looked through for flows that a change ends; after
  *                    that only those of flows that are not decided, since a flow keeps its translation
- * Membership lives in sets and maps. The checks that every packet pays are three short chains.
+ * Membership lives in sets and maps. The checks that every packet pays are two short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
  * Which shards this machine holds changes addresses (addresses.ts), and of the rules only its share of their limits.
@@ -101,24 +103,19 @@ export function compileGateway(plan: GatewayPlan, machine: Machine = {}): Compil
     ]);
   }
   policyHook(chains, pool, policy.walk, dropped, hairpin(reject));
-  const input = 'type filter hook input priority filter; policy accept;';
-  const inputRules = [
+  chains.base('input', 'type nat hook input priority 100; policy accept;', [
     ...tunnelInput,
     `iifname "${ingress}" meta mark ${markText(GATEWAY_RESET_MARK)} reject with tcp reset`,
     ...(tunnelled
       ? [`iifname "${ingress}" goto ${hairpin(rejectStatements)}`]
       : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
         families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin(rejectStatements)}`)),
-    'icmpv6 type nd-neighbor-solicit accept',
-    'icmpv6 type nd-neighbor-advert accept',
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
-  ];
-  // Tunnel packets that passed on the internal interface: nobody else sets this mark, and inner packets are tracked.
-  const passed = tunnelled ? [`ct state untracked meta mark ${markText(GATEWAY_CHECKED_MARK)} accept`] : [];
-  chains.base('input', input, inputRules, passed);
+  ]);
   chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
     ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
   ]);
+  outputHook(chains, pool, dropped('stray'));
   const undecided = undecidedPackets(chains, ingress, dropped);
   const counters = [...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)];
   const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
@@ -208,8 +205,9 @@ function dropChains(chains: Chains): (reason: DropReason) => string {
 
 /**
  * Tunnel packets. What a node sends in the name of a workload that it holds is never tracked, since its flows are the
- * inner ones; that is found as early as can be, on the internal interface itself, so that no other packet pays for it.
- * Whatever else comes to the tunnel's port is looked at in the input hook, defragmented, and goes by its reason.
+ * inner ones; that is found on the internal interface itself, so that no other packet pays for it, and no later hook is
+ * run for it. What is tracked has not passed there: it came in by another interface, was in fragments (the MTU of
+ * the tunnel is such that none are), or the interface was made anew and lost its chain: dropped in the input hook.
  * Returns the rules for the input hook.
  */
 function tunnelHooks(
@@ -226,18 +224,6 @@ function tunnelHooks(
   const held = families.flatMap((inner) =>
     outerFamilies.map((outer) => `${innerType} ${etherType[inner]} ${heldKey(outer, inner)} @held${outer}${inner}`),
   );
-  chains.ingress(
-    'tunnel_in',
-    pool.internalInterface,
-    held.map((match) => `${match} notrack ${checked} accept`),
-  );
-  // By the port alone: comparing the name of the interface would cost each answer more.
-  chains.base(
-    'tunnel_out',
-    'type filter hook output priority raw; policy accept;',
-    [],
-    [`udp dport ${port} notrack meta mark set ${markText(GATEWAY_TUNNEL_MARK)}`],
-  );
   const suspect = families.map((family) =>
     chains.add('suspect', [
       `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
@@ -246,17 +232,31 @@ function tunnelHooks(
   );
   const tunnel = chains.add('tunnel', [
     `${vni} != ${vniText(pool)} goto ${dropped('foreign-tunnel')}`,
-    // Reassembled from fragments, or the interface was made anew and lost its chain.
-    ...held.map((match) => `${match} ${checked} accept`),
     'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
     'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
     ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),
     `goto ${dropped('bad-tunnel-frame')}`,
   ]);
-  return [
-    `udp dport ${port} iifname "${pool.internalInterface}" goto ${tunnel}`,
-    `udp dport ${port} goto ${dropped('foreign-tunnel')}`,
-  ];
+  chains.ingress('tunnel_in', pool.internalInterface, [
+    ...held.map((match) => `${match} notrack ${checked} accept`),
+    `udp dport ${port} goto ${tunnel}`,
+  ]);
+  return [`udp dport ${port} goto ${dropped('foreign-tunnel')}`];
+}
+
+/**
+ * The tunnel's own packets are not tracked. And nobody outside gets an answer from an egress IP itself: what belongs to no
+ * flow and begins none (conntrack calls it invalid) is not seen by the input hook, and the kernel would reset it.
+ */
+function outputHook(chains: Chains, pool: PoolSettings, stray: string): void {
+  // By the port alone: comparing the name of the interface would cost each answer more.
+  const tunnel = `udp dport ${pool.steering.port} notrack meta mark set ${markText(GATEWAY_TUNNEL_MARK)} accept`;
+  chains.base(
+    'output',
+    'type filter hook output priority raw; policy accept;',
+    families.map((f) => `oifname "${pool.externalInterface}" ${header[f]} saddr @egress${f} goto ${stray}`),
+    isTunnelled(pool) ? [tunnel] : [],
+  );
 }
 
 /**

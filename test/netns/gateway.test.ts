@@ -258,6 +258,11 @@ for (const on of rigs)
           'stray',
           () => on.fromOutside(tcp(web, EGRESS.pay[family])),
         ],
+        [
+          'a segment in mid-stream to an egress IP',
+          'stray',
+          () => on.fromOutside(tcp(web, EGRESS.pay[family], TCP_ACK)),
+        ],
         ['a new flow from outside to a pod', 'unsolicited', () => on.fromOutside(tcp(web, pay))],
       ];
       for (const [what, reason, send] of cases) {
