@@ -104,7 +104,8 @@ async function compare(load: Load, family: Family): Promise<Row> {
     }));
     const taken = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
     for (const { generator } of taken) await generator.prepare();
-    const slices = load === 'udp' ? options.slices : 1;
+    // Not of the first round, in which neighbours are found.
+    const slices = load === 'udp' && round >= 0 ? options.slices : 1;
     for (let slice = 0; slice < slices; slice++) {
       const order = (round + slice) % 2 === 0 ? taken : taken.toReversed();
       for (const { generator, subject } of order) {

@@ -254,7 +254,10 @@ function outputHook(chains: Chains, pool: PoolSettings, stray: string): void {
   chains.base(
     'output',
     'type filter hook output priority raw; policy accept;',
-    families.map((f) => `oifname "${pool.externalInterface}" ${header[f]} saddr @egress${f} goto ${stray}`),
+    // Not neighbour discovery, which goes by these addresses.
+    families.map(
+      (f) => `oifname "${pool.externalInterface}" meta l4proto tcp ${header[f]} saddr @egress${f} goto ${stray}`,
+    ),
     isTunnelled(pool) ? [tunnel] : [],
   );
 }
