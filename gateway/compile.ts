@@ -15,9 +15,9 @@
  * Membership lives in sets and maps. The checks that every packet pays are two short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
- * Which shards this machine holds changes addresses (addresses.ts), and of the rules only its share of their limits.
+ * Which shards this machine holds changes addresses (compile-net.ts), and of the rules only its share of their limits.
  */
-import { formatAddress, parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
+import { formatAddress, parseAddress } from '../api/address.ts';
 import {
   CT_DECIDED,
   CT_RULE_MASK,
@@ -29,7 +29,9 @@ import {
   NFT_TABLE_GATEWAY,
 } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
 import { auditCounterName, auditReasons, countedReasons, counterName, type DropReason } from '../api/reasons.ts';
+import { must } from '../api/result.ts';
 import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
 import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
@@ -301,7 +303,7 @@ function policyHook(
 function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<string, number>): Record<string, NftSet> {
   const sets: Record<string, NftSet> = {};
   const tunnelled = isTunnelled(pool);
-  const port = String(pool.steering.port);
+  const tunnel = concat(String(pool.steering.port), vniText(pool));
   const fresh = (name: string, set: Omit<NftSet, 'elements'>): Map<string, string> => {
     const elements = new Map<string, string>();
     sets[name] = { ...set, elements };
@@ -333,7 +335,7 @@ function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<strin
           own.set(concat(address, egress.address), '');
         }
         if (held === undefined) continue;
-        for (const node of outer) held[familyOf(node)].set(concat(node, port, vniText(pool), raw), '');
+        for (const node of outer) held[familyOf(node)].set(concat(node, tunnel, raw), '');
       }
     }
     const nodes = tunnelled ? fresh(`nodes${family}`, { type }) : new Map<string, string>();
@@ -368,19 +370,8 @@ function add(elements: Map<string, string>, addresses: string[], family: Family)
 
 /** Prefixes as ranges that do not overlap, which an interval set wants. */
 function disjoint(prefixes: string[], family: Family): string[] {
-  const ranges = prefixes
-    .flatMap((text) => {
-      const parsed = parsePrefix(text);
-      return parsed.ok && parsed.value.family === family ? [prefixRange(parsed.value)] : [];
-    })
-    .sort((a, b) => (a.first < b.first ? -1 : a.first > b.first ? 1 : 0));
-  const merged: { first: bigint; last: bigint }[] = [];
-  for (const { first, last } of ranges) {
-    const previous = merged.at(-1);
-    if (previous !== undefined && first <= previous.last + 1n) {
-      if (last > previous.last) previous.last = last;
-    } else merged.push({ first, last });
-  }
   const text = (value: bigint): string => formatAddress({ family, value });
-  return merged.map(({ first, last }) => rangeText(text(first), text(last)));
+  return must(PrefixSet.parse(prefixes))
+    .ranges(family)
+    .map(({ first, last }) => rangeText(text(first), text(last)));
 }

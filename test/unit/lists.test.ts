@@ -26,6 +26,7 @@ import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { startPlanClient } from '../../daemon/stream-client.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
+import { smallCluster } from './small-cluster.ts';
 
 const NAME = 'lists.example.test';
 const until = async (check: () => boolean | undefined | Promise<boolean>, ms = 15_000): Promise<number> => {
@@ -34,31 +35,6 @@ const until = async (check: () => boolean | undefined | Promise<boolean>, ms = 1
   return performance.now() - since;
 };
 
-const base = (hosts: string): string => `
-apiVersion: v1
-kind: Node
-metadata: { name: n }
-spec: { podCIDRs: [10.1.0.0/24] }
-status: { addresses: [{ type: InternalIP, address: 10.0.0.21 }] }
----
-{ apiVersion: v1, kind: Namespace, metadata: { name: a } }
----
-apiVersion: v1
-kind: Pod
-metadata: { name: one, namespace: a, uid: uid-one }
-spec: { nodeName: n }
-status: { phase: Running, podIPs: [{ ip: 10.1.0.1 }, { ip: "fd01::1" }] }
----
-apiVersion: sluice.dev/v1alpha1
-kind: GatewayPool
-metadata: { name: p }
-spec:
-  namespaceSelector: {}
-  gateways: [{ name: g1, internalAddress: 10.0.0.31 }]
-  interfaces: { internal: in, external: { name: out } }
-  nextHops: { v4: [10.0.0.64] }
-  fetch: { allowedHosts: [${hosts}] }
-`;
 const service = (name: string, spec: string): string =>
   `\n---\n{ apiVersion: sluice.dev/v1alpha1, kind: ExternalService, metadata: { name: ${name}, namespace: a }, spec: ${spec} }`;
 const rule = (name: string, action: string, to: string): string =>
@@ -201,7 +177,7 @@ t.test('a ConfigMap and a file: read, edited, spoilt, taken away', async (t) => 
     await until(async () => wanted.test(await r.accepted(key)));
     t.match(await r.accepted(key), wanted, title);
   };
-  await write('base.yaml', base(''));
+  await write('base.yaml', smallCluster(''));
   await write('lists/file.json', '{"comment": ["x"], "addresses": ["2001:db8::/48", "192.0.2.9"]}');
   await write(
     'policy.yaml',
@@ -344,7 +320,7 @@ t.test('a URL', async (t) => {
     else if (request.headers['if-none-match'] === `"${list.length}"`) response.writeHead(304).end();
     else response.writeHead(200, { etag: `"${list.length}"` }).end(list);
   });
-  await write('base.yaml', base('other.test'));
+  await write('base.yaml', smallCluster('other.test'));
   await write('policy.yaml', policy(''));
   await r.start();
   await is('not allowed: an accept rule matches the rest', 'pass', ['198.51.100.1/32']);
@@ -361,7 +337,7 @@ t.test('a URL', async (t) => {
   );
   t.equal(r.requests.length, 0, 'nobody was asked');
 
-  await write('base.yaml', base(`other.test, ${NAME}`));
+  await write('base.yaml', smallCluster(`other.test, ${NAME}`));
   await says(
     'allowed, but the server is down',
     FEED,
@@ -417,14 +393,14 @@ t.test('a URL', async (t) => {
   list = '192.0.2.4\n';
   await is('until it is there', 'stop', ['192.0.2.4/32', '198.51.100.1/32']);
 
-  await write('base.yaml', base('other.test'));
+  await write('base.yaml', smallCluster('other.test'));
   await says('a host that is not allowed any more', FEED, /^\+HostNotAllowed: .*the last good list stays in force/);
   await new Promise((done) => setTimeout(done, 50));
   const asked = r.requests.length;
   await new Promise((done) => setTimeout(done, 200));
   t.equal(r.requests.length, asked, 'is not asked any more');
   t.same(r.addresses('pass'), ['192.0.2.4/32', '198.51.100.1/32']);
-  await write('base.yaml', base(`${NAME}, evil.test`));
+  await write('base.yaml', smallCluster(`${NAME}, evil.test`));
   await write('policy.yaml', policy(', { url: "https://evil.test/" }'));
   await says(
     'an allowed name that leads to loopback',
@@ -459,7 +435,7 @@ t.test('lint and explain: ConfigMaps and files are read, and URLs are said to be
   };
   const explain = (to: string, ...more: string[]) =>
     sluice('explain', '--source', `directory:${r.manifests}`, '--from', 'a/one', '--to', to, ...more);
-  await write('base.yaml', base(NAME).replace('nextHops', 'unassigned: Drop\n  nextHops'));
+  await write('base.yaml', smallCluster(NAME));
   await write(
     'egress.yaml',
     `

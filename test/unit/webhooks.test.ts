@@ -37,6 +37,7 @@ import { silentLog } from '../../daemon/log.ts';
 import { type PlanClient, startPlanClient } from '../../daemon/stream-client.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { sluice } from '../sluice.ts';
+import { smallCluster } from './small-cluster.ts';
 
 const NAME = 'hooks.example.test';
 const WEB = '198.51.100.7';
@@ -351,32 +352,7 @@ t.test('one delivery, and what receivers try', async (t) => {
   });
 });
 
-const manifests = (hosts: string): string => `
-apiVersion: v1
-kind: Node
-metadata: { name: n }
-spec: { podCIDRs: [10.1.0.0/24] }
-status: { addresses: [{ type: InternalIP, address: 10.0.0.21 }] }
----
-{ apiVersion: v1, kind: Namespace, metadata: { name: a } }
----
-apiVersion: v1
-kind: Pod
-metadata: { name: one, namespace: a, uid: uid-one }
-spec: { nodeName: n }
-status: { phase: Running, podIPs: [{ ip: 10.1.0.1 }, { ip: "fd01::1" }] }
----
-apiVersion: sluice.dev/v1alpha1
-kind: GatewayPool
-metadata: { name: p }
-spec:
-  namespaceSelector: {}
-  gateways: [{ name: g1, internalAddress: 10.0.0.31 }]
-  interfaces: { internal: in, external: { name: out } }
-  nextHops: { v4: [10.0.0.64], v6: ["fd00:10::64"] }
-  unassigned: Drop
-  fetch: { allowedHosts: [${hosts}] }
----
+const manifests = (hosts: string): string => `${smallCluster(hosts)}---
 { apiVersion: sluice.dev/v1alpha1, kind: EgressIPPool, metadata: { name: d }, spec: { gatewayPool: p, ranges: [203.0.113.1, "2001:db8:113::1"], namespaceSelector: {} } }
 ---
 { apiVersion: sluice.dev/v1alpha1, kind: EgressIP, metadata: { name: a }, spec: { pool: d, addresses: [203.0.113.1, "2001:db8:113::1"], namespaces: [a] } }
