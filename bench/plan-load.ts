@@ -30,7 +30,7 @@ const [namespaces, pods, rounds] = [Number(values.namespaces), Number(values.pod
 interface Cost {
   what: string;
   milliseconds: number;
-  nftBytes: number;
+  nftChanges: number;
 }
 
 const namespace = `t-bench-load-${process.pid}`;
@@ -56,13 +56,13 @@ async function costs(): Promise<Cost[]> {
   const found: Cost[] = [];
   const timed = async (apply: () => Promise<Applied>): Promise<Cost> => {
     const start = performance.now();
-    const { nftBytes } = await apply();
-    return { what: '', milliseconds: performance.now() - start, nftBytes };
+    const { nftChanges } = await apply();
+    return { what: '', milliseconds: performance.now() - start, nftChanges };
   };
   found.push({ ...(await timed(() => gateway.apply(plan))), what: `first load: ${namespaces} × ${pods} pods` });
   const start = performance.now();
   compileGateway(plan);
-  found.push({ what: 'of which: plan to ruleset, as a value', milliseconds: performance.now() - start, nftBytes: 0 });
+  found.push({ what: 'of which: plan to ruleset, as a value', milliseconds: performance.now() - start, nftChanges: 0 });
   const again = await timed(() => gateway.apply(plan));
   found.push({ ...again, what: 'the same plan once more' });
   const restarted = new GatewayApply('gw-a', hostKernel(namespace), state);
@@ -77,7 +77,7 @@ async function costs(): Promise<Cost[]> {
     }
     for (const [direction, list] of [['', there] as const, [', undone', back] as const]) {
       const milliseconds = median(list.map((cost) => cost.milliseconds));
-      found.push({ what: what + direction, milliseconds, nftBytes: list[0]?.nftBytes ?? 0 });
+      found.push({ what: what + direction, milliseconds, nftChanges: list[0]?.nftChanges ?? 0 });
     }
   }
   const script = 'add element inet sluice noegress4 { 192.0.2.77 }\n';
@@ -85,10 +85,10 @@ async function costs(): Promise<Cost[]> {
   const bare: number[] = [];
   for (let round = 0; round < rounds; round++) {
     const began = performance.now();
-    await nft.run(script);
+    await nft.runScript(script);
     bare.push(performance.now() - began);
   }
-  found.push({ what: 'nft alone, one element', milliseconds: median(bare), nftBytes: script.length });
+  found.push({ what: 'nft alone, one element', milliseconds: median(bare), nftChanges: 1 });
   return found;
 }
 
@@ -112,8 +112,8 @@ function changes(plan: GatewayPlan): [string, GatewayPlan][] {
 }
 
 async function report(found: Cost[]): Promise<void> {
-  for (const { what, milliseconds, nftBytes } of found) {
-    const bytes = nftBytes === 0 ? '' : `${nftBytes} bytes for nft`;
+  for (const { what, milliseconds, nftChanges } of found) {
+    const bytes = nftChanges === 0 ? '' : `${nftChanges} changes for nft`;
     console.log(`${what.padEnd(44)} ${milliseconds.toFixed(1).padStart(9)} ms   ${bytes}`);
   }
   await mkdir(join(values.output, '..'), { recursive: true });

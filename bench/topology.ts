@@ -159,11 +159,11 @@ export class Topology {
       await this.#sink('gateway', [`iifname "inside" udp dport ${PORT} counter name received drop`]);
       return;
     }
-    await new HostNft({ namespace }).run(await readFile(besideSources('bench/baseline.nft'), 'utf8'));
+    await new HostNft({ namespace }).runScript(await readFile(besideSources('bench/baseline.nft'), 'utf8'));
   }
 
   #sink(host: 'gateway' | 'server', rules: string[]): Promise<void> {
-    return new HostNft({ namespace: this.namespace(host) }).run(`table inet sink {
+    return new HostNft({ namespace: this.namespace(host) }).runScript(`table inet sink {
       counter received { }
       chain prerouting { type filter hook prerouting priority -400; policy accept; ${rules.join('; ')}; }
     }`);

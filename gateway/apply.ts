@@ -20,7 +20,7 @@ import {
 } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
 import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } from '../kernel/iproute.ts';
-import { diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
+import { changeSize, diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { compileGateway } from './compile.ts';
 import { compileNet, deviceSysctls, heldShards, sysctls } from './compile-net.ts';
@@ -41,7 +41,8 @@ export interface Applied {
   /** Rule numbers of the ruleset in force (marks.ts). */
   ruleNumbers: Map<string, number>;
   flowsEnded: number;
-  nftBytes: number;
+  /** changeSize() of what nftables was asked for. */
+  nftChanges: number;
 }
 
 export class GatewayApply {
@@ -84,9 +85,9 @@ export class GatewayApply {
       heldShards: heldShards(plan, this.#self),
     });
     const touches = listed || touchesFlows(this.#plan, plan);
-    let nftBytes = 0;
+    let nftChanges = 0;
     const rules = async (): Promise<void> => {
-      nftBytes = await this.#applyRules(touches ? ruleset : settled);
+      nftChanges = await this.#applyRules(touches ? ruleset : settled);
     };
     const net = (): Promise<void> => this.#applyNet(plan, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
@@ -95,9 +96,9 @@ export class GatewayApply {
 
     const ended = touches ? await this.#kernel.endFlows(endedBy(plan)) : 0;
     // Every flow that is left now, or was made since, has its own translation.
-    if (touches) nftBytes += await this.#applyRules(settled);
+    if (touches) nftChanges += await this.#applyRules(settled);
     this.#plan = plan;
-    return { ruleNumbers, flowsEnded: ended, nftBytes };
+    return { ruleNumbers, flowsEnded: ended, nftChanges };
   }
 
   /** Asked anew whenever the kernel is listed: a packet should not pay for a filter that is off. */
@@ -111,10 +112,10 @@ export class GatewayApply {
   async #applyRules(ruleset: Ruleset): Promise<number> {
     const { nft } = this.#kernel;
     this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
-    const script = diffRuleset(this.#nft, ruleset);
-    if (script !== '') await nft.run(script);
+    const change = diffRuleset(this.#nft, ruleset);
+    await nft.run(change);
     this.#nft = stateOf(ruleset);
-    return script.length;
+    return changeSize(change);
   }
 
   async #applyNet(plan: GatewayPlan, listed: boolean): Promise<void> {

@@ -86,7 +86,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     const began = performance.now();
     try {
       await hits.before(plan);
-      const { ruleNumbers, flowsEnded, nftBytes } = await gateway.apply(plan);
+      const { ruleNumbers, flowsEnded, nftChanges } = await gateway.apply(plan);
       recorder.view = viewOf(options.name, plan, ruleNumbers);
       hits.inForce(plan, ruleNumbers);
       const seconds = (performance.now() - began) / 1000;
@@ -94,7 +94,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       inForce = generation;
       current = plan;
       metrics.applied(seconds, generation, Object.keys(plan.workloads).length, shards.length, flowsEnded);
-      log.info({ generation, seconds, shards, flowsEnded, nftBytes }, 'plan in force');
+      log.info({ generation, seconds, shards, flowsEnded, nftChanges }, 'plan in force');
     } catch (error) {
       metrics.refused();
       log.error({ err: error, generation }, 'plan refused: what was in force stays');

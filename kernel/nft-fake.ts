@@ -1,16 +1,17 @@
 /**
- * nftables in memory: runs the scripts that diffRuleset() writes, with the kernel's answers where it matters to us
+ * nftables in memory: runs the scripts that scriptOf() writes, with the kernel's answers where it matters to us
  * (a transaction is all or nothing; ENOENT, EEXIST, EBUSY), and keeps them. Expressions are not understood, only the
  * names of sets, chains and counters in them. Overlapping intervals are not refused.
  */
 import { type KernelCode, KernelError } from './errors.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
+import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
 import { emptyState, isLimitShape, jumpsOf } from './nft-state.ts';
 
 interface FakeTable {
   counters: Map<string, CounterValue>;
   sets: Map<string, { shape: string; elements: Map<string, string> }>;
-  chains: Map<string, { hook: boolean; rules: string[] }>;
+  chains: Map<string, { rules: string[] }>;
 }
 
 const fail = (code: KernelCode, line: string): never => {
@@ -25,8 +26,11 @@ export class FakeNft implements Nft {
   failNext: KernelError | undefined;
   #tables = new Map<string, FakeTable>();
 
-  async run(script: string): Promise<void> {
-    if (script === '') return;
+  async run(change: TableChange): Promise<void> {
+    if (!isEmptyChange(change)) this.#run(scriptOf(change));
+  }
+
+  #run(script: string): void {
     const failure = this.failNext;
     this.failNext = undefined;
     if (failure !== undefined) throw failure;
@@ -41,8 +45,8 @@ export class FakeNft implements Nft {
     const table = this.#tables.get(name);
     if (table === undefined) return emptyState();
     const jumps = new Map<string, string[]>();
-    for (const [chain, { hook, rules }] of table.chains) {
-      const targets = hook ? jumpsOf(rules) : undefined;
+    for (const [chain, { rules }] of table.chains) {
+      const targets = jumpsOf(rules);
       if (targets !== undefined) jumps.set(chain, targets);
     }
     return {
@@ -59,7 +63,7 @@ export class FakeNft implements Nft {
   }
 
   async drop(name: string): Promise<void> {
-    await this.run(`add table inet ${name}\ndelete table inet ${name}\n`);
+    this.#run(`add table inet ${name}\ndelete table inet ${name}\n`);
   }
 
   /** Rules of a chain, as they were added. */
@@ -97,7 +101,7 @@ function execute(tables: Map<string, FakeTable>, line: string): void {
       if (!table.sets.has(name)) table.sets.set(name, { shape: inner, elements: new Map() });
       break;
     case 'add chain':
-      if (!table.chains.has(name)) table.chains.set(name, { hook: inner !== '', rules: [] });
+      if (!table.chains.has(name)) table.chains.set(name, { rules: [] });
       break;
     case 'add rule':
       known(table.chains.get(name), line).rules.push(rest);

@@ -4,6 +4,7 @@
  */
 import { KernelError } from './errors.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
+import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
 import { parseCounters, parseTable } from './nft-json.ts';
 import { emptyState } from './nft-state.ts';
 import { inNamespace, run } from './run.ts';
@@ -20,8 +21,13 @@ export class HostNft implements Nft {
     this.#namespace = options.namespace;
   }
 
-  async run(script: string): Promise<void> {
-    if (script !== '') await this.#nft('nft run', ['-f', '-'], script);
+  async run(change: TableChange): Promise<void> {
+    if (!isEmptyChange(change)) await this.runScript(scriptOf(change));
+  }
+
+  /** Any text that `nft -f` takes. */
+  async runScript(script: string): Promise<void> {
+    await this.#nft('nft run', ['-f', '-'], script);
   }
 
   async list(family: 'inet', table: string): Promise<NftState> {
@@ -41,7 +47,7 @@ export class HostNft implements Nft {
 
   async drop(table: string): Promise<void> {
     // Added first, so that it is there to be deleted.
-    await this.run(`add table inet ${table}\ndelete table inet ${table}\n`);
+    await this.runScript(`add table inet ${table}\ndelete table inet ${table}\n`);
   }
 
   #nft(op: string, args: string[], input = ''): Promise<string> {

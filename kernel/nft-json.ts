@@ -1,7 +1,7 @@
 /**
  * What `nft -n -j list table` prints (libnftables-json(5), nft 1.0.6), as an NftState: element texts are brought to
  * the forms of nft-element.ts. JSON says of a `typeof` set only "integer", so shapes are read from the terse text
- * listing (`nft -n -t list table`). Rules are not read, but for the jumps of base chains.
+ * listing (`nft -n -t list table`). Rules are not read, but for those that only jump.
  */
 import { addressBytes, ipv4Text, ipv6Text } from '../wire/address-text.ts';
 import { KernelError } from './errors.ts';
@@ -40,7 +40,6 @@ function objectsOf(json: string): [kind: string, object: JsonObject][] {
 export function parseTable(json: string, terse: string): NftState {
   const state: NftState = { ...emptyState(), exists: true };
   const shapes = parseShapes(terse);
-  const bases = new Map<string, (string | undefined)[]>();
   for (const [kind, object] of objectsOf(json)) {
     const name = String(object.name);
     if (kind === 'counter') state.counters.add(name);
@@ -48,14 +47,12 @@ export function parseTable(json: string, terse: string): NftState {
       const shape = shapes.get(name);
       if (shape === undefined) throw bad(`set without a shape: ${name}`);
       state.sets.set(name, { shape, elements: elementsOf(object) });
-    } else if (kind === 'chain') {
-      state.chains.add(name);
-      if (object.hook !== undefined) bases.set(name, []);
-    } else if (kind === 'rule') bases.get(String(object.chain))?.push(jumpTarget(object.expr));
-  }
-  for (const [name, targets] of bases) {
-    const jumps = targets.filter((target) => target !== undefined);
-    if (jumps.length > 0) state.jumps.set(name, jumps);
+    } else if (kind === 'chain') state.chains.add(name);
+    else if (kind === 'rule') {
+      const target = jumpTarget(object.expr);
+      const chain = String(object.chain);
+      if (target !== undefined) state.jumps.set(chain, [...(state.jumps.get(chain) ?? []), target]);
+    }
   }
   return state;
 }

@@ -46,7 +46,7 @@ export function stateOf(ruleset: Ruleset): NftState {
   }
   for (const [name, chain] of Object.entries(ruleset.chains)) {
     state.chains.add(name);
-    const targets = chain.hook === undefined ? undefined : jumpsOf(chain.rules);
+    const targets = jumpsOf(chain.rules);
     if (targets !== undefined) state.jumps.set(name, targets);
   }
   return state;

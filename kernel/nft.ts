@@ -1,13 +1,15 @@
 /**
- * nftables as a value: a Ruleset is what one table must hold; diffRuleset() (nft-diff.ts) turns the difference to
- * what the kernel holds into one script, which is one transaction (nft-host.ts; nft-fake.ts for tests).
+ * nftables as a value: a Ruleset is what one table must hold; diffRuleset() (nft-diff.ts) makes of the difference to
+ * what the kernel holds a TableChange (nft-change.ts), which is one transaction (nft-host.ts; nft-fake.ts for tests).
  *
- * Chains without a hook are immutable and named by their content, so a diff only adds and deletes them. A chain with
- * a hook may do the same; better, it keeps a fixed name and what it holds is told by the names that it jumps to: when
- * those change it is rewritten in place, and each packet sees the old rules or the new ones. Of two base chains that take turns in a transaction
+ * A chain is named by its content, so that a diff only adds and deletes it; or it keeps a fixed name, and what it holds is
+ * told by the names that it jumps to: when those change it is rewritten in place, and each packet sees the old rules or
+ * the new ones. A chain with a hook does the second: of two base chains that take turns in a transaction
  * each is empty for a moment, and nothing promises that no packet meets both so (none did, in 800 turns under load).
  * Of a chain that is there, the hook's own text is not compared: another hook or priority needs another name.
  */
+
+import type { TableChange } from './nft-change.ts';
 
 export interface NftSet {
   /** `ipv4_addr . inet_proto`, or an expression where a key has no type name: `ip saddr . @th,336,32`. */
@@ -51,7 +53,7 @@ export interface NftState {
   counters: Set<string>;
   sets: Map<string, SetState>;
   chains: Set<string>;
-  /** Chains with a hook that have rules of nothing but `jump NAME`: those names. They can be rewritten in place. */
+  /** Chains that have rules of nothing but `jump NAME`: those names. They can be rewritten in place. */
   jumps: Map<string, string[]>;
 }
 
@@ -61,8 +63,8 @@ export interface CounterValue {
 }
 
 export interface Nft {
-  /** Runs one script: all of it or nothing. '' does nothing. */
-  run(script: string): Promise<void>;
+  /** Makes one change: all of it or nothing. */
+  run(change: TableChange): Promise<void>;
   list(family: 'inet', table: string): Promise<NftState>;
   /** Named counters of a table; empty if there is no table. */
   counters(table: string): Promise<Record<string, CounterValue>>;
@@ -70,6 +72,15 @@ export interface Nft {
   drop(table: string): Promise<void>;
 }
 
+export {
+  changeSize,
+  type ElementsChange,
+  emptyChange,
+  isEmptyChange,
+  type NftElement,
+  scriptOf,
+  type TableChange,
+} from './nft-change.ts';
 export { diffRuleset } from './nft-diff.ts';
 export {
   addressText,

@@ -8,9 +8,12 @@ import {
   concat,
   connectionLimitText,
   diffRuleset,
+  emptyChange,
   emptyState,
+  isEmptyChange,
   markText,
   type Nft,
+  type NftElement,
   type NftSet,
   portsText,
   protocolText,
@@ -18,7 +21,9 @@ import {
   rangeText,
   rateLimitText,
   rawText,
+  scriptOf,
   stateOf,
+  type TableChange,
 } from '../kernel/nft.ts';
 
 export const TABLE = 'sluice_test';
@@ -316,6 +321,30 @@ export const rulesets: [title: string, ruleset: Ruleset][] = [
       },
     }),
   ],
+  [
+    'a chain without a hook that keeps its name jumps elsewhere, and nothing else changes',
+    rule({
+      counters: ['c_1'],
+      chains: {
+        forward: { hook, rules: ['jump guard_1', 'jump walk_2'] },
+        guard_1: { rules: ['counter name "c_1" return'] },
+        walk_2: { rules: ['jump walk_3', 'drop'] },
+        walk_3: { rules: ['accept'] },
+      },
+    }),
+  ],
+  [
+    'and elsewhere again',
+    rule({
+      counters: ['c_1'],
+      chains: {
+        forward: { hook, rules: ['jump guard_1', 'jump walk_2'] },
+        guard_1: { rules: ['counter name "c_1" return'] },
+        walk_2: { rules: ['jump walk_4', 'drop'] },
+        walk_4: { rules: ['counter name "c_1" accept'] },
+      },
+    }),
+  ],
   ['base chains named by content swap', rule({ chains: { forward_2: { hook, rules: ['ip saddr 10.0.0.1 drop'] } } })],
   ['once more', rule({ chains: { forward_3: { hook, rules: ['ip6 saddr fd00::1 drop'] } } })],
 ];
@@ -325,12 +354,12 @@ export async function nftSuite(t: Test, nft: Nft): Promise<void> {
   t.same(await nft.counters(TABLE), {}, 'and no counters');
   await nft.drop(TABLE);
   for (const [title, ruleset] of rulesets) {
-    const script = diffRuleset(await nft.list('inet', TABLE), ruleset);
-    t.not(script, '', `${title}: something to do`);
-    await nft.run(script);
+    const change = diffRuleset(await nft.list('inet', TABLE), ruleset);
+    t.notOk(isEmptyChange(change), `${title}: something to do`);
+    await nft.run(change);
     const listed = await nft.list('inet', TABLE);
     t.same(listed, stateOf(ruleset), `${title}: listed as wanted`);
-    t.equal(diffRuleset(listed, ruleset), '', `${title}: nothing left to do`);
+    t.ok(isEmptyChange(diffRuleset(listed, ruleset)), `${title}: nothing left to do`);
   }
   const [, base] = rulesets[10] as [string, Ruleset];
   const leaf = (name: string, from: number, to: number): Ruleset => ({
@@ -341,7 +370,7 @@ export async function nftSuite(t: Test, nft: Nft): Promise<void> {
   await nft.run(diffRuleset(await nft.list('inet', TABLE), leaf('leaf_2', 0, 100)));
   const membership = diffRuleset(await nft.list('inet', TABLE), leaf('leaf_2', 1, 101));
   t.same(
-    membership
+    scriptOf(membership)
       .trimEnd()
       .split('\n')
       .map((line) => line.split(' ').slice(0, 2).join(' ')),
@@ -351,18 +380,20 @@ export async function nftSuite(t: Test, nft: Nft): Promise<void> {
   t.same(await nft.counters(TABLE), { c_1: { packets: 0, bytes: 0 } });
 
   const before = await nft.list('inet', TABLE);
-  for (const [title, code, script] of [
-    ['an element into a set that is not there', 'ENOENT', `add element inet ${TABLE} nope { 10.0.0.1 }\n`],
-    ['a rule with a chain that is not there', 'ENOENT', `add rule inet ${TABLE} walk_1 jump nope\n`],
-    [
-      'deleting an element that is not there',
-      'ENOENT',
-      `delete element inet ${TABLE} source4 { 192.0.2.1 : 0x00000001 }\n`,
-    ],
-    ['another value for a key', 'EEXIST', `add element inet ${TABLE} source4 { 10.9.0.5 : 0x00000fff }\n`],
-    ['deleting a chain that is jumped to', 'EBUSY', `delete chain inet ${TABLE} walk_1\n`],
-  ] as const) {
-    await t.rejects(nft.run(`add counter inet ${TABLE} c_9\n${script}`), { name: 'KernelError', code }, title);
+  const shape = 'type ipv4_addr : mark;';
+  const element = (set: string, key: string, value: string) => [
+    { set, shape, elements: [[key, value]] as NftElement[] },
+  ];
+  const refused: [title: string, code: string, change: Partial<TableChange>][] = [
+    ['an element into a set that is not there', 'ENOENT', { elementsIn: element('nope', '10.0.0.1', markText(1)) }],
+    ['a rule with a chain that is not there', 'ENOENT', { rules: [['walk_1', 'jump nope']] }],
+    ['deleting an element that is not there', 'ENOENT', { elementsOut: element('source4', '192.0.2.1', '0x00000001') }],
+    ['another value for a key', 'EEXIST', { elementsIn: element('source4', '10.9.0.5', '0x00000fff') }],
+    ['deleting a chain that is jumped to', 'EBUSY', { chainsOut: ['walk_1'] }],
+  ];
+  for (const [title, code, change] of refused) {
+    const whole = { ...emptyChange('inet', TABLE), counters: ['c_9'], ...change };
+    await t.rejects(nft.run(whole), { name: 'KernelError', code }, title);
     t.same(await nft.list('inet', TABLE), before, `${title}: nothing of the transaction is left`);
   }
   await nft.drop(TABLE);

@@ -16,6 +16,7 @@ import type { Family, GatewayPlan, SteeringMode } from '../../api/plan.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
 import { endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { HostIp } from '../../kernel/iproute-host.ts';
+import { scriptOf } from '../../kernel/nft.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
 import { PacketSocket } from '../../kernel/packet-socket.ts';
 import { u32 } from '../../wire/bytes.ts';
@@ -167,7 +168,7 @@ export class GatewayRig {
     const nft = this.nft;
     return {
       nft: {
-        run: (script) => nft.run(this.mutate?.(script) ?? script),
+        run: (change) => (this.mutate === undefined ? nft.run(change) : nft.runScript(this.mutate(scriptOf(change)))),
         list: (family, table) => nft.list(family, table),
         counters: (table) => nft.counters(table),
         drop: (table) => nft.drop(table),

@@ -398,7 +398,7 @@ t.test('a source that is not translated does not leave, whatever the reason', as
     }
     on.mutate = undefined;
     await on.apply(planFor(on, webPlan()));
-    await on.nft.run(`table inet foreign {
+    await on.nft.runScript(`table inet foreign {
       chain postrouting { type nat hook postrouting priority srcnat - 5; policy accept; oifname "outside" masquerade; }
     }`);
     for (const family of families) {
@@ -407,7 +407,7 @@ t.test('a source that is not translated does not leave, whatever the reason', as
       t.same([grew, seen], [{ drop_leak: 1 }, []], `${on.mode}, v${family}: somebody else translates it first`);
     }
     await on.nft.drop('foreign');
-    await on.nft.run(`table inet foreign {
+    await on.nft.runScript(`table inet foreign {
       chain prerouting { type nat hook prerouting priority dstnat; policy accept; udp dport 54 redirect to :53; }
       chain raw { type filter hook prerouting priority raw; policy accept; udp dport 55 notrack; }
     }`);

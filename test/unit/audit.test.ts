@@ -16,7 +16,7 @@ import { DEFAULT_ACTION, ruleMark } from '../../gateway/marks.ts';
 import { endedBy } from '../../gateway/recheck.ts';
 import { auditRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import { hitsIdOf } from '../../gateway/record/hit-totals.ts';
-import { diffRuleset, markText, stateOf } from '../../kernel/nft.ts';
+import { diffRuleset, markText, scriptOf, stateOf } from '../../kernel/nft.ts';
 import { formatRecord } from '../../lab/flows.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
@@ -241,9 +241,11 @@ t.test('whose policy is in audit', async (t) => {
 });
 
 const textOf = (made: GatewayPlan): string =>
-  diffRuleset(
-    stateOf({ family: 'inet', table: 'sluice', counters: [], sets: {}, chains: {} }),
-    compileGateway(made).ruleset,
+  scriptOf(
+    diffRuleset(
+      stateOf({ family: 'inet', table: 'sluice', counters: [], sets: {}, chains: {} }),
+      compileGateway(made).ruleset,
+    ),
   );
 const numberOf = (made: GatewayPlan, id: string): number => compileGateway(made).ruleNumbers.get(id) ?? 0;
 
@@ -301,7 +303,9 @@ t.test('the table: another namespace that goes into audit is elements, not chain
     } as GatewayPlan['workloads'][string];
     return made;
   };
-  const lines = diffRuleset(stateOf(compileGateway(world(false)).ruleset), compileGateway(world(true)).ruleset)
+  const lines = scriptOf(
+    diffRuleset(stateOf(compileGateway(world(false)).ruleset), compileGateway(world(true)).ruleset),
+  )
     .split('\n')
     .filter(Boolean);
   t.ok(lines.length > 0);

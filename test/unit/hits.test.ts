@@ -30,7 +30,7 @@ import type { FlowRecord } from '../../gateway/record/flow-record.ts';
 import { FlowTraffic } from '../../gateway/record/flow-traffic.ts';
 import { HitTotals, numberedRules, sameNumbers } from '../../gateway/record/hit-totals.ts';
 import { HITS_SET } from '../../gateway/verdict.ts';
-import { type CounterValue, diffRuleset, markText, stateOf } from '../../kernel/nft.ts';
+import { type CounterValue, diffRuleset, markText, scriptOf, stateOf } from '../../kernel/nft.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-hits-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
@@ -219,7 +219,7 @@ t.test('the table: every verdict counts, and a counter stays as long as its rule
   );
   if (before === undefined || after === undefined) throw new Error('no rulesets');
   const script = (from: typeof before, to: typeof before): string[] =>
-    diffRuleset(stateOf(from), to)
+    scriptOf(diffRuleset(stateOf(from), to))
       .split('\n')
       .filter((line) => line.includes(` ${HITS_SET} `));
   t.match(

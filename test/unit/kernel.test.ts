@@ -11,14 +11,18 @@ import { parseRoutes } from '../../kernel/iproute-json.ts';
 import {
   concat,
   diffRuleset,
+  emptyChange,
   emptyState,
+  isEmptyChange,
   markText,
   portsText,
   type Ruleset,
   rangeText,
   rawText,
+  scriptOf,
   shapeOf,
   stateOf,
+  type TableChange,
 } from '../../kernel/nft.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
 import { parseCounters, parseTable } from '../../kernel/nft-json.ts';
@@ -34,17 +38,28 @@ t.test('the fakes do what the kernel does', async (t) => {
 
 t.test('FakeNft keeps scripts, fails on demand, plays traffic', async (t) => {
   const nft = new FakeNft();
-  await nft.run(
-    'add table inet x\nadd counter inet x c\nadd chain inet x k\nadd rule inet x k counter name "c" drop\n',
-  );
+  const made: TableChange = {
+    ...emptyChange('inet', 'x'),
+    create: true,
+    counters: ['c'],
+    chains: [{ name: 'k' }],
+    rules: [['k', 'counter name "c" drop']],
+  };
+  t.notOk(isEmptyChange(made));
+  await nft.run(made);
   nft.count('x', 'c', 2, 100);
   t.same(await nft.counters('x'), { c: { packets: 2, bytes: 100 } });
   t.same(nft.rules('x', 'k'), ['counter name "c" drop']);
   nft.failNext = new KernelError('nft run', 'EBUSY', 'played');
-  await t.rejects(nft.run('delete table inet x\n'), { code: 'EBUSY' });
+  await t.rejects(nft.drop('x'), { code: 'EBUSY' });
   t.equal(nft.scripts.length, 1, 'what failed is not kept');
-  await nft.run('');
-  t.equal(nft.scripts.length, 1, 'an empty script is none');
+  t.same(nft.scripts, [scriptOf(made)]);
+  const nothing = emptyChange('inet', 'x');
+  t.same([isEmptyChange(nothing), scriptOf(nothing)], [true, '']);
+  await nft.run(nothing);
+  t.equal(nft.scripts.length, 1, 'an empty change is none');
+  await nft.run({ ...nothing, flushed: ['k'], rules: [['k', 'drop']] });
+  t.same(nft.rules('x', 'k'), ['drop'], 'a chain is rewritten in place');
 });
 
 t.test('element texts', async (t) => {
@@ -87,7 +102,7 @@ t.test('a script, to the letter', async (t) => {
     },
   };
   t.equal(
-    diffRuleset(emptyState(), ruleset),
+    scriptOf(diffRuleset(emptyState(), ruleset)),
     `add table inet x
 add counter inet x c
 add set inet x s { type ipv4_addr; }
@@ -115,7 +130,7 @@ add element inet x m { 0x00000001 : goto k_1 }
     chains: { base: { ...ruleset.chains.base, rules: ['jump k_2'] }, k_2: { rules: [] } },
   };
   t.equal(
-    diffRuleset(stateOf(ruleset), next),
+    scriptOf(diffRuleset(stateOf(ruleset), next)),
     `flush chain inet x k_1
 flush chain inet x base
 delete element inet x s { 10.0.0.1 }
@@ -134,9 +149,9 @@ add element inet x s { 10.0.0.3 }
       diffRuleset(stateOf(users), { ...users, sets: { ...users.sets, s: { type: 'ipv6_addr', elements: new Map() } } }),
     /rename one of them/,
   );
-  t.not(
+  t.same(
     diffRuleset({ ...stateOf(ruleset), jumps: new Map() }, ruleset),
-    '',
+    { ...emptyChange('inet', 'x'), flushed: ['base'], rules: [['base', 'jump k_1']] },
     'a base chain that somebody else changed is put right',
   );
 });

@@ -22,7 +22,7 @@ import { compileGateway } from '../../gateway/compile.ts';
 import { ruleMark } from '../../gateway/marks.ts';
 import { endedBy, touchesFlows } from '../../gateway/recheck.ts';
 import { auditRecord, denyRecord, viewOf } from '../../gateway/record/flow-record.ts';
-import { diffRuleset, markText, type Ruleset, stateOf } from '../../kernel/nft.ts';
+import { diffRuleset, markText, type Ruleset, scriptOf, stateOf } from '../../kernel/nft.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { divideLimit, shareOf } from '../../policy/limits.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
@@ -287,7 +287,7 @@ t.test('plan and status: divided over the shards that its sources use', async (t
 const limited = (lines: string[] = ['cluster accept 3', 'service accept 5']): GatewayPlan => policyOf(lines);
 const rulesetOf = (made: GatewayPlan): Ruleset => compileGateway(made).ruleset;
 const change = (before: GatewayPlan, after: GatewayPlan): string[] =>
-  diffRuleset(stateOf(rulesetOf(before)), rulesetOf(after))
+  scriptOf(diffRuleset(stateOf(rulesetOf(before)), rulesetOf(after)))
     .split('\n')
     .filter(Boolean);
 const limitLinesOf = (lines: string[]): string[] => lines.filter((line) => / (rate|connection)_limits /.test(line));

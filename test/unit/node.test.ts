@@ -13,7 +13,7 @@ import {
 } from '../../api/plan.ts';
 import { dropReasons } from '../../api/reasons.ts';
 import { emptyNetState, type NetState } from '../../kernel/iproute.ts';
-import { emptyState, type NftState, stateOf } from '../../kernel/nft.ts';
+import { emptyState, type NftState, scriptOf, stateOf } from '../../kernel/nft.ts';
 import { endingsOf, endsWith, Steering } from '../../node/apply.ts';
 import { compileNode, type NodeState } from '../../node/compile.ts';
 import { Hold } from '../../node/hold.ts';
@@ -369,8 +369,9 @@ t.test('apply', async (t) => {
     const fail = { ip: false, nft: false };
     const kernel: NodeKernel = {
       nft: {
-        async run(script) {
+        async run(change) {
           if (fail.nft) throw new Error('nft refuses');
+          const script = scriptOf(change);
           if (script !== '') log.push(`nft ${script}`);
         },
         list: async () => {

@@ -1,0 +1,101 @@
+/**
+ * What leads from one state of a table to another, as a value that an Nft runs as one transaction.
+ * The fields stand in the order in which they are done. What goes first goes out (old chains are emptied before any is
+ * deleted, so that no jump to a deleted one remains; then elements, which may name old chains; then chains, sets,
+ * counters), what comes in follows. Packets see none of the order, only before and after; deleting first lets a set
+ * change its shape under its own name.
+ */
+import { isLimitShape, isMapShape } from './nft-state.ts';
+
+export type NftElement = [key: string, value: string];
+
+export interface ElementsChange {
+  set: string;
+  /** shapeOf() the set, which says how the texts are to be read. */
+  shape: string;
+  elements: NftElement[];
+}
+
+export interface TableChange {
+  family: 'inet';
+  table: string;
+  create: boolean;
+  /** Chains that go, or get other rules in place: no packet sees them empty. */
+  flushed: string[];
+  elementsOut: ElementsChange[];
+  /** Maps of verdicts that go: each holds its chains until then. Emptied first, those can go before it. */
+  flushedMaps: string[];
+  chainsOut: string[];
+  setsOut: { name: string; shape: string }[];
+  countersOut: string[];
+  counters: string[];
+  sets: { name: string; shape: string }[];
+  chains: { name: string; hook?: string }[];
+  /** Added behind those that the chain has, in this order. */
+  rules: [chain: string, text: string][];
+  elementsIn: ElementsChange[];
+}
+
+/** A change that changes nothing yet. */
+export const emptyChange = (family: 'inet', table: string): TableChange => ({
+  family,
+  table,
+  create: false,
+  flushed: [],
+  elementsOut: [],
+  flushedMaps: [],
+  chainsOut: [],
+  setsOut: [],
+  countersOut: [],
+  counters: [],
+  sets: [],
+  chains: [],
+  rules: [],
+  elementsIn: [],
+});
+
+/** How much it is: elements, rules, chains and what else comes, goes or is emptied. 0: nothing to do. */
+export function changeSize(change: TableChange): number {
+  const { create, elementsOut, elementsIn } = change;
+  const elements = [...elementsOut, ...elementsIn].reduce((sum, { elements }) => sum + elements.length, 0);
+  const { flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules } = change;
+  const lists = [flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules];
+  return lists.reduce((sum, { length }) => sum + length, elements) + Number(create);
+}
+
+export const isEmptyChange = (change: TableChange): boolean => changeSize(change) === 0;
+
+/** Elements on one line: long lists stay readable in logs, short enough for an error to point at. */
+const LINE_ELEMENTS = 256;
+
+/** The change as text for `nft -f`; '' if there is nothing to do. */
+export function scriptOf(change: TableChange): string {
+  const at = `${change.family} ${change.table}`;
+  const kind = (shape: string): string => (isMapShape(shape) ? 'map' : 'set');
+  const out: string[] = [];
+  if (change.create) out.push(`add table ${at}`);
+  for (const name of change.flushed) out.push(`flush chain ${at} ${name}`);
+  for (const elements of change.elementsOut) elementLines(out, 'delete', at, elements);
+  for (const name of change.flushedMaps) out.push(`flush map ${at} ${name}`);
+  for (const name of change.chainsOut) out.push(`delete chain ${at} ${name}`);
+  for (const { name, shape } of change.setsOut) out.push(`delete ${kind(shape)} ${at} ${name}`);
+  for (const name of change.countersOut) out.push(`delete counter ${at} ${name}`);
+  for (const name of change.counters) out.push(`add counter ${at} ${name}`);
+  for (const { name, shape } of change.sets) out.push(`add ${kind(shape)} ${at} ${name} { ${shape} }`);
+  for (const { name, hook } of change.chains) {
+    out.push(`add chain ${at} ${name}${hook === undefined ? '' : ` { ${hook} }`}`);
+  }
+  for (const [chain, rule] of change.rules) out.push(`add rule ${at} ${chain} ${rule}`);
+  for (const elements of change.elementsIn) elementLines(out, 'add', at, elements);
+  return out.length === 0 ? '' : `${out.join('\n')}\n`;
+}
+
+function elementLines(out: string[], verb: 'add' | 'delete', at: string, { set, shape, elements }: ElementsChange) {
+  const between = isLimitShape(shape) ? ' ' : ' : ';
+  for (let start = 0; start < elements.length; start += LINE_ELEMENTS) {
+    const texts = elements
+      .slice(start, start + LINE_ELEMENTS)
+      .map(([key, value]) => (value === '' ? key : `${key}${between}${value}`));
+    out.push(`${verb} element ${at} ${set} { ${texts.join(', ')} }`);
+  }
+}
