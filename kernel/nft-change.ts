@@ -5,7 +5,8 @@
  * counters), what comes in follows. Packets see none of the order, only before and after; deleting first lets a set
  * change its shape under its own name.
  */
-import { isLimitShape, isMapShape } from './nft-state.ts';
+import type { NftChain, NftSet } from './nft.ts';
+import { isLimitShape, isMapShape, rulesOf, shapeOf } from './nft-state.ts';
 
 export type NftElement = [key: string, value: string];
 
@@ -61,6 +62,72 @@ export function changeSize(change: TableChange): number {
   const { flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules } = change;
   const lists = [flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules];
   return lists.reduce((sum, { length }) => sum + length, elements) + Number(create);
+}
+
+/** Collects a change, in any order. */
+export class ChangeBuilder {
+  readonly #change: TableChange;
+  readonly #out = new Map<string, ElementsChange>();
+  readonly #in = new Map<string, ElementsChange>();
+
+  constructor(table: string) {
+    this.#change = emptyChange('inet', table);
+  }
+
+  addCounter(name: string): void {
+    this.#change.counters.push(name);
+  }
+
+  deleteCounter(name: string): void {
+    this.#change.countersOut.push(name);
+  }
+
+  addChain(name: string, chain: NftChain): void {
+    this.#change.chains.push(chain.hook === undefined ? { name } : { name, hook: chain.hook });
+    for (const rule of rulesOf(name, chain)) this.#change.rules.push(rule);
+  }
+
+  rewriteChain(name: string, chain: NftChain): void {
+    this.#change.flushed.push(name);
+    for (const rule of rulesOf(name, chain)) this.#change.rules.push(rule);
+  }
+
+  deleteChain(name: string): void {
+    this.#change.flushed.push(name);
+    this.#change.chainsOut.push(name);
+  }
+
+  addSet(name: string, set: NftSet): void {
+    const shape = shapeOf(set);
+    this.#change.sets.push({ name, shape });
+    if (set.elements.size > 0) this.#in.set(name, { set: name, shape, elements: [...set.elements] });
+  }
+
+  deleteSet(name: string, set: NftSet): void {
+    this.#change.setsOut.push({ name, shape: shapeOf(set) });
+    if (set.value === 'verdict' && set.elements.size > 0) this.#change.flushedMaps.push(name);
+  }
+
+  addElement(name: string, set: Omit<NftSet, 'elements'>, element: NftElement): void {
+    elementsOf(this.#in, name, set).push(element);
+  }
+
+  deleteElement(name: string, set: Omit<NftSet, 'elements'>, element: NftElement): void {
+    elementsOf(this.#out, name, set).push(element);
+  }
+
+  build(): TableChange {
+    return { ...this.#change, elementsOut: [...this.#out.values()], elementsIn: [...this.#in.values()] };
+  }
+}
+
+function elementsOf(changes: Map<string, ElementsChange>, set: string, head: Omit<NftSet, 'elements'>): NftElement[] {
+  let change = changes.get(set);
+  if (change === undefined) {
+    change = { set, shape: shapeOf(head), elements: [] };
+    changes.set(set, change);
+  }
+  return change.elements;
 }
 
 export const isEmptyChange = (change: TableChange): boolean => changeSize(change) === 0;

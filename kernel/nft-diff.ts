@@ -3,16 +3,16 @@
  */
 import type { NftState, Ruleset } from './nft.ts';
 import { emptyChange, type NftElement, type TableChange } from './nft-change.ts';
-import { jumpsOf, shapeOf } from './nft-state.ts';
+import { digestOf, rulesOf, shapeOf } from './nft-state.ts';
 
 /** What leads from `current` to `desired`. */
 export function diffRuleset(current: NftState, desired: Ruleset): TableChange {
   const change = emptyChange(desired.family, desired.table);
   change.create = !current.exists;
-  change.chainsOut = [...current.chains].filter((name) => desired.chains[name] === undefined);
+  change.chainsOut = [...current.chains.keys()].filter((name) => desired.chains[name] === undefined);
   const newChains = Object.entries(desired.chains).filter(([name]) => !current.chains.has(name));
   const rewritten = Object.entries(desired.chains).filter(
-    ([name, chain]) => current.chains.has(name) && String(current.jumps.get(name)) !== String(jumpsOf(chain.rules)),
+    ([name, chain]) => current.chains.has(name) && current.chains.get(name) !== digestOf(chain),
   );
   change.flushed = [...change.chainsOut, ...rewritten.map(([name]) => name)];
   for (const [name, set] of current.sets) {
@@ -37,9 +37,8 @@ export function diffRuleset(current: NftState, desired: Ruleset): TableChange {
     if (set.elements.size > 0) change.elementsIn.push({ set: name, shape, elements: [...set.elements] });
   }
   change.chains = newChains.map(([name, { hook }]) => (hook === undefined ? { name } : { name, hook }));
-  for (const [name, chain] of [...newChains, ...rewritten]) {
-    for (const rule of chain.rules) change.rules.push([name, rule]);
-  }
+  for (const [name, chain] of [...newChains, ...rewritten])
+    for (const rule of rulesOf(name, chain)) change.rules.push(rule);
   return change;
 }
 

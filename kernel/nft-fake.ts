@@ -6,7 +6,7 @@
 import { type KernelCode, KernelError } from './errors.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
 import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
-import { emptyState, isLimitShape, jumpsOf } from './nft-state.ts';
+import { emptyState, isLimitShape, withoutDigest } from './nft-state.ts';
 
 interface FakeTable {
   counters: Map<string, CounterValue>;
@@ -14,6 +14,7 @@ interface FakeTable {
   chains: Map<string, { rules: string[] }>;
 }
 
+const digestIn = ([first]: string[]): string | undefined => (first === undefined ? '' : withoutDigest(first)[1]);
 const fail = (code: KernelCode, line: string): never => {
   throw new KernelError('nft run', code, line.slice(0, 200));
 };
@@ -44,17 +45,11 @@ export class FakeNft implements Nft {
   async list(_family: 'inet', name: string): Promise<NftState> {
     const table = this.#tables.get(name);
     if (table === undefined) return emptyState();
-    const jumps = new Map<string, string[]>();
-    for (const [chain, { rules }] of table.chains) {
-      const targets = jumpsOf(rules);
-      if (targets !== undefined) jumps.set(chain, targets);
-    }
     return {
       exists: true,
       counters: new Set(table.counters.keys()),
       sets: structuredClone(table.sets),
-      chains: new Set(table.chains.keys()),
-      jumps,
+      chains: new Map([...table.chains].map(([chain, { rules }]) => [chain, digestIn(rules)])),
     };
   }
 
@@ -68,7 +63,10 @@ export class FakeNft implements Nft {
 
   /** Rules of a chain, as they were added. */
   rules(table: string, chain: string): string[] | undefined {
-    return this.#tables.get(table)?.chains.get(chain)?.rules.slice();
+    return this.#tables
+      .get(table)
+      ?.chains.get(chain)
+      ?.rules.map((rule) => withoutDigest(rule)[0]);
   }
 
   /** Plays traffic. */

@@ -47,11 +47,11 @@ export function parseTable(json: string, terse: string): NftState {
       const shape = shapes.get(name);
       if (shape === undefined) throw bad(`set without a shape: ${name}`);
       state.sets.set(name, { shape, elements: elementsOf(object) });
-    } else if (kind === 'chain') state.chains.add(name);
+    } else if (kind === 'chain') state.chains.set(name, '');
     else if (kind === 'rule') {
-      const target = jumpTarget(object.expr);
       const chain = String(object.chain);
-      if (target !== undefined) state.jumps.set(chain, [...(state.jumps.get(chain) ?? []), target]);
+      // Chains are listed before rules.
+      if (state.chains.get(chain) === '') state.chains.set(chain, digestIn(object.comment));
     }
   }
   return state;
@@ -81,11 +81,9 @@ function parseShapes(terse: string): Map<string, string> {
   return shapes;
 }
 
-function jumpTarget(expressions: Json | undefined): string | undefined {
-  if (!Array.isArray(expressions) || expressions.length !== 1 || !isObject(expressions[0])) return undefined;
-  const jump = expressions[0].jump;
-  return isObject(jump) ? String(jump.target) : undefined;
-}
+/** Rules that somebody else wrote have another comment, or none. */
+const digestIn = (comment: Json | undefined): string | undefined =>
+  typeof comment === 'string' && /^[0-9a-f]{16}$/.test(comment) ? comment : undefined;
 
 function elementsOf(set: JsonObject): Map<string, string> {
   const types = (Array.isArray(set.type) ? set.type : [set.type ?? '']).map(String);

@@ -1,14 +1,14 @@
 /**
  * States of one nftables table: the empty one, and the one that a ruleset leads to.
  */
-import type { NftSet, NftState, Ruleset } from './nft.ts';
+import { createHash } from 'node:crypto';
+import type { NftChain, NftSet, NftState, Ruleset } from './nft.ts';
 
 export const emptyState = (): NftState => ({
   exists: false,
   counters: new Set(),
   sets: new Map(),
-  chains: new Set(),
-  jumps: new Map(),
+  chains: new Map(),
 });
 
 /** Values as `typeof` wants them written. */
@@ -32,10 +32,20 @@ export const isMapShape = (shape: string): boolean => shape.includes(' : ');
 export const isLimitShape = (shape: string): boolean =>
   Object.values(limitExample).some((text) => shape.includes(text));
 
-/** The targets of those rules of a chain that are nothing but `jump NAME`; undefined if there are none. */
-export function jumpsOf(rules: readonly string[]): string[] | undefined {
-  const targets = rules.flatMap((rule) => /^jump ([A-Za-z_][\w]*)$/.exec(rule)?.[1] ?? []);
-  return targets.length > 0 ? targets : undefined;
+/** By which two chains of one name are compared; '' for one without rules. */
+export function digestOf({ rules }: Pick<NftChain, 'rules'>): string {
+  return rules.length === 0 ? '' : createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 16);
+}
+
+/** The kernel keeps a chain's digest as the comment of its first rule: rules and comment come and go together. */
+export function rulesOf(name: string, chain: NftChain): [chain: string, rule: string][] {
+  return chain.rules.map((rule, index) => [name, index === 0 ? `${rule} comment "${digestOf(chain)}"` : rule]);
+}
+
+/** A rule as it was written, and the digest that stands with it. */
+export function withoutDigest(rule: string): [rule: string, digest: string | undefined] {
+  const [, text = rule, digest] = /^(.*) comment "([0-9a-f]{16})"$/.exec(rule) ?? [];
+  return [text, digest];
 }
 
 /** The state in which the kernel is once this ruleset is in force. */
@@ -45,9 +55,7 @@ export function stateOf(ruleset: Ruleset): NftState {
     state.sets.set(name, { shape: shapeOf(set), elements: set.elements });
   }
   for (const [name, chain] of Object.entries(ruleset.chains)) {
-    state.chains.add(name);
-    const targets = jumpsOf(chain.rules);
-    if (targets !== undefined) state.jumps.set(name, targets);
+    state.chains.set(name, digestOf(chain));
   }
   return state;
 }

@@ -2,11 +2,11 @@
  * nftables as a value: a Ruleset is what one table must hold; diffRuleset() (nft-diff.ts) makes of the difference to
  * what the kernel holds a TableChange (nft-change.ts), which is one transaction (nft-host.ts; nft-fake.ts for tests).
  *
- * A chain is named by its content, so that a diff only adds and deletes it; or it keeps a fixed name, and what it holds is
- * told by the names that it jumps to: when those change it is rewritten in place, and each packet sees the old rules or
- * the new ones. A chain with a hook does the second: of two base chains that take turns in a transaction
- * each is empty for a moment, and nothing promises that no packet meets both so (none did, in 800 turns under load).
- * Of a chain that is there, the hook's own text is not compared: another hook or priority needs another name.
+ * A chain that gets other rules keeps its name and is rewritten in place: a packet that has entered a base chain walks all
+ * chains of one generation, the old rules or the new ones (nft_do_chain() reads the generation once). What a chain
+ * holds is told by a digest in the comment of its first rule. Of a chain that is there, the hook's own text is not
+ * compared: another hook or priority needs another name. Of two base chains that took turns in a transaction each would be
+ * empty for a moment, and nothing promises that no packet meets both so.
  */
 
 import type { TableChange } from './nft-change.ts';
@@ -52,9 +52,8 @@ export interface NftState {
   exists: boolean;
   counters: Set<string>;
   sets: Map<string, SetState>;
-  chains: Set<string>;
-  /** Chains that have rules of nothing but `jump NAME`: those names. They can be rewritten in place. */
-  jumps: Map<string, string[]>;
+  /** Name → digestOf() its rules; undefined: nobody knows, some other program's. */
+  chains: Map<string, string | undefined>;
 }
 
 export interface CounterValue {
@@ -73,6 +72,7 @@ export interface Nft {
 }
 
 export {
+  ChangeBuilder,
   changeSize,
   type ElementsChange,
   emptyChange,

@@ -345,6 +345,16 @@ export const rulesets: [title: string, ruleset: Ruleset][] = [
       },
     }),
   ],
+  [
+    'a chain of a fixed name gets other rules, and a base chain that jumps nowhere',
+    rule({
+      counters: ['c_1'],
+      chains: {
+        forward: { hook, rules: ['ip saddr 10.0.0.1 counter name "c_1"', 'jump walk_2'] },
+        walk_2: { rules: ['ip saddr 10.0.0.9 drop', 'return'] },
+      },
+    }),
+  ],
   ['base chains named by content swap', rule({ chains: { forward_2: { hook, rules: ['ip saddr 10.0.0.1 drop'] } } })],
   ['once more', rule({ chains: { forward_3: { hook, rules: ['ip6 saddr fd00::1 drop'] } } })],
 ];

@@ -233,7 +233,7 @@ t.test('one namespace goes into audit and back: elements, not chains; the other 
     return next;
   };
   await rig.apply(moved('g-pay-enforced'));
-  const chains = async (): Promise<string[]> => [...(await rig.nft.list('inet', 'sluice')).chains].sort();
+  const chains = async (): Promise<string[]> => [...(await rig.nft.list('inet', 'sluice')).chains.keys()].sort();
   const before = await chains();
   for (const [group, verdict] of [
     ['g-pay-audit', 'accept'],

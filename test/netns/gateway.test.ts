@@ -483,7 +483,7 @@ t.test('an address that changes hands: not even a flow that could not be ended l
 t.test('element updates: a pod that comes or goes changes elements, never a chain', async (t) => {
   const plan = webPlan();
   await rig.apply(plan);
-  const chains = async (): Promise<string[]> => [...(await rig.nft.list('inet', 'sluice')).chains].sort();
+  const chains = async (): Promise<string[]> => [...(await rig.nft.list('inet', 'sluice')).chains.keys()].sort();
   const before = await chains();
   const more = structuredClone(plan);
   const pay = more.workloads['uid-pay'];

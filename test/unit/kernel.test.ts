@@ -26,6 +26,7 @@ import {
 } from '../../kernel/nft.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
 import { parseCounters, parseTable } from '../../kernel/nft-json.ts';
+import { digestOf, rulesOf } from '../../kernel/nft-state.ts';
 import { run } from '../../kernel/run.ts';
 import { applySysctls, readSysctl } from '../../kernel/sysctl.ts';
 import { ipSuite } from '../ip-suite.ts';
@@ -109,8 +110,8 @@ add set inet x s { type ipv4_addr; }
 add map inet x m { type mark : verdict; }
 add chain inet x base { type filter hook forward priority 0; policy accept; }
 add chain inet x k_1
-add rule inet x base jump k_1
-add rule inet x k_1 drop
+add rule inet x base jump k_1 comment "${digestOf({ rules: ['jump k_1'] })}"
+add rule inet x k_1 drop comment "${digestOf({ rules: ['drop'] })}"
 add element inet x s { 10.0.0.1, 10.0.0.2 }
 add element inet x m { 0x00000001 : goto k_1 }
 `,
@@ -139,7 +140,7 @@ delete chain inet x k_1
 delete map inet x m
 delete counter inet x c
 add chain inet x k_2
-add rule inet x base jump k_2
+add rule inet x base jump k_2 comment "${digestOf({ rules: ['jump k_2'] })}"
 add element inet x s { 10.0.0.3 }
 `,
   );
@@ -150,8 +151,8 @@ add element inet x s { 10.0.0.3 }
     /rename one of them/,
   );
   t.same(
-    diffRuleset({ ...stateOf(ruleset), jumps: new Map() }, ruleset),
-    { ...emptyChange('inet', 'x'), flushed: ['base'], rules: [['base', 'jump k_1']] },
+    diffRuleset({ ...stateOf(ruleset), chains: new Map([...stateOf(ruleset).chains, ['base', undefined]]) }, ruleset),
+    { ...emptyChange('inet', 'x'), flushed: ['base'], rules: rulesOf('base', { rules: ['jump k_1'] }) },
     'a base chain that somebody else changed is put right',
   );
 });
