@@ -1,8 +1,9 @@
 /**
  * The difference between two plans, and its application: per named collection, keys to set and keys to delete.
  * It knows nothing of what the values mean (api/plan.ts), so a new collection or field costs nothing here.
- * Input comes from the network: application never throws, never touches a prototype, and shares no state with
- * the plan that it starts from. Left out: differences within a value; a value that changed is sent whole.
+ * Input comes from the network: a delta is checked before it is applied, so that it changes all or nothing, never
+ * throws and never touches a prototype. Values of a plan are never changed, only replaced: plans may share them.
+ * Left out: differences within a value; a value that changed is sent whole.
  */
 import { createHash } from 'node:crypto';
 import type { Result } from './result.ts';
@@ -113,26 +114,24 @@ export function isEmptyDelta(delta: PlanDelta): boolean {
 }
 
 /**
- * A new plan; the old one is not changed, and values that stay are shared with it. A delta that names an unknown
- * collection, deletes a key that is not there or uses a forbidden key does not fit: the caller asks for a snapshot.
+ * Whether a delta fits a plan, once `changes` are made to it; nothing is changed. One that names an unknown collection,
+ * deletes a key that is not there or uses a forbidden key does not fit: the caller asks for a snapshot.
  */
-export function applyDelta<P extends object>(plan: P, delta: unknown): Result<P> {
+export function checkDelta(plan: object, delta: unknown, changes?: Changes): Result<PlanDelta> {
   if (!isRecord(delta) || !isRecord(own(delta, 'set')) || !isRecord(own(delta, 'delete'))) {
     return { ok: false, error: 'a delta is an object with "set" and "delete"' };
   }
   const sets = delta.set as Record<string, unknown>;
   const deletes = delta.delete as Record<string, unknown>;
-  const result: Collections = { ...collectionsOf(plan) };
+  const collections = collectionsOf(plan);
   for (const name of new Set([...Object.keys(sets), ...Object.keys(deletes)])) {
-    if (!Object.hasOwn(result, name)) return { ok: false, error: `unknown collection ${JSON.stringify(name)}` };
-    const collection = { ...result[name] };
+    const collection = own(collections, name) as Record<string, unknown> | undefined;
+    if (collection === undefined) return { ok: false, error: `unknown collection ${JSON.stringify(name)}` };
     const gone = own(deletes, name) ?? [];
     if (!Array.isArray(gone)) return { ok: false, error: `delete.${name} is not a list` };
-    for (const key of gone) {
-      if (typeof key !== 'string' || !Object.hasOwn(collection, key)) {
-        return { ok: false, error: `delete.${name} names a key that is not there` };
-      }
-      delete collection[key];
+    const there = (key: string): boolean => changes?.has(name, key) ?? Object.hasOwn(collection, key);
+    if (new Set(gone).size !== gone.length || !gone.every((key) => typeof key === 'string' && there(key))) {
+      return { ok: false, error: `delete.${name} names a key that is not there` };
     }
     const set = own(sets, name) ?? {};
     if (!isRecord(set)) return { ok: false, error: `set.${name} is not an object` };
@@ -142,9 +141,73 @@ export function applyDelta<P extends object>(plan: P, delta: unknown): Result<P>
       if (value === undefined || value === null || typeof value !== 'object') {
         return { ok: false, error: `set.${name} has a value that is no object` };
       }
-      collection[key] = value;
     }
-    result[name] = collection;
   }
-  return { ok: true, value: result as P };
+  return { ok: true, value: delta as unknown as PlanDelta };
+}
+
+/** Changes the plan itself, by a delta that fits: it costs what the delta is long. */
+export function changePlan(plan: object, delta: PlanDelta): void {
+  const collections = collectionsOf(plan);
+  for (const name of Object.keys(delta.delete)) {
+    const collection = collections[name] as Record<string, unknown>;
+    for (const key of delta.delete[name] ?? []) delete collection[key];
+  }
+  for (const name of Object.keys(delta.set)) Object.assign(collections[name] as object, delta.set[name]);
+}
+
+/** Deltas one after another as one: what was set or deleted last counts. Each must have fitted (checkDelta). */
+export class Changes {
+  /** By collection and key; undefined: deleted. */
+  readonly #last = new Map<string, Map<string, unknown>>();
+
+  /** Whether the key is there afterwards; undefined: as it was. */
+  has(name: string, key: string): boolean | undefined {
+    const keys = this.#last.get(name);
+    return keys?.has(key) === true ? keys.get(key) !== undefined : undefined;
+  }
+
+  add(delta: PlanDelta): void {
+    for (const name of Object.keys(delta.delete)) {
+      for (const key of delta.delete[name] ?? []) this.#of(name).set(key, undefined);
+    }
+    for (const name of Object.keys(delta.set)) {
+      for (const [key, value] of Object.entries(delta.set[name] ?? {})) this.#of(name).set(key, value);
+    }
+  }
+
+  /** From `plan`, to which none of them has been made. Deletes only what is there, and nothing that it sets. */
+  from(plan: object): PlanDelta {
+    const delta: PlanDelta = { set: {}, delete: {} };
+    for (const [name, keys] of this.#last) {
+      const before = collectionsOf(plan)[name] ?? {};
+      const set = [...keys].filter(([, value]) => value !== undefined);
+      const gone = [...keys].filter(([key, value]) => value === undefined && Object.hasOwn(before, key));
+      if (set.length > 0) delta.set[name] = Object.fromEntries(set);
+      if (gone.length > 0) delta.delete[name] = gone.map(([key]) => key);
+    }
+    return delta;
+  }
+
+  #of(name: string): Map<string, unknown> {
+    const keys = this.#last.get(name) ?? new Map<string, unknown>();
+    this.#last.set(name, keys);
+    return keys;
+  }
+}
+
+/** Another plan with the same values, which stays as it is when this one is changed. */
+export function copyPlan<P extends object>(plan: P): P {
+  const copy: Collections = {};
+  for (const [name, collection] of Object.entries(collectionsOf(plan))) copy[name] = { ...collection };
+  return copy as P;
+}
+
+/** A new plan; the old one is not changed, and values that stay are shared with it. */
+export function applyDelta<P extends object>(plan: P, delta: unknown): Result<P> {
+  const checked = checkDelta(plan, delta);
+  if (!checked.ok) return checked;
+  const changed = copyPlan(plan);
+  changePlan(changed, checked.value);
+  return { ok: true, value: changed };
 }

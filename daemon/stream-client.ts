@@ -8,7 +8,7 @@ import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:h
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { CERT_URI_PREFIX, PORT_PLAN_STREAM } from '../api/names.ts';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
-import { applyDelta, hashPlan } from '../api/plan-delta.ts';
+import { Changes, changePlan, checkDelta, copyPlan, hashPlan, type PlanDelta } from '../api/plan-delta.ts';
 import {
   type ClientMessage,
   formatMessage,
@@ -34,10 +34,18 @@ export interface PlanClientOptions<R extends PlanRole> {
   certs: string;
   /** The machine's own addresses, canonical; the controller puts them into other plans. */
   addresses: string[];
-  /** What the program holds from its last run; if the controller says that it is right, onPlan is called with it. */
-  saved?: { generation: number; hash: string; plan: PlanOf[R] };
-  /** Called for one plan at a time; plans that arrive meanwhile are coalesced to the newest. Throwing is a nack. */
-  onPlan(plan: PlanOf[R], generation: number): Promise<void>;
+  /** What the program holds from its last run and has in force. The plan is the client's from now on, see onPlan. */
+  saved?: { generation: number; plan: PlanOf[R] };
+  /**
+   * Called for one plan at a time; what arrives meanwhile is coalesced to the newest. Throwing is a nack.
+   * `plan` is the client's own and mostly the same object each time: it is changed in place, but never while onPlan
+   * runs, nor between two turns of `inTurn`. Its values are never changed, only replaced.
+   * `delta` leads to it from the plan that onPlan was given last and did not throw (or from `saved`); it may be empty,
+   * where only the generation is new. It is absent where that is not known: a snapshot, or after a failure.
+   */
+  onPlan(plan: PlanOf[R], generation: number, delta?: PlanDelta): Promise<void>;
+  /** Runs `work`, in which the plan is changed and given to onPlan, while nothing else uses the plan. */
+  inTurn?(work: () => Promise<void>): Promise<void>;
   onState?(state: 'connected' | 'disconnected'): void;
   log: Logger;
   /** Randomness of the back-off, 0 to 1. */
@@ -64,9 +72,10 @@ const REPORTS_WAITING = 1024 * 1024;
 const RETRY_FIRST = 1_000;
 const RETRY_LAST = 30_000;
 
-interface Held<R extends PlanRole> {
-  plan: PlanOf[R];
-  generation: number;
+/** What came and was not given to the program yet; a snapshot stands for all that came before it. */
+interface Waiting<R extends PlanRole> {
+  snapshot?: PlanOf[R];
+  changes: Changes;
 }
 
 export function startPlanClient<R extends PlanRole>(options: PlanClientOptions<R>): PlanClient {
@@ -78,10 +87,17 @@ export function startPlanClient<R extends PlanRole>(options: PlanClientOptions<R
 class Client<R extends PlanRole> {
   readonly #options: PlanClientOptions<R>;
   readonly #log: Logger;
-  /** The plan as the controller knows that we know it. */
-  #held: Held<R> | undefined;
-  /** What onPlan was called with and returned from, in this run. */
-  #applied: Held<R> | undefined;
+  /** What the program knows: what it was given last, or will be in this turn. */
+  #plan: PlanOf[R] | undefined;
+  #waiting: Waiting<R> | undefined;
+  /** Of #plan with what waits: the plan as the controller knows that we know it. */
+  #generation = 0;
+  /** onPlan was given #plan, and did not throw. */
+  #inForce = false;
+  /** The program was told of #plan's generation, or of an older one of the same plan. */
+  #told = false;
+  /** A generation has not been acknowledged yet. */
+  #owed = false;
   #applying: Promise<void> | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #failures = 0;
@@ -97,7 +113,9 @@ class Client<R extends PlanRole> {
     this.#options = options;
     this.#log = options.log.child({ controller: options.url });
     if (options.saved !== undefined) {
-      this.#held = { plan: options.saved.plan, generation: options.saved.generation };
+      this.#plan = options.saved.plan;
+      this.#generation = options.saved.generation;
+      this.#inForce = true;
     }
   }
 
@@ -169,9 +187,26 @@ class Client<R extends PlanRole> {
 
   #hello(): void {
     const { role, name, addresses } = this.#options;
-    const { generation, plan } = this.#held ?? { generation: 0 };
+    const plan = this.#known();
     const hash = plan === undefined ? '' : hashPlan(plan);
-    this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, generation, hash });
+    this.#send({
+      type: 'hello',
+      version: PLAN_STREAM_VERSION,
+      role,
+      name,
+      addresses,
+      generation: this.#generation,
+      hash,
+    });
+  }
+
+  /** The plan as the controller knows that we know it; none is changed for it. */
+  #known(): PlanOf[R] | undefined {
+    const { snapshot, changes } = this.#waiting ?? {};
+    if (snapshot !== undefined || changes === undefined || this.#plan === undefined) return snapshot ?? this.#plan;
+    const plan = copyPlan(this.#plan);
+    changePlan(plan, changes.from(plan));
+    return plan;
   }
 
   #reconnect(failure: unknown): void {
@@ -205,63 +240,94 @@ class Client<R extends PlanRole> {
   }
 
   #receive(message: ServerMessage): void {
-    const held = this.#held;
     switch (message.type) {
       case 'snapshot':
-        this.#held = { plan: message.plan as unknown as PlanOf[R], generation: message.generation };
+        this.#waiting = { snapshot: message.plan as unknown as PlanOf[R], changes: new Changes() };
         break;
       case 'delta': {
-        const next =
-          held?.generation === message.from
-            ? applyDelta(held.plan, message.delta)
-            : ({ ok: false, error: `holds generation ${held?.generation ?? 0}, not ${message.from}` } as const);
-        if (!next.ok) {
-          this.#log.warn({ reason: next.error }, 'a delta does not fit, asking for a snapshot');
-          this.#send({ type: 'resync' });
-          return;
-        }
-        this.#held = { plan: next.value, generation: message.generation };
-        break;
+        const misfit = this.#take(message.from, message.delta);
+        if (misfit === undefined) break;
+        this.#log.warn({ reason: misfit }, 'a delta does not fit, asking for a snapshot');
+        this.#send({ type: 'resync' });
+        return;
       }
       case 'keep':
-        if (held === undefined) {
-          this.#send({ type: 'resync' });
-          return;
-        }
-        this.#held = { plan: held.plan, generation: message.generation };
-        break;
+        if (this.#plan !== undefined || this.#waiting !== undefined) break;
+        this.#send({ type: 'resync' });
+        return;
     }
+    this.#generation = message.generation;
+    this.#owed = true;
     this.#failures = 0;
     this.#apply();
   }
 
-  /** Applies what is held, unless it is being done. What arrives meanwhile is taken up afterwards, newest first. */
+  /** Keeps a delta until the program's turn; or says why it does not fit, and keeps nothing. */
+  #take(from: number, delta: PlanDelta): string | undefined {
+    const { snapshot, changes = new Changes() } = this.#waiting ?? {};
+    const base = snapshot ?? this.#plan;
+    if (base === undefined || from !== this.#generation) {
+      return `holds generation ${base === undefined ? 0 : this.#generation}, not ${from}`;
+    }
+    const checked = checkDelta(base, delta, changes);
+    if (!checked.ok) return checked.error;
+    // The program does not know the snapshot yet.
+    if (snapshot !== undefined) changePlan(snapshot, checked.value);
+    else changes.add(checked.value);
+    this.#waiting = { ...(snapshot !== undefined && { snapshot }), changes };
+    return undefined;
+  }
+
+  /** Applies what came, unless it is being done. What arrives meanwhile is taken up afterwards, all of it at once. */
   #apply(): void {
     clearTimeout(this.#retryTimer);
     if (this.#applying !== undefined || this.#closed) return;
-    this.#applying = this.#applyAll().finally(() => {
+    const inTurn = this.#options.inTurn ?? ((work) => work());
+    const all = async (): Promise<void> => {
+      while (this.#owed && !this.#closed) {
+        let failed = false;
+        await inTurn(async () => {
+          if (!this.#closed) failed = !(await this.#applyOnce());
+        });
+        // What came meanwhile may do better; the same again would not.
+        if (failed && this.#waiting === undefined) return this.#retryLater();
+      }
+    };
+    this.#applying = all().finally(() => {
       this.#applying = undefined;
     });
   }
 
-  async #applyAll(): Promise<void> {
-    while (this.#held !== undefined && !this.#closed) {
-      const target = this.#held;
-      try {
-        // In force already, under an older generation: nothing to do but to say so.
-        if (this.#applied?.plan !== target.plan) await this.#options.onPlan(target.plan, target.generation);
-        this.#applied = target;
-        this.#failures = 0;
-        this.#send({ type: 'ack', generation: target.generation });
-        if (this.#held === target) return;
-      } catch (error) {
-        const text = error instanceof Error ? error.message : String(error);
-        this.#log.error({ generation: target.generation, reason: text }, 'a plan could not be applied');
-        this.#send({ type: 'nack', generation: target.generation, error: text.slice(0, MAX_ERROR) });
-        // What is in force now is unknown: part of the plan may be.
-        this.#applied = undefined;
-        if (this.#held === target) return this.#retryLater();
+  /** Brings #plan up to date, gives it to the program and answers; false: it could not be applied. */
+  async #applyOnce(): Promise<boolean> {
+    const { snapshot, changes } = this.#waiting ?? {};
+    this.#waiting = undefined;
+    this.#owed = false;
+    const plan = snapshot ?? (this.#plan as PlanOf[R]);
+    const generation = this.#generation;
+    const known = this.#inForce && snapshot === undefined;
+    const delta = snapshot !== undefined || changes === undefined ? { set: {}, delete: {} } : changes.from(plan);
+    changePlan(plan, delta);
+    this.#plan = plan;
+    try {
+      // In force already, under an older generation: nothing to do but to say so.
+      if (!known || !this.#told || changes !== undefined) {
+        this.#inForce = false;
+        await (known ? this.#options.onPlan(plan, generation, delta) : this.#options.onPlan(plan, generation));
       }
+      this.#inForce = true;
+      this.#told = true;
+      this.#failures = 0;
+      this.#send({ type: 'ack', generation });
+      return true;
+    } catch (error) {
+      // What is in force now is unknown: part of the plan may be.
+      this.#inForce = false;
+      this.#owed = true;
+      const text = error instanceof Error ? error.message : String(error);
+      this.#log.error({ generation, reason: text }, 'a plan could not be applied');
+      this.#send({ type: 'nack', generation, error: text.slice(0, MAX_ERROR) });
+      return false;
     }
   }
 

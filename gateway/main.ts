@@ -6,6 +6,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
+import { copyPlan } from '../api/plan-delta.ts';
 import { hitsMessage } from '../api/plan-stream.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
@@ -106,7 +107,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   if (reason !== undefined) log.warn({ reason }, 'saved plan not usable: waiting for the controller');
   if (saved !== undefined) {
     log.info({ generation: saved.generation, ageSeconds: saved.ageSeconds }, 'starting with the saved plan');
-    await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
+    await inTurn(() => apply(copyPlan(saved.plan), saved.generation)).catch(() => undefined);
   }
   await recorder.start();
   hits.start();
@@ -117,11 +118,12 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     certs: options.certs,
     addresses: ownAddresses(),
     ...(saved === undefined || inForce === undefined ? {} : { saved }),
-    onPlan: (plan, generation) =>
-      inTurn(async () => {
-        await apply(plan, generation);
-        await savePlan(options.state, 'gateway', plan, generation);
-      }),
+    inTurn,
+    async onPlan(plan, generation) {
+      // What compares with the plan before needs one that stays as it was.
+      await apply(copyPlan(plan), generation);
+      await savePlan(options.state, 'gateway', plan, generation);
+    },
     onState(state) {
       connected = state === 'connected';
       metrics.connected(connected);

@@ -6,6 +6,7 @@
 import { networkInterfaces } from 'node:os';
 import { NFT_TABLE_NODE, TUNNEL_DEVICE } from '../api/names.ts';
 import type { NodePlan } from '../api/plan.ts';
+import { copyPlan } from '../api/plan-delta.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
@@ -79,13 +80,13 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   let resumed = false;
   if (saved !== undefined) {
     try {
-      await inTurn(() => apply(saved.plan));
+      await inTurn(() => apply(copyPlan(saved.plan)));
       generation = saved.generation;
       metrics.generation(generation);
       resumed = true;
       log.info({ generation, ageSeconds: Math.round(saved.ageSeconds) }, 'the saved plan is in force');
     } catch (error) {
-      steering.resume(saved.plan);
+      steering.resume(copyPlan(saved.plan));
       log.error({ error: (error as Error).message }, 'the saved plan could not be applied');
     }
   }
@@ -97,14 +98,15 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     certs: options.certs,
     addresses: underlayAddresses(options.workloadInterfaces),
     ...(saved !== undefined && resumed ? { saved } : {}),
-    onPlan: (plan, next) =>
-      inTurn(async () => {
-        await apply(plan);
-        generation = next;
-        metrics.generation(next);
-        await savePlan(options.state, 'node', plan, next);
-        log.info({ generation: next, workloads: Object.keys(plan.workloads).length }, 'plan in force');
-      }),
+    inTurn,
+    async onPlan(plan, next) {
+      // It is compared with the plan before, which must stay as it was; a node's are small.
+      await apply(copyPlan(plan));
+      generation = next;
+      metrics.generation(next);
+      await savePlan(options.state, 'node', plan, next);
+      log.info({ generation: next, workloads: Object.keys(plan.workloads).length }, 'plan in force');
+    },
     onState: (state) => {
       connected = state === 'connected';
       log.info({ state }, 'plan stream');

@@ -5,7 +5,18 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { emptyNodePlan } from '../../api/plan.ts';
-import { applyDelta, canonicalJson, diffPlan, hashPlan, isEmptyDelta, isSafeJson } from '../../api/plan-delta.ts';
+import {
+  applyDelta,
+  Changes,
+  canonicalJson,
+  changePlan,
+  checkDelta,
+  copyPlan,
+  diffPlan,
+  hashPlan,
+  isEmptyDelta,
+  isSafeJson,
+} from '../../api/plan-delta.ts';
 import { LineReader, parseClientMessage, parseServerMessage } from '../../api/plan-stream.ts';
 
 const names = ['settings', 'shards', 'workloads'] as const;
@@ -44,6 +55,42 @@ t.test('apply(diff(a, b), a) equals b', async (t) => {
   t.pass();
 });
 
+t.test('deltas one after another are one, and change a plan in place as they would a copy', async (t) => {
+  fc.assert(
+    fc.property(plan, fc.array(plan, { minLength: 1, maxLength: 4 }), (first, later) => {
+      fc.pre(noProto(JSON.stringify([first, later])));
+      const changes = new Changes();
+      const stepwise = copyPlan(first);
+      for (const next of later) {
+        const delta = JSON.parse(JSON.stringify(diffPlan(stepwise, next)));
+        const fits = checkDelta(first, delta, changes);
+        if (!fits.ok) throw new Error(fits.error);
+        changes.add(fits.value);
+        changePlan(stepwise, fits.value);
+      }
+      const whole = changes.from(first);
+      const result = applyDelta(first, JSON.parse(JSON.stringify(whole)));
+      if (!result.ok) throw new Error(result.error);
+      const wanted = canonicalJson(later.at(-1));
+      if (canonicalJson(stepwise) !== wanted) throw new Error('stepwise differs');
+      if (canonicalJson(result.value) !== wanted) throw new Error('as one differs');
+      for (const name of names) {
+        const both = (whole.delete[name] ?? []).filter((item) => Object.hasOwn(whole.set[name] ?? {}, item));
+        if (both.length > 0) throw new Error('sets what it deletes');
+      }
+      // What does not fit after the changes is refused, even if it fitted before them.
+      for (const name of names) {
+        for (const item of Object.keys(first[name])) {
+          const fits = checkDelta(first, { set: {}, delete: { [name]: [item] } }, changes);
+          if (fits.ok !== Object.hasOwn(stepwise[name], item)) throw new Error('fits by what it was');
+        }
+      }
+    }),
+    { numRuns: 200 },
+  );
+  t.pass();
+});
+
 t.test('the hash is of the meaning, not of the order of keys', async (t) => {
   t.equal(hashPlan({ a: { x: { p: 1, q: [1, 2] } } }), hashPlan({ a: { x: { q: [1, 2], p: 1, r: undefined } } }));
   t.not(hashPlan({ a: { x: [1, 2] } }), hashPlan({ a: { x: [2, 1] } }));
@@ -71,6 +118,7 @@ t.test('hostile deltas are refused by name', async (t) => {
     ['a value that is null', '{"set":{"workloads":{"a":null}},"delete":{}}', /no object/],
     ['a key that is not there', '{"set":{},"delete":{"workloads":["u2"]}}', /not there/],
     ['a key of Object.prototype', '{"set":{},"delete":{"workloads":["toString"]}}', /not there/],
+    ['deleting a key twice', '{"set":{},"delete":{"workloads":["u1","u1"]}}', /not there/],
     ['deleting a number', '{"set":{},"delete":{"workloads":[1]}}', /not there/],
     ['deleting no list', '{"set":{},"delete":{"workloads":{"length":1}}}', /no list|not a list/],
   ];
