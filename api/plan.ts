@@ -90,6 +90,8 @@ export interface RuleEntry {
   action: Action;
   /** What it matches is counted and logged, and the walk goes on as if it had not. Absent: it is enforced. */
   mode?: 'Audit';
+  /** All: a record also of what it accepts and hands on. None: no record of what it decides. Absent: of that only. */
+  logging?: 'All' | 'None';
   priority: number;
   /** Keys into `services`, or '*' for any destination. */
   services: string[] | '*';

@@ -21,6 +21,7 @@ import { describeExclusion, excludes, selectsNamespace } from '../policy/applies
 import { compileCarriage, type Settled } from '../policy/carriage.ts';
 import { endpointsOf } from '../policy/endpoints.ts';
 import type { Explanation, Step } from '../policy/evaluate.ts';
+import { describeLogging } from '../policy/logging.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { listNotes } from './list-notes.ts';
@@ -53,6 +54,8 @@ export interface Answer {
   egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
   /** Lists that are not known here, or not as they are now. */
   lists?: string[];
+  /** Which flow records it leaves, where rules say so. */
+  records?: string[];
   /** Host that the permitting rule's webhook tells of the flow. */
   webhook?: string;
 }
@@ -189,6 +192,7 @@ function answerOf(
   if (egress === undefined) throw new TypeError(`${base.from} is judged and has no egress IP`);
   const policy = carriage.evaluator.explain(flow);
   const { decision, summary } = policy;
+  const records = describeLogging(policy, gatewayPlan.rules);
   const shard = gatewayPlan.shards[egress.shard];
   const gateway = shard?.order[0];
   const nextHop = shard?.nextHops[family];
@@ -198,6 +202,7 @@ function answerOf(
     reason: decision.reason,
     summary,
     policy,
+    ...(records.length > 0 && { records }),
     ...(decision.verdict === 'accept' && {
       egress: {
         pool,
@@ -269,6 +274,7 @@ export function answerText(answer: Answer, paint: Paint): string {
     const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
     lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
   }
+  if (answer.records !== undefined) lines.push(`Flow records: ${answer.records.join('; ')}.\n`);
   if (answer.webhook !== undefined) lines.push(`Told to the rule's webhook at ${printable(answer.webhook)}.\n`);
   for (const note of answer.lists ?? []) {
     lines.push(`${paint('yellow', 'The lists of an ExternalService are not all known here')}: ${printable(note)}\n`);

@@ -11,20 +11,10 @@ import { compileRedirect } from '../policy/redirect.ts';
 import type { Chains } from './chains.ts';
 import { DestinationSets } from './destination-sets.ts';
 import { limitSets } from './limits.ts';
+import { type Logged, verdictsByLogging } from './logging.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
 import { Redirects, type RedirectVerdicts } from './redirect.ts';
-import {
-  auditLines,
-  countedVerdicts,
-  type Denials,
-  decide,
-  decideRedirected,
-  HITS_SET,
-  hitsSet,
-  letPass,
-  verdictOf,
-  withLimits,
-} from './verdict.ts';
+import { auditLines, decide, decideRedirected, HITS_SET, hitsSet, letPass, verdictOf, withLimits } from './verdict.ts';
 
 export interface CompiledPolicy {
   sets: Record<string, NftSet>;
@@ -41,11 +31,12 @@ export function compilePolicy(
   plan: GatewayPlan,
   heldShards: readonly string[],
   chains: Chains,
-  denials: Denials,
+  logged: Logged,
 ): CompiledPolicy {
   const sets: Record<string, NftSet> = {};
   const numbers = ruleNumbers(Object.keys(plan.rules));
-  const verdicts = countedVerdicts(chains, denials);
+  const verdictsFor = verdictsByLogging(chains, logged);
+  const verdicts = verdictsFor(undefined);
   const groupMarks = groupNumbers(Object.keys(plan.groups));
   const destinations = new DestinationSets(plan, sets);
 
@@ -66,14 +57,15 @@ export function compilePolicy(
     const verdict =
       rule.limits === undefined
         ? unlimited
-        : withLimits(rule.limits, number, unlimited, verdicts, chains, group.audit === true);
+        : withLimits(rule.limits, number, unlimited, verdictsFor(rule), chains, group.audit === true);
     return matches.map((match) => `${match}${verdict}`.trim());
   }
 
   /** Of a rule that denies; of others what they do anyway. */
   function denied(id: string, rule: RuleEntry, { audit }: GroupEntry): string {
     const denies = rule.action === 'drop' || rule.action === 'reject';
-    return audit && denies ? letPass('rule', numberOf(id), verdicts, chains) : verdictOf(rule, numberOf(id), verdicts);
+    if (audit && denies) return letPass('rule', numberOf(id), verdicts, chains);
+    return verdictOf(rule, numberOf(id), verdictsFor(rule));
   }
 
   /** Where the whole policy is in audit, nothing is redirected either. */
@@ -83,7 +75,7 @@ export function compilePolicy(
     forbidden: (id) =>
       group.audit
         ? letPass('rule', numberOf(id), verdicts, chains)
-        : `meta mark set ${markText(ruleMark(numberOf(id)))} goto ${verdicts.redirect()}`,
+        : `meta mark set ${markText(ruleMark(numberOf(id)))} goto ${verdictsFor(plan.rules[id]).redirect()}`,
     permitted: (id, translate) =>
       group.audit ? decide(numberOf(id), verdicts) : decideRedirected(numberOf(id), translate, chains),
   });

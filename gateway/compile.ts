@@ -37,7 +37,8 @@ import { Chains } from './chains.ts';
 import { ingressOf, isTunnelled } from './compile-net.ts';
 import { compilePolicy } from './compile-policy.ts';
 import { addressType, header } from './destination-sets.ts';
-import { AUDIT_LIMIT } from './record/flow-record.ts';
+import { AUDIT_LIMIT, MATCH } from './record/flow-record.ts';
+import type { Denials } from './verdict.ts';
 
 export interface CompiledGateway {
   /** Asks every packet for its source. */
@@ -77,19 +78,10 @@ export function compileGateway(plan: GatewayPlan, machine: Machine = {}): Compil
   }
   const pool = plan.settings.pool;
   const dropped = dropChains(chains);
-  const ending = (noun: string, reason: 'rule' | 'default-action' | 'limit', last: string[]): string =>
-    chains.add(noun, [`counter name ${counterName(reason)}`, log(reason === 'limit' ? reason : 'rule'), ...last]);
   const policy = compilePolicy(plan, heldShards, chains, {
-    drop: ending('drop', 'rule', ['drop']),
-    reject: ending('reject', 'rule', reject),
-    byDefault: () => ending('drop', 'default-action', ['drop']),
-    redirect: () => dropped('redirect'),
-    overLimit: () => ending('drop', 'limit', ['drop']),
-    audit: (reason) =>
-      chains.add('audit', [
-        `counter name ${auditCounterName(reason)}`,
-        log(reason === 'limit' ? AUDIT_LIMIT : 'audit'),
-      ]),
+    decisions: denials(chains, log),
+    none: denials(chains),
+    match: log(MATCH),
   });
   const hairpin = (last: string[]): string =>
     chains.add('hairpin', [`counter name ${counterName('hairpin')}`, log('hairpin'), ...last]);
@@ -190,6 +182,26 @@ const reject = [
 /** At most 1,000 records a second: a flood of denials must not become a flood of work. The counters count all. */
 function log(prefix: string): string {
   return `limit rate 1000/second burst 1000 packets log prefix "${prefix}" group ${NFLOG_GROUP} snaplen 96`;
+}
+
+/** What policy denies. `logged`: absent where rules want no records of it. */
+function denials(chains: Chains, logged?: (prefix: string) => string): Denials {
+  const ending = (noun: string, reason: 'rule' | 'default-action' | 'redirect' | 'limit', last = ['drop']): string => {
+    const record = logged?.(reason === 'default-action' ? 'rule' : reason) ?? [];
+    return chains.add(noun, [`counter name ${counterName(reason)}`, record, last].flat());
+  };
+  return {
+    drop: () => ending('drop', 'rule'),
+    reject: () => ending('reject', 'rule', reject),
+    byDefault: () => ending('drop', 'default-action'),
+    redirect: () => ending('drop', 'redirect'),
+    overLimit: () => ending('drop', 'limit'),
+    audit: (reason) =>
+      chains.add('audit', [
+        `counter name ${auditCounterName(reason)}`,
+        log(reason === 'limit' ? AUDIT_LIMIT : 'audit'),
+      ]),
+  };
 }
 
 /** One chain per reason: count, record, drop. */

@@ -40,7 +40,7 @@ export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<st
 
 /**
  * Whether a flow could end by the change: a policy that says something else, or a workload that is gone or is another.
- * Workloads that are merely new have no flows yet: until now their packets were dropped. Limits end none.
+ * Workloads that are merely new have no flows yet: until now their packets were dropped. Limits and logging end none.
  */
 export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
   const changed = <T>(was: Record<string, T>, is: Record<string, T>): boolean =>
@@ -55,7 +55,7 @@ export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
 }
 
 function changedRules(was: GatewayPlan['rules'], is: GatewayPlan['rules']): boolean {
-  const unlimited = ({ limits: _, ...rule }: RuleEntry): object => rule;
+  const unlimited = ({ limits: _, logging: __, ...rule }: RuleEntry): object => rule;
   return Object.entries(was).some(([id, rule]) => {
     const other = is[id];
     if (other === undefined) return true;

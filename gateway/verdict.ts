@@ -25,10 +25,10 @@ export function hitsSet(ruleNumbers: Iterable<number>): NftSet {
   return { type: 'mark', counted: HITS_SIZE, elements: new Map(marks) };
 }
 
-/** Chains that end a flow. */
+/** Chains that end a flow. They log what they end, or do not. */
 export interface Denials {
-  drop: string;
-  reject: string;
+  drop(): string;
+  reject(): string;
   /** The drop of the pool's default action, made if it is needed. */
   byDefault(): string;
   /** The drop of what a rule redirects to where it may not go. */
@@ -63,19 +63,20 @@ function once(make: () => string): () => string {
 const countOfFlow = `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)} }`;
 const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
 
-export function countedVerdicts(chains: Chains, denials: Denials): Verdicts {
+/** `onPass`: statements for what is handed on to the next context. */
+export function countedVerdicts(chains: Chains, denials: Denials, onPass: string[] = []): Verdicts {
   const { drop, reject, byDefault, redirect, overLimit, audit } = denials;
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
   return {
-    drop: chains.add('drop', [count, `goto ${drop}`]),
-    reject: chains.add('reject', [count, `goto ${reject}`]),
+    drop: once(() => chains.add('drop', [count, `goto ${drop()}`])),
+    reject: once(() => chains.add('reject', [count, `goto ${reject()}`])),
     byDefault: () => chains.add('drop', [count, `goto ${byDefault()}`]),
     redirect: () => chains.add('drop', [count, `goto ${redirect()}`]),
     overLimit: once(() => chains.add('drop', [count, `goto ${overLimit()}`])),
     // Its mark is the flow's by now.
     permit: once(() => chains.add('permit', [countOfFlow, `${checked} accept`])),
-    passOn: once(() => chains.add('pass', [count, 'return'])),
+    passOn: once(() => chains.add('pass', [count, ...onPass, 'return'])),
     audit,
     audited: once(() => chains.add('audit', [count, `goto ${audit('rule')}`])),
     auditedOverLimit: once(() => chains.add('audit', [count, `goto ${audit('limit')}`])),
@@ -105,9 +106,9 @@ export function verdictOf(rule: RuleEntry, number: number, verdicts: Verdicts): 
     case 'accept-decisively':
       return decide(number, verdicts);
     case 'drop':
-      return marked(verdicts.drop);
+      return marked(verdicts.drop());
     case 'reject':
-      return marked(verdicts.reject);
+      return marked(verdicts.reject());
   }
 }
 

@@ -100,11 +100,11 @@ export function bind(input: BindInput): Binding {
       conditions.push(conditionOf(rule, resolution, endpoints, schedule, forbidden));
       if (!resolution.ok) continue;
       const id = `${context}/${qualifiedName(metadata)}`;
-      const { action, priority, mode } = spec;
+      const { action, priority, mode, logging } = spec;
       const { services } = resolution;
       const audit = mode === 'Audit' && { mode };
       const redirect = spec.redirect && { redirect: { ...spec.redirect, ...(forbidden && { forbidden }) } };
-      const more = { ...redirect, ...limitsOf(spec) };
+      const more = { ...(logging !== 'Decisions' && { logging }), ...redirect, ...limitsOf(spec) };
       rules[id] = { context, ...tenant, name: metadata.name, action, ...audit, priority, services, ...more };
       // Out of its schedule it is in no group; its lists are still kept for the time when it is again.
       if (schedule?.open !== false) bound.push({ id, rule });

@@ -46,6 +46,11 @@ const rule = {
       },
     ),
   ),
+  logging: oneOf(['All', 'Decisions', 'None'], {
+    default: 'Decisions',
+    description:
+      'Flow records: Decisions has the start and end of what the rule permits and what it denies; All also what it accepts and hands on to the next context; None has nothing of what it decides',
+  }),
   schedule: Type.Optional(scheduleSchema),
   redirect: Type.Optional(
     Type.Object(
@@ -118,4 +123,4 @@ export const serviceEgressRuleSpec = Type.Object(
   { additionalProperties: false, cel: [...ownNamespace, limits, ...permitting('accept', 'accept-decisively')] },
 );
 
-export const ruleAbsent = ['logging', 'bandwidth'] as const;
+export const ruleAbsent = ['bandwidth'] as const;

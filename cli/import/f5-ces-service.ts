@@ -16,7 +16,6 @@ import { withoutHostBits } from './rewrite.ts';
 export interface Takes {
   names: boolean;
   bandwidth: boolean;
-  logging: boolean;
 }
 
 export function schemaTakes(): Takes {
@@ -27,7 +26,6 @@ export function schemaTakes(): Takes {
   return {
     names: takes('ExternalService', { addresses: ['api.example.com'] }),
     bandwidth: takes('ExternalService', { addresses: ['198.51.100.1'], ports: [port] }),
-    logging: takes('NamespaceEgressRule', { action: 'accept', externalServices: ['a'], logging: true }),
   };
 }
 

@@ -259,16 +259,12 @@ class Import {
           action: spec.action,
           externalServices: list,
           ...(spec.service === undefined ? {} : { service: spec.service, endpoints: 'Ready' }),
-          ...(spec.logging === true && this.#takes.logging ? { logging: true } : {}),
+          ...(spec.logging === undefined ? {} : { logging: spec.logging ? 'All' : 'None' }),
         },
       };
       written = this.#report.write(key, manifest, effect) && written;
     }
     if (!written) return;
-    if (spec.logging === true && !this.#takes.logging) {
-      const message = 'not a field of ours: flow records (sluice gateway --flow-log) have every flow and every denial';
-      this.#report.changed({ object: key, path: 'spec.logging', reason: 'Logging', message });
-    }
     // A ServiceEgressRule's accept-decisively says what its accept says.
     const action = kind === 'ServiceEgressRule' && spec.action === 'accept-decisively' ? 'accept' : spec.action;
     const group = `${kind}/${metadata.namespace ?? ''}/${spec.service ?? ''}`;

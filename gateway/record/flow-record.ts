@@ -1,5 +1,6 @@
 /**
- * Flow records (design §8): one per start and end of a flow, per denial and per hit of audit, as plain data. Pure:
+ * Flow records (design §8): one per start and end of a flow, per denial, per hit of audit and per match of a
+ * rule that wants one, as plain data. Pure:
  * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
 import type { Action, Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
@@ -10,9 +11,9 @@ import { workloadsByAddress } from '../recheck.ts';
 export interface FlowRecord {
   /** RFC 3339. */
   time: string;
-  event: 'start' | 'end' | 'deny' | 'audit';
-  /** `audit`: something else decides the flow, as it would without the rule. */
-  verdict: 'accept' | 'drop' | 'reject' | 'audit';
+  event: 'start' | 'end' | 'deny' | 'audit' | 'match';
+  /** `audit`: something else decides the flow, as it would without the rule. `match`: a later context does. */
+  verdict: 'accept' | 'drop' | 'reject' | 'audit' | 'match';
   /** Under audit: the action that was not taken, for the reason and by the rule that stand here. */
   wouldHave?: Action;
   reason: string;
@@ -48,6 +49,8 @@ export interface RecordView {
   gateway: string;
   workload(address: string): WorkloadEntry | undefined;
   rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: Action };
+  /** Whether what this rule decides leaves no record. */
+  silent(number: number): boolean;
 }
 
 export function viewOf(gateway: string, plan: GatewayPlan, ruleNumbers: Map<string, number>): RecordView {
@@ -56,6 +59,7 @@ export function viewOf(gateway: string, plan: GatewayPlan, ruleNumbers: Map<stri
   const drops = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Drop';
   return {
     gateway,
+    silent: (number) => plan.rules[ids.get(number) ?? '']?.logging === 'None',
     workload: (address) => workloads.get(address),
     rule(number) {
       const id = ids.get(number);
@@ -122,12 +126,13 @@ export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date)
 
 /** Prefix of logged hits of audit that were over a limit of the rule in the mark. */
 export const AUDIT_LIMIT = 'audit-limit';
-export const isAuditPrefix = (prefix: string): boolean => prefix === 'audit' || prefix === AUDIT_LIMIT;
+/** Prefix of what a rule handed on and wants a record of. */
+export const MATCH = 'match';
 
 export interface LoggedPacket {
   /**
-   * The word that the rule logs: a drop reason, or one of audit. Of `rule`, `limit`, `redirect` and those of audit the mark
-   * has the rule's number.
+   * The word that the rule logs: a drop reason, `match`, or one of audit. Of these, and of `rule`, `limit`, `redirect`, the
+   * mark has the rule's number.
    */
   prefix: string;
   mark: number;
@@ -138,6 +143,32 @@ export interface LoggedPacket {
   destinationPort?: number;
   icmpType?: number;
   icmpCode?: number;
+}
+
+export function loggedRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
+  switch (packet.prefix) {
+    case MATCH:
+      return matchRecord(packet, view, time);
+    case 'audit':
+    case AUDIT_LIMIT:
+      return auditRecord(packet, view, time);
+    default:
+      return denyRecord(packet, view, time);
+  }
+}
+
+function matchRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {
+  const { action: _, ...rule } = view.rule(ruleNumberOf(packet.mark));
+  return {
+    time: time.toISOString(),
+    event: 'match',
+    verdict: 'match',
+    ...rule,
+    ...workloadFields(view.workload(packet.source)),
+    protocol: protocolName(packet.protocol),
+    ...tuple(packet),
+    gateway: view.gateway,
+  };
 }
 
 export function auditRecord(packet: LoggedPacket, view: RecordView, time: Date): FlowRecord {

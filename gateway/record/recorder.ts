@@ -1,5 +1,6 @@
 /**
- * From the kernel's events to records: conntrack events of decided flows and logged packets (denials, hits of audit).
+ * From the kernel's events to records: conntrack events of decided flows and logged packets (denials, hits of audit,
+ * matches).
  * Keeps what a flow's start said until its end, so that an end names the workload even when the plan no longer does.
  * After an overrun the table is read again and flows that ended unheard are forgotten; how often that happened is a
  * metric.
@@ -11,16 +12,8 @@ import { type ConntrackEntry, decodeConntrack } from '../../wire/conntrack.ts';
 import { parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark } from '../apply.ts';
-import { isDecided } from '../marks.ts';
-import {
-  auditRecord,
-  denyRecord,
-  endRecord,
-  type FlowRecord,
-  isAuditPrefix,
-  type RecordView,
-  startRecord,
-} from './flow-record.ts';
+import { isDecided, ruleNumberOf } from '../marks.ts';
+import { endRecord, type FlowRecord, loggedRecord, type RecordView, startRecord } from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
 
 export interface RecorderOptions {
@@ -39,6 +32,8 @@ export class Recorder {
   malformed = 0;
   readonly #options: RecorderOptions;
   readonly #open = new Map<number, FlowRecord>();
+  /** Starts that were not written, since the rule wanted none: nor will be their ends, whatever it wants then. */
+  readonly #silent = new WeakSet<FlowRecord>();
   readonly #traffic = new FlowTraffic();
   #sockets: EventSocket[] = [];
 
@@ -100,7 +95,7 @@ export class Recorder {
     }
     for (const flow of flows) {
       if (this.#open.has(flow.id)) continue;
-      this.#open.set(flow.id, startRecord(flow, this.view, now));
+      this.#open.set(flow.id, this.#startOf(flow, now));
       if (Number(flow.startNs ?? 0n) / 1e6 < lookedAt) this.#traffic.skip(flow);
     }
   }
@@ -120,16 +115,22 @@ export class Recorder {
     }
   }
 
-  #started(flow: ConntrackEntry, now: Date): void {
+  #startOf(flow: ConntrackEntry, now: Date): FlowRecord {
     const record = startRecord(flow, this.view, now);
+    if (this.view.silent(ruleNumberOf(flow.mark))) this.#silent.add(record);
+    return record;
+  }
+
+  #started(flow: ConntrackEntry, now: Date): void {
+    const record = this.#startOf(flow, now);
     this.#open.set(flow.id, record);
-    this.#options.onRecord(record);
+    if (!this.#silent.has(record)) this.#options.onRecord(record);
   }
 
   #ended(flow: ConntrackEntry, now: Date): void {
-    const started = this.#open.get(flow.id) ?? startRecord(flow, this.view, now);
+    const started = this.#open.get(flow.id) ?? this.#startOf(flow, now);
     this.#open.delete(flow.id);
-    this.#options.onRecord(endRecord(started, flow, now));
+    if (!this.#silent.has(started)) this.#options.onRecord(endRecord(started, flow, now));
     this.#options.onTraffic?.(started, this.#traffic.end(flow));
   }
 
@@ -143,8 +144,7 @@ export class Recorder {
         continue;
       }
       const { prefix, mark } = decoded.value;
-      const recordOf = isAuditPrefix(prefix) ? auditRecord : denyRecord;
-      this.#options.onRecord(recordOf({ prefix, mark, ...packet.value }, this.view, now));
+      this.#options.onRecord(loggedRecord({ prefix, mark, ...packet.value }, this.view, now));
     }
   }
 }

@@ -2,12 +2,9 @@
  * Hit counters of rules on a real kernel: packets through the gateway of gateway-rig.ts, counted by the product's own
  * reading of the table and of the connection table; rulesets that change meanwhile, and a program that starts anew.
  */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import t from 'tap';
 import { type Family, families, type GatewayPlan, type RuleEntry } from '../../api/plan.ts';
 import { decidedMark } from '../../gateway/apply.ts';
@@ -21,6 +18,7 @@ import { listCounts } from '../../kernel/nft-counts.ts';
 import { buildUdp, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { basePlan, PODS, WEB } from './gateway-plans.ts';
 import { GatewayRig, probePacket } from './gateway-rig.ts';
+import { type RecorderRig, startRecorder } from './recorder-rig.ts';
 
 const state = mkdtempSync(join(tmpdir(), 'sluice-hits-'));
 const rig = await GatewayRig.create('hits', state);
@@ -179,36 +177,14 @@ t.test('hits survive other rules, an edited rule, a restart and a lost table', a
   t.same(errors, []);
 });
 
-/** The product's recorder in the gateway's namespace: what it said until it had done what it was asked. */
-async function recorder(lookedAt: number) {
-  const script = join(import.meta.dirname, 'recorder-child.js');
-  const child = spawn('ip', ['netns', 'exec', options.namespace, process.execPath, script, String(lookedAt)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  const until = async (word: string): Promise<{ packets: number; bytes: number }> => {
-    const all = { packets: 0, bytes: 0 };
-    for (;;) {
-      const { value, done } = await lines.next();
-      if (done) throw new Error('the recorder ended');
-      const said = JSON.parse(value) as { packets?: number; bytes?: number; error?: string };
-      if (said.error !== undefined) throw new Error(said.error);
-      if (word in said) return all;
-      all.packets += said.packets ?? 0;
-      all.bytes += said.bytes ?? 0;
-    }
-  };
-  await until('ready');
-  return {
-    ask(line: string) {
-      child.stdin.write(`${line}\n`);
-      return until('done');
-    },
-    async close() {
-      child.stdin.end();
-      await once(child, 'close');
-    },
-  };
+/** What flows carried, as the recorder said until it had done what it was asked. */
+async function asked(run: RecorderRig, line: string): Promise<{ packets: number; bytes: number }> {
+  const all = { packets: 0, bytes: 0 };
+  for (const { carried } of await run.ask(line)) {
+    all.packets += carried?.packets ?? 0;
+    all.bytes += carried?.bytes ?? 0;
+  }
+  return all;
 }
 
 t.test('the recorder: what a flow carries is said once, by look or at its end', async (t) => {
@@ -225,27 +201,27 @@ t.test('the recorder: what a flow carries is said once, by look or at its end', 
   };
   await endFlows(() => true, options);
   await burst(2);
-  const atItsEnd = async (run: Awaited<ReturnType<typeof recorder>>): Promise<number> => {
+  const atItsEnd = async (run: RecorderRig): Promise<number> => {
     await endFlows(() => true, options);
     let packets = 0;
     for (let tries = 0; tries < 100 && packets === 0; tries++) {
-      packets += (await run.ask('wait')).packets;
+      packets += (await asked(run, 'wait')).packets;
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     return packets;
   };
-  const first = await recorder(0);
-  t.same(await first.ask('look'), { packets: 2, bytes: 200 }, 'a flow that was there is counted from its start');
+  const first = await startRecorder(options.namespace);
+  t.same(await asked(first, 'look'), { packets: 2, bytes: 200 }, 'a flow that was there is counted from its start');
   await burst(3);
-  t.same(await first.ask('look'), { packets: 3, bytes: 300 });
-  t.same(await first.ask('look'), { packets: 0, bytes: 0 });
+  t.same(await asked(first, 'look'), { packets: 3, bytes: 300 });
+  t.same(await asked(first, 'look'), { packets: 0, bytes: 0 });
   await burst(5);
   t.equal(await atItsEnd(first), 5, 'at its end the rest');
   await first.close();
 
   await burst(2);
-  const second = await recorder(Date.now());
-  t.same(await second.ask('look'), { packets: 0, bytes: 0 }, 'what an earlier run looked at is its own');
+  const second = await startRecorder(options.namespace, Date.now());
+  t.same(await asked(second, 'look'), { packets: 0, bytes: 0 }, 'what an earlier run looked at is its own');
   await burst(4);
   t.equal(await atItsEnd(second), 4, 'and what came since is this one’s');
   await second.close();

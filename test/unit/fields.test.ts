@@ -24,6 +24,7 @@ import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 /** Field → file of tests of its own, for fields that do not choose flows. */
 const elsewhere: Record<string, string> = {
   connectionsPerSecond: 'unit/limits.test.ts',
+  logging: 'unit/logging.test.ts, netns/logging.test.ts',
   maxConnections: 'unit/limits.test.ts',
   redirect: 'unit/redirect.test.ts',
   webhook: 'unit/webhooks.test.ts',

@@ -246,7 +246,7 @@ const reasons = (report: Report, list: 'notCarried' | 'changed'): string[] =>
   );
 
 /** Nothing that another version of the schema may carry out. */
-const nothing: Takes = { names: false, bandwidth: false, logging: false };
+const nothing: Takes = { names: false, bandwidth: false };
 
 t.test('what of a destination is not carried over, and what that does', async (t) => {
   const user = (action: string, name: string): string => ces('NamespaceEgressRule', `shop/${action}`, to(action, name));
@@ -349,22 +349,33 @@ t.test('what of a destination is not carried over, and what that does', async (t
   t.equal(report.notCarried[0]?.effect, 'permits less here and more there');
 });
 
-t.test('names, bandwidth and logging go along exactly if the schema takes them', async (t) => {
+t.test('names and bandwidth go along exactly if the schema takes them; logging always', async (t) => {
   const takes = schemaTakes();
   const { manifests, report } = converted(
     ces(
       'ExternalService',
       'shop/x',
       '{ addresses: [198.51.100.1, api.example.com], ports: [{ name: a, protocol: TCP, port: "443", bandwidth: bwc-12mbps-irule }] }',
-    ) + ces('NamespaceEgressRule', 'shop/r', to('accept', 'x', ', logging: true')),
+    ) +
+      ces('NamespaceEgressRule', 'shop/r', to('accept', 'x', ', logging: true')) +
+      ces('NamespaceEgressRule', 'shop/s', to('drop', 'x', ', logging: false')) +
+      ces('ClusterEgressRule', 't', to('drop', 'x')) +
+      ces('NamespaceEgressRule', 'shop/t', to('drop', 'x')),
   );
   const said = new Set([...report.notCarried, ...report.changed].map(({ reason }) => reason));
-  const [service, rule] = manifests;
+  const [service, ...rules] = manifests;
   const port = (service?.spec.ports as { bandwidth?: string }[] | undefined)?.[0];
   t.equal(said.has('NameAddress'), !takes.names);
   t.equal(String(service?.spec.addresses).includes('api.example.com'), takes.names);
   t.same([port?.bandwidth, said.has('Bandwidth')], takes.bandwidth ? ['12Mbit', false] : [undefined, true]);
-  t.same([rule?.spec.logging, said.has('Logging')], takes.logging ? [true, false] : [undefined, true]);
+  t.same(
+    rules.map(({ metadata: { name }, spec }) => [name, spec.logging]),
+    [
+      ['r', 'All'],
+      ['s', 'None'],
+      ['t', undefined],
+    ],
+  );
   const odd = converted(
     ces(
       'ExternalService',
@@ -452,7 +463,7 @@ t.test('what is changed is said', async (t) => {
       apiVersion: 'sluice.dev/v1alpha1',
       kind: 'ServiceEgressRule',
       metadata: { name: 'r', namespace: 'shop' },
-      spec: { action: 'accept', externalServices: ['x'], service: 'web', endpoints: 'Ready' },
+      spec: { action: 'accept', externalServices: ['x'], service: 'web', endpoints: 'Ready', logging: 'None' },
     },
   ]);
   t.same(reasons(report, 'changed'), [

@@ -80,6 +80,7 @@ export const samples = [
     metadata: { name: 'block' },
     spec: {
       action: 'reject',
+      logging: 'All',
       externalServices: ['bad', 'security/list'],
       priority: 5,
       podSelector: {},
