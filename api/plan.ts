@@ -73,7 +73,7 @@ export interface WorkloadEntry {
   egress: PerFamily<Egress>;
 }
 
-/** Workloads with one policy: the rules that can apply to them, in the order in which they are walked. */
+/** Workloads that no selector of a rule tells apart: the rules that can apply to them, in the order in which they are walked. */
 export interface GroupEntry {
   namespace: string;
   /** What the policy would drop or reject is counted, logged and let through. Absent: it is enforced. */

@@ -48,8 +48,16 @@ export function sourcesOf(
   rule: ServiceEgressRule,
   endpoints: ReadonlyMap<string, ServiceEndpoints>,
 ): Set<string> | undefined {
-  const service = endpoints.get(`${rule.metadata.namespace ?? ''}/${rule.spec.service}`);
-  return rule.spec.endpoints === 'Ready' ? service?.ready : service?.all;
+  return sourcesNamed(rule.metadata.namespace ?? '', rule.spec, endpoints);
+}
+
+export function sourcesNamed(
+  namespace: string,
+  { service: name, endpoints: which }: Pick<ServiceEgressRule['spec'], 'service' | 'endpoints'>,
+  endpoints: ReadonlyMap<string, ServiceEndpoints>,
+): Set<string> | undefined {
+  const service = endpoints.get(`${namespace}/${name}`);
+  return which === 'Ready' ? service?.ready : service?.all;
 }
 
 /** In words, for a person who asks why. */

@@ -30,7 +30,7 @@ export function isSource(pod: Pod): boolean {
 }
 
 /** Keyed by `namespace/service`; a Service that no slice names is absent. */
-export function endpointsOf(pods: Pod[], slices: EndpointSlice[]): Map<string, ServiceEndpoints> {
+export function endpointsOf(pods: readonly Pod[], slices: readonly EndpointSlice[]): Map<string, ServiceEndpoints> {
   const byAddress = new Map<string, Pod>();
   const hostNetwork = new Set<string>();
   for (const pod of pods) {
@@ -63,6 +63,25 @@ export function endpointsOf(pods: Pod[], slices: EndpointSlice[]): Map<string, S
     }
   }
   return services;
+}
+
+export function sameEndpoints(
+  a: ReadonlyMap<string, ServiceEndpoints>,
+  b: ReadonlyMap<string, ServiceEndpoints>,
+): boolean {
+  if (a.size !== b.size) return false;
+  for (const [key, one] of a) {
+    const other = b.get(key);
+    if (other === undefined || !(['all', 'ready', 'foreign'] as const).every((set) => sameSet(one[set], other[set])))
+      return false;
+  }
+  return true;
+}
+
+function sameSet(a: ReadonlySet<string>, b: ReadonlySet<string>): boolean {
+  if (a.size !== b.size) return false;
+  for (const item of a) if (!b.has(item)) return false;
+  return true;
 }
 
 /** Canonical text of each address that the pod reports. */

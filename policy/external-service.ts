@@ -25,12 +25,11 @@ export function unreadLists(service: ExternalService, lists: readonly KnownList[
   return (service.spec.addressesFrom ?? []).flatMap((_, i) => (lists[i]?.addresses === undefined ? [i] : []));
 }
 
-/** Of objects with lists: these are long, and plans are made far more often than a list changes. */
+/** Plans are made far more often than an object or a list changes. */
 const made = new WeakMap<ExternalService, { from: (readonly string[] | undefined)[]; entry: ServiceEntry }>();
 
 export function serviceEntryOf(service: ExternalService, lists: readonly KnownList[] = []): ServiceEntry {
-  if (service.spec.addressesFrom === undefined) return makeEntry(service, []);
-  const from = service.spec.addressesFrom.map((_, i) => lists[i]?.addresses);
+  const from = (service.spec.addressesFrom ?? []).map((_, i) => lists[i]?.addresses);
   const known = made.get(service);
   if (known?.from.every((list, i) => list === from[i])) return known.entry;
   const entry = makeEntry(service, lists);

@@ -28,9 +28,37 @@ export type Resolution =
 export interface ServiceCatalog {
   /** `namespace`: of the rule; absent for a cluster rule. */
   resolve(rule: { namespace?: string; action: Action; names: string[] }): Resolution;
-  /** Every external service that a resolved rule uses. */
-  used: Record<string, ServiceEntry>;
+  /** Of a key that a resolution gave. */
+  entry(key: string): ServiceEntry;
+  /** What answers were made of, beside the objects. */
+  watched(): Watched[];
 }
+
+/** What is known of external services beside their objects. */
+export interface KnownServices {
+  /** Lists that were in force last, for drop and reject rules whose ExternalService is gone. By `namespace/name`. */
+  lastServices: Readonly<Record<string, ServiceEntry>>;
+  /** What `addressesFrom` lists; absent: nothing is known. */
+  lists?: KnownLists | undefined;
+}
+
+/** A service that is missing, or has lists of elsewhere, and what was known of it. */
+export interface Watched {
+  key: string;
+  last: ServiceEntry | undefined;
+  lists: (readonly string[] | undefined)[];
+}
+
+export const isUnchanged = ({ key, last, lists }: Watched, known: KnownServices): boolean => {
+  const now = known.lists?.get(key) ?? [];
+  return (
+    lastOf(key, known) === last && now.length === lists.length && lists.every((list, i) => list === now[i]?.addresses)
+  );
+};
+
+/** Tenants choose names. */
+const lastOf = (key: string, { lastServices }: KnownServices): ServiceEntry | undefined =>
+  Object.hasOwn(lastServices, key) ? lastServices[key] : undefined;
 
 /** Beside what is known of a service now, which an accept rule may use, the plan has what a veto keeps of it. */
 const KEPT = ' (last in force)';
@@ -38,31 +66,40 @@ const keptKey = (key: string): string => `${key}${KEPT}`;
 /** `namespace/name` of a key in a plan's services. */
 export const serviceName = (key: string): string => (key.endsWith(KEPT) ? key.slice(0, -KEPT.length) : key);
 
-export function serviceCatalog(input: {
-  externalServices: ExternalService[];
-  namespaces: Namespace[];
-  controllerNamespace: string;
-  lastServices: Record<string, ServiceEntry>;
-  lists?: KnownLists;
-}): ServiceCatalog {
-  const objects = new Map(input.externalServices.map((o) => [`${o.metadata.namespace ?? ''}/${o.metadata.name}`, o]));
-  const trusted = new Set(
-    input.namespaces
-      .filter(({ metadata }) => metadata.labels?.[LABEL_TRUSTED_SERVICES] === 'true')
-      .map(({ metadata }) => metadata.name),
-  ).add(input.controllerNamespace);
-  const used: Record<string, ServiceEntry> = {};
+/** Whether a namespace lends its services to cluster rules. */
+export const lendsServices = ({ metadata }: Namespace): boolean => metadata.labels?.[LABEL_TRUSTED_SERVICES] === 'true';
 
-  function entryOf(key: string): ServiceEntry {
-    const object = objects.get(key);
-    if (object !== undefined) return serviceEntryOf(object, input.lists?.get(key));
+export function serviceCatalog(input: {
+  /** By `namespace/name`. */
+  find(key: string): ExternalService | undefined;
+  /** As lendsServices of the namespace; the controller's own lends always. */
+  trusts(namespace: string): boolean;
+  controllerNamespace: string;
+  known: KnownServices;
+}): ServiceCatalog {
+  const { lists } = input.known;
+  const watched = new Map<string, Watched>();
+
+  function find(key: string): ExternalService | undefined {
+    const object = input.find(key);
+    if ((object === undefined || object.spec.addressesFrom !== undefined) && !watched.has(key)) {
+      const addresses = (lists?.get(key) ?? []).map((list) => list.addresses);
+      watched.set(key, { key, last: lastOf(key, input.known), lists: addresses });
+    }
+    return object;
+  }
+  const has = (key: string): boolean => find(key) !== undefined;
+
+  function entry(key: string): ServiceEntry {
+    const object = find(key);
+    if (object !== undefined) return serviceEntryOf(object, lists?.get(key));
     // Without an object it is a list that resolve has found among the last.
-    return input.lastServices[serviceName(key)] ?? { addresses: [], ports: null };
+    return lastOf(serviceName(key), input.known) ?? { addresses: [], ports: null };
   }
 
   function unreadOf(key: string): number[] {
-    const object = objects.get(key);
-    return object === undefined ? [] : unreadLists(object, input.lists?.get(key));
+    const object = find(key);
+    return object === undefined ? [] : unreadLists(object, lists?.get(key));
   }
 
   function resolve({ namespace, action, names }: Parameters<ServiceCatalog['resolve']>[0]): Resolution {
@@ -79,21 +116,21 @@ export function serviceCatalog(input: {
         return { ok: false, reason: 'ForeignReference', message };
       }
       const lender = name.slice(0, slash);
-      if (!trusted.has(lender)) {
+      if (lender !== input.controllerNamespace && !input.trusts(lender)) {
         const message = `externalServices: "${name}": namespace ${lender} is not labelled ${LABEL_TRUSTED_SERVICES}: "true"`;
         return { ok: false, reason: 'UntrustedNamespace', message };
       }
       keys.push(name);
     }
-    const missing = keys.filter((key) => !objects.has(key));
+    const missing = keys.filter((key) => !has(key));
     const keepsLast = action === 'drop' || action === 'reject';
-    const never = keepsLast ? missing.filter((key) => !Object.hasOwn(input.lastServices, key)) : [];
+    const never = keepsLast ? missing.filter((key) => lastOf(key, input.known) === undefined) : [];
     if (never.length > 0) {
       const message = `externalServices: ${never.join(', ')} not found and never in force: a ${action} rule would match nothing`;
       return { ok: false, reason: 'ExternalServiceNotFound', message };
     }
     const unread = keys.filter((key) => unreadOf(key).length > 0);
-    const unkept = keepsLast ? unread.filter((key) => !Object.hasOwn(input.lastServices, key)) : [];
+    const unkept = keepsLast ? unread.filter((key) => lastOf(key, input.known) === undefined) : [];
     if (unkept.length > 0) {
       const which = unkept.map((key) => `${key} (addressesFrom[${unreadOf(key).join('], [')}])`).join(', ');
       const message = `externalServices: ${which} never read and never in force: a ${action} rule would match too little`;
@@ -102,10 +139,9 @@ export function serviceCatalog(input: {
     if (names.includes('*')) return { ok: true, services: '*', missing, unread: [] };
     // The last list stays under the service's own key, so an accept rule must not name that key.
     const vetoed = (key: string): string => (unread.includes(key) ? keptKey(key) : key);
-    const services = [...new Set(keepsLast ? keys.map(vetoed) : keys.filter((key) => objects.has(key)))];
-    for (const key of services) used[key] ??= entryOf(key);
+    const services = [...new Set(keepsLast ? keys.map(vetoed) : keys.filter(has))];
     return { ok: true, services, missing, unread };
   }
 
-  return { resolve, used };
+  return { resolve, entry, watched: () => [...watched.values()] };
 }

@@ -134,7 +134,6 @@ export function plan(
   const binding = bind({
     namespaces,
     pods: [...pods.map(({ pod }) => pod), ...hostNetwork],
-    services: ofKind(snapshot, 'Service'),
     endpointSlices: ofKind(snapshot, 'EndpointSlice'),
     externalServices: ofKind(snapshot, 'ExternalService'),
     clusterRules: ofKind(snapshot, 'ClusterEgressRule'),

@@ -63,7 +63,6 @@ const world: BindInput = {
       status: { phase: 'Running', podIPs: families.map((family) => ({ ip: pod[family] })) },
     }),
   ],
-  services: [],
   endpointSlices: [
     parsed({
       kind: 'EndpointSlice',

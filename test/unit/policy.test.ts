@@ -4,16 +4,7 @@
  */
 
 import t from 'tap';
-import type {
-  ClusterEgressRule,
-  EndpointSlice,
-  ExternalService,
-  LabelSelector,
-  Namespace,
-  NamespaceEgressRule,
-  Pod,
-  ServiceEgressRule,
-} from '../../api/kinds.ts';
+import type { LabelSelector } from '../../api/kinds.ts';
 import type { Action, Context, Policy, ServiceEntry } from '../../api/plan.ts';
 import type { BindInput } from '../../policy/bind.ts';
 import { bind } from '../../policy/bind.ts';
@@ -21,76 +12,7 @@ import { boxesOf } from '../../policy/boxes.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { compareRules } from '../../policy/order.ts';
 import { matches } from '../../policy/selector.ts';
-
-const NS = 'sluice-system';
-
-/** Objects as the parser gives them, without the parser: unit under test is the binding. */
-function object<T>(kind: string, qualified: string, rest: object = {}, meta: object = {}): T {
-  const [name = '', namespace] = qualified.split('/').reverse();
-  return { apiVersion: 'v1', kind, metadata: { name, ...(namespace && { namespace }), ...meta }, ...rest } as T;
-}
-const namespace = (name: string, labels = {}): Namespace => object('Namespace', name, {}, { labels });
-const pod = (
-  name: string,
-  ips: string[],
-  more: { labels?: object; uid?: string; hostNetwork?: boolean; phase?: string; account?: string } = {},
-): Pod =>
-  object(
-    'Pod',
-    name,
-    {
-      spec: {
-        nodeName: 'n',
-        serviceAccountName: more.account ?? 'default',
-        ...(more.hostNetwork && { hostNetwork: true }),
-      },
-      status: { phase: more.phase ?? 'Running', podIPs: ips.map((ip) => ({ ip })) },
-    },
-    { uid: more.uid ?? `uid-${name}`, labels: more.labels ?? {} },
-  );
-const external = (name: string, addresses = ['198.51.100.80'], ports?: object[]): ExternalService =>
-  object('ExternalService', name, { spec: { addresses, ...(ports && { ports }) } });
-interface RuleShape {
-  action?: Action;
-  priority?: number;
-  externalServices?: string[];
-  created?: string;
-  podSelector?: LabelSelector;
-  serviceAccounts?: string[];
-  namespaceSelector?: LabelSelector;
-  service?: string;
-  endpoints?: 'All' | 'Ready';
-}
-function rule<T>(kind: string, name: string, { created, ...spec }: RuleShape = {}): T {
-  const defaults = { action: 'accept', priority: 1000, externalServices: ['web'] };
-  return object(kind, name, { spec: { ...defaults, ...spec } }, created ? { creationTimestamp: created } : {});
-}
-const cluster = (name: string, spec?: RuleShape): ClusterEgressRule => rule('ClusterEgressRule', name, spec);
-const tenant = (name: string, spec?: RuleShape): NamespaceEgressRule => rule('NamespaceEgressRule', name, spec);
-const app = (name: string, spec?: RuleShape): ServiceEgressRule =>
-  rule('ServiceEgressRule', name, { service: 'payments', endpoints: 'All', ...spec });
-const slice = (name: string, service: string, endpoints: object[]): EndpointSlice =>
-  object(
-    'EndpointSlice',
-    name,
-    { addressType: 'IPv4', endpoints },
-    { labels: { 'kubernetes.io/service-name': service } },
-  );
-const input = (more: Partial<BindInput> = {}): BindInput => ({
-  namespaces: [],
-  pods: [],
-  services: [],
-  endpointSlices: [],
-  externalServices: [],
-  clusterRules: [],
-  namespaceRules: [],
-  serviceRules: [],
-  controllerNamespace: NS,
-  auditedNamespaces: new Set(),
-  lastServices: {},
-  now: 0,
-  ...more,
-});
+import { app, cluster, external, input, NS, namespace, pod, slice, tenant } from './policy-objects.ts';
 
 t.test('selectors', async (t) => {
   const labels = { app: 'pay', tier: 'back' };
@@ -397,47 +319,6 @@ t.test('who a service rule speaks of', async (t) => {
     }),
   );
   t.strictSame(two.servicesOf.get('uid-a/one'), ['b', 'z'], 'sorted');
-});
-
-t.test('groups: same rules share one, and its key is its content', async (t) => {
-  const pods = [
-    pod('a/1', ['10.0.0.1'], { labels: { app: 'x' } }),
-    pod('a/2', ['10.0.0.2'], { labels: { app: 'x', other: 'y' } }),
-    pod('a/3', ['10.0.0.3'], { labels: { app: 'z' } }),
-    pod('b/1', ['10.0.0.4'], { labels: { app: 'x' } }),
-  ];
-  const world = input({
-    // The tenant forges the label that names the namespace.
-    namespaces: [namespace('a', { 'kubernetes.io/metadata.name': 'b' })],
-    pods,
-    externalServices: [external('a/web'), external(`${NS}/web`)],
-    clusterRules: [
-      cluster('late', { priority: 2000 }),
-      cluster('only-b', { namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'b' } } }),
-      cluster('early', { priority: 5, podSelector: { matchLabels: { app: 'x' } } }),
-    ],
-    namespaceRules: [tenant('a/r')],
-  });
-  const binding = bind(world);
-  const of = (uid: string) => binding.groupOf.get(uid) ?? '';
-  t.equal(of('uid-a/1'), of('uid-a/2'));
-  t.not(of('uid-a/1'), of('uid-a/3'));
-  t.match(of('uid-a/1'), /^a\/[0-9a-f]{12}$/);
-  const rules = (cluster: string[], namespace: string[]) => ({ cluster, namespace, service: [] });
-  t.strictSame(binding.groups[of('uid-a/1')], {
-    namespace: 'a',
-    rules: rules(['cluster/early', 'cluster/late'], ['namespace/a/r']),
-  });
-  t.strictSame(binding.groups[of('uid-a/3')], { namespace: 'a', rules: rules(['cluster/late'], ['namespace/a/r']) });
-  t.strictSame(binding.groups[of('uid-b/1')], {
-    namespace: 'b',
-    rules: rules(['cluster/early', 'cluster/only-b', 'cluster/late'], []),
-  });
-
-  const shuffled = bind({ ...world, pods: pods.toReversed(), clusterRules: world.clusterRules.toReversed() });
-  t.strictSame(shuffled.groups, binding.groups, 'whatever the order of the objects');
-  t.strictSame([...shuffled.groupOf].sort(), [...binding.groupOf].sort());
-  t.strictSame(bind(input()).groups, {});
 });
 
 t.test('service accounts', async (t) => {

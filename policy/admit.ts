@@ -1,0 +1,181 @@
+/**
+ * One rule as it is written → as it is walked, and what its owner is told of it: resolved names, schedule, redirect,
+ * limits. Pure. Left out: which pods it speaks of (bind-namespace.ts).
+ */
+
+import { objectKey } from '../api/kinds.ts';
+import type { Context, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import { sameJson } from '../api/plan-delta.ts';
+import type { AnyRule } from './applies.ts';
+import { sourcesOf } from './applies.ts';
+import type { ServiceEndpoints } from './endpoints.ts';
+import { compareRules, qualifiedName } from './order.ts';
+import type { KnownServices, RefusalReason, Resolution, ServiceCatalog, Watched } from './reference.ts';
+import { isUnchanged } from './reference.ts';
+import type { ScheduleState } from './schedule.ts';
+import { describeSchedule, scheduleState } from './schedule.ts';
+
+export interface RuleCondition {
+  objectKey: string;
+  type: 'Accepted';
+  status: 'True' | 'False';
+  reason: 'Accepted' | 'OutOfSchedule' | 'NoEndpoints' | 'ForeignEndpoint' | 'RedirectForbidden' | RefusalReason;
+  message: string;
+  /** Of a rule that has one. */
+  schedule?: ScheduleState;
+}
+
+/** A rule among others of its context. */
+export interface BoundRule {
+  id: string;
+  rule: AnyRule;
+  /** Accepted, and within its schedule. */
+  inForce: boolean;
+}
+
+/** Rules of one context, of one namespace or of the cluster. */
+export interface AdmittedRules {
+  /** Accepted ones, within their schedule or not: their lists are kept for the time when they are again. */
+  rules: Record<string, RuleEntry>;
+  /** That `rules` name. */
+  services: Record<string, ServiceEntry>;
+  /** One a rule, in the order in which they were given. */
+  conditions: RuleCondition[];
+  /** All, in walking order. */
+  bound: BoundRule[];
+  /** What of the surroundings this was made of, beside the objects: see `stillHold`. */
+  schedules: [schedule: NonNullable<AnyRule['spec']['schedule']>, state: ScheduleState | undefined][];
+  redirects: [address: string, forbidden: string | undefined][];
+  watched: readonly Watched[];
+}
+
+export interface AdmitInput {
+  context: Context;
+  rules: readonly AnyRule[];
+  catalog: ServiceCatalog;
+  endpoints: ReadonlyMap<string, ServiceEndpoints>;
+  forbids?: ((address: string, context: Context) => string | undefined) | undefined;
+  now: number;
+}
+
+/** `before`: what was made last of these or other rules; entries that are equal are taken from it. */
+export function admit(input: AdmitInput, before?: AdmittedRules): AdmittedRules {
+  const { context, catalog, endpoints } = input;
+  const result: AdmittedRules = {
+    rules: {},
+    services: {},
+    conditions: [],
+    bound: [],
+    schedules: [],
+    redirects: [],
+    watched: [],
+  };
+  const known = new Map(before?.conditions.map((condition) => [condition.objectKey, condition]));
+  for (const rule of input.rules) {
+    const { metadata, spec } = rule;
+    const tenant = context === 'cluster' ? {} : { namespace: metadata.namespace ?? '' };
+    const resolution = catalog.resolve({ ...tenant, action: spec.action, names: spec.externalServices });
+    const schedule = scheduleState(spec.schedule, input.now);
+    if (spec.schedule !== undefined) result.schedules.push([spec.schedule, schedule]);
+    const forbidden = spec.redirect && input.forbids?.(spec.redirect.address, context);
+    if (spec.redirect !== undefined) result.redirects.push([spec.redirect.address, forbidden]);
+    const condition = conditionOf(rule, resolution, endpoints, schedule, forbidden);
+    result.conditions.push(stable(known.get(condition.objectKey), condition));
+    const id = `${context}/${qualifiedName(metadata)}`;
+    result.bound.push({ id, rule, inForce: resolution.ok && schedule?.open !== false });
+    if (!resolution.ok) continue;
+    const { action, priority, mode, logging } = spec;
+    const { services } = resolution;
+    const audit = mode === 'Audit' && { mode };
+    const redirect = spec.redirect && { redirect: { ...spec.redirect, ...(forbidden && { forbidden }) } };
+    const more = { ...(logging !== 'Decisions' && { logging }), ...redirect, ...limitsOf(spec) };
+    const entry = { context, ...tenant, name: metadata.name, action, ...audit, priority, services, ...more };
+    result.rules[id] = stable(before?.rules[id], entry);
+    for (const key of services === '*' ? [] : services) {
+      const service = catalog.entry(key);
+      result.services[key] = stable(before?.services[key], service);
+    }
+  }
+  result.bound.sort((a, b) => compareRules(a.rule, b.rule));
+  return { ...result, watched: catalog.watched() };
+}
+
+/** Whether the same objects would give the same now. */
+export function stillHold(
+  { schedules, redirects, watched }: AdmittedRules,
+  { context, forbids, now, known }: Pick<AdmitInput, 'context' | 'forbids' | 'now'> & { known: KnownServices },
+): boolean {
+  return (
+    watched.every((one) => isUnchanged(one, known)) &&
+    schedules.every(([schedule, state]) => sameJson(scheduleState(schedule, now), state)) &&
+    redirects.every(([address, forbidden]) => forbids?.(address, context) === forbidden)
+  );
+}
+
+/** The value that there was before, if the new one is equal: whoever compares finds it by identity. */
+export const stable = <T>(before: T | undefined, now: T): T =>
+  before !== undefined && sameJson(before, now) ? before : now;
+
+function conditionOf(
+  rule: AnyRule,
+  resolution: Resolution,
+  endpoints: ReadonlyMap<string, ServiceEndpoints>,
+  schedule: ScheduleState | undefined,
+  forbidden: string | undefined,
+): RuleCondition {
+  const condition = { objectKey: objectKey(rule), type: 'Accepted', ...(schedule && { schedule }) } as const;
+  if (!resolution.ok) return { ...condition, status: 'False', reason: resolution.reason, message: resolution.message };
+
+  if (forbidden !== undefined) {
+    const message = `redirect.address ${rule.spec.redirect?.address}: ${forbidden}; what the rule would permit is dropped`;
+    return { ...condition, status: 'False', reason: 'RedirectForbidden', message };
+  }
+  const remarks: { reason: RuleCondition['reason']; message: string }[] = [];
+  if (schedule?.open === false) remarks.push({ reason: 'OutOfSchedule', message: describeSchedule(schedule) });
+  if (resolution.missing.length > 0) {
+    const { action } = rule.spec;
+    const effect = action === 'drop' || action === 'reject' ? 'the last list stays in force' : 'it matches nothing';
+    const message = `external service ${resolution.missing.join(', ')} not found: ${effect}`;
+    remarks.push({ reason: 'ExternalServiceNotFound', message });
+  }
+  if (resolution.unread.length > 0) {
+    const { action } = rule.spec;
+    const effect = action === 'drop' || action === 'reject' ? 'what was in force stays' : 'it matches the rest';
+    const message = `a list of external service ${resolution.unread.join(', ')} was never read: ${effect}`;
+    remarks.push({ reason: 'ListNotRead', message });
+  }
+  if (rule.kind === 'ServiceEgressRule') {
+    const { service } = rule.spec;
+    const foreign = [...(endpoints.get(`${rule.metadata.namespace ?? ''}/${service}`)?.foreign ?? [])].sort();
+    if (foreign.length > 0) {
+      const shown =
+        foreign.length > 5 ? `${foreign.slice(0, 5).join(', ')} and ${foreign.length - 5} more` : foreign.join(', ');
+      remarks.push({ reason: 'ForeignEndpoint', message: `no pod of the namespace, ignored: ${shown}` });
+    }
+    if ((sourcesOf(rule, endpoints)?.size ?? 0) === 0) {
+      remarks.push({ reason: 'NoEndpoints', message: `service ${service} lists no pod, so the rule has no source` });
+    }
+  }
+  return {
+    ...condition,
+    status: 'True',
+    reason: remarks[0]?.reason ?? 'Accepted',
+    message: remarks.map(({ message }) => message).join('; ') || inForce(rule, schedule),
+  };
+}
+
+function limitsOf({ connectionsPerSecond, maxConnections }: AnyRule['spec']): Pick<RuleEntry, 'limits'> {
+  if (connectionsPerSecond === undefined && maxConnections === undefined) return {};
+  return {
+    limits: {
+      ...(connectionsPerSecond !== undefined && { connectionsPerSecond }),
+      ...(maxConnections !== undefined && { maxConnections }),
+    },
+  };
+}
+
+function inForce({ spec }: AnyRule, schedule: ScheduleState | undefined): string {
+  const state =
+    spec.mode === 'Audit' ? 'the rule is in audit: what it matches is counted and logged' : 'the rule is in force';
+  return schedule === undefined ? state : `${state}; ${describeSchedule(schedule)}`;
+}
