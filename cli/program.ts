@@ -5,6 +5,7 @@
  */
 import { Command, CommanderError, type OutputConfiguration } from 'commander';
 import { register as certs } from './certs.ts';
+import { register as confirm } from './confirm.ts';
 import { register as controller } from './controller.ts';
 import { register as explain } from './explain.ts';
 import { register as gateway } from './gateway.ts';
@@ -17,7 +18,7 @@ import { Exit, printable } from './output.ts';
 import { register as run } from './run.ts';
 import { register as simulate } from './simulate.ts';
 
-const verbs = [run, controller, gateway, node, certs, lint, get, explain, simulate, importer, lab];
+const verbs = [run, controller, gateway, node, certs, lint, get, explain, simulate, confirm, importer, lab];
 
 export function buildProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('sluice')

@@ -14,6 +14,7 @@ import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
+import { HeldPools, type Judged } from './held-pools.ts';
 import { ControllerHits } from './hits.ts';
 import { watchDirectory } from './observe/directory.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
@@ -89,6 +90,7 @@ export async function runController(options: ControllerOptions): Promise<Control
   let closed = false;
 
   const alarm = new Alarm(trigger, now);
+  const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
   const lists = await openLists({
     root: () => path,
     state,
@@ -167,13 +169,15 @@ export async function runController(options: ControllerOptions): Promise<Control
       const known = await lists.update(snapshot);
       const stop = metrics.duration.startTimer();
       const plannedAt = now();
-      const result = plan(snapshot, memory, versions.peers, plannedAt, known);
+      const planned = plan(snapshot, memory, versions.peers, plannedAt, known);
       stop();
+      const { result, frozen } = heldPools.judge(planned, memory, (node) => versions.last('node', node));
       await keep(result.memory);
-      publish(result);
+      publish(result, frozen);
       statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors);
       warn(result);
       metrics.observe(snapshot, errors.length, versions, generation, result.held, lists);
+      metrics.heldPools.set(heldPools.count);
       alarm.set(plannedAt, result.wakeAt);
       failure = undefined;
     }
@@ -194,11 +198,12 @@ export async function runController(options: ControllerOptions): Promise<Control
     if (first) await saving;
   }
 
-  function publish(result: PlanResult): void {
+  function publish(result: PlanResult, frozen: Judged['frozen']): void {
     const next = generation + 1;
     let changed = false;
     const gone = emptyGatewayPlan();
     for (const name of new Set([...result.gateways.keys(), ...versions.names('gateway')])) {
+      if (frozen.gateways.has(name)) continue;
       const gatewayPlan: GatewayPlan = result.pools.get(result.gateways.get(name) ?? '') ?? gone;
       const version = versions.offer('gateway', name, gatewayPlan, next);
       if (version === undefined) continue;
@@ -206,6 +211,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       server.publish('gateway', name, version.plan, version.generation);
     }
     for (const name of new Set([...result.nodes.keys(), ...versions.names('node')])) {
+      if (frozen.nodes.has(name)) continue;
       const version = versions.offer('node', name, result.nodes.get(name) ?? emptyNodePlan(), next);
       if (version === undefined) continue;
       changed = true;
@@ -238,6 +244,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       await planning;
       await lists.close();
       alarm.close();
+      await heldPools.close();
       await saving;
       await webhooks.close();
       await hits.close();
@@ -257,6 +264,7 @@ function controllerMetrics() {
   const current = gauge('generation', 'Generation of the newest plan');
   const held = gauge('held_workloads', 'Pods that wait for a gateway to acknowledge them');
   const lists = gauge('lists', 'Lists of addressesFrom: the newest in force, an older one, or none', 'state');
+  const heldPools = gauge('held_pools', 'Pools whose plan is held until it is confirmed');
   const plans = new Counter({ name: 'sluice_controller_plans_total', help: 'Plans computed', registers });
   const duration = new Histogram({
     name: 'sluice_controller_plan_duration_seconds',
@@ -267,6 +275,7 @@ function controllerMetrics() {
   return {
     registry,
     duration,
+    heldPools,
     observe(
       snapshot: ReadonlyMap<string, { kind: string }>,
       errors: number,

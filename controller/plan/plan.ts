@@ -14,6 +14,7 @@ import {
   type NodeEntry,
   type NodePlan,
   type ServiceEntry,
+  type WorkloadEntry,
 } from '../../api/plan.ts';
 import { type Binding, bind } from '../../policy/bind.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
@@ -23,6 +24,7 @@ import { assigner, egressOf } from './assign.ts';
 import { Findings, type Status } from './condition.ts';
 import { redirectBan } from './forbidden.ts';
 import { divided, limitShards } from './limits.ts';
+import { type Served, ServedByPool } from './loss.ts';
 import type { PlannerMemory } from './memory.ts';
 import { ownAddressesOf, type Peers } from './peers.ts';
 import { type CountedPod, countedPods } from './pods.ts';
@@ -44,6 +46,8 @@ export interface PlanResult {
   pools: Map<string, GatewayPlan>;
   /** Gateway → its pool. */
   gateways: Map<string, string>;
+  /** GatewayPool → how many workloads of each namespace it gives an egress IP. */
+  served: ReadonlyMap<string, Served>;
   /** By node name. */
   nodes: Map<string, NodePlan>;
   statuses: Map<string, Status>;
@@ -153,16 +157,17 @@ export function plan(
   for (const { name, settings, gateways, shards } of pools) {
     plans.set(name, { ...emptyGatewayPlan(), settings: { pool: settings }, gateways, shards, nodes: nodeEntries });
   }
+  const served = new ServedByPool();
   const assigned = new Set<string>();
   for (const counted of pods) {
     const pool = poolOfNamespace.get(counted.namespace);
     const gatewayPlan = pool === undefined ? undefined : plans.get(pool.name);
     const group = binding.groupOf.get(counted.uid);
-    if (gatewayPlan === undefined || group === undefined) continue;
+    if (pool === undefined || gatewayPlan === undefined || group === undefined) continue;
     const egressIP = assign.egressIPOf(counted);
     if (egressIP !== undefined) assigned.add(counted.uid);
     const addresses = egressIP === undefined ? undefined : allocation.addresses.get(egressIP.metadata.name);
-    gatewayPlan.workloads[counted.uid] = {
+    const workload: WorkloadEntry = {
       namespace: counted.namespace,
       name: counted.pod.metadata.name,
       uid: counted.uid,
@@ -172,6 +177,8 @@ export function plan(
       group,
       egress: egressOf(counted, addresses, (address) => shardOf.get(address)),
     };
+    gatewayPlan.workloads[counted.uid] = workload;
+    served.add(pool.name, workload);
     if (nodeEntries[counted.node] === undefined) {
       const message = `runs on ${counted.node}, of which there is no Node object: gateways take no packet from it`;
       warnings.push({ object: counted.key, reason: 'NoNode', message });
@@ -215,6 +222,7 @@ export function plan(
   return {
     pools: plans,
     gateways,
+    served: served.pools,
     nodes,
     statuses: statusesOf({
       snapshot,

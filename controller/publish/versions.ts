@@ -83,6 +83,11 @@ export class Versions {
     return [...this.#clients[role].keys()];
   }
 
+  /** What it was given last. */
+  last<R extends PlanRole>(role: R, name: string): PlanOf[R] | undefined {
+    return (this.#clients[role].get(name) as Client<PlanOf[R]> | undefined)?.versions.at(-1)?.plan;
+  }
+
   /**
    * The version to publish, or undefined if the client has been given the same already. `shared`: what another
    * client was given for the same plan object in this round, so that a pool's gateways share one object.
