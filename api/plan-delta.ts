@@ -5,7 +5,6 @@
  * throws and never touches a prototype. Values of a plan are never changed, only replaced: plans may share them.
  * Left out: differences within a value; a value that changed is sent whole.
  */
-import { createHash } from 'node:crypto';
 import type { Result } from './result.ts';
 
 /** What turns one plan into another. A collection in which nothing changed is absent. */
@@ -32,47 +31,6 @@ export function isSafeJson(value: unknown, depth = 0): boolean {
   return Object.values(value).every((item) => isSafeJson(item, depth + 1));
 }
 
-/** JSON text with the keys of every object in code-unit order: equal values give equal text. */
-export function canonicalJson(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map((item) => canonicalJson(item ?? null)).join(',')}]`;
-  if (!isRecord(value)) return JSON.stringify(value) ?? 'null';
-  const parts: string[] = [];
-  for (const key of Object.keys(value).sort()) {
-    if (value[key] !== undefined) parts.push(`${JSON.stringify(key)}:${canonicalJson(value[key])}`);
-  }
-  return `{${parts.join(',')}}`;
-}
-
-/** Digests of values that were hashed before. Values of a plan are never changed once it is published or received. */
-const digests = new WeakMap<object, string>();
-
-function digestOf(value: unknown): string {
-  const known = isRecord(value) ? digests.get(value) : undefined;
-  if (known !== undefined) return known;
-  const digest = createHash('sha256').update(canonicalJson(value)).digest('base64');
-  if (isRecord(value)) digests.set(value, digest);
-  return digest;
-}
-
-/**
- * SHA-256 over the canonical JSON in which each value stands as its own SHA-256, in hex. Since a delta shares the
- * values that stay, hashing a plan of 50,000 workloads again after one changed takes milliseconds, not a second.
- */
-export function hashPlan(plan: object): string {
-  const hash = createHash('sha256');
-  const collections = collectionsOf(plan);
-  for (const name of Object.keys(collections).sort()) {
-    hash.update(`${JSON.stringify(name)}:{`);
-    const collection = collections[name] ?? {};
-    const parts: string[] = [];
-    for (const key of Object.keys(collection).sort()) {
-      if (collection[key] !== undefined) parts.push(`${JSON.stringify(key)}:${digestOf(collection[key])}`);
-    }
-    hash.update(`${parts.join(',')}}\n`);
-  }
-  return hash.digest('hex');
-}
-
 const collectionsOf = (plan: object): Collections => plan as Collections;
 const own = (object: Record<string, unknown> | undefined, key: string): unknown =>
   object !== undefined && Object.hasOwn(object, key) ? object[key] : undefined;
@@ -90,7 +48,7 @@ export function sameJson(a: unknown, b: unknown): boolean {
   return keys.length === defined(b).length && keys.every((key) => Object.hasOwn(b, key) && sameJson(a[key], b[key]));
 }
 
-/** Both plans must have the same collections (they are made by the same program). */
+/** Both plans must have the same collections (they are made by the same program). What is shared is not looked into. */
 export function diffPlan<P extends object>(from: P, to: P): PlanDelta {
   const delta: PlanDelta = { set: {}, delete: {} };
   const before = collectionsOf(from);
@@ -99,6 +57,7 @@ export function diffPlan<P extends object>(from: P, to: P): PlanDelta {
     const set: Record<string, unknown> = {};
     const next = after[name] ?? {};
     const previous = before[name] ?? {};
+    if (next === previous) continue;
     for (const key of Object.keys(next)) {
       if (next[key] !== undefined && !sameJson(own(previous, key), next[key])) set[key] = next[key];
     }
@@ -160,11 +119,17 @@ export function changePlan(plan: object, delta: PlanDelta): void {
 export class Changes {
   /** By collection and key; undefined: deleted. */
   readonly #last = new Map<string, Map<string, unknown>>();
+  readonly #before: Changes | undefined;
+
+  /** `before`: made before these, and left as they are. */
+  constructor(before?: Changes) {
+    this.#before = before;
+  }
 
   /** Whether the key is there afterwards; undefined: as it was. */
   has(name: string, key: string): boolean | undefined {
     const keys = this.#last.get(name);
-    return keys?.has(key) === true ? keys.get(key) !== undefined : undefined;
+    return keys?.has(key) === true ? keys.get(key) !== undefined : this.#before?.has(name, key);
   }
 
   add(delta: PlanDelta): void {

@@ -1,21 +1,24 @@
 /**
  * The messages of the plan stream: one JSON object a line, over one HTTP/2 stream per gateway or node (design §2).
- * The client says hello and acknowledges; the server sends a snapshot, then deltas, or `keep` where the client
- * has the plan already. Parsers are bounded and return a reason; unknown fields are ignored, unknown types refused.
+ * The client says hello and acknowledges; the server sends a snapshot, then deltas (both in parts: plan-parts.ts), or
+ * `keep` where the client has the plan already. Parsers are bounded and return a reason; unknown fields are ignored, unknown types refused.
  * Left out: the transport (daemon/stream-*.ts) and what a plan's values mean.
  */
 import { isIP } from 'node:net';
 import { type HitsTuple, hitsTuple, isHitId, type RuleHits, readHits } from './hits.ts';
 import { emptyGatewayPlan, emptyNodePlan, type PlanRole } from './plan.ts';
-import { isRecord, isSafeJson, type PlanDelta } from './plan-delta.ts';
+import { isRecord, type PlanDelta } from './plan-delta.ts';
+import { isPlanHash } from './plan-hash.ts';
 import type { Result } from './result.ts';
 
-export const PLAN_STREAM_VERSION = 1;
+export const PLAN_STREAM_VERSION = 2;
 export const PLAN_STREAM_PATH = '/v1/plan';
 
-/** Longest line from a client, and from the server (a snapshot of about half a million workloads). */
+/** Longest line from a client, and from the server: the largest entry of a plan (lists of addresses) must fit. */
 export const MAX_CLIENT_LINE = 256 * 1024;
-export const MAX_SERVER_LINE = 256 * 1024 * 1024;
+export const MAX_SERVER_LINE = 64 * 1024 * 1024;
+/** All lines of an update together: a snapshot of a million workloads. */
+export const MAX_UPDATE = 512 * 1024 * 1024;
 export const MAX_ADDRESSES = 1024;
 /** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
 export const MAX_ERROR = 4096;
@@ -29,7 +32,7 @@ export interface HelloMessage {
   role: PlanRole;
   name: string;
   addresses: string[];
-  /** Of the plan that the client holds; 0 and '' if it holds none. */
+  /** Of the plan that the client holds, as the server told them; 0 and '' if it holds none. */
   generation: number;
   hash: string;
 }
@@ -49,9 +52,13 @@ export interface HitsMessage {
   rules: Record<string, HitsTuple>;
 }
 
+/** `hash`: of the plan that this leads to (plan-hash.ts); the client says it when it comes back. */
 export type ServerMessage =
-  | { type: 'snapshot'; generation: number; plan: Record<string, Record<string, unknown>> }
-  | { type: 'delta'; from: number; generation: number; delta: PlanDelta }
+  /** Names of the plan's collections; what is in them follows. */
+  | { type: 'snapshot'; generation: number; hash: string; collections: string[] }
+  | { type: 'delta'; from: number; generation: number; hash: string }
+  | { type: 'part'; delta: PlanDelta }
+  | { type: 'end' }
   /** What you hold is right, and has this generation now. */
   | { type: 'keep'; generation: number };
 
@@ -88,7 +95,7 @@ function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
     return fail('hello: expected addresses without prefix length or zone');
   }
   if (!isGeneration(generation)) return fail('hello: expected a generation');
-  if (typeof hash !== 'string' || !/^([0-9a-f]{64})?$/.test(hash)) return fail('hello: expected a SHA-256 hash or ""');
+  if (hash !== '' && !isPlanHash(hash)) return fail('hello: expected a hash or ""');
   return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash } };
 }
 
@@ -133,44 +140,39 @@ export function parseClientMessage(line: string): Result<ClientMessage> {
   }
 }
 
-/** Every collection of the role must be there; others, of a newer controller, are kept and mean nothing here. */
-function parsePlan(role: PlanRole, plan: unknown): Result<Record<string, Record<string, unknown>>> {
-  if (!isRecord(plan) || !isSafeJson(plan)) return fail('snapshot: expected a plan');
-  const names = Object.keys(role === 'gateway' ? emptyGatewayPlan() : emptyNodePlan());
-  for (const name of names) {
-    if (!Object.hasOwn(plan, name)) return fail(`snapshot: expected the collection "${name}"`);
-  }
-  for (const name of Object.keys(plan)) {
-    const collection = plan[name];
-    if (
-      !isRecord(collection) ||
-      !Object.values(collection).every((item) => typeof item === 'object' && item !== null)
-    ) {
-      return fail('snapshot: expected collections of objects');
-    }
-  }
-  return { ok: true, value: plan as Record<string, Record<string, unknown>> };
-}
+/** Collections that a plan of the role has; one of a newer controller may have others, which mean nothing here. */
+export const collectionsOf = (role: PlanRole): string[] =>
+  Object.keys(role === 'gateway' ? emptyGatewayPlan() : emptyNodePlan());
 
-export function parseServerMessage(role: PlanRole, line: string): Result<ServerMessage> {
+const MAX_COLLECTIONS = 64;
+
+const areCollections = (value: unknown): value is string[] =>
+  Array.isArray(value) &&
+  value.length <= MAX_COLLECTIONS &&
+  value.every((name) => typeof name === 'string' && name !== '__proto__');
+
+export function parseServerMessage(line: string): Result<ServerMessage> {
   const parsed = parseLine(line);
   if (!parsed.ok) return parsed;
-  const { type, generation, from, delta } = parsed.value;
-  if (!isGeneration(generation)) return fail('expected a generation');
+  const { type, generation, from, hash, collections, delta } = parsed.value;
   switch (type) {
-    case 'snapshot': {
-      const plan = parsePlan(role, parsed.value.plan);
-      return plan.ok ? { ok: true, value: { type, generation, plan: plan.value } } : plan;
-    }
-    case 'delta':
-      if (!isGeneration(from) || !isRecord(delta)) return fail('delta: expected "from" and "delta"');
-      // Its inside is checked where it is applied (applyDelta).
-      return { ok: true, value: { type, from, generation, delta: delta as unknown as PlanDelta } };
-    case 'keep':
-      return { ok: true, value: { type, generation } };
-    default:
-      return fail('has an unknown type');
+    case 'part':
+      // Its inside is checked where it is applied (checkDelta).
+      return isRecord(delta)
+        ? { ok: true, value: { type, delta: delta as unknown as PlanDelta } }
+        : fail('part: expected a delta');
+    case 'end':
+      return { ok: true, value: { type } };
   }
+  if (!isGeneration(generation)) return fail('expected a generation');
+  if (type === 'keep') return { ok: true, value: { type, generation } };
+  if (type !== 'snapshot' && type !== 'delta') return fail('has an unknown type');
+  if (!isPlanHash(hash)) return fail(`${type}: expected a hash`);
+  if (type === 'delta') {
+    return isGeneration(from) ? { ok: true, value: { type, from, generation, hash } } : fail('delta: expected "from"');
+  }
+  if (!areCollections(collections)) return fail('snapshot: expected names of collections');
+  return { ok: true, value: { type, generation, hash, collections } };
 }
 
 export const formatMessage = (message: ClientMessage | ServerMessage): string => `${JSON.stringify(message)}\n`;

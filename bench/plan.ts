@@ -28,6 +28,18 @@ export interface PlanSize {
 }
 
 export function generatePlan({ namespaces, pods }: PlanSize): GatewayPlan {
+  const plan = emptyPool();
+  addRule(plan, 'cluster', undefined, 'no-metadata', 'drop', {
+    addresses: ['169.254.169.254/32', 'fd00:ec2::254/128'],
+    ports: null,
+  });
+  addRule(plan, 'cluster', undefined, 'blocked', 'drop', blockList());
+  for (let at = 0; at < namespaces; at++) addNamespace(plan, at, pods);
+  return plan;
+}
+
+/** A pool of one gateway with one shard, and nobody whom it carries. */
+export function emptyPool(): GatewayPlan {
   const plan = emptyGatewayPlan();
   plan.settings = {
     pool: {
@@ -44,12 +56,6 @@ export function generatePlan({ namespaces, pods }: PlanSize): GatewayPlan {
   };
   plan.gateways['gw-a'] = { internalAddress: GATEWAY_INSIDE, addresses: [GATEWAY_INSIDE, ...both(GATEWAY_OUTSIDE)] };
   plan.shards.s0 = { index: 1, nextHops: { 4: NEXT_HOP }, order: ['gw-a'], egressIPs: [] };
-  addRule(plan, 'cluster', undefined, 'no-metadata', 'drop', {
-    addresses: ['169.254.169.254/32', 'fd00:ec2::254/128'],
-    ports: null,
-  });
-  addRule(plan, 'cluster', undefined, 'blocked', 'drop', blockList());
-  for (let at = 0; at < namespaces; at++) addNamespace(plan, at, pods);
   return plan;
 }
 
@@ -105,6 +111,8 @@ export function addPod(
   pod: number,
   place: number,
   egress: { 4: string; 6: string },
+  service = 'api',
+  group = `team-${at}`,
 ): string {
   const uid = `uid-${at}-${pod}`;
   const node = Math.floor(place / PODS_PER_NODE);
@@ -117,9 +125,9 @@ export function addPod(
     name: `pod-${pod}`,
     uid,
     node: `node-${node}`,
-    services: ['api'],
+    services: [service],
     addresses: both(podAddresses(place)),
-    group: `team-${at}`,
+    group,
     egress: { 4: { address: egress[4], shard: 's0' }, 6: { address: egress[6], shard: 's0' } },
   };
   return uid;
@@ -134,7 +142,7 @@ export function podAddresses(place: number): { 4: string; 6: string } {
   };
 }
 
-function addRule(
+export function addRule(
   plan: GatewayPlan,
   context: RuleEntry['context'],
   namespace: string | undefined,
@@ -150,8 +158,14 @@ function addRule(
   return id;
 }
 
+/** The first half of the addresses of networks that only namespace `at` talks to: at most 256 hosts each. */
+export const own = (at: number): [four: string, six: string] => [
+  `172.${16 + (at >> 8)}.${at & 255}.`,
+  `2001:db8:200:${(at + 1).toString(16)}::`,
+];
+
 /** 200 prefixes that a security team keeps closed for all. */
-function blockList(): ServiceEntry {
+export function blockList(): ServiceEntry {
   const addresses = Array.from({ length: 200 }, (_, at) => `185.${at}.0.0/17`);
   return { addresses: [...addresses, '2a0f:dead::/32'], ports: null };
 }

@@ -8,7 +8,8 @@ import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:h
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { CERT_URI_PREFIX, PORT_PLAN_STREAM } from '../api/names.ts';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
-import { Changes, changePlan, checkDelta, copyPlan, hashPlan, type PlanDelta } from '../api/plan-delta.ts';
+import { Changes, changePlan, checkDelta, diffPlan, type PlanDelta } from '../api/plan-delta.ts';
+import { Assembly, type Update } from '../api/plan-parts.ts';
 import {
   type ClientMessage,
   formatMessage,
@@ -16,10 +17,10 @@ import {
   LineReader,
   MAX_ERROR,
   MAX_SERVER_LINE,
+  MAX_UPDATE,
   PLAN_STREAM_PATH,
   PLAN_STREAM_VERSION,
   parseServerMessage,
-  type ServerMessage,
 } from '../api/plan-stream.ts';
 import { hasUri, tlsOptions } from './certs.ts';
 import { watchPeer } from './heartbeat.ts';
@@ -35,15 +36,15 @@ export interface PlanClientOptions<R extends PlanRole> {
   /** The machine's own addresses, canonical; the controller puts them into other plans. */
   addresses: string[];
   /** What the program holds from its last run and has in force. The plan is the client's from now on, see onPlan. */
-  saved?: { generation: number; plan: PlanOf[R] };
+  saved?: { generation: number; hash: string; plan: PlanOf[R] };
   /**
    * Called for one plan at a time; what arrives meanwhile is coalesced to the newest. Throwing is a nack.
    * `plan` is the client's own and mostly the same object each time: it is changed in place, but never while onPlan
-   * runs, nor between two turns of `inTurn`. Its values are never changed, only replaced.
+   * runs, nor outside of `inTurn`. Its values are never changed, only replaced.
    * `delta` leads to it from the plan that onPlan was given last and did not throw (or from `saved`); it may be empty,
-   * where only the generation is new. It is absent where that is not known: a snapshot, or after a failure.
+   * where only the generation is new. It is absent where that is not known: the first plan, or after a failure.
    */
-  onPlan(plan: PlanOf[R], generation: number, delta?: PlanDelta): Promise<void>;
+  onPlan(plan: PlanOf[R], generation: number, delta: PlanDelta | undefined, hash: string): Promise<void>;
   /** Runs `work`, in which the plan is changed and given to onPlan, while nothing else uses the plan. */
   inTurn?(work: () => Promise<void>): Promise<void>;
   onState?(state: 'connected' | 'disconnected'): void;
@@ -92,6 +93,7 @@ class Client<R extends PlanRole> {
   #waiting: Waiting<R> | undefined;
   /** Of #plan with what waits: the plan as the controller knows that we know it. */
   #generation = 0;
+  #hash = '';
   /** onPlan was given #plan, and did not throw. */
   #inForce = false;
   /** The program was told of #plan's generation, or of an older one of the same plan. */
@@ -115,6 +117,7 @@ class Client<R extends PlanRole> {
     if (options.saved !== undefined) {
       this.#plan = options.saved.plan;
       this.#generation = options.saved.generation;
+      this.#hash = options.saved.hash;
       this.#inForce = true;
     }
   }
@@ -187,26 +190,8 @@ class Client<R extends PlanRole> {
 
   #hello(): void {
     const { role, name, addresses } = this.#options;
-    const plan = this.#known();
-    const hash = plan === undefined ? '' : hashPlan(plan);
-    this.#send({
-      type: 'hello',
-      version: PLAN_STREAM_VERSION,
-      role,
-      name,
-      addresses,
-      generation: this.#generation,
-      hash,
-    });
-  }
-
-  /** The plan as the controller knows that we know it; none is changed for it. */
-  #known(): PlanOf[R] | undefined {
-    const { snapshot, changes } = this.#waiting ?? {};
-    if (snapshot !== undefined || changes === undefined || this.#plan === undefined) return snapshot ?? this.#plan;
-    const plan = copyPlan(this.#plan);
-    changePlan(plan, changes.from(plan));
-    return plan;
+    const held = { generation: this.#generation, hash: this.#hash };
+    this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, ...held });
   }
 
   #reconnect(failure: unknown): void {
@@ -227,25 +212,28 @@ class Client<R extends PlanRole> {
 
   #read(stream: ClientHttp2Stream, finish: (failure: unknown) => void): void {
     const reader = new LineReader(MAX_SERVER_LINE);
+    const assembly = new Assembly<PlanOf[R]>(this.#options.role, MAX_UPDATE);
     stream.on('data', (chunk: Uint8Array) => {
       if (this.#stream !== stream) return;
       const lines = reader.push(chunk);
       if (!lines.ok) return finish(new Error(lines.error));
       for (const line of lines.value) {
-        const message = parseServerMessage(this.#options.role, line);
+        const message = parseServerMessage(line);
         if (!message.ok) return finish(new Error(`a message ${message.error}`));
-        this.#receive(message.value);
+        const update = assembly.push(message.value, line.length, this.#plan);
+        if (!update.ok) return finish(new Error(`a message ${update.error}`));
+        if (update.value !== undefined) this.#receive(update.value);
       }
     });
   }
 
-  #receive(message: ServerMessage): void {
-    switch (message.type) {
+  #receive(update: Update<PlanOf[R]>): void {
+    switch (update.type) {
       case 'snapshot':
-        this.#waiting = { snapshot: message.plan as unknown as PlanOf[R], changes: new Changes() };
+        this.#waiting = { snapshot: update.plan, changes: new Changes() };
         break;
       case 'delta': {
-        const misfit = this.#take(message.from, message.delta);
+        const misfit = this.#take(update.from, update.deltas);
         if (misfit === undefined) break;
         this.#log.warn({ reason: misfit }, 'a delta does not fit, asking for a snapshot');
         this.#send({ type: 'resync' });
@@ -256,24 +244,31 @@ class Client<R extends PlanRole> {
         this.#send({ type: 'resync' });
         return;
     }
-    this.#generation = message.generation;
+    this.#generation = update.generation;
+    if (update.type !== 'keep') this.#hash = update.hash;
     this.#owed = true;
     this.#failures = 0;
     this.#apply();
   }
 
-  /** Keeps a delta until the program's turn; or says why it does not fit, and keeps nothing. */
-  #take(from: number, delta: PlanDelta): string | undefined {
+  /** Keeps deltas, one after another, until the program's turn; or says why they do not fit, and keeps none. */
+  #take(from: number, deltas: readonly PlanDelta[]): string | undefined {
     const { snapshot, changes = new Changes() } = this.#waiting ?? {};
     const base = snapshot ?? this.#plan;
     if (base === undefined || from !== this.#generation) {
       return `holds generation ${base === undefined ? 0 : this.#generation}, not ${from}`;
     }
-    const checked = checkDelta(base, delta, changes);
-    if (!checked.ok) return checked.error;
-    // The program does not know the snapshot yet.
-    if (snapshot !== undefined) changePlan(snapshot, checked.value);
-    else changes.add(checked.value);
+    const trial = new Changes(changes);
+    for (const delta of deltas) {
+      const checked = checkDelta(base, delta, trial);
+      if (!checked.ok) return checked.error;
+      trial.add(delta);
+    }
+    for (const delta of deltas) {
+      // The program does not know the snapshot yet.
+      if (snapshot !== undefined) changePlan(snapshot, delta);
+      else changes.add(delta);
+    }
     this.#waiting = { ...(snapshot !== undefined && { snapshot }), changes };
     return undefined;
   }
@@ -300,20 +295,16 @@ class Client<R extends PlanRole> {
 
   /** Brings #plan up to date, gives it to the program and answers; false: it could not be applied. */
   async #applyOnce(): Promise<boolean> {
-    const { snapshot, changes } = this.#waiting ?? {};
-    this.#waiting = undefined;
+    const [generation, hash] = [this.#generation, this.#hash];
+    const delta = this.#update();
+    const known = this.#inForce;
     this.#owed = false;
-    const plan = snapshot ?? (this.#plan as PlanOf[R]);
-    const generation = this.#generation;
-    const known = this.#inForce && snapshot === undefined;
-    const delta = snapshot !== undefined || changes === undefined ? { set: {}, delete: {} } : changes.from(plan);
-    changePlan(plan, delta);
-    this.#plan = plan;
     try {
       // In force already, under an older generation: nothing to do but to say so.
-      if (!known || !this.#told || changes !== undefined) {
+      if (!known || !this.#told || delta !== undefined) {
         this.#inForce = false;
-        await (known ? this.#options.onPlan(plan, generation, delta) : this.#options.onPlan(plan, generation));
+        const change = known ? (delta ?? { set: {}, delete: {} }) : undefined;
+        await this.#options.onPlan(this.#plan as PlanOf[R], generation, change, hash);
       }
       this.#inForce = true;
       this.#told = true;
@@ -329,6 +320,21 @@ class Client<R extends PlanRole> {
       this.#send({ type: 'nack', generation, error: text.slice(0, MAX_ERROR) });
       return false;
     }
+  }
+
+  /** Makes what waits a change of #plan and returns it, if something waited; a snapshot too is mostly a small one. */
+  #update(): PlanDelta | undefined {
+    const { snapshot, changes } = this.#waiting ?? {};
+    this.#waiting = undefined;
+    if (snapshot !== undefined && !sameKeys(this.#plan, snapshot)) {
+      this.#plan = snapshot;
+      this.#inForce = false;
+      return undefined;
+    }
+    if (changes === undefined || this.#plan === undefined) return undefined;
+    const delta = snapshot === undefined ? changes.from(this.#plan) : diffPlan(this.#plan, snapshot);
+    changePlan(this.#plan, delta);
+    return delta;
   }
 
   #retryLater(): void {
@@ -357,3 +363,6 @@ class Client<R extends PlanRole> {
     await this.#applying;
   }
 }
+
+const sameKeys = (a: object | undefined, b: object): boolean =>
+  a !== undefined && Object.keys(a).sort().join() === Object.keys(b).sort().join();

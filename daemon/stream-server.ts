@@ -9,17 +9,16 @@ import { createSecureServer, type ServerHttp2Session, type ServerHttp2Stream } f
 import type { AddressInfo } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
-import { diffPlan, hashPlan, isEmptyDelta } from '../api/plan-delta.ts';
+import { differenceOf, hashOf } from '../api/plan-difference.ts';
+import { formatUpdate, type Update } from '../api/plan-parts.ts';
 import {
   type ClientMessage,
-  formatMessage,
   type HelloMessage,
   type HitsMessage,
   LineReader,
   MAX_CLIENT_LINE,
   PLAN_STREAM_PATH,
   parseClientMessage,
-  type ServerMessage,
 } from '../api/plan-stream.ts';
 import { certificateUri, hasUri, tlsOptions } from './certs.ts';
 import { watchPeer } from './heartbeat.ts';
@@ -77,7 +76,9 @@ interface Link {
   peer: PlanPeer;
   stream: ServerHttp2Stream;
   /** What was sent and not answered yet. */
-  busy: ServerMessage['type'] | false;
+  busy: Update['type'] | false;
+  /** What is left to be written of it. */
+  rest?: Iterator<string>;
   /** The client's hello was compared with the plan that is wanted; before that, nothing is sent. */
   resumed: boolean;
   /** What the client holds is known (`slot.sent`); false: only a snapshot will do. */
@@ -205,14 +206,14 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     const { wanted, sent } = slot;
     if (wanted === undefined || link.resumed) return;
     link.resumed = true;
-    if (hash !== '' && hashPlan(wanted.plan) === hash) {
+    if (hash !== '' && hashOf(wanted.plan) === hash) {
       slot.sent = wanted;
       link.synced = true;
       send(link, { type: 'keep', generation: wanted.generation });
       return;
     }
     // It holds what this run sent last: the difference will do.
-    link.synced = sent !== undefined && sent.generation === generation && hashPlan(sent.plan) === hash;
+    link.synced = sent !== undefined && sent.generation === generation && hashOf(sent.plan) === hash;
     update(slot);
   }
 
@@ -251,12 +252,13 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
   function update(slot: Slot): void {
     const { link, wanted, sent } = slot;
     if (link === undefined || wanted === undefined || !link.resumed || link.busy) return;
+    const { plan, generation } = wanted;
     if (!link.synced || sent === undefined) {
-      send(link, { type: 'snapshot', generation: wanted.generation, plan: wanted.plan as never });
-    } else if (sent.generation !== wanted.generation) {
-      const delta = diffPlan(sent.plan, wanted.plan);
-      if (isEmptyDelta(delta)) send(link, { type: 'keep', generation: wanted.generation });
-      else send(link, { type: 'delta', from: sent.generation, generation: wanted.generation, delta });
+      send(link, { type: 'snapshot', generation, hash: hashOf(plan), plan });
+    } else if (sent.generation !== generation) {
+      const { delta, empty } = differenceOf(sent.plan, plan);
+      if (empty) send(link, { type: 'keep', generation });
+      else send(link, { type: 'delta', from: sent.generation, generation, hash: hashOf(plan), deltas: [delta] });
     } else {
       return;
     }
@@ -264,9 +266,23 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     slot.sent = wanted;
   }
 
-  function send(link: Link, message: ServerMessage): void {
-    link.busy = message.type;
-    if (!link.stream.destroyed) link.stream.write(formatMessage(message));
+  function send(link: Link, update: Update): void {
+    link.busy = update.type;
+    link.rest = formatUpdate(update);
+    write(link);
+  }
+
+  /** As much as goes out at once, so that a large update is never in memory as a whole. */
+  function write(link: Link): void {
+    const { stream, rest } = link;
+    while (rest !== undefined && link.rest === rest && !stream.destroyed) {
+      const chunk = rest.next();
+      if (chunk.done) break;
+      if (!stream.write(chunk.value)) {
+        stream.once('drain', () => link.rest === rest && write(link));
+        return;
+      }
+    }
   }
 
   function slotOf(role: PlanRole, name: string): Slot {

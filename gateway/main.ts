@@ -12,7 +12,7 @@ import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
-import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
+import { SavedPlanFile } from '../daemon/saved-plan.ts';
 import { type PlanClient, startPlanClient } from '../daemon/stream-client.ts';
 import { announce } from '../kernel/announce.ts';
 import { endFlows } from '../kernel/conntrack.ts';
@@ -103,7 +103,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     }
   }
 
-  const { saved, reason } = await loadPlan(options.state, 'gateway');
+  const file = await SavedPlanFile.open(options.state, 'gateway', { log });
+  const { saved, reason } = file;
   if (reason !== undefined) log.warn({ reason }, 'saved plan not usable: waiting for the controller');
   if (saved !== undefined) {
     log.info({ generation: saved.generation, ageSeconds: saved.ageSeconds }, 'starting with the saved plan');
@@ -119,10 +120,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     addresses: ownAddresses(),
     ...(saved === undefined || inForce === undefined ? {} : { saved }),
     inTurn,
-    async onPlan(plan, generation) {
+    async onPlan(plan, generation, delta, hash) {
       // What compares with the plan before needs one that stays as it was.
       await apply(copyPlan(plan), generation);
-      await savePlan(options.state, 'gateway', plan, generation);
+      await file.save(plan, generation, hash, delta);
     },
     onState(state) {
       connected = state === 'connected';
@@ -147,6 +148,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     async close() {
       await http?.close();
       await client?.close();
+      await file.close();
       await reconciler.close();
       await hits.close();
       await recorder.close();

@@ -11,7 +11,7 @@ import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
-import { loadPlan, savePlan } from '../daemon/saved-plan.ts';
+import { SavedPlanFile } from '../daemon/saved-plan.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
 import { Steering } from './apply.ts';
 import { startHoldQueue } from './hold-queue.ts';
@@ -75,7 +75,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   };
   const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_NODE, reconcile, log);
 
-  const { saved, reason } = await loadPlan(options.state, 'node');
+  const file = await SavedPlanFile.open(options.state, 'node', { log });
+  const { saved, reason } = file;
   if (reason !== undefined) log.error({ reason }, 'the saved plan is not usable; waiting for the controller');
   let resumed = false;
   if (saved !== undefined) {
@@ -99,12 +100,12 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     addresses: underlayAddresses(options.workloadInterfaces),
     ...(saved !== undefined && resumed ? { saved } : {}),
     inTurn,
-    async onPlan(plan, next) {
+    async onPlan(plan, next, delta, hash) {
       // It is compared with the plan before, which must stay as it was; a node's are small.
       await apply(copyPlan(plan));
       generation = next;
       metrics.generation(next);
-      await savePlan(options.state, 'node', plan, next);
+      await file.save(plan, next, hash, delta);
       log.info({ generation: next, workloads: Object.keys(plan.workloads).length }, 'plan in force');
     },
     onState: (state) => {
@@ -130,6 +131,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     async close() {
       await http?.close();
       await client.close();
+      await file.close();
       await reconciler.close();
       await hold.close();
     },

@@ -4,7 +4,7 @@
  * Generations only grow, across restarts too: main.ts reserves them on disk in blocks.
  */
 import type { GatewayPlan, NodePlan, PlanOf, PlanRole } from '../../api/plan.ts';
-import { hashPlan, sameJson } from '../../api/plan-delta.ts';
+import { differenceOf, hashOf } from '../../api/plan-difference.ts';
 import type { PlanPeer } from '../../daemon/stream-server.ts';
 import type { Peer, Peers } from '../plan/peers.ts';
 
@@ -28,7 +28,7 @@ class Client<P extends object> implements Peer<P> {
     this.connected = true;
     this.addresses = peer.addresses;
     // It came back without what it had (a new machine, a lost disk).
-    if (this.inForce !== undefined && hashPlan(this.inForce) !== peer.hash) {
+    if (this.inForce !== undefined && hashOf(this.inForce) !== peer.hash) {
       delete this.inForce;
       this.generation = 0;
     }
@@ -100,7 +100,7 @@ export class Versions {
   ): Version<PlanOf[R]> | undefined {
     const client = this.#client(role, name);
     const last = client.versions.at(-1);
-    if (last !== undefined && (last.plan === plan || sameJson(last.plan, plan))) return undefined;
+    if (last !== undefined && (last.plan === plan || differenceOf(last.plan, plan).empty)) return undefined;
     const version = { plan, generation };
     client.versions = [...client.versions.slice(1 - MAX_VERSIONS), version];
     return version;

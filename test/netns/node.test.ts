@@ -24,9 +24,10 @@ import {
   type PerFamily,
   type Steer,
 } from '../../api/plan.ts';
+import { hashPlan } from '../../api/plan-hash.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { silentLog } from '../../daemon/log.ts';
-import { savePlan } from '../../daemon/saved-plan.ts';
+import { SavedPlanFile } from '../../daemon/saved-plan.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
 import { Steering } from '../../node/apply.ts';
 import { startHoldQueue } from '../../node/hold-queue.ts';
@@ -500,7 +501,9 @@ t.test('a restart finds everything in place and changes nothing; kill -9 stops n
       name: 'node-a',
       addresses: [],
     });
-    await savePlan(join(directory, 'state'), 'node', plan, 7);
+    const file = await SavedPlanFile.open(join(directory, 'state'), 'node', { log: silentLog() });
+    await file.save(plan, 7, hashPlan(plan));
+    await file.close();
     const first = await program();
     t.same(state(), kernelState, 'the kernel holds the very same objects');
     t.ok(flows.length >= 2 && String(await ids()) === String(flows), 'and the same flows');

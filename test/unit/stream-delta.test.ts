@@ -10,14 +10,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
-import { copyPlan, hashPlan, type PlanDelta } from '../../api/plan-delta.ts';
-import {
-  type ClientMessage,
-  formatMessage,
-  LineReader,
-  parseClientMessage,
-  type ServerMessage,
-} from '../../api/plan-stream.ts';
+import { copyPlan, type PlanDelta } from '../../api/plan-delta.ts';
+import { hashPlan } from '../../api/plan-hash.ts';
+import { formatUpdate, type Update } from '../../api/plan-parts.ts';
+import { type ClientMessage, LineReader, parseClientMessage } from '../../api/plan-stream.ts';
 import { createCa, issueCertificate, tlsOptions } from '../../daemon/certs.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { type PlanClientOptions, startPlanClient } from '../../daemon/stream-client.ts';
@@ -141,7 +137,7 @@ t.test('after a failure the difference is not known, until a call succeeds', asy
 });
 
 t.test('a plan from the last run is in force: kept without a difference, or changed by one', async (t) => {
-  const saved = { plan: planOf({ a: '10.244.1.1' }), generation: 7 };
+  const saved = { plan: planOf({ a: '10.244.1.1' }), generation: 7, hash: hashPlan(planOf({ a: '10.244.1.1' })) };
   const { publish, calls, acks } = await start(t, { saved });
   await until(() => acks.includes('hello'));
   publish(planOf({ a: '10.244.1.1' }), 8);
@@ -203,25 +199,25 @@ async function startSpeaker(t: Test) {
   return {
     heard,
     url: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    say: (message: ServerMessage) => streams.at(-1)?.write(formatMessage(message)),
+    say: (update: Update) => streams.at(-1)?.write([...formatUpdate(update)].join('')),
     cut: () => streams.at(-1)?.session?.destroy(),
     said: (type: ClientMessage['type']) => heard.filter((message) => message.type === type),
   };
 }
-const delta = (from: number, pods: Record<string, string>, gone: string[] = []): ServerMessage => ({
+const HASH = 'ab'.repeat(32);
+const deltas = (from: number, ...list: PlanDelta[]): Update => ({
   type: 'delta',
   from,
   generation: from + 1,
-  delta: {
+  hash: HASH.replace('ab', `${from % 10}c`),
+  deltas: list,
+});
+const delta = (from: number, pods: Record<string, string>, gone: string[] = []): Update =>
+  deltas(from, {
     set: Object.keys(pods).length > 0 ? set(pods) : {},
     delete: gone.length > 0 ? { workloads: gone } : {},
-  },
-});
-const snapshot = (generation: number, plan: NodePlan): ServerMessage => ({
-  type: 'snapshot',
-  generation,
-  plan: plan as never,
-});
+  });
+const snapshot = (generation: number, plan: NodePlan): Update => ({ type: 'snapshot', generation, hash: HASH, plan });
 
 t.test('what arrives during a call is one difference afterwards', async (t) => {
   const speaker = await startSpeaker(t);
@@ -243,7 +239,7 @@ t.test('what arrives during a call is one difference afterwards', async (t) => {
   const now = planOf({ b: '10.244.1.8', e: '10.244.1.6' });
   t.match(
     speaker.said('hello')[1],
-    { generation: 4, hash: hashPlan(now) },
+    { generation: 4, hash: HASH.replace('ab', '3c') },
     'it says what it has been told; the delta that did not fit changed nothing of it',
   );
   held.open();
@@ -272,7 +268,13 @@ t.test('deltas on a snapshot that waits are part of it', async (t) => {
   await until(() => speaker.said('ack').some((message) => 'generation' in message && message.generation === 9));
   t.equal(calls.length, 2);
   t.same(calls[1]?.plan, planOf({ c: '10.244.1.3' }));
-  t.match(calls[1], { generation: 9, delta: undefined });
+  t.match(calls[1], { generation: 9 });
+  t.same(
+    calls[1]?.delta,
+    { set: set({ c: '10.244.1.3' }), delete: { workloads: ['a'] } },
+    'a snapshot too is told as a difference',
+  );
+  t.equal(calls[1]?.object, calls[0]?.object);
 });
 
 t.test('a delta that does not fit changes nothing and asks for a snapshot', async (t) => {
@@ -283,12 +285,14 @@ t.test('a delta that does not fit changes nothing and asks for a snapshot', asyn
   await until(() => speaker.said('resync').length === 1);
   speaker.say(snapshot(1, planOf({ a: '10.244.1.1' })));
   await until(() => speaker.said('ack').length === 1);
-  const wrong: ServerMessage[] = [
+  const wrong: Update[] = [
     delta(3, { b: '10.244.1.2' }),
     delta(1, { b: '10.244.1.2' }, ['nobody']),
     delta(1, { b: '10.244.1.2' }, ['a', 'a']),
-    { type: 'delta', from: 1, generation: 2, delta: { set: { shoes: {}, ...set({ b: '10.244.1.2' }) }, delete: {} } },
-    { type: 'delta', from: 1, generation: 2, delta: { set: { workloads: { b: 7 } }, delete: { workloads: ['a'] } } },
+    deltas(1, { set: { shoes: { x: {} }, ...set({ b: '10.244.1.2' }) }, delete: {} } as never),
+    deltas(1, { set: { workloads: { b: 7 } }, delete: { workloads: ['a'] } } as never),
+    // The first of them fits, the second does not after it.
+    deltas(1, { set: {}, delete: { workloads: ['a'] } }, { set: {}, delete: { workloads: ['a'] } }),
   ];
   for (const [index, message] of wrong.entries()) {
     speaker.say(message);

@@ -1,6 +1,6 @@
 /**
  * The plan stream over real HTTP/2 and mutual TLS on 127.0.0.1, both ends in this process: what a client is sent
- * (snapshot, delta, keep), acknowledgements, reconnection, and everybody who must be refused. Then the saved plan.
+ * (snapshot, delta, keep), acknowledgements, reconnection, and everybody who must be refused.
  */
 import { EventEmitter, once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
-import { hashPlan } from '../../api/plan-delta.ts';
+import { hashPlan } from '../../api/plan-hash.ts';
 import {
   hitsMessage,
   LineReader,
@@ -23,7 +23,6 @@ import { watchPeer } from '../../daemon/heartbeat.ts';
 import { createRegistry, startHttp } from '../../daemon/http.ts';
 import { formatListen, parseListen } from '../../daemon/listen.ts';
 import { createLog, silentLog } from '../../daemon/log.ts';
-import { loadPlan, savePlan } from '../../daemon/saved-plan.ts';
 import { type PlanClientOptions, startPlanClient } from '../../daemon/stream-client.ts';
 import { type PlanPeer, type PlanServerOptions, startPlanServer } from '../../daemon/stream-server.ts';
 
@@ -259,7 +258,7 @@ async function speak(port: number, tls: object, ...lines: (string | Buffer)[]): 
   });
 }
 const hello = (more: object = {}): string =>
-  `${JSON.stringify({ type: 'hello', version: 1, role: 'node', name: 'node-a', addresses: [], generation: 0, hash: '', ...more })}\n`;
+  `${JSON.stringify({ type: 'hello', version: 2, role: 'node', name: 'node-a', addresses: [], generation: 0, hash: '', ...more })}\n`;
 
 t.test('who is refused, and why', async (t) => {
   const recorder = await startRecorder();
@@ -368,13 +367,13 @@ t.test('messages: what the parser refuses', async (t) => {
     ['{"type":"ack","generation":1e300}', 'ack: expected a generation'],
     [`{"type":"nack","generation":1,"error":"${'x'.repeat(9000)}"}`, 'nack: expected a short error text'],
     ['{"type":"__proto__"}', 'has an unknown type'],
-    [hello({ version: 2 }), 'hello: expected version 1'],
+    [hello({ version: 1 }), 'hello: expected version 2'],
     [hello({ role: 'controller' }), 'hello: expected role "gateway" or "node"'],
     [hello({ name: '../etc' }), 'hello: expected a name of lower-case letters, digits, "-" and "."'],
     [hello({ addresses: ['fe80::1%eth0'] }), 'hello: expected addresses without prefix length or zone'],
     [hello({ addresses: [{ length: 3 }] }), 'hello: expected addresses without prefix length or zone'],
     [hello({ addresses: Array(2000).fill('10.0.0.1') }), 'hello: expected at most 1024 addresses'],
-    [hello({ hash: 'zz' }), 'hello: expected a SHA-256 hash or ""'],
+    [hello({ hash: 'zz' }), 'hello: expected a hash or ""'],
   ];
   for (const [line, error] of rows) t.same(parseClientMessage(line), { ok: false, error }, line.slice(0, 60));
   const reader = new LineReader(8);
@@ -382,25 +381,6 @@ t.test('messages: what the parser refuses', async (t) => {
   t.same(reader.push(Buffer.from('c\n\nde\nf')), { ok: true, value: ['abc', 'de'] });
   t.same(reader.push(Buffer.from('1234567\n')), { ok: true, value: ['f1234567'] });
   t.equal(reader.push(Buffer.from('123456789')).ok, false);
-});
-
-t.test('the saved plan, and files that are none', async (t) => {
-  const state = certs('state');
-  t.same(await loadPlan(state, 'node'), {}, 'no file, no reason');
-  await savePlan(state, 'node', planOf('a'), 12, 1_000_000);
-  const { saved } = await loadPlan(state, 'node', 1_090_000);
-  t.match(saved, { generation: 12, hash: hashPlan(planOf('a')), ageSeconds: 90, plan: planOf('a') });
-  const reason = async (text: string): Promise<unknown> => {
-    writeFileSync(join(state, 'plan.json'), text);
-    return (await loadPlan(state, 'node')).reason;
-  };
-  const whole = JSON.stringify({ role: 'node', generation: 1, hash: hashPlan(planOf('a')), plan: planOf('a') });
-  t.equal(await reason(whole), undefined);
-  t.equal(await reason(whole.slice(0, -1)), 'is no JSON');
-  t.equal(await reason('[]'), 'holds no plan');
-  t.equal(await reason(whole.replace('uid-a"', 'uid-z"')), 'does not have the hash that it names');
-  t.equal(await reason(whole.replace('"role":"node"', '"role":"gateway"')), 'is of role "gateway", not node');
-  t.equal(await reason('{"role":"node","generation":1,"plan":{}}'), 'lacks a collection');
 });
 
 t.test('a session that is destroyed and has not told so yet is not pinged', async (t) => {
