@@ -92,6 +92,8 @@ export class GatewayRig {
   mutate: ((script: string) => string) | undefined;
   /** Looking through the connection table fails. */
   cannotEndFlows = false;
+  /** Stands between the program and the kernel. */
+  wrap: (kernel: GatewayKernel) => GatewayKernel = (kernel) => kernel;
 
   private constructor(
     names: { gateway: string; wires: string },
@@ -206,7 +208,7 @@ export class GatewayRig {
   async reset(): Promise<void> {
     await this.nft.drop('sluice');
     await endFlows(() => true, { namespace: this.#names.gateway });
-    this.#apply = new GatewayApply('gw-a', this.#kernel(), this.#state);
+    this.#apply = new GatewayApply('gw-a', this.wrap(this.#kernel()), this.#state);
   }
 
   /** The machine itself looks for a neighbour on the internal interface that is not there. */
