@@ -3,7 +3,7 @@
  * families and 100,000 rules. A namespace has two applications; each rule names destinations of its own, so that
  * nothing is shared but the cluster's rules. Addresses, nodes and the way into the tunnel are those of plan.ts.
  */
-import type { GatewayPlan, PortEntry, RuleEntry } from '../api/plan.ts';
+import type { GatewayPlan, PortEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { addPod, addRule, blockList, emptyPool, own, SERVER, TCP_PORT, UDP_PORT } from './plan.ts';
 
 export interface ScaleSize {
@@ -59,15 +59,20 @@ export function generateScalePlan({ namespaces, pods, namespaceRules, serviceRul
 const tcp = (...ports: number[]): PortEntry => ({ protocol: 6, ports: ports.map((port) => [port, port]) });
 const udp = (...ports: number[]): PortEntry => ({ ...tcp(...ports), protocol: 17 });
 
-/** Number `index` of a namespace: what its owners permit, and one thing that they do not. */
+/** Number `index` of a namespace: two things that its owners do not permit, and what they do. */
 function namespaceRule(plan: GatewayPlan, at: number, index: number): string {
   const [network4, network6] = own(at);
-  const action: RuleEntry['action'] = index === 0 ? 'drop' : 'accept';
-  const service =
-    index === 0
-      ? { addresses: ['0.0.0.0/0', '::/0'], ports: [tcp(25)] }
-      : { addresses: [...hosts(network4, index, 3), ...hosts(network6, index, 2)], ports: [tcp(5432 + index, 8443)] };
-  return addRule(plan, 'namespace', `team-${at}`, index === 0 ? 'no-mail' : `partner-${index}`, action, service);
+  const some = [...hosts(network4, index, 3), ...hosts(network6, index, 2)];
+  const rows: [name: string, action: RuleEntry['action'], service: ServiceEntry][] = [
+    ['no-mail', 'drop', { addresses: ['0.0.0.0/0', '::/0'], ports: [tcp(25)] }],
+    ['closed', 'drop', { addresses: some, ports: null }],
+  ];
+  const [name, action, service] = rows[index] ?? [
+    `partner-${index}`,
+    'accept' as const,
+    { addresses: some, ports: [tcp(5432 + index, 8443)] },
+  ];
+  return addRule(plan, 'namespace', `team-${at}`, name, action, service);
 }
 
 function serviceRule(plan: GatewayPlan, at: number, index: number): string {

@@ -52,12 +52,20 @@ export class Topology {
     this.#tag = tag;
   }
 
-  /** `pods`: addresses that the client sends from; they are the first node's. */
-  static async create(subject: Subject, plan: GatewayPlan, pods: string[], state: string): Promise<Topology> {
+  /**
+   * `pods`: addresses that the client sends from; they are the first node's. Without a plan the gateway has its own
+   * addresses and nothing else.
+   */
+  static async create(
+    subject: Subject,
+    plan: GatewayPlan | undefined,
+    pods: string[],
+    state: string,
+  ): Promise<Topology> {
     const topology = new Topology(subject, `t-bench-${subject}-${process.pid}`);
     try {
       await topology.#build(pods);
-      await topology.#gateway(plan, state);
+      if (plan !== undefined) await topology.#gateway(plan, state);
     } catch (error) {
       await topology.close();
       throw error;
