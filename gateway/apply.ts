@@ -18,12 +18,21 @@ import {
   TABLE_GATEWAY_UNCHECKED,
   TUNNEL_DEVICE,
 } from '../api/names.ts';
-import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
-import { type DeviceAddress, diffNet, type Ip, type NetScope, type NetState } from '../kernel/iproute.ts';
-import { changeSize, diffRuleset, type Nft, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
+import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import type { PlanDelta } from '../api/plan-delta.ts';
+import {
+  type DeviceAddress,
+  diffNet,
+  emptyNetState,
+  type Ip,
+  type NetScope,
+  type NetState,
+  type Route,
+} from '../kernel/iproute.ts';
+import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/nft.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
-import { compileGateway } from './compile.ts';
-import { compileNet, deviceSysctls, heldShards, sysctls } from './compile-net.ts';
+import { type Changed, GatewayCompiler, type Machine } from './compile.ts';
+import { compileNet, deviceSysctls, heldShards, sysctls, workloadRoutes } from './compile-net.ts';
 import { endedBy, touchesFlows } from './recheck.ts';
 
 export interface GatewayKernel {
@@ -38,34 +47,53 @@ export interface GatewayKernel {
 }
 
 export interface Applied {
-  /** Rule numbers of the ruleset in force (marks.ts). */
-  ruleNumbers: Map<string, number>;
   flowsEnded: number;
   /** changeSize() of what nftables was asked for. */
   nftChanges: number;
+  /** Numbers of rules that came, went, or do something else now; undefined: all may. */
+  numbers: ReadonlySet<number> | undefined;
+}
+
+/** Who must know before numbers of rules change their meaning; undefined: all may. */
+export interface NumbersWatch {
+  before(numbers: ReadonlySet<number> | undefined): Promise<void>;
 }
 
 export class GatewayApply {
   readonly #self: string;
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
-  #plan: GatewayPlan = emptyGatewayPlan();
-  /** What is in force as last applied; undefined: ask the kernel. */
-  #nft: NftState | undefined;
+  readonly #watch: NumbersWatch | undefined;
+  #compiler = new GatewayCompiler();
+  /** The compiler has taken in the plan that apply() was given last. */
+  #compiled = false;
+  /** The kernel's table is as the compiler's was when it was taken last. */
+  #tableKnown = false;
+  /** What is in force as last applied, but for #routes; undefined: ask the kernel. */
   #net: NetState | undefined;
+  /** Routes of single workloads, by uid. */
+  readonly #routes = new Map<string, Route[]>();
+  #routesOf: (workload: WorkloadEntry) => Route[] = () => [];
   #reversePathFilter = true;
   /** Settings of devices, as last written. */
   #settled = '';
 
-  constructor(self: string, kernel: GatewayKernel, stateDirectory: string) {
+  constructor(self: string, kernel: GatewayKernel, stateDirectory: string, watch?: NumbersWatch) {
     this.#self = self;
     this.#kernel = kernel;
     this.#owned = new OwnedAddresses(join(stateDirectory, 'addresses.json'));
+    this.#watch = watch;
   }
 
-  async apply(plan: GatewayPlan): Promise<Applied> {
+  /** Who is there and what is numbered how, of the plan that was applied last. */
+  get compiled(): Pick<GatewayCompiler, 'workloads' | 'workloadOf' | 'numbers' | 'rule'> {
+    return this.#compiler;
+  }
+
+  /** `delta` leads to the plan from the one that apply() was given last; absent: it is found. */
+  async apply(plan: GatewayPlan, delta?: PlanDelta): Promise<Applied> {
     try {
-      return await this.#apply(plan);
+      return await this.#apply(plan, delta);
     } catch (error) {
       this.forget();
       throw error;
@@ -74,31 +102,50 @@ export class GatewayApply {
 
   /** The next apply() lists the kernel's state anew, and so undoes what others changed of ours. */
   forget(): void {
-    this.#nft = undefined;
+    this.#tableKnown = false;
     this.#net = undefined;
   }
 
-  async #apply(plan: GatewayPlan): Promise<Applied> {
-    const listed = this.#nft === undefined || this.#net === undefined;
-    const { ruleset, settled, ruleNumbers } = compileGateway(plan, {
+  async #apply(plan: GatewayPlan, delta: PlanDelta | undefined): Promise<Applied> {
+    const listed = !this.#tableKnown || this.#net === undefined;
+    const changed = this.#compile(plan, delta, {
       reversePathFilter: await this.#filtersReversePath(plan, listed),
       heldShards: heldShards(plan, this.#self),
     });
-    const touches = listed || touchesFlows(this.#plan, plan);
+    const touches = listed || touchesFlows(changed);
+    const numbers = listed ? undefined : changed.numbers;
+    await this.#watch?.before(numbers);
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
-      nftChanges = await this.#applyRules(touches ? ruleset : settled);
+      nftChanges = await this.#applyRules(!touches);
     };
-    const net = (): Promise<void> => this.#applyNet(plan, listed);
+    const net = (): Promise<void> => this.#applyNet(plan, changed, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
     const steps = 'pool' in plan.settings ? [rules, net] : [net, rules];
     for (const step of steps) await step();
 
-    const ended = touches ? await this.#kernel.endFlows(endedBy(plan)) : 0;
+    const ended = touches ? await this.#endFlows(plan, listed ? undefined : changed) : 0;
     // Every flow that is left now, or was made since, has its own translation.
-    if (touches) nftChanges += await this.#applyRules(settled);
-    this.#plan = plan;
-    return { ruleNumbers, flowsEnded: ended, nftChanges };
+    if (touches) nftChanges += await this.#applyRules(true);
+    return { flowsEnded: ended, nftChanges, numbers };
+  }
+
+  #compile(plan: GatewayPlan, delta: PlanDelta | undefined, machine: Machine): Changed {
+    const known = this.#compiled ? delta : undefined;
+    this.#compiled = false;
+    try {
+      const changed = this.#compiler.update(plan, known, machine);
+      this.#compiled = true;
+      return changed;
+    } catch (error) {
+      this.#compiler = new GatewayCompiler();
+      throw error;
+    }
+  }
+
+  #endFlows(plan: GatewayPlan, changed: Changed | undefined): Promise<number> {
+    const workloadOf = this.#compiler.workloadOf.bind(this.#compiler);
+    return this.#kernel.endFlows(endedBy(plan, workloadOf, changed));
   }
 
   /** Asked anew whenever the kernel is listed: a packet should not pay for a filter that is off. */
@@ -109,22 +156,61 @@ export class GatewayApply {
     return this.#reversePathFilter;
   }
 
-  async #applyRules(ruleset: Ruleset): Promise<number> {
+  async #applyRules(settled: boolean): Promise<number> {
     const { nft } = this.#kernel;
-    this.#nft ??= await nft.list('inet', NFT_TABLE_GATEWAY);
-    const change = diffRuleset(this.#nft, ruleset);
+    const { table } = this.#compiler;
+    this.#compiler.guard(settled);
+    let change: TableChange;
+    if (this.#tableKnown) change = table.take();
+    else {
+      change = diffRuleset(await nft.list('inet', NFT_TABLE_GATEWAY), table.ruleset());
+      table.taken();
+    }
+    this.#tableKnown = false;
     await nft.run(change);
-    this.#nft = stateOf(ruleset);
+    this.#tableKnown = true;
     return changeSize(change);
   }
 
-  async #applyNet(plan: GatewayPlan, listed: boolean): Promise<void> {
+  async #applyNet(plan: GatewayPlan, changed: Changed, listed: boolean): Promise<void> {
+    if (listed || changed.places || changed.workloads === undefined) await this.#applyPlaces(plan, listed);
+    else await this.#applyRoutes(changed.workloads);
+  }
+
+  /** Of workloads alone: some routes at most. */
+  async #applyRoutes(workloads: NonNullable<Changed['workloads']>): Promise<void> {
+    const gone = emptyNetState();
+    const wanted = emptyNetState();
+    for (const [before, after] of workloads) {
+      const uid = (after ?? before)?.uid ?? '';
+      gone.routes.push(...(this.#routes.get(uid) ?? []));
+      wanted.routes.push(...this.#setRoutes(uid, after));
+    }
+    const lines = diffNet(gone, wanted);
+    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+  }
+
+  #setRoutes(uid: string, workload: WorkloadEntry | undefined): Route[] {
+    const routes = workload === undefined ? [] : this.#routesOf(workload);
+    if (routes.length > 0) this.#routes.set(uid, routes);
+    else this.#routes.delete(uid);
+    return routes;
+  }
+
+  async #applyPlaces(plan: GatewayPlan, listed: boolean): Promise<void> {
     const { ip, sysctl, announce } = this.#kernel;
-    const desired = await this.#desired(plan);
+    const places = await this.#desired(plan);
     if (listed && 'pool' in plan.settings) await sysctl(sysctls);
-    const scope = await this.#scope(desired.addresses);
-    const current = this.#net ?? (await ip.list(scope));
-    const lines = diffNet(current, desired);
+    const scope = await this.#scope(places.addresses);
+    const withRoutes = (net: NetState): NetState => ({
+      ...net,
+      routes: [...net.routes, ...[...this.#routes.values()].flat()],
+    });
+    const current = this.#net === undefined ? await ip.list(scope) : withRoutes(this.#net);
+    this.#routesOf = workloadRoutes(plan, this.#self);
+    this.#routes.clear();
+    for (const workload of Object.values(plan.workloads)) this.#setRoutes(workload.uid, workload);
+    const lines = diffNet(current, withRoutes(places));
     if (lines.length > 0) await ip.apply(lines);
     const settings = 'pool' in plan.settings ? deviceSysctls(plan.settings.pool) : {};
     const settled = JSON.stringify(settings);
@@ -132,10 +218,10 @@ export class GatewayApply {
     const renewed = listed || settled !== this.#settled || lines.some((line) => line.includes(' link add '));
     if (renewed && 'pool' in plan.settings) await sysctl(settings);
     this.#settled = settled;
-    this.#net = desired;
-    await this.#owned.write(desired.addresses);
+    this.#net = places;
+    await this.#owned.write(places.addresses);
     const here = new Set(current.addresses.map(textOf));
-    const added = desired.addresses.filter((address) => !here.has(textOf(address)));
+    const added = places.addresses.filter((address) => !here.has(textOf(address)));
     for (const [device, addresses] of byDevice(added)) announce(device, addresses);
   }
 

@@ -4,7 +4,7 @@
  * Return routes lead a workload's addresses back to its node, through the tunnel or (Direct) on the inside segment: one
  * per pod CIDR of a node, and one per workload whose address lies in none of them.
  */
-import { parseAddress, parsePrefix, prefixRange } from '../api/address.ts';
+import { parseAddress } from '../api/address.ts';
 import {
   GATEWAY_CHECKED_MARK,
   GATEWAY_PROHIBIT_MARK,
@@ -26,8 +26,24 @@ import {
   TUNNEL_OVERHEAD,
   TUNNEL_PEER,
 } from '../api/names.ts';
-import { type Family, families, type GatewayPlan, type NodeEntry, type PoolSettings } from '../api/plan.ts';
-import type { DesiredLink, DeviceAddress, NetState, Route, Rule } from '../kernel/iproute.ts';
+import {
+  type Family,
+  families,
+  type GatewayPlan,
+  type NodeEntry,
+  type PoolSettings,
+  type WorkloadEntry,
+} from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { must } from '../api/result.ts';
+import {
+  type DesiredLink,
+  type DeviceAddress,
+  emptyNetState,
+  type NetState,
+  type Route,
+  type Rule,
+} from '../kernel/iproute.ts';
 
 const hostLength = { 4: 32, 6: 128 } as const;
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
@@ -36,11 +52,18 @@ export const isTunnelled = (pool: PoolSettings): boolean => pool.steering.mode =
 /** The device by which workloads' packets come in, and replies to them go out. */
 export const ingressOf = (pool: PoolSettings): string => (isTunnelled(pool) ? TUNNEL_DEVICE : pool.internalInterface);
 
-/** `underlayMtu`: of the internal interface; used where the plan names no MTU. */
-export function compileNet(plan: GatewayPlan, self: string, underlayMtu: number): NetState {
-  if (!('pool' in plan.settings)) return { links: [], addresses: [], routes: [], rules: [], neighbours: [] };
+export type Places = Pick<GatewayPlan, 'settings' | 'gateways' | 'nodes' | 'shards'>;
+
+const underlayOf = (plan: Places, self: string): Family => familyOf(plan.gateways[self]?.internalAddress ?? '0.0.0.0');
+
+/** All but the routes of single workloads. `underlayMtu`: of the internal interface; used where the plan names no MTU. */
+export function compileNet(plan: Places, self: string, underlayMtu: number): NetState {
+  if (!('pool' in plan.settings)) return emptyNetState();
   const pool = plan.settings.pool;
-  const underlay = familyOf(plan.gateways[self]?.internalAddress ?? '0.0.0.0');
+  const underlay = underlayOf(plan, self);
+  const nodeRoutes = Object.values(plan.nodes).flatMap((node) =>
+    node.podCIDRs.flatMap((prefix) => wayTo(plan, pool, self, node, prefix) ?? []),
+  );
   const tunnel: DesiredLink = {
     name: TUNNEL_DEVICE,
     kind: 'vxlan-external',
@@ -53,7 +76,7 @@ export function compileNet(plan: GatewayPlan, self: string, underlayMtu: number)
   return {
     links,
     addresses: heldAddresses(plan, pool, self),
-    routes: [...returnRoutes(plan, pool, underlay), ...egressRoutes(pool)],
+    routes: [...nodeRoutes, ...egressRoutes(pool)],
     rules: rules(pool),
     neighbours: links.flatMap(({ name }) =>
       families.map((family) => ({ dev: name, address: TUNNEL_PEER[family], mac: TUNNEL_MAC_NODE })),
@@ -62,11 +85,11 @@ export function compileNet(plan: GatewayPlan, self: string, underlayMtu: number)
 }
 
 /** Shards that this gateway holds. */
-export function heldShards(plan: GatewayPlan, self: string): string[] {
+export function heldShards(plan: Pick<GatewayPlan, 'shards'>, self: string): string[] {
   return Object.entries(plan.shards).flatMap(([name, shard]) => (shard.order[0] === self ? [name] : []));
 }
 
-function heldAddresses(plan: GatewayPlan, pool: PoolSettings, self: string): DeviceAddress[] {
+function heldAddresses(plan: Places, pool: PoolSettings, self: string): DeviceAddress[] {
   const host = (dev: string, address: string): DeviceAddress => ({
     dev,
     address: `${address}/${hostLength[familyOf(address)]}`,
@@ -82,43 +105,54 @@ function heldAddresses(plan: GatewayPlan, pool: PoolSettings, self: string): Dev
   });
 }
 
-function returnRoutes(plan: GatewayPlan, pool: PoolSettings, underlay: Family): Route[] {
-  const routes: Route[] = [];
-  const through = (node: NodeEntry | undefined, destination: string): void => {
-    const family = familyOf(destination);
-    // The tunnel carries both families through one; a next hop is of the packet's own.
-    const outer = node?.addresses.find((address) => familyOf(address) === (isTunnelled(pool) ? underlay : family));
-    if (outer === undefined) return;
-    routes.push({
-      family,
-      table: TABLE_GATEWAY_RETURN,
-      type: 'unicast',
-      destination,
-      via: isTunnelled(pool) ? TUNNEL_PEER[family] : outer,
-      dev: ingressOf(pool),
-      onlink: true,
-      ...(isTunnelled(pool) && { encap: { id: pool.steering.vni, destination: outer } }),
-    });
+/** The way back to a destination on a node; undefined: there is none. */
+function wayTo(
+  plan: Places,
+  pool: PoolSettings,
+  self: string,
+  node: NodeEntry,
+  destination: string,
+): Route | undefined {
+  const family = familyOf(destination);
+  // The tunnel carries both families through one; a next hop is of the packet's own.
+  const wanted = isTunnelled(pool) ? underlayOf(plan, self) : family;
+  const outer = node.addresses.find((address) => familyOf(address) === wanted);
+  if (outer === undefined) return undefined;
+  return {
+    family,
+    table: TABLE_GATEWAY_RETURN,
+    type: 'unicast',
+    destination,
+    via: isTunnelled(pool) ? TUNNEL_PEER[family] : outer,
+    dev: ingressOf(pool),
+    onlink: true,
+    ...(isTunnelled(pool) && { encap: { id: pool.steering.vni, destination: outer } }),
   };
-  for (const node of Object.values(plan.nodes)) for (const prefix of node.podCIDRs) through(node, prefix);
-  for (const workload of Object.values(plan.workloads)) {
-    const node = plan.nodes[workload.node];
-    for (const address of workload.addresses) {
-      if (node !== undefined && !covered(node, address)) through(node, `${address}/${hostLength[familyOf(address)]}`);
-    }
-  }
-  return routes;
 }
 
-function covered(node: NodeEntry, address: string): boolean {
-  const parsed = parseAddress(address);
-  if (!parsed.ok) return true;
-  return node.podCIDRs.some((text) => {
-    const prefix = parsePrefix(text);
-    if (!prefix.ok || prefix.value.family !== parsed.value.family) return false;
-    const { first, last } = prefixRange(prefix.value);
-    return parsed.value.value >= first && parsed.value.value <= last;
-  });
+/** The routes that a workload needs of its own: to addresses that its node's pod CIDRs do not cover. */
+export function workloadRoutes(plan: Places, self: string): (workload: WorkloadEntry) => Route[] {
+  if (!('pool' in plan.settings)) return () => [];
+  const { pool } = plan.settings;
+  const covered = new Map<string, PrefixSet>();
+  const coveredBy = (name: string, { podCIDRs }: NodeEntry): PrefixSet => {
+    let set = covered.get(name);
+    if (set === undefined) {
+      set = must(PrefixSet.parse(podCIDRs));
+      covered.set(name, set);
+    }
+    return set;
+  };
+  return ({ node: name, addresses }) => {
+    const node = plan.nodes[name];
+    if (node === undefined) return [];
+    const set = coveredBy(name, node);
+    return addresses.flatMap((address) => {
+      const parsed = parseAddress(address);
+      if (!parsed.ok || set.has(parsed.value)) return [];
+      return wayTo(plan, pool, self, node, `${address}/${hostLength[parsed.value.family]}`) ?? [];
+    });
+  };
 }
 
 /**

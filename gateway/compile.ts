@@ -1,66 +1,28 @@
 /**
- * GatewayPlan → the gateway's nftables table, as a value (design §5). Order of a packet's way:
- *   ingress          tunnel packets from a node of the plan, with an inner source that this node holds: not tracked. Others
- *                    are dropped by reason
- *   nat input        first packets only, so not the tunnel's: nobody reaches the gateway's sockets through an egress IP or
- *                    from the tunnel, nor the tunnel by another way; TCP that policy rejects is led here and reset
- *   nat prerouting   first packets only: source → group, contexts in order, default action. What is permitted goes on
- *                    with its rule in the ct mark
- *   nat postrouting  first packets only: source → egress IP
- *   output           tunnel packets of our own: not tracked
- *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
- *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
- *                    asked until the connection table has been looked through for flows that a change ends; after
- *                    that only those of flows that are not decided, since a flow keeps its translation
- * Membership lives in sets and maps. The checks that every packet pays are two short chains.
- * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
- * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.
+ * GatewayPlan → the gateway's nftables table, kept up to date: it takes in what of a plan has changed, and the table
+ * (table.ts) says what in the kernel is to change for it. Parts: the chains that every packet may meet (frame.ts), sets
+ * of who is there (membership.ts), the policy (compile-policy.ts). Other settings of the pool make all of it anew.
  * Which shards this machine holds changes addresses (compile-net.ts), and of the rules only its share of their limits.
  */
-import { formatAddress, parseAddress } from '../api/address.ts';
+import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import {
-  CT_DECIDED,
-  CT_RULE_MASK,
-  GATEWAY_CHECKED_MARK,
-  GATEWAY_PROHIBIT_MARK,
-  GATEWAY_RESET_MARK,
-  GATEWAY_TUNNEL_MARK,
-  NFLOG_GROUP,
-  NFT_TABLE_GATEWAY,
-} from '../api/names.ts';
-import { type Family, families, type GatewayPlan, type PoolSettings } from '../api/plan.ts';
-import { PrefixSet } from '../api/prefix-set.ts';
-import { auditCounterName, auditReasons, countedReasons, counterName, type DropReason } from '../api/reasons.ts';
-import { must } from '../api/result.ts';
-import { concat, markText, type NftSet, type Ruleset, rangeText, rawText } from '../kernel/nft.ts';
-import { Chains } from './chains.ts';
-import { ingressOf, isTunnelled } from './compile-net.ts';
-import { compilePolicy } from './compile-policy.ts';
-import { addressType, header } from './destination-sets.ts';
-import { AUDIT_LIMIT, MATCH } from './record/flow-record.ts';
-import type { Denials } from './verdict.ts';
-
-export interface CompiledGateway {
-  /** Asks every packet for its source. */
-  ruleset: Ruleset;
-  /** Asks the first packet of a flow: for when no flow is left that is translated otherwise than the plan says. */
-  settled: Ruleset;
-  ruleNumbers: Map<string, number>;
-}
-
-/** Routing asks for it: without this table nothing of a workload is forwarded. */
-const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
-
-/** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
-const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
-const innerType = '@th,224,16';
-const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
-/** The VNI and the reserved byte behind it, zero in what the kernel takes: 32 aligned bits compare fastest. */
-const vni = '@th,96,32';
-const vniText = (pool: PoolSettings): string => rawText(BigInt(pool.steering.vni) << 8n);
-/** One look-up instead of comparisons: each expression costs a packet about as much as the next. */
-const heldKey = (outer: Family, inner: Family): string =>
-  `${header[outer]} saddr . udp dport . ${vni} . ${innerSource[inner]}`;
+  emptyGatewayPlan,
+  type GatewayPlan,
+  type NodeEntry,
+  type PoolSettings,
+  type RuleEntry,
+  type WorkloadEntry,
+} from '../api/plan.ts';
+import { diffPlan, type PlanDelta, sameJson } from '../api/plan-delta.ts';
+import { auditCounterName, auditReasons, countedReasons, counterName } from '../api/reasons.ts';
+import type { Ruleset } from '../kernel/nft.ts';
+import { type Changes, GROUPS_SET, type PolicyChanged, type PolicyChanges, PolicyCompiler } from './compile-policy.ts';
+import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
+import { limitHeads } from './limits.ts';
+import { type Numbers, ruleNumbers } from './marks.ts';
+import { placeSets, workloadElements, workloadSets } from './membership.ts';
+import { Scope, Table } from './table.ts';
+import { HITS_SET, hitsHead } from './verdict.ts';
 
 export interface Machine {
   /** Whether the kernel filters what comes from the external interface so (`rp_filter`). Absent: it does. */
@@ -69,321 +31,245 @@ export interface Machine {
   heldShards?: readonly string[];
 }
 
-export function compileGateway(plan: GatewayPlan, machine: Machine = {}): CompiledGateway {
-  const { reversePathFilter = true, heldShards = Object.keys(plan.shards) } = machine;
-  const chains = new Chains();
-  if (!('pool' in plan.settings)) {
-    const empty: Ruleset = { family: 'inet', table: NFT_TABLE_GATEWAY, counters: [], sets: {}, chains: {} };
-    return { ruleset: empty, settled: empty, ruleNumbers: new Map() };
+/** What of a plan's change is not in the table, or is more than it. */
+export interface Changed {
+  /** Groups for which the policy may say something else; undefined: all. */
+  groups: ReadonlySet<string> | undefined;
+  /** Each workload that came, went or is another; undefined: all are new. */
+  workloads: [before: WorkloadEntry | undefined, after: WorkloadEntry | undefined][] | undefined;
+  /** Settings, gateways, nodes or shards are others. */
+  places: boolean;
+  /** Numbers of rules that came, went, or do something else now; undefined: all. */
+  numbers: ReadonlySet<number> | undefined;
+}
+
+interface Pool {
+  settings: PoolSettings;
+  reversePathFilter: boolean;
+  outer: string;
+  heldShards: string;
+  held: ReadonlySet<string>;
+  frame: Frame;
+  frameScope: Scope;
+  policy: PolicyCompiler;
+}
+
+const placeParts = ['settings', 'gateways', 'nodes', 'shards'] as const;
+type Places = Pick<GatewayPlan, (typeof placeParts)[number]>;
+const placesOf = ({ settings, gateways, nodes, shards }: Places): Places => ({
+  settings,
+  gateways: { ...gateways },
+  nodes: { ...nodes },
+  shards: { ...shards },
+});
+
+export class GatewayCompiler {
+  readonly table = new Table(NFT_TABLE_GATEWAY);
+  readonly #workloads = new Map<string, WorkloadEntry>();
+  readonly #byAddress = new Map<string, WorkloadEntry>();
+  #places: Places = placesOf(emptyGatewayPlan());
+  #pool: Pool | undefined;
+
+  get workloads(): number {
+    return this.#workloads.size;
   }
-  const pool = plan.settings.pool;
-  const dropped = dropChains(chains);
-  const policy = compilePolicy(plan, heldShards, chains, {
-    decisions: denials(chains, log),
-    none: denials(chains),
-    match: log(MATCH),
-  });
-  const hairpin = (last: string[]): string =>
-    chains.add('hairpin', [`counter name ${counterName('hairpin')}`, log('hairpin'), ...last]);
 
-  const tunnelled = isTunnelled(pool);
-  const ingress = ingressOf(pool);
-  const tunnelInput = tunnelled ? tunnelHooks(chains, plan, pool, dropped) : [];
-  // Answers, where the way back of each is looked up: see deviceSysctls().
-  if (reversePathFilter) chains.ingress('outside_in', pool.externalInterface, [`meta protocol ip ${checked}`]);
-  if (!tunnelled) {
-    chains.base('inside_in', 'type filter hook prerouting priority raw; policy accept;', [
-      `iifname "${ingress}" ${checked}`,
-    ]);
+  /** Who sends from an address (canonical text). */
+  workloadOf(address: string): WorkloadEntry | undefined {
+    return this.#byAddress.get(address);
   }
-  policyHook(chains, pool, policy.walk, dropped, hairpin(reject));
-  chains.base('input', 'type nat hook input priority 100; policy accept;', [
-    ...tunnelInput,
-    `iifname "${ingress}" meta mark ${markText(GATEWAY_RESET_MARK)} reject with tcp reset`,
-    ...(tunnelled
-      ? [`iifname "${ingress}" goto ${hairpin(rejectStatements)}`]
-      : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
-        families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${hairpin(rejectStatements)}`)),
-    ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
-  ]);
-  chains.base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
-    ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
-  ]);
-  outputHook(chains, pool, dropped('stray'));
-  const undecided = undecidedPackets(chains, ingress, dropped);
-  const counters = [...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)];
-  const sets = { ...policy.sets, ...membership(plan, pool, policy.groupMarks) };
-  const guarded = (settled: boolean): Ruleset => {
-    const all = { ...chains.all, ...lastHook(ingress, dropped('leak'), undecided, tunnelled, settled) };
-    return { family: 'inet', table: NFT_TABLE_GATEWAY, counters, sets, chains: all };
-  };
-  return { ruleset: guarded(false), settled: guarded(true), ruleNumbers: policy.ruleNumbers };
-}
 
-/**
- * What leaves without the permission of a rule. Not all of it is a workload's: the machine may be a router to others. A
- * workload without an egress IP may be one that is not steered.
- */
-function undecidedPackets(chains: Chains, ingress: string, dropped: (reason: DropReason) => string): string {
-  const invalid = chains.add('invalid', [
-    `tcp flags & (syn | ack) == ack goto ${dropped('stray')}`,
-    `goto ${dropped('invalid')}`,
-  ]);
-  return chains.add('undecided', [
-    // What this machine sends itself. Of neighbour discovery, which is untracked, the kernel names the device that it
-    // goes out by as the one that it came in by.
-    'meta iif 0 return',
-    'meta l4proto ipv6-icmp ct state untracked fib saddr type local return',
-    'meta l4proto ipv6-icmp ct state untracked ip6 saddr :: return',
-    `iifname "${ingress}" ct state invalid goto ${invalid}`,
-    `iifname "${ingress}" goto ${dropped('leak')}`,
-    `oifname "${ingress}" goto ${dropped('unsolicited')}`,
-    // By another way than workloads come.
-    ...families.map((f) => {
-      const source = `ct original ${header[f]} saddr`;
-      return `${source} @sources${f} ${source} != @noegress${f} goto ${dropped('spoofed-source')}`;
-    }),
-  ]);
-}
+  /** Rule ids, or DEFAULT_ACTION, and their numbers. */
+  get numbers(): Numbers {
+    return this.#pool?.policy.numbers ?? ruleNumbers();
+  }
 
-function lastHook(
-  ingress: string,
-  leak: string,
-  undecided: string,
-  tunnelled: boolean,
-  settled: boolean,
-): Chains['all'] {
-  const chains = new Chains();
-  const decided = markText(CT_DECIDED);
-  const rules = [
-    `ct mark and ${markText(CT_RULE_MASK)} == 0x00000000 goto ${undecided}`,
-    `ct state invalid,untracked goto ${undecided}`,
-    ...families.map(
-      (f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} ct mark set ct mark or ${decided} accept`,
-    ),
-    `iifname "${ingress}" goto ${leak}`,
-  ];
-  const known = settled ? [`ct mark and ${decided} == ${decided} accept`] : [];
-  // The kernel names the tunnel device as the one that our own tunnel packets came in by.
-  const own = tunnelled ? [`meta mark ${markText(GATEWAY_TUNNEL_MARK)} accept`] : [];
-  chains.base('last', 'type filter hook postrouting priority 300; policy accept;', rules, [...known, ...own]);
-  return chains.all;
-}
+  rule(id: string): RuleEntry | undefined {
+    return this.#pool?.policy.rules.get(id);
+  }
 
-/** A TCP client fails at once with a reset, any other with "administratively prohibited". */
-const rejectStatements = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'];
+  /** Chooses the last hook: `settled`: no flow is left that is translated otherwise than the plan says. */
+  guard(settled: boolean): void {
+    if (this.#pool !== undefined) this.table.setChain(LAST_HOOK, this.#pool.frame.lastHook(settled));
+  }
 
-/** Where policy is walked no answer can be given yet: routing leads to one, by the mark. */
-const reject = [
-  `meta l4proto tcp meta mark set ${markText(GATEWAY_RESET_MARK)} accept`,
-  `meta mark set ${markText(GATEWAY_PROHIBIT_MARK)} accept`,
-];
-
-/** At most 1,000 records a second: a flood of denials must not become a flood of work. The counters count all. */
-function log(prefix: string): string {
-  return `limit rate 1000/second burst 1000 packets log prefix "${prefix}" group ${NFLOG_GROUP} snaplen 96`;
-}
-
-/** What policy denies. `logged`: absent where rules want no records of it. */
-function denials(chains: Chains, logged?: (prefix: string) => string): Denials {
-  const ending = (noun: string, reason: 'rule' | 'default-action' | 'redirect' | 'limit', last = ['drop']): string => {
-    const record = logged?.(reason === 'default-action' ? 'rule' : reason) ?? [];
-    return chains.add(noun, [`counter name ${counterName(reason)}`, record, last].flat());
-  };
-  return {
-    drop: () => ending('drop', 'rule'),
-    reject: () => ending('reject', 'rule', reject),
-    byDefault: () => ending('drop', 'default-action'),
-    redirect: () => ending('drop', 'redirect'),
-    overLimit: () => ending('drop', 'limit'),
-    audit: (reason) =>
-      chains.add('audit', [
-        `counter name ${auditCounterName(reason)}`,
-        log(reason === 'limit' ? AUDIT_LIMIT : 'audit'),
-      ]),
-  };
-}
-
-/** One chain per reason: count, record, drop. */
-function dropChains(chains: Chains): (reason: DropReason) => string {
-  const names = new Map<DropReason, string>();
-  return (reason) => {
-    let name = names.get(reason);
-    if (name === undefined) {
-      name = chains.add('drop', [`counter name ${counterName(reason)}`, log(reason), 'drop']);
-      names.set(reason, name);
+  /**
+   * Takes in a plan; `delta` leads to it from the plan that was taken in last (absent: it is found). Throws on a plan
+   * that names what it does not hold: this compiler is of no use after that.
+   */
+  update(plan: GatewayPlan, delta: PlanDelta | undefined, machine: Machine = {}): Changed {
+    const { reversePathFilter = true, heldShards = Object.keys(plan.shards) } = machine;
+    const { settings } = plan;
+    const places = placeParts.some((part) =>
+      delta === undefined ? !sameJson(this.#places[part], plan[part]) : isTouched(delta, part),
+    );
+    const before = this.#places;
+    if (places) this.#places = placesOf(plan);
+    if (!('pool' in settings)) return this.#leave();
+    const pool = this.#pool;
+    if (pool === undefined || !sameJson(pool.settings, settings.pool)) {
+      this.#leave();
+      this.#enter(plan, settings.pool, reversePathFilter, heldShards);
+      return { groups: undefined, workloads: undefined, places: true, numbers: undefined };
     }
-    return name;
-  };
-}
+    if (places) this.#setPlaces(plan, pool.settings);
+    this.#reframe(pool, plan, reversePathFilter);
+    this.#reshare(pool, heldShards);
+    const changes = delta ?? this.#difference(plan, pool);
+    const changed = pool.policy.change(policyChanges(changes));
+    const moved = places ? movedNodes(before.nodes, plan.nodes) : new Set<string>();
+    const workloads = this.#changeWorkloads(changesOf(changes, 'workloads'), changed, before.nodes, moved, pool);
+    return { groups: changed.groups, workloads, places, numbers: changed.numbers };
+  }
 
-/**
- * Tunnel packets. What a node sends in the name of a workload that it holds is never tracked, since its flows are the
- * inner ones; that is found on the internal interface itself, so that no other packet pays for it, and no later hook is
- * run for it. What is tracked has not passed there: it came in by another interface, was in fragments (the MTU of
- * the tunnel is such that none are), or the interface was made anew and lost its chain: dropped in the input hook.
- * Returns the rules for the input hook.
- */
-function tunnelHooks(
-  chains: Chains,
-  plan: GatewayPlan,
-  pool: PoolSettings,
-  dropped: (reason: DropReason) => string,
-): string[] {
-  const { port } = pool.steering;
-  // Nearly always one: a family that no node has would cost each packet a comparison.
-  const outerFamilies = families.filter((family) =>
-    Object.values(plan.nodes).some(({ addresses }) => addresses.some((address) => familyOf(address) === family)),
-  );
-  const held = families.flatMap((inner) =>
-    outerFamilies.map((outer) => `${innerType} ${etherType[inner]} ${heldKey(outer, inner)} @held${outer}${inner}`),
-  );
-  const suspect = families.map((family) =>
-    chains.add('suspect', [
-      `${innerSource[family]} @known${family} goto ${dropped('spoofed-source')}`,
-      `goto ${dropped('unknown-source')}`,
-    ]),
-  );
-  const tunnel = chains.add('tunnel', [
-    `${vni} != ${vniText(pool)} goto ${dropped('foreign-tunnel')}`,
-    'meta nfproto ipv4 ip saddr != @nodes4 goto '.concat(dropped('foreign-tunnel')),
-    'meta nfproto ipv6 ip6 saddr != @nodes6 goto '.concat(dropped('foreign-tunnel')),
-    ...families.map((inner, at) => `${innerType} ${etherType[inner]} goto ${suspect[at]}`),
-    `goto ${dropped('bad-tunnel-frame')}`,
-  ]);
-  chains.ingress('tunnel_in', pool.internalInterface, [
-    ...held.map((match) => `${match} notrack ${checked} accept`),
-    `udp dport ${port} goto ${tunnel}`,
-  ]);
-  return [`udp dport ${port} goto ${dropped('foreign-tunnel')}`];
-}
+  #difference(plan: GatewayPlan, { policy }: Pool): PlanDelta {
+    const { rules, services, groups } = policy;
+    const was = { rules, services, groups, workloads: this.#workloads };
+    return diffPlan(Object.fromEntries(Object.entries(was).map(([part, map]) => [part, Object.fromEntries(map)])), {
+      rules: plan.rules,
+      services: plan.services,
+      groups: plan.groups,
+      workloads: plan.workloads,
+    });
+  }
 
-/**
- * The tunnel's own packets are not tracked. And nobody outside gets an answer from an egress IP itself: what belongs to no
- * flow and begins none (conntrack calls it invalid) is not seen by the input hook, and the kernel would reset it.
- */
-function outputHook(chains: Chains, pool: PoolSettings, stray: string): void {
-  // By the port alone: comparing the name of the interface would cost each answer more.
-  const tunnel = `udp dport ${pool.steering.port} notrack meta mark set ${markText(GATEWAY_TUNNEL_MARK)} accept`;
-  chains.base(
-    'output',
-    'type filter hook output priority raw; policy accept;',
-    // Not neighbour discovery, which goes by these addresses.
-    families.map(
-      (f) => `oifname "${pool.externalInterface}" meta l4proto tcp ${header[f]} saddr @egress${f} goto ${stray}`,
-    ),
-    isTunnelled(pool) ? [tunnel] : [],
-  );
-}
+  #leave(): Changed {
+    this.table.clear();
+    this.#pool = undefined;
+    this.#workloads.clear();
+    this.#byAddress.clear();
+    return { groups: undefined, workloads: undefined, places: true, numbers: undefined };
+  }
 
-/**
- * The walk of the policy, in a hook that only the first packet of a flow runs, before it is routed. Whoever translated
- * its destination before (an earlier chain) keeps it from coming here, and so from leaving.
- */
-function policyHook(
-  chains: Chains,
-  pool: PoolSettings,
-  walk: string,
-  dropped: (reason: DropReason) => string,
-  hairpin: string,
-): void {
-  const egress = chains.add('egress', [
-    ...families.map((family) => `${header[family]} daddr @hairpin${family} goto ${hairpin}`),
-    ...families.map((family) => `${header[family]} daddr @cluster${family} goto ${dropped('cluster-destination')}`),
-    'meta mark set 0x00000000',
-    ...families.map((family) => `meta mark set ${header[family]} saddr map @group${family}`),
-    `meta mark 0x00000000 goto ${dropped('unknown-source')}`,
-    ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
-    walk,
-    // The group went while its packet was on its way.
-    `goto ${dropped('unknown-source')}`,
-  ]);
-  // A stranger on the segment is told nothing. From the tunnel none comes so far: its packets were asked before.
-  const first = isTunnelled(pool)
-    ? egress
-    : chains.add('inside', [
-        'fib daddr type { local, broadcast, multicast } return',
-        ...families.map((family) => `${header[family]} saddr @sources${family} goto ${egress}`),
-        `goto ${dropped('unknown-source')}`,
-      ]);
-  chains.base('walk', 'type nat hook prerouting priority dstnat + 10; policy accept;', [
-    `iifname "${ingressOf(pool)}" goto ${first}`,
-  ]);
-}
+  #enter(plan: GatewayPlan, settings: PoolSettings, reversePathFilter: boolean, heldShards: readonly string[]): void {
+    const { table } = this;
+    table.setCounters([...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)]);
+    const heads = { ...workloadSets(settings), ...limitHeads, [HITS_SET]: hitsHead };
+    for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
+    table.setSet(GROUPS_SET, { type: 'mark', value: 'verdict', elements: new Map() });
+    this.#setPlaces(plan, settings);
+    const frameScope = new Scope(table);
+    const frame = compileFrame(frameScope, plan.nodes, settings, reversePathFilter);
+    const pool: Pool = {
+      settings,
+      reversePathFilter,
+      outer: outerFamilies(plan.nodes).join(),
+      heldShards: heldShards.join(),
+      held: new Set(heldShards.map((shard) => `${settings.pool}/${shard}`)),
+      frame,
+      frameScope,
+      policy: new PolicyCompiler({
+        table,
+        verdictsFor: frame.verdictsFor,
+        defaultAction: settings.defaultAction,
+        isHeld: (shard) => pool.held.has(shard),
+      }),
+    };
+    this.#pool = pool;
+    this.guard(false);
+    const all = <T>(collection: Record<string, T>): Changes<T> => ({ set: Object.entries(collection), delete: [] });
+    const { rules, services, groups } = plan;
+    const changed = pool.policy.change({ rules: all(rules), services: all(services), groups: all(groups) });
+    changed.marked.clear();
+    this.#changeWorkloads(all(plan.workloads), changed, plan.nodes, new Set(), pool);
+  }
 
-/** Sets and maps: whoever comes or goes is an element here. */
-function membership(plan: GatewayPlan, pool: PoolSettings, groupMarks: Map<string, number>): Record<string, NftSet> {
-  const sets: Record<string, NftSet> = {};
-  const tunnelled = isTunnelled(pool);
-  const tunnel = concat(String(pool.steering.port), vniText(pool));
-  const fresh = (name: string, set: Omit<NftSet, 'elements'>): Map<string, string> => {
-    const elements = new Map<string, string>();
-    sets[name] = { ...set, elements };
-    return elements;
-  };
-  for (const family of families) {
-    const type = addressType[family];
-    const known = tunnelled ? fresh(`known${family}`, { type: { typeof: innerSource[family] } }) : undefined;
-    const sources = fresh(`sources${family}`, { type });
-    const group = fresh(`group${family}`, { type, value: 'mark' });
-    const noEgress = fresh(`noegress${family}`, { type });
-    const snat = fresh(`snat${family}`, { type, value: type });
-    const own = fresh(`own${family}`, { type: `${type} . ${type}` });
-    const held = tunnelled ? { 4: heldSet(fresh, 4, family), 6: heldSet(fresh, 6, family) } : undefined;
-    for (const workload of Object.values(plan.workloads)) {
-      const mark = markText(groupMarks.get(workload.group) ?? 0);
-      const outer = plan.nodes[workload.node]?.addresses ?? [];
-      for (const address of workload.addresses) {
-        const parsed = parseAddress(address);
-        if (!parsed.ok || parsed.value.family !== family) continue;
-        const raw = rawText(parsed.value.value);
-        known?.set(raw, '');
-        sources.set(address, '');
-        group.set(address, mark);
-        const egress = workload.egress[family];
-        if (egress === undefined) noEgress.set(address, '');
-        else {
-          snat.set(address, egress.address);
-          own.set(concat(address, egress.address), '');
-        }
-        if (held === undefined) continue;
-        for (const node of outer) held[familyOf(node)].set(concat(node, tunnel, raw), '');
+  #setPlaces(plan: GatewayPlan, settings: PoolSettings): void {
+    for (const [name, set] of Object.entries(placeSets(plan, settings))) this.table.setSet(name, set);
+  }
+
+  #reframe(pool: Pool, { nodes }: GatewayPlan, reversePathFilter: boolean): void {
+    const outer = outerFamilies(nodes).join();
+    if (outer === pool.outer && reversePathFilter === pool.reversePathFilter) return;
+    const scope = new Scope(this.table);
+    // Its chains keep their names, to which the policy's go.
+    pool.frame = compileFrame(scope, nodes, pool.settings, reversePathFilter);
+    pool.frameScope.release();
+    Object.assign(pool, { outer, reversePathFilter, frameScope: scope });
+  }
+
+  #reshare(pool: Pool, heldShards: readonly string[]): void {
+    if (heldShards.join() === pool.heldShards) return;
+    pool.heldShards = heldShards.join();
+    pool.held = new Set(heldShards.map((shard) => `${pool.settings.pool}/${shard}`));
+    pool.policy.reshare();
+  }
+
+  /** `nodesBefore`: by which the elements that are there were made. `moved`: nodes with other addresses. */
+  #changeWorkloads(
+    changes: Changes<WorkloadEntry>,
+    { marked }: PolicyChanged,
+    nodesBefore: Record<string, NodeEntry>,
+    moved: ReadonlySet<string>,
+    pool: Pool,
+  ): [WorkloadEntry | undefined, WorkloadEntry | undefined][] {
+    const changed = new Map<string, WorkloadEntry | undefined>();
+    for (const uid of changes.delete) changed.set(uid, undefined);
+    for (const [uid, entry] of changes.set) changed.set(uid, entry);
+    const found: [WorkloadEntry | undefined, WorkloadEntry | undefined][] = [];
+    for (const [uid, after] of changed) found.push([this.#workloads.get(uid), after]);
+    // What is the same is made anew where what it is made of is another.
+    if (marked.size > 0 || moved.size > 0) {
+      for (const [uid, entry] of this.#workloads) {
+        if (!changed.has(uid) && (marked.has(entry.group) || moved.has(entry.node))) changed.set(uid, entry);
       }
     }
-    const nodes = tunnelled ? fresh(`nodes${family}`, { type }) : new Map<string, string>();
-    for (const { addresses } of Object.values(plan.nodes)) add(nodes, addresses, family);
-    const egressIPs = fresh(`egress${family}`, { type });
-    for (const { egressIPs: addresses } of Object.values(plan.shards)) add(egressIPs, addresses, family);
-    const hairpin = fresh(`hairpin${family}`, { type });
-    for (const text of egressIPs.keys()) hairpin.set(text, '');
-    for (const { nextHops } of Object.values(plan.shards)) add(hairpin, [nextHops[family] ?? ''], family);
-    for (const gateway of Object.values(plan.gateways)) {
-      add(hairpin, [gateway.internalAddress, ...gateway.addresses], family);
+    const { table } = this;
+    const outer = (nodes: Record<string, NodeEntry>, { node }: WorkloadEntry): string[] => nodes[node]?.addresses ?? [];
+    for (const uid of changed.keys()) {
+      const was = this.#workloads.get(uid);
+      if (was === undefined) continue;
+      workloadElements(was, '', outer(nodesBefore, was), pool.settings, (set, key) => table.deleteElement(set, key));
+      for (const address of was.addresses) this.#byAddress.delete(address);
+      this.#workloads.delete(uid);
     }
-    const cluster = fresh(`cluster${family}`, { type, interval: true });
-    for (const text of disjoint([...pool.clusterCIDRs, ...pool.excludedCIDRs], family)) cluster.set(text, '');
+    for (const [uid, entry] of changed) {
+      if (entry === undefined) continue;
+      const mark = pool.policy.groupMark(entry.group);
+      workloadElements(entry, mark, outer(this.#places.nodes, entry), pool.settings, (set, key, value) =>
+        table.setElement(set, key, value),
+      );
+      for (const address of entry.addresses) this.#byAddress.set(address, entry);
+      this.#workloads.set(uid, entry);
+    }
+    return found;
   }
-  return sets;
 }
 
-function heldSet(
-  fresh: (name: string, set: Omit<NftSet, 'elements'>) => Map<string, string>,
-  outer: Family,
-  inner: Family,
-): Map<string, string> {
-  return fresh(`held${outer}${inner}`, { type: { typeof: heldKey(outer, inner) } });
+const isTouched = (delta: PlanDelta, part: string): boolean =>
+  delta.set[part] !== undefined || delta.delete[part] !== undefined;
+
+function changesOf<T>(delta: PlanDelta, part: string): Changes<T> {
+  return { set: Object.entries(delta.set[part] ?? {}) as [string, T][], delete: delta.delete[part] ?? [] };
 }
 
-const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+const policyChanges = (delta: PlanDelta): PolicyChanges => ({
+  rules: changesOf(delta, 'rules'),
+  services: changesOf(delta, 'services'),
+  groups: changesOf(delta, 'groups'),
+});
 
-function add(elements: Map<string, string>, addresses: string[], family: Family): void {
-  for (const address of addresses) if (address !== '' && familyOf(address) === family) elements.set(address, '');
+function movedNodes(before: Record<string, NodeEntry>, after: Record<string, NodeEntry>): Set<string> {
+  const moved = new Set<string>();
+  for (const name of new Set([...Object.keys(before), ...Object.keys(after)])) {
+    if (!sameJson(before[name]?.addresses ?? [], after[name]?.addresses ?? [])) moved.add(name);
+  }
+  return moved;
 }
 
-/** Prefixes as ranges that do not overlap, which an interval set wants. */
-function disjoint(prefixes: string[], family: Family): string[] {
-  const text = (value: bigint): string => formatAddress({ family, value });
-  return must(PrefixSet.parse(prefixes))
-    .ranges(family)
-    .map(({ first, last }) => rangeText(text(first), text(last)));
+export interface CompiledGateway {
+  /** Asks every packet for its source. */
+  ruleset: Ruleset;
+  /** Asks the first packet of a flow: for when no flow is left that is translated otherwise than the plan says. */
+  settled: Ruleset;
+  ruleNumbers: Numbers;
+}
+
+/** The whole of one plan. */
+export function compileGateway(plan: GatewayPlan, machine: Machine = {}): CompiledGateway {
+  const compiler = new GatewayCompiler();
+  compiler.update(plan, undefined, machine);
+  const ruleset = compiler.table.ruleset();
+  compiler.guard(true);
+  return { ruleset, settled: compiler.table.ruleset(), ruleNumbers: compiler.numbers };
 }

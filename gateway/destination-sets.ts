@@ -1,96 +1,162 @@
 /**
- * A rule's destinations as nftables sets: up to four interval sets per family (boxes.ts), shared by all rules that
- * name the same services. Ports and types of ICMP need one each, since they stand in different places of a header.
+ * A rule's destinations as nftables matches. Few boxes (boxes.ts) are comparisons in the rule itself: most rules name
+ * one or two, and a set of its own for each would make every change slow (the kernel finds sets by walking a list of
+ * their names). Many are up to four interval sets per family, shared by all rules that name the same services. Ports and
+ * types of ICMP need one each, since they stand in different places of a header.
  */
 import { createHash } from 'node:crypto';
-import { formatAddress } from '../api/address.ts';
+import { formatAddress, type Range } from '../api/address.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
-import { type Family, families, type GatewayPlan } from '../api/plan.ts';
+import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
-import { boxesOf } from '../policy/boxes.ts';
+import { type Boxes, boxesOf, type PortBox } from '../policy/boxes.ts';
+import type { Scope } from './table.ts';
 
 export const addressType = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 export const header = { 4: 'ip', 6: 'ip6' } as const;
 const icmpHeader = { 4: 'icmp', 6: 'icmpv6' } as const;
 
-/** Interval sets for lists of external services, made once per distinct list. */
+/** The rules and services of a plan, as they are now. */
+export interface PolicyView {
+  rules: ReadonlyMap<string, RuleEntry>;
+  services: ReadonlyMap<string, ServiceEntry>;
+}
+
+/** Boxes of one family that are compared one after another. */
+const COMPARED = 8;
+/** Lists whose matches are remembered. */
+const REMEMBERED = 20_000;
+
+interface Destinations {
+  matches: string[];
+  sets: [name: string, set: NftSet][];
+}
+
+interface Made extends Record<Family, Destinations> {
+  entries: (ServiceEntry | undefined)[];
+}
+
 export class DestinationSets {
-  readonly #plan: GatewayPlan;
-  readonly #sets: Record<string, NftSet>;
-  readonly #made = new Map<string, Record<Family, string[]>>();
+  readonly #policy: PolicyView;
+  /** A list that many rules name is cut into boxes once. */
+  readonly #made = new Map<string, Made>();
 
-  constructor(plan: GatewayPlan, sets: Record<string, NftSet>) {
-    this.#plan = plan;
-    this.#sets = sets;
+  constructor(policy: PolicyView) {
+    this.#policy = policy;
   }
 
-  /** One match per set that is not empty; a rule matches if any of them does. `only`: of one family. */
-  matches(services: string[] | '*', only?: Family): string[] {
+  /** A rule matches if any of these does. `only`: of one family. */
+  matches(scope: Scope, services: string[] | '*', only?: Family): string[] {
     if (services === '*') return [''];
-    const key = [...services].sort().join(',');
-    let made = this.#made.get(key);
-    if (made === undefined) {
-      made = { 4: this.#make(key, services, 4), 6: this.#make(key, services, 6) };
-      this.#made.set(key, made);
-    }
-    return only === undefined ? families.flatMap((family) => made[family]) : made[only];
+    const made = this.#of(services);
+    return (only === undefined ? families : [only]).flatMap((family) => {
+      const { matches, sets } = made[family];
+      for (const [name, set] of sets) scope.set(name, set);
+      return matches;
+    });
   }
 
-  #make(key: string, services: string[], family: Family): string[] {
-    const entries = services.flatMap((name) => this.#plan.services[name] ?? []);
-    const boxes = boxesOf(entries, family);
-    const base = `to_${createHash('sha256').update(key).digest('hex').slice(0, 12)}`;
-    const address = addressType[family];
-    const daddr = `${header[family]} daddr`;
-    const span = (range: { family: Family; first: bigint; last: bigint }): string =>
-      rangeText(formatAddress({ family, value: range.first }), formatAddress({ family, value: range.last }));
-    const matches: string[] = [];
-    const make = (suffix: string, type: string, match: string, keys: string[]): void => {
-      if (keys.length === 0) return;
-      const name = `${base}_${suffix}${family}`;
-      this.#sets[name] = { type, interval: true, elements: new Map(keys.map((text) => [text, ''])) };
-      matches.push(`${match} @${name} `);
-    };
-    // Not a plain interval set: before it touches anything, nft reads the elements of every one of those in the table.
-    make(
-      'all',
-      `${address} . inet_proto`,
-      `${daddr} . meta l4proto`,
-      boxes.addresses.map((range) => concat(span(range), '0-255')),
-    );
-    make(
-      'protocols',
-      `${address} . inet_proto`,
-      `${daddr} . meta l4proto`,
-      boxes.protocols.map(({ range, protocol }) => concat(span(range), protocolText(protocol))),
-    );
-    make(
-      'ports',
-      `${address} . inet_proto . inet_service`,
-      `${daddr} . meta l4proto . th dport`,
-      boxes.ports
-        .filter(({ protocol }) => portProtocols.has(protocol))
-        .map(({ range, protocol, first, last }) => concat(span(range), protocolText(protocol), portsText(first, last))),
-    );
-    // Of the other family's ICMP no packet has a type (policy/destination.ts). nft asks for the protocol by itself.
-    const icmp = icmpHeader[family];
-    make(
-      'types',
-      `${address} . ${icmp}_type . ${icmp}_code`,
-      `${daddr} . ${icmp} type . ${icmp} code`,
-      boxes.ports
-        .filter(({ protocol }) => protocol === icmpProtocol[family])
-        .flatMap(({ range, first, last }) =>
-          typeBlocks(first, last).map((block) =>
-            concat(span(range), portsText(...block.types), portsText(...block.codes)),
-          ),
-        ),
-    );
-    return matches;
+  #of(services: string[]): Made {
+    const names = [...services].sort();
+    const key = names.join(',');
+    const entries = names.map((name) => this.#policy.services.get(name));
+    const known = this.#made.get(key);
+    if (known?.entries.every((entry, index) => entry === entries[index])) return known;
+    if (this.#made.size >= REMEMBERED) this.#made.clear();
+    const present = entries.filter((entry) => entry !== undefined);
+    const made = { entries, 4: destinations(key, present, 4), 6: destinations(key, present, 6) };
+    this.#made.set(key, made);
+    return made;
   }
 }
 
-type Block = Record<'types' | 'codes', [first: number, last: number]>;
+function destinations(key: string, entries: ServiceEntry[], family: Family): Destinations {
+  const boxes = boxesOf(entries, family);
+  const count = boxes.addresses.length + boxes.protocols.length + boxes.ports.length;
+  return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : setsOf(key, boxes, family);
+}
+
+const span = ({ family, first, last }: Range): string =>
+  rangeText(formatAddress({ family, value: first }), formatAddress({ family, value: last }));
+
+function comparisons(boxes: Boxes, family: Family): string[] {
+  const daddr = (range: Range): string =>
+    isWhole(range) ? `meta nfproto ipv${family} ` : `${header[family]} daddr ${span(range)} `;
+  return [
+    ...boxes.addresses.map((range) => daddr(range)),
+    ...boxes.protocols.map(({ range, protocol }) => `${daddr(range)}meta l4proto ${protocolText(protocol)} `),
+    ...boxes.ports.flatMap(({ range, protocol, first, last }) =>
+      portProtocols.has(protocol)
+        ? [`${daddr(range)}meta l4proto ${protocolText(protocol)} th dport ${portsText(first, last)} `]
+        : [],
+    ),
+    ...typesOf(boxes.ports, family).map(
+      ({ range, types, codes }) =>
+        `${daddr(range)}${icmpHeader[family]} type ${portsText(...types)} ${icmpHeader[family]} code ${portsText(...codes)} `,
+    ),
+  ];
+}
+
+function isWhole({ family, first, last }: Range): boolean {
+  return first === 0n && last === (1n << (family === 4 ? 32n : 128n)) - 1n;
+}
+
+function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
+  const base = `to_${createHash('sha256').update(key).digest('hex').slice(0, 12)}`;
+  const address = addressType[family];
+  const daddr = `${header[family]} daddr`;
+  const icmp = icmpHeader[family];
+  const made: Destinations = { matches: [], sets: [] };
+  const make = (suffix: string, type: string, match: string, keys: string[]): void => {
+    if (keys.length === 0) return;
+    const name = `${base}_${suffix}${family}`;
+    made.sets.push([name, { type, interval: true, elements: new Map(keys.map((text) => [text, ''])) }]);
+    made.matches.push(`${match} @${name} `);
+  };
+  // Not a plain interval set: before it touches anything, nft reads the elements of every one of those in the table.
+  make(
+    'all',
+    `${address} . inet_proto`,
+    `${daddr} . meta l4proto`,
+    boxes.addresses.map((range) => concat(span(range), '0-255')),
+  );
+  make(
+    'protocols',
+    `${address} . inet_proto`,
+    `${daddr} . meta l4proto`,
+    boxes.protocols.map(({ range, protocol }) => concat(span(range), protocolText(protocol))),
+  );
+  make(
+    'ports',
+    `${address} . inet_proto . inet_service`,
+    `${daddr} . meta l4proto . th dport`,
+    boxes.ports
+      .filter(({ protocol }) => portProtocols.has(protocol))
+      .map(({ range, protocol, first, last }) => concat(span(range), protocolText(protocol), portsText(first, last))),
+  );
+  // nft asks for the protocol by itself.
+  make(
+    'types',
+    `${address} . ${icmp}_type . ${icmp}_code`,
+    `${daddr} . ${icmp} type . ${icmp} code`,
+    typesOf(boxes.ports, family).map(({ range, types, codes }) =>
+      concat(span(range), portsText(...types), portsText(...codes)),
+    ),
+  );
+  return made;
+}
+
+interface Block {
+  types: [first: number, last: number];
+  codes: [first: number, last: number];
+}
+
+/** Of the other family's ICMP no packet has a type (policy/destination.ts). */
+function typesOf(ports: PortBox[], family: Family): (Block & { range: Range })[] {
+  return ports
+    .filter(({ protocol }) => protocol === icmpProtocol[family])
+    .flatMap(({ range, first, last }) => typeBlocks(first, last).map((block) => ({ range, ...block })));
+}
 
 /** A range of type * 256 + code as nft takes it, with types and codes apart: types in part, and those with every code. */
 function typeBlocks(first: number, last: number): Block[] {

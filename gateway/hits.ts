@@ -8,20 +8,22 @@ import { randomUUID } from 'node:crypto';
 import { open, readFile, rename, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RuleHits } from '../api/hits.ts';
-import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
+import type { GatewayPlan } from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
 import { MAX_HITS_RULES } from '../api/plan-stream.ts';
 import type { CounterValue } from '../kernel/nft.ts';
-import { ruleNumberOf } from './marks.ts';
+import { type Numbers, ruleMark, ruleNumberOf } from './marks.ts';
 import type { FlowRecord } from './record/flow-record.ts';
 import type { Carried } from './record/flow-traffic.ts';
-import { HitTotals, hitsIdOf, numberedRules, sameNumbers } from './record/hit-totals.ts';
+import { HitTotals, hitsIdOf, numberedRule, numberedRules } from './record/hit-totals.ts';
 
 const READ_MS = 10_000;
 const LOOK_MS = 60_000;
 const SHARE = 20;
 /** Of a round's report: the rest waits for the next round. */
 const MESSAGES = 20;
+/** Counters of a few rules are asked for by name, since the whole set of 100,000 takes a tenth of a second. */
+const READ_SINGLY = 1000;
 const FILE = 'hits.json';
 const MAX_BYTES = 256 * 1024 * 1024;
 
@@ -30,8 +32,8 @@ export interface HitsOptions {
   state: string;
   /** Of the machine's present boot; the kernel's counters do not outlive it. */
   boot: string;
-  /** Mark → counter of the table's set. */
-  counts(): Promise<Map<number, CounterValue>>;
+  /** Mark → counter of the table's set; of these marks, or of all. */
+  counts(marks?: readonly number[]): Promise<Map<number, CounterValue>>;
   /** Has traffic() told of every flow that lives. */
   lookAtFlows(): Promise<void>;
   /** false: not connected, or too slow. */
@@ -39,6 +41,9 @@ export interface HitsOptions {
   onError(error: unknown): void;
   now?(): number;
 }
+
+const byNumber = (counts: ReadonlyMap<number, CounterValue>): Map<number, CounterValue> =>
+  new Map([...counts].map(([mark, value]) => [ruleNumberOf(mark), value]));
 
 export class GatewayHits {
   /** When living flows were looked at last; milliseconds since the epoch. */
@@ -48,7 +53,7 @@ export class GatewayHits {
   /** Drawn anew when totals start at zero. */
   #epoch: string = randomUUID();
   #hits = new HitTotals();
-  #plan = emptyGatewayPlan();
+  #pool = '';
   /** One reading at a time: two that overlap would count twice. */
   #turn: Promise<void> = Promise.resolve();
   #waiting: Promise<void> | undefined;
@@ -75,9 +80,14 @@ export class GatewayHits {
     return this.#hits.totals;
   }
 
-  /** Before a plan's rules take the place of others: what those have counted. */
-  async before(plan: GatewayPlan): Promise<void> {
-    if (!sameNumbers(this.#plan, plan)) await this.recount();
+  /** Before other rules are counted under these numbers (undefined: under any): what has been counted under them. */
+  async before(numbers: ReadonlySet<number> | undefined): Promise<void> {
+    if (numbers === undefined || numbers.size > READ_SINGLY) return this.recount();
+    if (numbers.size === 0) return;
+    await this.#inTurn(async () => {
+      const counts = await this.#options.counts([...numbers].map(ruleMark));
+      this.#hits.fold(byNumber(counts), this.#now());
+    }).catch(this.#options.onError);
   }
 
   /** Before the table is compared with the plan: whether it is gone, and its counters with it. */
@@ -85,30 +95,39 @@ export class GatewayHits {
     await this.read().catch(this.#options.onError);
   }
 
-  /** The plan is in force. */
-  inForce(plan: GatewayPlan, ruleNumbers: ReadonlyMap<string, number>): void {
-    if (!sameNumbers(this.#plan, plan)) this.#hits.use(numberedRules(plan, ruleNumbers), this.#now());
-    this.#plan = plan;
+  /** The plan is in force. `changed`: numbers that had another meaning; undefined: all. */
+  inForce(plan: GatewayPlan, numbers: Numbers, changed: ReadonlySet<number> | undefined): void {
+    this.#pool = 'pool' in plan.settings ? plan.settings.pool.pool : '';
+    if (changed === undefined) this.#hits.use(numberedRules(plan, numbers), this.#now());
+    else if (changed.size > 0) {
+      const rules = [...changed].map((number) => [number, numberedRule(plan, numbers.nameOf(number))] as const);
+      this.#hits.renumber(rules, this.#now());
+    }
   }
 
   traffic(started: FlowRecord, { packets, bytes }: Carried): void {
-    const { settings } = this.#plan;
-    const id = hitsIdOf(started, 'pool' in settings ? settings.pool.pool : '');
+    const id = hitsIdOf(started, this.#pool);
     if (id !== undefined) this.#hits.traffic(id, packets, bytes);
   }
 
   /** Counts are as of now when this returns; readers that come meanwhile share one reading. */
   read(): Promise<void> {
-    this.#waiting ??= this.#turn.then(async () => {
+    this.#waiting ??= this.#inTurn(async () => {
       this.#waiting = undefined;
       const began = performance.now();
       const counts = await this.#options.counts();
-      this.#hits.fold(new Map([...counts].map(([mark, value]) => [ruleNumberOf(mark), value])), this.#now());
+      if (counts.size === 0) this.#hits.reset();
+      this.#hits.fold(byNumber(counts), this.#now());
       this.#cost = performance.now() - began;
       this.#readAt = this.#now();
     });
-    this.#turn = this.#waiting.catch(() => undefined);
     return this.#waiting;
+  }
+
+  #inTurn(work: () => Promise<void>): Promise<void> {
+    const done = this.#turn.then(work);
+    this.#turn = done.catch(() => undefined);
+    return done;
   }
 
   /** For whoever asks often: reads only if that was not done a moment ago. */

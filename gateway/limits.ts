@@ -3,37 +3,34 @@
  * what has passed for as long as it stays, whatever becomes of the chains that ask it; a change of the limit, or of this
  * gateway's share of it, makes that one element anew.
  */
-import type { GatewayPlan, RuleLimits } from '../api/plan.ts';
-import { connectionLimitText, markText, type NftSet, rateLimitText } from '../kernel/nft.ts';
+import type { RuleLimits } from '../api/plan.ts';
+import { connectionLimitText, markText, rateLimitText } from '../kernel/nft.ts';
 import { limitFields, shareOf } from '../policy/limits.ts';
 import { ruleMark } from './marks.ts';
+import type { SetHead } from './table.ts';
 
 const kinds = {
   connectionsPerSecond: { set: 'rate_limits', limited: 'rate', text: rateLimitText },
   maxConnections: { set: 'connection_limits', limited: 'connections', text: connectionLimitText },
 } as const;
 
-/** Sets of the limits that there are. `heldShards`: of this gateway. */
-export function limitSets(
-  { settings, rules }: Pick<GatewayPlan, 'settings' | 'rules'>,
-  numbers: ReadonlyMap<string, number>,
-  heldShards: readonly string[],
-): Record<string, NftSet> {
-  const sets: Record<string, NftSet> = {};
-  const pool = 'pool' in settings ? settings.pool.pool : '';
-  const held = new Set(heldShards.map((shard) => `${pool}/${shard}`));
-  for (const [id, { limits }] of Object.entries(rules)) {
-    if (limits === undefined) continue;
-    for (const field of limitFields) {
-      const limit = limits[field];
-      if (limit === undefined) continue;
-      const { set, limited, text } = kinds[field];
-      sets[set] ??= { type: 'mark', limited, elements: new Map() };
-      const share = limits.shards === undefined ? limit : shareOf(limit, limits.shards, (shard) => held.has(shard));
-      sets[set].elements.set(markText(ruleMark(numbers.get(id) ?? 0)), text(share));
-    }
-  }
-  return sets;
+export const limitHeads: Record<string, SetHead> = Object.fromEntries(
+  Object.values(kinds).map(({ set, limited }) => [set, { type: 'mark', limited }]),
+);
+
+/** The elements of one rule. `isHeld`: whether this gateway holds `pool/shard`. */
+export function limitElements(
+  limits: RuleLimits,
+  number: number,
+  isHeld: (shard: string) => boolean,
+): [set: string, key: string, value: string][] {
+  return limitFields.flatMap((field) => {
+    const limit = limits[field];
+    if (limit === undefined) return [];
+    const { set, text } = kinds[field];
+    const share = limits.shards === undefined ? limit : shareOf(limit, limits.shards, isHeld);
+    return [[set, markText(ruleMark(number)), text(share)]];
+  });
 }
 
 /**

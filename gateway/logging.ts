@@ -5,7 +5,6 @@
  * come from the connection table and are left out where they are written (record/recorder.ts).
  */
 import type { RuleEntry } from '../api/plan.ts';
-import type { Chains } from './chains.ts';
 import { countedVerdicts, type Denials, type Verdicts } from './verdict.ts';
 
 export interface Logged {
@@ -19,11 +18,16 @@ export interface Logged {
 
 export type VerdictsFor = (rule: Pick<RuleEntry, 'logging'> | undefined) => Verdicts;
 
-export function verdictsByLogging(chains: Chains, { decisions, none, match }: Logged): VerdictsFor {
+/** `chain` makes a chain of these rules. */
+export function verdictsByLogging(
+  chain: (name: string, rules: string[]) => string,
+  { decisions, none, match }: Logged,
+): VerdictsFor {
+  const suffixed = (suffix: string) => (name: string, rules: string[]) => chain(`${name}${suffix}`, rules);
   const verdicts = {
-    All: countedVerdicts(chains, decisions, [match]),
-    Decisions: countedVerdicts(chains, decisions),
-    None: countedVerdicts(chains, none),
+    All: countedVerdicts(suffixed('_logged'), decisions, [match]),
+    Decisions: countedVerdicts(chain, decisions),
+    None: countedVerdicts(suffixed('_unlogged'), none),
   };
   return (rule) => verdicts[rule?.logging ?? 'Decisions'];
 }

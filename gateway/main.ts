@@ -6,7 +6,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
-import { copyPlan } from '../api/plan-delta.ts';
+import type { PlanDelta } from '../api/plan-delta.ts';
 import { hitsMessage } from '../api/plan-stream.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
@@ -23,6 +23,7 @@ import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
 import { GatewayHits } from './hits.ts';
+import { ruleNumbers } from './marks.ts';
 import { gatewayMetrics } from './metrics.ts';
 import { hitsMetrics } from './metrics-hits.ts';
 import { FlowLog } from './record/flow-log.ts';
@@ -48,20 +49,22 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   const log = createLog('gateway').child({ gateway: options.name });
   await mkdir(options.state, { recursive: true });
   const kernel = hostKernel(log.warn.bind(log));
-  const gateway = new GatewayApply(options.name, kernel, options.state);
+  const gateway = new GatewayApply(options.name, kernel, options.state, {
+    before: (numbers) => hits.before(numbers),
+  });
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');
   let client: PlanClient | undefined;
   const hits = await GatewayHits.open({
     state: options.state,
     boot: (await readSysctl('kernel/random/boot_id')) ?? '',
-    counts: () => listCounts(NFT_TABLE_GATEWAY, HITS_SET),
+    counts: (marks) => listCounts(NFT_TABLE_GATEWAY, HITS_SET, marks && { marks }),
     lookAtFlows: () => recorder.lookAtFlows(),
     report: (epoch, rules) => client?.report(hitsMessage(epoch, rules)) ?? false,
     onError: (error) => log.error({ err: error }, 'hits of rules'),
   });
   const recorder = new Recorder({
-    view: viewOf(options.name, emptyGatewayPlan(), new Map()),
+    view: viewOf(options.name, emptyGatewayPlan(), ruleNumbers()),
     onRecord: (record) => {
       metrics.record(record);
       flowLog?.write(record);
@@ -78,23 +81,22 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   const reconcile = async (): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
     gateway.forget();
-    await hits.recount();
-    await apply(current, inForce);
+    await apply(current, inForce, { set: {}, delete: {} });
   };
   const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_GATEWAY, reconcile, log);
 
-  async function apply(plan: GatewayPlan, generation: number): Promise<void> {
+  async function apply(plan: GatewayPlan, generation: number, delta?: PlanDelta): Promise<void> {
     const began = performance.now();
     try {
-      await hits.before(plan);
-      const { ruleNumbers, flowsEnded, nftChanges } = await gateway.apply(plan);
-      recorder.view = viewOf(options.name, plan, ruleNumbers);
-      hits.inForce(plan, ruleNumbers);
+      const { flowsEnded, nftChanges, numbers } = await gateway.apply(plan, delta);
+      const { compiled } = gateway;
+      recorder.view = viewOf(options.name, plan, compiled.numbers, (address) => compiled.workloadOf(address));
+      hits.inForce(plan, compiled.numbers, numbers);
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
       inForce = generation;
       current = plan;
-      metrics.applied(seconds, generation, Object.keys(plan.workloads).length, shards.length, flowsEnded);
+      metrics.applied(seconds, generation, compiled.workloads, shards.length, flowsEnded);
       log.info({ generation, seconds, shards, flowsEnded, nftChanges }, 'plan in force');
     } catch (error) {
       metrics.refused();
@@ -108,7 +110,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   if (reason !== undefined) log.warn({ reason }, 'saved plan not usable: waiting for the controller');
   if (saved !== undefined) {
     log.info({ generation: saved.generation, ageSeconds: saved.ageSeconds }, 'starting with the saved plan');
-    await inTurn(() => apply(copyPlan(saved.plan), saved.generation)).catch(() => undefined);
+    await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
   hits.start();
@@ -121,8 +123,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     ...(saved === undefined || inForce === undefined ? {} : { saved }),
     inTurn,
     async onPlan(plan, generation, delta, hash) {
-      // What compares with the plan before needs one that stays as it was.
-      await apply(copyPlan(plan), generation);
+      await apply(plan, generation, delta);
       await file.save(plan, generation, hash, delta);
     },
     onState(state) {

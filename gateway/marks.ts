@@ -12,22 +12,90 @@ export const DEFAULT_ACTION = 'default-action';
 const RULE_NUMBERS = 0x7fffff;
 const GROUP_NUMBERS = 0xffffff;
 
-/** Numbers 1..max for names; stable for all names that collide with none. */
-export function numberNames(names: Iterable<string>, max: number): Map<string, number> {
-  const taken = new Set<number>();
-  const numbers = new Map<string, number>();
-  for (const name of [...names].sort()) {
-    let number = (createHash('sha256').update(name).digest().readUInt32BE(0) % max) + 1;
-    while (taken.has(number)) number = (number % max) + 1;
-    taken.add(number);
-    numbers.set(name, number);
+/**
+ * Numbers 1..max, stable for all names that collide with none. Which number a name has depends on the names that are
+ * there and not on the order in which they came (ordered hashing: O. Amble, D. Knuth, "Ordered hash tables", 1974): of
+ * those that want one number the first in order has it. So a name that comes or goes may move a few others.
+ */
+export class Numbers {
+  readonly #max: number;
+  readonly #names = new Map<number, string>();
+  readonly #numbers = new Map<string, number>();
+
+  constructor(max: number, names: Iterable<string> = []) {
+    this.#max = max;
+    for (const name of names) this.add(name);
   }
-  return numbers;
+
+  get size(): number {
+    return this.#numbers.size;
+  }
+
+  get(name: string): number | undefined {
+    return this.#numbers.get(name);
+  }
+
+  nameOf(number: number): string | undefined {
+    return this.#names.get(number);
+  }
+
+  [Symbol.iterator](): IterableIterator<[name: string, number: number]> {
+    return this.#numbers.entries();
+  }
+
+  /** Returns the other names whose numbers changed, with what they had. */
+  add(name: string): [name: string, before: number][] {
+    if (this.#numbers.has(name)) return [];
+    if (this.#numbers.size === this.#max) throw new RangeError(`more than ${this.#max} names`);
+    const moved: [string, number][] = [];
+    let at = this.#home(name);
+    let placed = name;
+    for (;;) {
+      const other = this.#names.get(at);
+      if (other === undefined || other > placed) {
+        this.#names.set(at, placed);
+        this.#numbers.set(placed, at);
+        if (other === undefined) return moved;
+        moved.push([other, at]);
+        placed = other;
+      }
+      at = this.#after(at);
+    }
+  }
+
+  /** Returns the other names whose numbers changed, with what they had. */
+  delete(name: string): [name: string, before: number][] {
+    const number = this.#numbers.get(name);
+    if (number === undefined) return [];
+    this.#remove(name, number);
+    // Whoever stands behind it, up to the next gap, may have come by here.
+    const behind: [string, number][] = [];
+    for (let at = this.#after(number); ; at = this.#after(at)) {
+      const other = this.#names.get(at);
+      if (other === undefined) break;
+      behind.push([other, at]);
+      this.#remove(other, at);
+    }
+    for (const [other] of behind) this.add(other);
+    return behind.filter(([other, before]) => this.#numbers.get(other) !== before);
+  }
+
+  #remove(name: string, number: number): void {
+    this.#names.delete(number);
+    this.#numbers.delete(name);
+  }
+
+  #home(name: string): number {
+    return (createHash('sha256').update(name).digest().readUInt32BE(0) % this.#max) + 1;
+  }
+
+  #after(number: number): number {
+    return (number % this.#max) + 1;
+  }
 }
 
-export const ruleNumbers = (ids: Iterable<string>): Map<string, number> =>
-  numberNames([...ids, DEFAULT_ACTION], RULE_NUMBERS);
-export const groupNumbers = (keys: Iterable<string>): Map<string, number> => numberNames(keys, GROUP_NUMBERS);
+export const ruleNumbers = (ids: Iterable<string> = []): Numbers => new Numbers(RULE_NUMBERS, [DEFAULT_ACTION, ...ids]);
+export const groupNumbers = (keys: Iterable<string> = []): Numbers => new Numbers(GROUP_NUMBERS, keys);
 
 /** Rule number ↔ bits of ct mark (and of the packet mark of a logged denial or hit of audit). */
 export const ruleMark = (number: number): number => (number << CT_RULE_SHIFT) >>> 0;

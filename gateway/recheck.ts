@@ -4,17 +4,26 @@
  * it would now send elsewhere. The evaluator walks the flow's original tuple again; nothing else is disturbed. After it
  * the last hook may trust a decided flow's translation.
  */
-import { isDeepStrictEqual } from 'node:util';
-import type { GatewayPlan, RuleEntry, WorkloadEntry } from '../api/plan.ts';
-import { compilePolicy } from '../policy/evaluate.ts';
+import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import { compilePolicy, workloadsByAddress } from '../policy/evaluate.ts';
 import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
+import type { Changed } from './compile.ts';
 
-export function endedBy(plan: GatewayPlan): (flow: ConntrackEntry) => boolean {
-  const evaluator = compilePolicy(plan);
-  const workloads = workloadsByAddress(plan);
+/** Who sends from an address. */
+export type WorkloadOf = (address: string) => WorkloadEntry | undefined;
+
+/** `workloadOf`: of the plan's workloads; `changed`: flows that it does not touch are not asked about. */
+export function endedBy(
+  plan: GatewayPlan,
+  workloadOf: WorkloadOf = workloadsByAddress(plan),
+  changed?: Changed,
+): (flow: ConntrackEntry) => boolean {
+  const evaluator = compilePolicy(plan, workloadOf);
+  const touched = changed === undefined ? () => true : touchedBy(changed);
   return ({ family, original, reply, protocol }) => {
-    const workload = workloads.get(original.source);
+    const workload = workloadOf(original.source);
     if (workload === undefined) return true;
+    if (!touched(workload)) return false;
     if (workload.egress[family]?.address !== reply.destination) return true;
     const { verdict, redirect } = evaluator.decide({ ...original, protocol });
     return verdict !== 'accept' || !goesTo(redirect ?? destinationOf(original), reply);
@@ -30,35 +39,17 @@ function destinationOf({ destination, destinationPort }: Tuple): { address: stri
   return { address: destination, ...(destinationPort !== undefined && { port: destinationPort }) };
 }
 
-export function workloadsByAddress(plan: Pick<GatewayPlan, 'workloads'>): Map<string, WorkloadEntry> {
-  const found = new Map<string, WorkloadEntry>();
-  for (const workload of Object.values(plan.workloads)) {
-    for (const address of workload.addresses) found.set(address, workload);
-  }
-  return found;
+function touchedBy({ groups, workloads }: Changed): (workload: WorkloadEntry) => boolean {
+  if (groups === undefined || workloads === undefined) return () => true;
+  const others = new Set(workloads.map(([, after]) => after?.uid));
+  return ({ uid, group }) => groups.has(group) || others.has(uid);
 }
 
 /**
  * Whether a flow could end by the change: a policy that says something else, or a workload that is gone or is another.
- * Workloads that are merely new have no flows yet: until now their packets were dropped. Limits and logging end none.
+ * Workloads that are merely new have no flows yet: until now their packets were dropped.
  */
-export function touchesFlows(before: GatewayPlan, after: GatewayPlan): boolean {
-  const changed = <T>(was: Record<string, T>, is: Record<string, T>): boolean =>
-    Object.entries(was).some(([key, value]) => !isDeepStrictEqual(value, is[key]));
-  return (
-    (['settings', 'workloads', 'groups', 'services'] as const).some((part) =>
-      changed<unknown>(before[part], after[part]),
-    ) ||
-    changedRules(before.rules, after.rules) ||
-    Object.keys(before.services).length !== Object.keys(after.services).length
-  );
-}
-
-function changedRules(was: GatewayPlan['rules'], is: GatewayPlan['rules']): boolean {
-  const unlimited = ({ limits: _, logging: __, ...rule }: RuleEntry): object => rule;
-  return Object.entries(was).some(([id, rule]) => {
-    const other = is[id];
-    if (other === undefined) return true;
-    return !isDeepStrictEqual(rule, other) && !isDeepStrictEqual(unlimited(rule), unlimited(other));
-  });
+export function touchesFlows({ groups, workloads }: Changed): boolean {
+  if (groups === undefined || workloads === undefined) return true;
+  return groups.size > 0 || workloads.some(([before]) => before !== undefined);
 }

@@ -6,14 +6,14 @@
 import { createHash } from 'node:crypto';
 import { formatAddress, parseRange } from '../api/address.ts';
 import { portProtocols } from '../api/kinds.ts';
-import type { GatewayPlan, GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import type { GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
-import { concat, type NftSet, portsText, protocolText } from '../kernel/nft.ts';
+import { concat, portsText, protocolText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
 import { type CompiledRedirect, compileRedirect, redirectContexts } from '../policy/redirect.ts';
-import type { Chains } from './chains.ts';
-import { header } from './destination-sets.ts';
+import { header, type PolicyView } from './destination-sets.ts';
+import type { Scope } from './table.ts';
 
 /** Set of the protocols that can be redirected. */
 const REDIRECTABLE_SET = 'redirectable';
@@ -30,24 +30,22 @@ export interface RedirectVerdicts {
 }
 
 export class Redirects {
-  readonly #plan: GatewayPlan;
-  readonly #sets: Record<string, NftSet>;
-  readonly #chains: Chains;
+  readonly #policy: PolicyView;
+  readonly #scope: Scope;
   readonly #addresses = new Map<string, PrefixSet>();
   readonly #matches = new Map<string, { match: string | undefined }>();
 
-  constructor(plan: GatewayPlan, sets: Record<string, NftSet>, chains: Chains) {
-    this.#plan = plan;
-    this.#sets = sets;
-    this.#chains = chains;
+  constructor(policy: PolicyView, scope: Scope) {
+    this.#policy = policy;
+    this.#scope = scope;
   }
 
   /** What can be redirected there at all: a match before all others. */
   guard(redirect: CompiledRedirect): string {
-    this.#sets[REDIRECTABLE_SET] ??= {
+    this.#scope.set(REDIRECTABLE_SET, {
       type: 'inet_proto',
       elements: new Map([...portProtocols].map((protocol) => [protocolText(protocol), ''])),
-    };
+    });
     return `meta nfproto ipv${redirect.address.family} meta l4proto @${REDIRECTABLE_SET} `;
   }
 
@@ -62,9 +60,9 @@ export class Redirects {
         lines.push(...said.lines);
         if (said.ends) break;
       }
-      return lines.length === 0 ? [] : [`jump ${this.#chains.add(`${context}_again`, lines)}`];
+      return lines.length === 0 ? [] : [`jump ${this.#scope.add(`${context}_again`, lines)}`];
     });
-    return asked.length === 0 ? permitted : `goto ${this.#chains.add('redirect', [...asked, permitted])}`;
+    return asked.length === 0 ? permitted : `goto ${this.#scope.add('redirect', [...asked, permitted])}`;
   }
 
   /** `ends`: no packet gets past them. */
@@ -74,7 +72,7 @@ export class Redirects {
     verdicts: RedirectVerdicts,
     permitted: string,
   ): { lines: string[]; ends: boolean } {
-    const rule = this.#plan.rules[id];
+    const rule = this.#policy.rules.get(id);
     if (rule === undefined) throw new TypeError(`the plan does not hold rule ${id}`);
     const own = rule.redirect && compileRedirect(rule.redirect);
     const match = this.#match(rule.services, redirect);
@@ -123,7 +121,7 @@ export class Redirects {
   #ports(services: string[], { address, port }: CompiledRedirect): string | undefined {
     const addresses = [formatAddress(address)];
     const entries = services.flatMap((name): ServiceEntry[] => {
-      const entry = this.#plan.services[name];
+      const entry = this.#policy.services.get(name);
       return entry === undefined ? [] : [{ ...entry, addresses }];
     });
     const boxes = boxesOf(entries, address.family);
@@ -146,13 +144,13 @@ export class Redirects {
     if (whole.size === portProtocols.size) return '';
     const name = `at_${createHash('sha256').update(elements.join(',')).digest('hex').slice(0, 12)}`;
     const type = 'inet_proto . inet_service';
-    this.#sets[name] = { type, interval: true, elements: new Map(elements.map((element) => [element, ''])) };
+    this.#scope.set(name, { type, interval: true, elements: new Map(elements.map((element) => [element, ''])) });
     return `meta l4proto . th dport @${name} `;
   }
 
   #addressesOf(name: string): PrefixSet | undefined {
     let made = this.#addresses.get(name);
-    const entry = this.#plan.services[name];
+    const entry = this.#policy.services.get(name);
     if (made === undefined && entry !== undefined) {
       made = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
       this.#addresses.set(name, made);

@@ -7,93 +7,83 @@
 import { CT_RULE_MASK, GATEWAY_CHECKED_MARK, GATEWAY_CT_MASK } from '../api/names.ts';
 import type { RuleEntry, RuleLimits } from '../api/plan.ts';
 import type { AuditReason } from '../api/reasons.ts';
-import { markText, type NftSet } from '../kernel/nft.ts';
-import type { Chains } from './chains.ts';
+import { markText } from '../kernel/nft.ts';
 import { limitLines } from './limits.ts';
 import { ruleMark } from './marks.ts';
+import type { Scope, SetHead } from './table.ts';
 
 /** Set of the rules' marks. */
 export const HITS_SET = 'rule_hits';
 /** The kernel makes a hash table of this size at once, 4 MiB. */
-const HITS_SIZE = 1 << 18;
+export const HITS_SIZE = 1 << 18;
 
 /** Rules past the set's size are in force like all others, but not counted. */
-export function hitsSet(ruleNumbers: Iterable<number>): NftSet {
-  const marks = [...ruleNumbers]
-    .slice(0, HITS_SIZE)
-    .map((number): [string, string] => [markText(ruleMark(number)), '']);
-  return { type: 'mark', counted: HITS_SIZE, elements: new Map(marks) };
-}
+export const hitsHead: SetHead = { type: 'mark', counted: HITS_SIZE };
 
 /** Chains that end a flow. They log what they end, or do not. */
 export interface Denials {
-  drop(): string;
-  reject(): string;
-  /** The drop of the pool's default action, made if it is needed. */
-  byDefault(): string;
+  drop: string;
+  reject: string;
+  /** The drop of the pool's default action. */
+  byDefault: string;
   /** The drop of what a rule redirects to where it may not go. */
-  redirect(): string;
-  /** The drop of what is over a limit, made if it is needed. */
-  overLimit(): string;
-  /** Counts and logs a hit of audit, then goes back to where it was jumped to from. */
-  audit(reason: AuditReason): string;
+  redirect: string;
+  /** The drop of what is over a limit. */
+  overLimit: string;
+  /** Each counts and logs a hit of audit, then goes back to where it was jumped to from. */
+  audit: Record<AuditReason, string>;
 }
 
 /** Chains that count a packet for the rule of its mark, and then do what the rule says. */
 export interface Verdicts extends Denials {
-  permit(): string;
+  permit: string;
   /** Back to the walk. */
-  passOn(): string;
+  passOn: string;
   /** A hit of a rule in audit, and back to the walk. */
-  audited(): string;
+  audited: string;
   /** The same of what would be over its limit. */
-  auditedOverLimit(): string;
-}
-
-/** Chains are made when they are needed. */
-function once(make: () => string): () => string {
-  let name: string | undefined;
-  return () => {
-    name ??= make();
-    return name;
-  };
+  auditedOverLimit: string;
 }
 
 /** Where a flow is permitted, its mark carries the rule. */
 const countOfFlow = `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)} }`;
 const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
 
-/** `onPass`: statements for what is handed on to the next context. */
-export function countedVerdicts(chains: Chains, denials: Denials, onPass: string[] = []): Verdicts {
+/** `chain` makes a chain of these rules. `onPass`: statements for what is handed on to the next context. */
+export function countedVerdicts(
+  chain: (name: string, rules: string[]) => string,
+  denials: Denials,
+  onPass: string[] = [],
+): Verdicts {
   const { drop, reject, byDefault, redirect, overLimit, audit } = denials;
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
   return {
-    drop: once(() => chains.add('drop', [count, `goto ${drop()}`])),
-    reject: once(() => chains.add('reject', [count, `goto ${reject()}`])),
-    byDefault: () => chains.add('drop', [count, `goto ${byDefault()}`]),
-    redirect: () => chains.add('drop', [count, `goto ${redirect()}`]),
-    overLimit: once(() => chains.add('drop', [count, `goto ${overLimit()}`])),
+    drop: chain('rule_drop', [count, `goto ${drop}`]),
+    reject: chain('rule_reject', [count, `goto ${reject}`]),
+    byDefault: chain('rule_default', [count, `goto ${byDefault}`]),
+    redirect: chain('rule_redirect', [count, `goto ${redirect}`]),
+    overLimit: chain('rule_over_limit', [count, `goto ${overLimit}`]),
     // Its mark is the flow's by now.
-    permit: once(() => chains.add('permit', [countOfFlow, `${checked} accept`])),
-    passOn: once(() => chains.add('pass', [count, ...onPass, 'return'])),
+    permit: chain('rule_permit', [countOfFlow, `${checked} accept`]),
+    passOn: chain('rule_pass', [count, ...onPass, 'return']),
     audit,
-    audited: once(() => chains.add('audit', [count, `goto ${audit('rule')}`])),
-    auditedOverLimit: once(() => chains.add('audit', [count, `goto ${audit('limit')}`])),
+    audited: chain('rule_audited', [count, `goto ${audit.rule}`]),
+    auditedOverLimit: chain('rule_audited_limit', [count, `goto ${audit.limit}`]),
   };
 }
 
 /** Statements that permit a flow in the name of a rule. It is decided when its first packet leaves: lastHook(). */
 export function decide(number: number, { permit }: Pick<Verdicts, 'permit'>): string {
-  return `${inTheNameOf(number)} goto ${permit()}`;
+  return `${inTheNameOf(number)} goto ${permit}`;
 }
 
 const inTheNameOf = (number: number): string =>
   `ct mark set ct mark and ${markText(~GATEWAY_CT_MASK)} or ${markText(ruleMark(number))}`;
 
 /** The same, and the packet's destination is translated: rules of which one matches and ends the walk. */
-export function decideRedirected(number: number, translate: string[], chains: Chains): string {
-  const chain = chains.add('redirected', [countOfFlow, ...translate.map((rule) => `${checked} ${rule}`)]);
+export function decideRedirected(number: number, translate: string[], scope: Scope): string {
+  const chain = scope.add('redirected', [countOfFlow, ...translate.map((rule) => `${checked} ${rule}`)]);
   return `${inTheNameOf(number)} goto ${chain}`;
 }
 
@@ -102,13 +92,13 @@ export function verdictOf(rule: RuleEntry, number: number, verdicts: Verdicts): 
   const marked = (chain: string): string => `meta mark set ${markText(ruleMark(number))} goto ${chain}`;
   switch (rule.action) {
     case 'accept':
-      return rule.context === 'service' ? decide(number, verdicts) : marked(verdicts.passOn());
+      return rule.context === 'service' ? decide(number, verdicts) : marked(verdicts.passOn);
     case 'accept-decisively':
       return decide(number, verdicts);
     case 'drop':
-      return marked(verdicts.drop());
+      return marked(verdicts.drop);
     case 'reject':
-      return marked(verdicts.reject());
+      return marked(verdicts.reject);
   }
 }
 
@@ -121,12 +111,12 @@ export function withLimits(
   number: number,
   verdict: string,
   verdicts: Verdicts,
-  chains: Chains,
+  scope: Scope,
   audit: boolean,
 ): string {
-  const hit = (): string => `jump ${chains.add('limit_audit', limitLines(limits, verdicts.audit('limit')))}`;
-  const ask = audit ? [hit()] : limitLines(limits, verdicts.overLimit());
-  return `meta mark set ${markText(ruleMark(number))} goto ${chains.add('limited', [...ask, verdict])}`;
+  const hit = (): string => `jump ${scope.add('limit_audit', limitLines(limits, verdicts.audit.limit))}`;
+  const ask = audit ? [hit()] : limitLines(limits, verdicts.overLimit);
+  return `meta mark set ${markText(ruleMark(number))} goto ${scope.add('limited', [...ask, verdict])}`;
 }
 
 /** A rule in audit: what its destinations match is counted and logged, once, and the walk goes on. */
@@ -135,21 +125,19 @@ export function auditLines(
   number: number,
   limits: RuleLimits | undefined,
   { audited, auditedOverLimit }: Verdicts,
-  chains: Chains,
+  scope: Scope,
 ): string[] {
   const mark = `meta mark set ${markText(ruleMark(number))}`;
   const hit =
-    limits === undefined
-      ? audited()
-      : chains.add('limited', [...limitLines(limits, auditedOverLimit()), `goto ${audited()}`]);
+    limits === undefined ? audited : scope.add('limited', [...limitLines(limits, auditedOverLimit), `goto ${audited}`]);
   if (matches.length < 2) return matches.map((match) => `${match}${mark} jump ${hit}`);
   // A packet may lie in two sets.
   const lines = matches.map((match) => `${match}${mark} goto ${hit}`);
-  return [`jump ${chains.add('audited', lines)}`];
+  return [`jump ${scope.add('audited', lines)}`];
 }
 
 /** Instead of a denial, where the whole policy is in audit: permitted in the name of what would have denied. */
-export function letPass(reason: AuditReason, number: number, verdicts: Verdicts, chains: Chains): string {
-  const hit = `meta mark set ${markText(ruleMark(number))} jump ${verdicts.audit(reason)}`;
-  return `goto ${chains.add('let_pass', [hit, decide(number, verdicts)])}`;
+export function letPass(reason: AuditReason, number: number, verdicts: Verdicts, scope: Scope): string {
+  const hit = `meta mark set ${markText(ruleMark(number))} jump ${verdicts.audit[reason]}`;
+  return `goto ${scope.add('let_pass', [hit, decide(number, verdicts)])}`;
 }

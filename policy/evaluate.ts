@@ -8,7 +8,7 @@
  */
 
 import { formatAddress, parseAddress } from '../api/address.ts';
-import type { Context, GroupEntry, Policy, WorkloadEntry } from '../api/plan.ts';
+import type { Context, Policy, WorkloadEntry } from '../api/plan.ts';
 import { contexts } from '../api/plan.ts';
 import { must } from '../api/result.ts';
 import type { AuditHit, CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
@@ -39,9 +39,10 @@ interface Source {
 const ANY = 0;
 const NONE = -1;
 
-export function compilePolicy(policy: Policy): Evaluator {
+/** `workloadOf`: of the policy's workloads, by address; absent: they are looked through. */
+export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(policy)): Evaluator {
   const defaultAction = 'pool' in policy.settings ? policy.settings.pool.defaultAction : 'Drop';
-  const sources = compileSources(policy);
+  const sourceOf = sourcesOf(policy, workloadOf);
   /** Why nothing may go there in the name of the rule that redirects. */
   const forbiddenBy = ({ wouldRedirect }: Decision): string | undefined =>
     wouldRedirect && policy.rules[wouldRedirect.by]?.redirect?.forbidden;
@@ -118,9 +119,9 @@ export function compilePolicy(policy: Policy): Evaluator {
   }
 
   return {
-    decide: (flow) => walk(sources.get(flow.source), destinationOf(flow)),
+    decide: (flow) => walk(sourceOf(flow.source), destinationOf(flow)),
     explain(flow) {
-      const source = sources.get(flow.source);
+      const source = sourceOf(flow.source);
       const destination = destinationOf(flow);
       const steps: Step[] = [];
       const again: Step[] = [];
@@ -189,29 +190,55 @@ function outcomeOf(context: Context, steps: Step[], decision: Decision): Context
   return { context, outcome, ...(matched && { rule: matched.rule }), why };
 }
 
-/** Address text → who sends from it and which rules can apply to it. */
-function compileSources(policy: Policy): Map<string, Source> {
-  const tests = new Map(Object.entries(policy.services).map(([name, entry]) => [name, compileService(entry)]));
-  const rules = new Map<string, CompiledRule>();
-  for (const [id, entry] of Object.entries(policy.rules)) {
-    const names = entry.services === '*' ? [] : entry.services;
-    const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
-    rules.set(id, { id, entry, services: names.map((name) => ({ name, test: tests.get(name) })), ...redirect });
-  }
-  const compileGroup = (group: GroupEntry): Record<Context, CompiledRule[]> => ({
-    cluster: pick(group.rules.cluster),
-    namespace: pick(group.rules.namespace),
-    service: pick(group.rules.service),
+/**
+ * Who sends from an address and which rules can apply to it. Of a policy of 100,000 rules a few are asked for: each is
+ * made ready when it is needed first.
+ */
+function sourcesOf(policy: Policy, workloadOf: (address: string) => WorkloadEntry | undefined) {
+  const service = once((name: string) => {
+    const entry = own(policy.services, name);
+    return { name, test: entry && compileService(entry) };
   });
-  const pick = (ids: string[]): CompiledRule[] => ids.flatMap((id) => rules.get(id) ?? missing('rule', id));
-  const groups = new Map(Object.entries(policy.groups).map(([key, group]) => [key, compileGroup(group)]));
-  const sources = new Map<string, Source>();
-  for (const [key, workload] of Object.entries(policy.workloads)) {
-    const rules = groups.get(workload.group) ?? missing('group', workload.group);
-    const source = { key, workload, rules, audit: policy.groups[workload.group]?.audit === true };
-    for (const address of workload.addresses) sources.set(address, source);
-  }
-  return sources;
+  const rule = once((id: string): CompiledRule => {
+    const entry = own(policy.rules, id) ?? missing('rule', id);
+    const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
+    return { id, entry, services: entry.services === '*' ? [] : entry.services.map(service), ...redirect };
+  });
+  const group = once((key: string) => {
+    const { rules, audit } = own(policy.groups, key) ?? missing('group', key);
+    const { cluster, namespace, service: last } = rules;
+    const compiled = { cluster: cluster.map(rule), namespace: namespace.map(rule), service: last.map(rule) };
+    return { rules: compiled, audit: audit === true };
+  });
+  return (address: string): Source | undefined => {
+    const workload = workloadOf(address);
+    return workload && { key: workload.uid, workload, ...group(workload.group) };
+  };
+}
+
+const own = <T>(collection: Record<string, T>, key: string): T | undefined =>
+  Object.hasOwn(collection, key) ? collection[key] : undefined;
+
+function once<T>(make: (key: string) => T): (key: string) => T {
+  const made = new Map<string, T>();
+  return (key) => {
+    let known = made.get(key);
+    if (known === undefined) {
+      known = make(key);
+      made.set(key, known);
+    }
+    return known;
+  };
+}
+
+/** Who sends from an address. */
+export function workloadsByAddress({
+  workloads,
+}: Pick<Policy, 'workloads'>): (address: string) => WorkloadEntry | undefined {
+  const found = new Map<string, WorkloadEntry>();
+  for (const workload of Object.values(workloads))
+    for (const address of workload.addresses) found.set(address, workload);
+  return (address) => found.get(address);
 }
 
 /** A plan that names what it does not hold must not come into force: half a policy may permit what all of it forbids. */

@@ -10,8 +10,10 @@ import {
   messageType,
   NFNL_HEADER,
   NFNL_SUBSYS_NFTABLES,
+  NLM_F_ACK,
   NLM_F_DUMP,
   NLM_F_REQUEST,
+  nested,
   nfnlMessage,
 } from './nlattr.ts';
 
@@ -22,6 +24,7 @@ const NFPROTO_INET = 1;
 const NFTA_SET_ELEM_LIST_TABLE = 1;
 const NFTA_SET_ELEM_LIST_SET = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS = 3;
+const NFTA_LIST_ELEM = 1;
 const NFTA_SET_ELEM_KEY = 1;
 const NFTA_SET_ELEM_EXPR = 7;
 const NFTA_DATA_VALUE = 1;
@@ -37,8 +40,30 @@ export interface MarkCount {
   bytes: number;
 }
 
+const text = (value: string): Uint8Array => join([new TextEncoder().encode(value), new Uint8Array(1)]);
+
+/** Asks for the element of one mark. It is answered by the element and an acknowledgement, or by ENOENT. */
+export function encodeSetGet(sequence: number, table: string, set: string, mark: number): Uint8Array {
+  const key = new Uint8Array(4);
+  new DataView(key.buffer).setUint32(0, mark, true);
+  return nfnlMessage(
+    {
+      subsystem: NFNL_SUBSYS_NFTABLES,
+      message: NFT_MSG_GETSETELEM,
+      flags: NLM_F_REQUEST | NLM_F_ACK,
+      sequence,
+      family: NFPROTO_INET,
+    },
+    attribute(NFTA_SET_ELEM_LIST_TABLE, text(table)),
+    attribute(NFTA_SET_ELEM_LIST_SET, text(set)),
+    nested(
+      NFTA_SET_ELEM_LIST_ELEMENTS,
+      nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))),
+    ),
+  );
+}
+
 export function encodeSetDump(sequence: number, table: string, set: string): Uint8Array {
-  const text = (value: string): Uint8Array => join([new TextEncoder().encode(value), new Uint8Array(1)]);
   return nfnlMessage(
     {
       subsystem: NFNL_SUBSYS_NFTABLES,

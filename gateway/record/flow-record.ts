@@ -4,9 +4,9 @@
  * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
 import type { Action, Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import { workloadsByAddress } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
-import { DEFAULT_ACTION, ruleNumberOf } from '../marks.ts';
-import { workloadsByAddress } from '../recheck.ts';
+import { DEFAULT_ACTION, type Numbers, ruleNumberOf } from '../marks.ts';
 
 export interface FlowRecord {
   /** RFC 3339. */
@@ -53,16 +53,20 @@ export interface RecordView {
   silent(number: number): boolean;
 }
 
-export function viewOf(gateway: string, plan: GatewayPlan, ruleNumbers: Map<string, number>): RecordView {
-  const workloads = workloadsByAddress(plan);
-  const ids = new Map([...ruleNumbers].map(([id, number]) => [number, id]));
+/** It goes on to say what the plan says when that is changed in place. */
+export function viewOf(
+  gateway: string,
+  plan: GatewayPlan,
+  numbers: Pick<Numbers, 'nameOf'>,
+  workload: (address: string) => WorkloadEntry | undefined = workloadsByAddress(plan),
+): RecordView {
   const drops = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Drop';
   return {
     gateway,
-    silent: (number) => plan.rules[ids.get(number) ?? '']?.logging === 'None',
-    workload: (address) => workloads.get(address),
+    silent: (number) => plan.rules[numbers.nameOf(number) ?? '']?.logging === 'None',
+    workload,
     rule(number) {
-      const id = ids.get(number);
+      const id = numbers.nameOf(number);
       const rule = id === undefined ? undefined : plan.rules[id];
       if (id === DEFAULT_ACTION) return { reason: 'default-action', ...(drops && { action: 'drop' }) };
       if (rule === undefined) return { reason: 'rule' };

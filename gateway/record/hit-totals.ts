@@ -29,29 +29,25 @@ export interface Numbered {
   denies: boolean;
 }
 
-export function numberedRules(plan: GatewayPlan, ruleNumbers: ReadonlyMap<string, number>): Map<number, Numbered> {
-  const numbered = new Map<number, Numbered>();
-  if (!('pool' in plan.settings)) return numbered;
+/** Who is counted under a number by a plan; undefined: nobody. */
+export function numberedRule(plan: GatewayPlan, id: string | undefined): Numbered | undefined {
+  if (id === undefined || !('pool' in plan.settings)) return undefined;
   const { pool, defaultAction } = plan.settings.pool;
-  for (const [id, number] of ruleNumbers) {
-    if (id === DEFAULT_ACTION) {
-      numbered.set(number, { id: defaultActionId(pool), denies: defaultAction === 'Drop' });
-      continue;
-    }
-    const action = plan.rules[id]?.action;
-    numbered.set(number, { id, denies: action === 'drop' || action === 'reject' });
-  }
-  return numbered;
+  if (id === DEFAULT_ACTION) return { id: defaultActionId(pool), denies: defaultAction === 'Drop' };
+  const action = plan.rules[id]?.action;
+  return { id, denies: action === 'drop' || action === 'reject' };
 }
 
-/** Whether two plans count the same rules under the same numbers, which only their ids decide. */
-export function sameNumbers(a: GatewayPlan, b: GatewayPlan): boolean {
-  if (a === b) return true;
-  const pool = ({ settings }: GatewayPlan): string =>
-    'pool' in settings ? `${settings.pool.pool} ${settings.pool.defaultAction}` : '';
-  const ids = Object.keys(a.rules);
-  if (pool(a) !== pool(b) || ids.length !== Object.keys(b.rules).length) return false;
-  return ids.every((id) => a.rules[id]?.action === b.rules[id]?.action);
+export function numberedRules(
+  plan: GatewayPlan,
+  numbers: Iterable<[id: string, number: number]>,
+): Map<number, Numbered> {
+  const numbered = new Map<number, Numbered>();
+  for (const [id, number] of numbers) {
+    const rule = numberedRule(plan, id);
+    if (rule !== undefined) numbered.set(number, rule);
+  }
+  return numbered;
 }
 
 /** The rule that permitted a flow; undefined where its record does not say, or names what would have denied it. */
@@ -90,12 +86,33 @@ export class HitTotals {
     this.#forget(now);
   }
 
-  /**
-   * What the kernel's counters say. One that is not among them was not read: it says nothing. None at all: they are
-   * gone with their table, and the next ones start at zero.
-   */
+  /** The same where only these numbers have changed; undefined: nobody is counted under it any more. */
+  renumber(changes: Iterable<readonly [number: number, rule: Numbered | undefined]>, now: number): void {
+    this.dirty = true;
+    const [gone, here] = [new Set<string>(), new Set<string>()];
+    for (const [number, rule] of changes) {
+      const before = this.#numbered.get(number);
+      if (before !== undefined) gone.add(before.id);
+      if (rule === undefined) {
+        this.#numbered.delete(number);
+        this.#last.delete(number);
+      } else {
+        this.#numbered.set(number, rule);
+        here.add(rule.id);
+      }
+    }
+    for (const id of gone) if (!here.has(id) && this.totals.has(id) && !this.#gone.has(id)) this.#gone.set(id, now);
+    for (const id of here) this.#gone.delete(id);
+    this.#forget(now);
+  }
+
+  /** None of the kernel's counters is there any more: they went with their table, and the next ones start at zero. */
+  reset(): void {
+    this.#last.clear();
+  }
+
+  /** What the kernel's counters say. One that is not among them was not read: it says nothing. */
   fold(counts: ReadonlyMap<number, CounterValue>, now: number): void {
-    if (counts.size === 0) this.#last.clear();
     for (const [number, value] of counts) {
       const rule = this.#numbered.get(number);
       if (rule === undefined) continue;

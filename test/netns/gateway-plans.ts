@@ -178,9 +178,19 @@ const icmpEntry: fc.Arbitrary<PortEntry> = fc.constantFrom(...families).chain((f
     ports: fc.array(typesOf(family), { minLength: 1, maxLength: 3 }),
   }),
 );
+/** So many that a set is made of them. */
+const CROWD = Array.from({ length: 9 }, (_, at) => [
+  `192.0.2.${2 * at + 1}/32`,
+  `2001:db8:100::${81 + 2 * at}/128`,
+]).flat();
 const serviceOf = (entry: fc.Arbitrary<PortEntry>): fc.Arbitrary<ServiceEntry> =>
   fc.record({
-    addresses: fc.uniqueArray(fc.constantFrom(...ADDRESSES), { minLength: 1, maxLength: 4 }),
+    addresses: fc
+      .tuple(
+        fc.uniqueArray(fc.constantFrom(...ADDRESSES), { minLength: 1, maxLength: 4 }),
+        fc.option(fc.constant(CROWD), { nil: [], freq: 2 }),
+      )
+      .map((lists) => lists.flat()),
     ports: fc.option(fc.array(entry, { minLength: 1, maxLength: 3 }), { freq: 4 }),
   });
 const SERVICES = ['x/a', 'x/b', 'x/c', 'x/d'];

@@ -125,15 +125,19 @@ const swapJumps = (first: string, second: string) => (script: string) =>
 const lines = (keep: (line: string) => boolean) => (script: string) => script.split('\n').filter(keep).join('\n');
 const mutants: [string, (script: string) => string][] = [
   ['a port range one too long', (s) => s.replaceAll('8000-8100', '8000-8101')],
-  ['a port one too high', (s) => s.replace(/ \. 6 \. 443\b/g, ' . 6 . 444')],
-  ['TCP taken for UDP', swap(' . 6 . ', ' . 17 . ')],
+  ['a port one too high', (s) => s.replace(/ th dport 443\b/g, ' th dport 444')],
+  ['a port one too high in a set', (s) => s.replace(/ \. 6 \. 443\b/g, ' . 6 . 444')],
+  ['TCP taken for UDP', swap('meta l4proto 6 ', 'meta l4proto 17 ')],
+  ['TCP taken for UDP in a set', swap(' . 6 . ', ' . 17 . ')],
   ['a prefix one address short', (s) => s.replaceAll('-198.51.100.127', '-198.51.100.126')],
   ['a v6 prefix one address short', (s) => s.replaceAll('-2001:db8:100::7f', '-2001:db8:100::7e')],
   ['cluster and namespace contexts swapped', swapJumps('cluster', 'namespace')],
   ['namespace and service contexts swapped', swapJumps('namespace', 'service')],
   ['the service context missing', lines((line) => !line.includes(' jump service_'))],
-  ['the v6 arm of ports missing', lines((line) => !line.includes('ip6 daddr . meta l4proto . th dport'))],
-  ['the v4 arm of whole protocols missing', lines((line) => !/ip daddr \. meta l4proto @/.test(line))],
+  ['the v6 arm of ports missing', lines((line) => !/ip6 daddr \S+ meta l4proto \d+ th dport/.test(line))],
+  ['the v6 arm of ports missing in a set', lines((line) => !line.includes('ip6 daddr . meta l4proto . th dport'))],
+  ['the v4 arm of whole protocols missing', lines((line) => !/ip daddr \S+ meta l4proto \d+ (meta|ct) /.test(line))],
+  ['the v4 arm of whole protocols missing in a set', lines((line) => !/ip daddr \. meta l4proto @/.test(line))],
   ['accept above the service context permits', (s) => s.replace(/^(add rule .*) return$/gm, '$1 accept')],
   [
     'a rule that goes on instead of dropping',
@@ -146,7 +150,7 @@ const mutants: [string, (script: string) => string][] = [
   ],
   [
     'permitted too early: whatever comes from the tunnel',
-    (s) => s.replace(/^(add rule inet sluice walk_\w+ iifname "sluice-vx") goto \S+$/gm, `$1 ${PERMIT}`),
+    (s) => s.replace(/^(add rule inet sluice walk iifname "sluice-vx") goto \S+$/gm, `$1 ${PERMIT}`),
   ],
   ['reviews leaves with the address of billing', (s) => s.replaceAll(': 203.0.113.102', ': 203.0.113.101')],
   ['all v6 left untranslated', lines((line) => !line.includes('snat ip6'))],

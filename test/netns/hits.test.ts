@@ -50,9 +50,9 @@ function open(): Promise<GatewayHits> {
 }
 
 async function apply(next: GatewayPlan): Promise<void> {
-  await program.before(next);
+  await program.before(undefined);
   await rig.apply(next);
-  program.inForce(next, compileGateway(next).ruleNumbers);
+  program.inForce(next, compileGateway(next).ruleNumbers, undefined);
   plan = next;
 }
 
@@ -163,7 +163,7 @@ t.test('hits survive other rules, an edited rule, a restart and a lost table', a
   const again = await open();
   t.equal(again.totals.get(dropId)?.hits, 9, 'a program that starts anew knows what came while there was none');
   program = again;
-  program.inForce(plan, compileGateway(plan).ruleNumbers);
+  program.inForce(plan, compileGateway(plan).ruleNumbers, undefined);
   await rig.restarted(state).apply(plan);
   await send(4, 'pay', [53]);
   t.equal(await hitsOf(dropId), 10, 'its first plan makes no counter anew');

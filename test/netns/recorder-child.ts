@@ -6,12 +6,13 @@
 import { createInterface } from 'node:readline';
 import { emptyGatewayPlan, type GatewayPlan } from '../../api/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
+import { ruleNumbers } from '../../gateway/marks.ts';
 import { viewOf } from '../../gateway/record/flow-record.ts';
 import { Recorder } from '../../gateway/record/recorder.ts';
 
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 const recorder = new Recorder({
-  view: viewOf('gw-a', emptyGatewayPlan(), new Map()),
+  view: viewOf('gw-a', emptyGatewayPlan(), ruleNumbers()),
   onRecord: (record) => say({ record }),
   onTraffic: (_, carried) => say({ carried }),
   lookedAt: Number(process.argv[2]),

@@ -11,10 +11,9 @@ import fc from 'fast-check';
 import t from 'tap';
 import type { Family, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
 import { decidedMark, type GatewayKernel } from '../../gateway/apply.ts';
-import { workloadsByAddress } from '../../gateway/recheck.ts';
 import { endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { changeSize, emptyChange, type TableChange } from '../../kernel/nft.ts';
-import { compilePolicy, type Evaluator } from '../../policy/evaluate.ts';
+import { compilePolicy, type Evaluator, workloadsByAddress } from '../../policy/evaluate.ts';
 import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { addRule, basePlan, DESTINATIONS, EGRESS, PODS, PORTS, randomPlan } from './gateway-plans.ts';
 import { GatewayRig, type Probe, probePacket, type Sighting } from './gateway-rig.ts';
@@ -62,7 +61,7 @@ const randomState: fc.Arbitrary<GatewayPlan> = fc
 /** What a plan says of a probe: `drop`, `reject`, or the address that it leaves with. */
 class Oracle {
   readonly #evaluator: Evaluator;
-  readonly #workloads: ReadonlyMap<string, WorkloadEntry>;
+  readonly #workloads: (address: string) => WorkloadEntry | undefined;
 
   constructor(plan: GatewayPlan) {
     this.#evaluator = compilePolicy(plan);
@@ -71,7 +70,7 @@ class Oracle {
 
   says(probe: Probe): string {
     const { verdict } = this.#evaluator.decide(probe);
-    const own = this.#workloads.get(probe.source)?.egress[probe.source.includes(':') ? 6 : 4]?.address;
+    const own = this.#workloads(probe.source)?.egress[probe.source.includes(':') ? 6 : 4]?.address;
     return verdict === 'accept' ? (own ?? 'drop') : verdict;
   }
 }
@@ -227,7 +226,7 @@ t.test('at every stop: what A or B says, with the address that A or B gives', as
   const { failed, wrong, ...totals } = await run(fc.sample(randomState, { seed: 3, numRuns: PAIRS + 1 }));
   t.equal(failed, undefined, `${wrong} of ${totals.sent} packets`);
   t.ok(
-    totals.stops > PAIRS * 6 && totals.forbidden > totals.stops && totals.goOn > totals.stops,
+    totals.stops > PAIRS * 6 && totals.forbidden > totals.stops && 2 * totals.goOn > totals.stops,
     JSON.stringify(totals),
   );
 });

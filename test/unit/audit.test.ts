@@ -253,7 +253,7 @@ t.test('the table: hits go on, denials of a policy in audit pass', async (t) => 
   const one = planOf(['cluster drop * audit', 'service accept a/web']);
   const all = compileGateway(one).ruleset.chains;
   const [, chain] = Object.entries(all).find(([name]) => name.startsWith('cluster_')) ?? [];
-  const [, mark, target = ''] = /^meta mark set (\w+) jump (audit_\w+)$/.exec(chain?.rules.join('\n') ?? '') ?? [];
+  const [, mark, target = ''] = /^meta mark set (\w+) jump (rule_audited)$/.exec(chain?.rules.join('\n') ?? '') ?? [];
   t.equal(mark, markText(ruleMark(numberOf(one, 'cluster/r0'))));
   const follow = (name: string): string[] =>
     (all[name]?.rules ?? []).flatMap((line) => (line.startsWith('goto ') ? follow(line.slice(5)) : [line]));
@@ -269,18 +269,20 @@ t.test('the table: hits go on, denials of a policy in audit pass', async (t) => 
   t.match(several?.rules, [/^jump audited_\w+$/], 'a packet that two sets know is one hit');
   t.equal(several?.rules.length, 1);
   const once = two[several?.rules[0]?.replace('jump ', '') ?? '']?.rules ?? [];
-  t.ok(once.length > 1 && once.every((line) => / goto audit_\w+$/.test(line)), once.join('\n'));
+  t.ok(once.length > 1 && once.every((line) => / goto rule_audited$/.test(line)), once.join('\n'));
 
   const whole = textOf(planOf(['cluster drop a/web', 'namespace reject *'], true));
-  t.notMatch(whole, /cluster_\w+ .*goto drop_/);
+  t.notMatch(whole, /(cluster|namespace)_\w+ .*goto rule_/);
   t.equal(whole.match(/let_pass_\w+ meta mark set \w+ jump audit_/g)?.length, 3, 'two rules and the default action');
   t.match(whole, /rule inet sluice group_\w+ goto let_pass_\w+$/m);
-  t.notMatch(whole, /counter name drop_default_action/);
+  t.notMatch(whole, /group_\w+ .*goto rule_default/);
   const enforced = textOf(planOf(['cluster drop a/web', 'namespace reject *']));
-  t.notMatch(enforced, /counter name audit_rule/);
+  t.notMatch(enforced, /jump audit_/);
   const open = compileGateway(planOf([], true, 'Accept')).ruleset.chains;
   t.notOk(
-    Object.values(open).some(({ rules }) => rules.some((line) => line.includes('audit'))),
+    Object.entries(open).some(
+      ([name, { rules }]) => !/^(rule|audit)_/.test(name) && rules.some((line) => line.includes('audit')),
+    ),
     'what would pass anyhow is no hit',
   );
 });

@@ -10,7 +10,7 @@ import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { plan } from '../../controller/plan/plan.ts';
 import type { Snapshot } from '../../controller/plan/snapshot.ts';
-import { touchesFlows } from '../../gateway/recheck.ts';
+import { touches } from '../touches.ts';
 
 type Fields = Record<string, unknown>;
 function object(kind: string, name: string, fields: Fields, meta: Fields = {}): AnyObject {
@@ -107,8 +107,8 @@ t.test('a plan says it where it is not the default, and its change ends no flow'
   );
   const [, all, decisions, none] = plans;
   if (all === undefined || decisions === undefined || none === undefined) throw new Error('no plan');
-  t.notOk(touchesFlows(all, none));
-  t.notOk(touchesFlows(none, decisions));
+  t.notOk(touches(all, none));
+  t.notOk(touches(none, decisions));
 });
 
 t.test('explain says which records a flow leaves', async (t) => {

@@ -503,8 +503,8 @@ t.test('destinations', async (t) => {
   }
   t.throws(() => decide({ ...web, destination: 'fd00::1' }), /two families/);
   t.throws(() => decide({ ...web, destination: 'web' }), /web/);
-  t.throws(() => compilePolicy({ ...policyOf([]), groups: {} }), /no group "g"/, 'half a policy is none');
-  t.throws(() => compilePolicy({ ...policyOf(['cluster drop *']), rules: {} }), /no rule "cluster\/r0"/);
+  t.throws(() => compilePolicy({ ...policyOf([]), groups: {} }).decide(web), /no group "g"/, 'half a policy is none');
+  t.throws(() => compilePolicy({ ...policyOf(['cluster drop *']), rules: {} }).decide(web), /no rule "cluster\/r0"/);
 });
 
 t.test('explain says why', async (t) => {

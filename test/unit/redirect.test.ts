@@ -14,11 +14,12 @@ import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import { simulate } from '../../controller/simulate.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { ruleMark } from '../../gateway/marks.ts';
-import { endedBy, touchesFlows } from '../../gateway/recheck.ts';
+import { endedBy } from '../../gateway/recheck.ts';
 import { denyRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import { formatRecord } from '../../lab/flows.ts';
 import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
+import { touches } from '../touches.ts';
 
 type Fields = Record<string, unknown>;
 const sluice = 'sluice.dev/v1alpha1';
@@ -248,7 +249,7 @@ t.test('an address that becomes a forbidden one is, from then on', async (t) => 
   const planOf = (result: PlanResult | undefined): GatewayPlan => result?.pools.get('main') as GatewayPlan;
   t.equal(compilePolicy(planOf(was)).decide(tcp(WEB[4])).verdict, 'accept');
   t.equal(compilePolicy(planOf(is)).decide(tcp(WEB[4])).verdict, 'drop');
-  t.ok(touchesFlows(planOf(was), planOf(is)), 'and flows are looked at');
+  t.ok(touches(planOf(was), planOf(is)), 'and flows are looked at');
 });
 
 t.test('explain says where a flow goes, and why it may not', async (t) => {
@@ -330,7 +331,7 @@ t.test('the gateway: one chain a redirect, the second walk before it, nothing wh
   const asked = chainsOf([toProxy(4), veto, fine]);
   t.same(named(asked, 'cluster_again'), [['return']], 'what comes after the last word is left out');
   const refused = named(chainsOf([toProxy(4), veto]), 'cluster_again')[0]?.[0];
-  t.match(refused, /^meta mark set 0x[0-9a-f]{8} goto drop_/, 'a veto is in its own name');
+  t.match(refused, /^meta mark set 0x[0-9a-f]{8} goto rule_drop$/, 'a veto is in its own name');
 });
 
 const flowOf = (to: string, answers: string, port: number, mark = 0): ConntrackEntry => ({

@@ -1,0 +1,113 @@
+/**
+ * Who and what is there, as sets and maps of the gateway's table (design §5): a workload that comes or goes is some
+ * elements, whatever else there is. Pure.
+ */
+import { formatAddress, parseAddress } from '../api/address.ts';
+import { type Family, families, type GatewayPlan, type PoolSettings, type WorkloadEntry } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
+import { must } from '../api/result.ts';
+import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
+import { isTunnelled } from './compile-net.ts';
+import { addressType, header } from './destination-sets.ts';
+import type { SetHead } from './table.ts';
+
+/** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
+export const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
+export const innerType = '@th,224,16';
+export const etherType = { 4: '0x0800', 6: '0x86dd' } as const;
+/** The VNI and the reserved byte behind it, zero in what the kernel takes: 32 aligned bits compare fastest. */
+export const vni = '@th,96,32';
+export const vniText = (pool: PoolSettings): string => rawText(BigInt(pool.steering.vni) << 8n);
+/** One look-up instead of comparisons: each expression costs a packet about as much as the next. */
+export const heldKey = (outer: Family, inner: Family): string =>
+  `${header[outer]} saddr . udp dport . ${vni} . ${innerSource[inner]}`;
+
+export const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+
+/** The sets of workloads. `known`, `held`: for what comes through the tunnel. */
+export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
+  const sets: Record<string, SetHead> = {};
+  const tunnelled = isTunnelled(pool);
+  for (const family of families) {
+    const type = addressType[family];
+    sets[`sources${family}`] = { type };
+    sets[`group${family}`] = { type, value: 'mark' };
+    sets[`noegress${family}`] = { type };
+    sets[`snat${family}`] = { type, value: type };
+    sets[`own${family}`] = { type: `${type} . ${type}` };
+    if (!tunnelled) continue;
+    sets[`known${family}`] = { type: { typeof: innerSource[family] } };
+    for (const outer of families) sets[`held${outer}${family}`] = { type: { typeof: heldKey(outer, family) } };
+  }
+  return sets;
+}
+
+/**
+ * The elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses.
+ * Two workloads have none in common, since no two have one address.
+ */
+export function workloadElements(
+  { addresses, egress }: WorkloadEntry,
+  mark: string,
+  outer: readonly string[],
+  pool: PoolSettings,
+  each: (set: string, key: string, value: string) => void,
+): void {
+  const tunnelled = isTunnelled(pool);
+  for (const address of addresses) {
+    const parsed = parseAddress(address);
+    if (!parsed.ok) continue;
+    const { family, value } = parsed.value;
+    each(`sources${family}`, address, '');
+    each(`group${family}`, address, mark);
+    const source = egress[family]?.address;
+    if (source === undefined) each(`noegress${family}`, address, '');
+    else {
+      each(`snat${family}`, address, source);
+      each(`own${family}`, concat(address, source), '');
+    }
+    if (!tunnelled) continue;
+    const raw = rawText(value);
+    each(`known${family}`, raw, '');
+    const tunnel = concat(String(pool.steering.port), vniText(pool));
+    for (const node of outer) each(`held${familyOf(node)}${family}`, concat(node, tunnel, raw), '');
+  }
+}
+
+/** Sets of what is not a workload. */
+export function placeSets(
+  { nodes, shards, gateways }: Pick<GatewayPlan, 'nodes' | 'shards' | 'gateways'>,
+  pool: PoolSettings,
+): Record<string, NftSet> {
+  const sets: Record<string, NftSet> = {};
+  for (const family of families) {
+    const type = addressType[family];
+    const of = (addresses: Iterable<string>): NftSet => {
+      const elements = new Map<string, string>();
+      for (const address of addresses) if (familyOf(address) === family) elements.set(address, '');
+      return { type, elements };
+    };
+    if (isTunnelled(pool)) sets[`nodes${family}`] = of(Object.values(nodes).flatMap(({ addresses }) => addresses));
+    const egressIPs = Object.values(shards).flatMap((shard) => shard.egressIPs);
+    sets[`egress${family}`] = of(egressIPs);
+    sets[`hairpin${family}`] = of([
+      ...egressIPs,
+      ...Object.values(shards).flatMap(({ nextHops }) => nextHops[family] ?? []),
+      ...Object.values(gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
+    ]);
+    sets[`cluster${family}`] = {
+      type,
+      interval: true,
+      elements: new Map(disjoint([...pool.clusterCIDRs, ...pool.excludedCIDRs], family).map((text) => [text, ''])),
+    };
+  }
+  return sets;
+}
+
+/** Prefixes as ranges that do not overlap, which an interval set wants. */
+function disjoint(prefixes: string[], family: Family): string[] {
+  const text = (value: bigint): string => formatAddress({ family, value });
+  return must(PrefixSet.parse(prefixes))
+    .ranges(family)
+    .map(({ first, last }) => rangeText(text(first), text(last)));
+}

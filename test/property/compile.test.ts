@@ -1,0 +1,255 @@
+/**
+ * The gateway's compiler, kept up to date step by step, against the whole of each plan: whatever changes in whatever
+ * order, the table is the one that the plan alone gives, and the changes lead there from one to the next.
+ */
+import fc from 'fast-check';
+import t from 'tap';
+import type { Context, GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import { changePlan, copyPlan, diffPlan } from '../../api/plan-delta.ts';
+import { compileGateway, GatewayCompiler, type Machine } from '../../gateway/compile.ts';
+import { LAST_HOOK } from '../../gateway/frame.ts';
+import { diffRuleset, emptyState, type Ruleset } from '../../kernel/nft.ts';
+import { FakeNft } from '../../kernel/nft-fake.ts';
+import { basePlan, directPlan } from '../netns/gateway-plans.ts';
+
+const NAMES = ['a', 'b', 'c', 'd'];
+const contextOf = fc.constantFrom<Context>('cluster', 'namespace', 'service');
+const services = fc.oneof(
+  fc.constant('*' as const),
+  fc.subarray(
+    NAMES.map((name) => `n/${name}`),
+    { minLength: 1 },
+  ),
+);
+
+const rule = fc
+  .record({
+    context: contextOf,
+    name: fc.constantFrom(...NAMES),
+    action: fc.constantFrom<RuleEntry['action']>('accept', 'accept-decisively', 'drop', 'reject'),
+    services,
+    mode: fc.option(fc.constant('Audit' as const), { nil: undefined, freq: 5 }),
+    logging: fc.option(fc.constantFrom('All' as const, 'None' as const), { nil: undefined, freq: 4 }),
+    redirect: fc.option(
+      fc.record({ address: fc.constantFrom('198.51.100.90', '2001:db8:100::90'), port: fc.constantFrom(80, 8080) }),
+      { nil: undefined, freq: 4 },
+    ),
+    limits: fc.option(
+      fc.record({
+        maxConnections: fc.integer({ min: 1, max: 9 }),
+        shards: fc.subarray(['edge/s0', 'edge/s1'], { minLength: 1 }),
+      }),
+      { nil: undefined, freq: 4 },
+    ),
+  })
+  .map(({ redirect, limits, mode, logging, ...rest }): RuleEntry => {
+    const accepts = rest.action === 'accept' || rest.action === 'accept-decisively';
+    return {
+      ...rest,
+      ...(rest.context !== 'cluster' && { namespace: 'n' }),
+      priority: 1000,
+      ...(mode && { mode }),
+      ...(logging && { logging }),
+      ...(redirect && accepts && { redirect }),
+      ...(limits && accepts && { limits }),
+    };
+  });
+
+const idOf = ({ context, name }: RuleEntry): string => `${context}/${context === 'cluster' ? '' : 'n/'}${name}`;
+
+const service = fc.record({
+  name: fc.constantFrom(...NAMES),
+  entry: fc.record({
+    addresses: fc.subarray(
+      ['198.51.100.80/32', '198.51.100.0/24', '2001:db8:100::80/128', '198.51.100.90/32', '0.0.0.0/0'].concat(
+        Array.from({ length: 12 }, (_, at) => `192.0.2.${2 * at}/32`),
+      ),
+    ),
+    ports: fc.option(
+      fc.array(
+        fc.record({
+          protocol: fc.constantFrom(6, 17, 1, 47),
+          ports: fc.option(fc.constant([[80, 90]] as [number, number][]), { nil: null }),
+        }),
+        { maxLength: 2 },
+      ),
+      { nil: null },
+    ),
+  }) as fc.Arbitrary<ServiceEntry>,
+});
+
+type Edit = (plan: GatewayPlan) => void;
+
+const groupEdit = fc
+  .record({ key: fc.constantFrom('n/1', 'n/2', 'm/1'), audit: fc.boolean(), order: fc.nat(3), gone: fc.boolean() })
+  .map(
+    ({ key, audit, order, gone }): Edit =>
+      (plan) => {
+        const used = Object.values(plan.workloads).some(({ group }) => group === key);
+        if (gone && !used) {
+          delete plan.groups[key];
+          return;
+        }
+        const ids = Object.keys(plan.rules);
+        const of = (context: Context): string[] => {
+          const list = ids.filter((id) => id.startsWith(`${context}/`)).sort();
+          return order % 2 === 0 ? list.slice(0, order + 1) : list.reverse();
+        };
+        plan.groups[key] = {
+          namespace: key[0] ?? '',
+          ...(audit && { audit }),
+          rules: { cluster: of('cluster'), namespace: of('namespace'), service: of('service') },
+        };
+      },
+  );
+
+const workloadEdit = fc
+  .record({
+    at: fc.nat(5),
+    group: fc.nat(2),
+    node: fc.constantFrom('node-a', 'node-b', 'node-x'),
+    v6: fc.boolean(),
+    egress: fc.constantFrom('203.0.113.101', '203.0.113.102', ''),
+    gone: fc.boolean(),
+  })
+  .map(
+    ({ at, group, node, v6, egress, gone }): Edit =>
+      (plan) => {
+        const uid = `uid-${at}`;
+        const groups = Object.keys(plan.groups);
+        const key = groups[group % groups.length];
+        if (gone || key === undefined) {
+          delete plan.workloads[uid];
+          return;
+        }
+        const entry: WorkloadEntry = {
+          namespace: key[0] ?? '',
+          name: uid,
+          uid,
+          node,
+          services: [],
+          addresses: [`10.244.1.${100 + at}`, ...(v6 ? [`fd00:244:1::${100 + at}`] : [])],
+          group: key,
+          egress: egress === '' ? {} : { 4: { address: egress, shard: 's0' } },
+        };
+        plan.workloads[uid] = entry;
+      },
+  );
+
+const ruleEdit = fc.record({ rule, gone: fc.boolean() }).map(
+  ({ rule: entry, gone }): Edit =>
+    (plan) => {
+      const id = idOf(entry);
+      if (!gone) {
+        plan.rules[id] = entry;
+        return;
+      }
+      delete plan.rules[id];
+      for (const [key, group] of Object.entries(plan.groups)) {
+        const without = (ids: string[]): string[] => ids.filter((other) => other !== id);
+        const { cluster, namespace, service: last } = group.rules;
+        const rules = { cluster: without(cluster), namespace: without(namespace), service: without(last) };
+        plan.groups[key] = { ...group, rules } satisfies GroupEntry;
+      }
+    },
+);
+
+const serviceEdit = fc.record({ service, gone: fc.boolean() }).map(
+  ({ service: { name, entry }, gone }): Edit =>
+    (plan) => {
+      if (gone) delete plan.services[`n/${name}`];
+      else plan.services[`n/${name}`] = entry;
+    },
+);
+
+const placeEdit = fc.constantFrom<Edit[]>(
+  (plan) => {
+    plan.nodes['node-x'] = { addresses: ['10.0.0.29'], podCIDRs: ['10.244.9.0/24'] };
+  },
+  (plan) => {
+    plan.nodes['node-x'] = { addresses: ['fd00:10::29'], podCIDRs: [] };
+  },
+  (plan) => {
+    delete plan.nodes['node-x'];
+  },
+  (plan) => {
+    for (const [name, shard] of Object.entries(plan.shards)) {
+      plan.shards[name] = { ...shard, egressIPs: [...shard.egressIPs].reverse().slice(0, 1) };
+    }
+  },
+  (plan) => {
+    if (!('pool' in plan.settings)) return;
+    const { defaultAction, ...rest } = plan.settings.pool;
+    plan.settings = { pool: { ...rest, defaultAction: defaultAction === 'Drop' ? 'Accept' : 'Drop' } };
+  },
+  (plan) => {
+    const { settings } = directPlan(copyPlan(basePlan()));
+    if ('pool' in settings) plan.settings = { pool: { ...settings.pool } };
+  },
+);
+
+const edit = fc.oneof(
+  { weight: 4, arbitrary: ruleEdit },
+  { weight: 3, arbitrary: serviceEdit },
+  { weight: 4, arbitrary: groupEdit },
+  { weight: 4, arbitrary: workloadEdit },
+  { weight: 1, arbitrary: placeEdit },
+);
+const machine: fc.Arbitrary<Machine> = fc.record({
+  reversePathFilter: fc.boolean(),
+  heldShards: fc.subarray(['s0', 's1']),
+});
+const steps = fc.array(
+  fc.record({ edits: fc.array(edit, { minLength: 1, maxLength: 6 }), machine, told: fc.boolean() }),
+  {
+    minLength: 1,
+    maxLength: 12,
+  },
+);
+
+/** Plain, and in one order. */
+function plain({ sets, chains, ...rest }: Ruleset): unknown {
+  const sorted = <T>(record: Record<string, T>): [string, T][] =>
+    Object.entries(record).sort(([a], [b]) => (a < b ? -1 : 1));
+  return {
+    ...rest,
+    chains: sorted(chains),
+    sets: sorted(sets).map(([name, { elements, ...head }]) => [name, head, [...elements].sort()]),
+  };
+}
+
+t.test('step by step is as good as all at once', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(steps, async (list) => {
+      const plan = basePlan();
+      const compiler = new GatewayCompiler();
+      const kernel = new FakeNft();
+      compiler.update(plan, undefined);
+      await kernel.run(diffRuleset(emptyState(), compiler.table.ruleset()));
+      compiler.table.taken();
+      for (const { edits, machine: facts, told } of list) {
+        const next = copyPlan(plan);
+        for (const change of edits) change(next);
+        const delta = diffPlan(plan, next);
+        changePlan(plan, delta);
+        compiler.update(plan, told ? delta : undefined, facts);
+        compiler.guard(false);
+        await kernel.run(compiler.table.take());
+        const whole = compileGateway(plan, facts);
+        t.strictSame(plain(compiler.table.ruleset()), plain(whole.ruleset));
+        const there = await kernel.list('inet', 'sluice');
+        t.strictSame(diffRuleset(there, whole.ruleset), diffRuleset(there, compiler.table.ruleset()));
+        t.equal(diffRuleset(there, whole.ruleset).rules.length, 0);
+        t.strictSame(diffRuleset(there, whole.ruleset).elementsIn, []);
+        t.strictSame(diffRuleset(there, whole.ruleset).elementsOut, []);
+        t.strictSame([...there.chains.keys()].sort(), Object.keys(whole.ruleset.chains).sort());
+        t.equal(whole.ruleset.chains[LAST_HOOK] !== undefined, true);
+        t.equal(compiler.workloads, Object.keys(plan.workloads).length);
+        for (const workload of Object.values(plan.workloads)) {
+          for (const address of workload.addresses) t.equal(compiler.workloadOf(address), workload);
+        }
+      }
+    }),
+    { numRuns: 60 },
+  );
+});
