@@ -42,6 +42,7 @@ export const MSG_DONTWAIT = 0x40;
 export const MSG_TRUNC = 0x20;
 export const SOL_SOCKET = 1;
 export const SO_RCVTIMEO = 20;
+export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
 const EFD_CLOEXEC = 0x80000;
 const EFD_NONBLOCK = 0x800;

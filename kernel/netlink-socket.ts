@@ -10,6 +10,8 @@ import * as libc from './libc.ts';
 export const NETLINK_NETFILTER = 12;
 const SOL_NETLINK = 270;
 const NETLINK_NO_ENOBUFS = 5;
+const NETLINK_CAP_ACK = 10;
+const NETLINK_EXT_ACK = 11;
 
 export interface NetlinkSocketOptions {
   protocol: number;
@@ -19,6 +21,8 @@ export interface NetlinkSocketOptions {
   receiveBuffer?: number;
   /** Lose messages silently instead of ENOBUFS. */
   noEnobufs?: boolean;
+  /** Errors say in words what the kernel objects to, and leave the request out (wire/netlink-ack.ts). */
+  extendedAck?: boolean;
   /** Network namespace `/run/netns/NAME` to live in; absent: the thread's own. */
   namespace?: string;
   /** A blocking receive fails after so many milliseconds. */
@@ -45,6 +49,9 @@ export class NetlinkSocket {
         libc.setOption(socket.fd, libc.SOL_SOCKET, libc.SO_RCVBUFFORCE, options.receiveBuffer);
       }
       if (options.noEnobufs) libc.setOption(socket.fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, 1);
+      if (options.extendedAck) {
+        for (const option of [NETLINK_CAP_ACK, NETLINK_EXT_ACK]) libc.setOption(socket.fd, SOL_NETLINK, option, 1);
+      }
       libc.setReceiveTimeout(socket.fd, options.timeoutMs ?? 2000);
       // struct sockaddr_nl: family, padding, port id (0: the kernel chooses), groups.
       const address = new Uint8Array(12);

@@ -119,8 +119,8 @@ const swap = (a: string, b: string) => (script: string) =>
 /** Of two contexts that a group's chain walks one after the other. */
 const swapJumps = (first: string, second: string) => (script: string) =>
   script.replace(
-    new RegExp(`^(add rule inet sluice group_\\w+) (jump ${first}_\\w+)\n\\1 (jump ${second}_\\w+)$`, 'gm'),
-    '$1 $3\n$1 $2',
+    new RegExp(`^(add rule inet sluice group_\\w+) (jump ${first}_\\w+)(.*)\n\\1 (jump ${second}_\\w+)$`, 'gm'),
+    '$1 $4$3\n$1 $2',
   );
 const lines = (keep: (line: string) => boolean) => (script: string) => script.split('\n').filter(keep).join('\n');
 const mutants: [string, (script: string) => string][] = [
@@ -150,7 +150,7 @@ const mutants: [string, (script: string) => string][] = [
   ],
   [
     'permitted too early: whatever comes from the tunnel',
-    (s) => s.replace(/^(add rule inet sluice walk iifname "sluice-vx") goto \S+$/gm, `$1 ${PERMIT}`),
+    (s) => s.replace(/^(add rule inet sluice walk iifname "sluice-vx") goto \S+(.*)$/gm, `$1 ${PERMIT}$2`),
   ],
   ['reviews leaves with the address of billing', (s) => s.replaceAll(': 203.0.113.102', ': 203.0.113.101')],
   ['all v6 left untranslated', lines((line) => !line.includes('snat ip6'))],

@@ -1,0 +1,391 @@
+/**
+ * A table that is made by our own netlink messages is the one that nft makes: both ways in two namespaces, and what
+ * `nft -n list` prints of each is the same text. No traffic: the packets of the other tests here go through such tables.
+ * Root.
+ */
+import fc from 'fast-check';
+import t, { type Test } from 'tap';
+import { compileGateway } from '../../gateway/compile.ts';
+import {
+  diffRuleset,
+  emptyChange,
+  emptyState,
+  markText,
+  type NftSet,
+  type Ruleset,
+  scriptOf,
+  stateOf,
+  type TableChange,
+} from '../../kernel/nft.ts';
+import { HostNft } from '../../kernel/nft-host.ts';
+import { run } from '../../kernel/run.ts';
+import { everySet } from '../nft-suite.ts';
+import { directPlan, randomPlan, randomTypedPlan } from './gateway-plans.ts';
+
+const TABLE = 't';
+const ROUNDS = 8;
+const names = { own: `t-nftlink-${process.pid}-0`, nft: `t-nftlink-${process.pid}-1` };
+const own = new HostNft({ namespace: names.own });
+const nft = new HostNft({ namespace: names.nft });
+
+t.setTimeout(180_000);
+for (const namespace of Object.values(names)) {
+  await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
+  for (const device of ['inside', 'outside']) {
+    await run(['ip', '-n', namespace, 'link', 'add', device, 'type', 'veth', 'peer', `${device}-peer`], { op: 'veth' });
+  }
+}
+t.teardown(async () => {
+  for (const namespace of Object.values(names)) await run(['ip', 'netns', 'del', namespace], { op: 'netns del' });
+});
+
+const listed = (namespace: string): Promise<string> =>
+  run(['ip', 'netns', 'exec', namespace, 'nft', '-n', 'list', 'ruleset'], { op: 'nft list' });
+
+/** Makes the change both ways; the own way must be one. */
+async function both(t: Test, change: TableChange, title: string): Promise<void> {
+  t.ok(own.encode(change), `${title}: by netlink`);
+  await own.run(change);
+  await nft.runScript(scriptOf(change));
+  t.equal(await listed(names.own), await listed(names.nft), title);
+}
+
+async function begin(table: string, script = ''): Promise<void> {
+  for (const host of [own, nft]) {
+    await host.runScript(`flush ruleset\nadd table inet ${table}\n${script}`);
+  }
+}
+
+const isPlainInterval = ({ interval, type }: NftSet): boolean =>
+  interval === true && !(typeof type === 'string' ? type : type.typeof).includes(' . ');
+
+t.test('sets of every shape, and what becomes of their elements', async (t) => {
+  const sets: Record<string, NftSet> = Object.fromEntries(
+    Object.entries(everySet()).filter(([, set]) => !isPlainInterval(set)),
+  );
+  for (const type of ['ip daddr . meta l4proto . th dport', 'udp dport', 'meta mark', 'ip6 saddr . tcp dport']) {
+    sets[`told_${type.replace(/\W/g, '_')}`] = { type: { typeof: type }, elements: new Map() };
+  }
+  for (const value of ['mark', 'verdict', 'ipv4_addr', 'ipv6_addr'] as const) {
+    sets[`told_${value}`] = { type: { typeof: 'ip saddr . @nh,96,32' }, value, elements: new Map() };
+  }
+  const ruleset: Ruleset = {
+    family: 'inet',
+    table: TABLE,
+    counters: ['c_1'],
+    sets,
+    chains: { leaf_1: { rules: ['drop'] } },
+  };
+  await both(t, diffRuleset(emptyState(), ruleset), 'all of them, full');
+  const half = (of: 0 | 1): Ruleset => ({
+    ...ruleset,
+    sets: Object.fromEntries(
+      Object.entries(sets).map(([name, set]) => [
+        name,
+        { ...set, elements: new Map([...set.elements].filter((_, index) => index % 2 === of)) },
+      ]),
+    ),
+  });
+  await both(t, diffRuleset(stateOf(ruleset), half(0)), 'every second element goes');
+  await both(t, diffRuleset(stateOf(half(0)), half(1)), 'those go and the others come');
+  await both(t, diffRuleset(stateOf(half(1)), { ...ruleset, counters: [], sets: {}, chains: {} }), 'all goes');
+  for (const set of Object.values(everySet()).filter(isPlainInterval)) {
+    const one = { ...ruleset, sets: { s: set } };
+    t.notOk(own.encode(diffRuleset(emptyState(), one)), 'a plain interval set is for the command');
+  }
+});
+
+const SETS = `add set inet ${TABLE} s4 { type ipv4_addr; }
+add set inet ${TABLE} s6 { type ipv6_addr; }
+add set inet ${TABLE} r4 { type ipv4_addr; flags interval; }
+add set inet ${TABLE} protocols { type inet_proto; }
+add set inet ${TABLE} pairs { type ipv4_addr . ipv4_addr; }
+add set inet ${TABLE} exact { type mark . inet_proto; }
+add set inet ${TABLE} boxes { type ipv4_addr . inet_proto . inet_service; flags interval; }
+add set inet ${TABLE} boxes6 { type ipv6_addr . inet_proto . inet_service; flags interval; }
+add set inet ${TABLE} marked { type mark . inet_proto; flags interval; }
+add set inet ${TABLE} types { type ipv4_addr . icmp_type . icmp_code; flags interval; }
+add set inet ${TABLE} types6 { type ipv6_addr . icmpv6_type . icmpv6_code; flags interval; }
+add set inet ${TABLE} inner { typeof ip saddr . udp dport . @th,96,32 . @th,304,128; }
+add set inet ${TABLE} raw { typeof @th,336,32; }
+add set inet ${TABLE} marks { type mark; }
+add set inet ${TABLE} hits { type mark; size 1024; flags dynamic; counter; }
+add map inet ${TABLE} group { type ipv4_addr : mark; }
+add map inet ${TABLE} box_mark { type ipv4_addr . inet_proto . inet_service : mark; flags interval; }
+add map inet ${TABLE} snat4 { type ipv4_addr : ipv4_addr; }
+add map inet ${TABLE} snat6 { type ipv6_addr : ipv6_addr; }
+add map inet ${TABLE} next { type mark : verdict; }
+add counter inet ${TABLE} c_1
+add chain inet ${TABLE} leaf
+add chain inet ${TABLE} plain
+add chain inet ${TABLE} before { type nat hook prerouting priority 0; policy accept; }
+add chain inet ${TABLE} after { type nat hook postrouting priority 0; policy accept; }
+add chain inet ${TABLE} answers { type filter hook forward priority 0; policy accept; }
+add chain inet ${TABLE} early { type filter hook prerouting priority -300; policy accept; }
+`;
+
+/** Every form of the language that is understood, by the chain that it may stand in. */
+const forms: Record<string, string[]> = {
+  plain: [
+    'drop',
+    'accept',
+    'return',
+    'jump leaf',
+    'goto leaf',
+    'counter name c_1',
+    'counter name "c_1" drop',
+    'jump leaf comment "0123456789abcdef"',
+    'ip saddr 10.0.0.1 drop comment "another"',
+    'limit rate 1000/second burst 1000 packets log prefix "default-action" group 7790 snaplen 96',
+    'update @hits { meta mark }',
+    'update @hits { ct mark and 0x7fffff00 }',
+    'meta mark set 0x00000500 goto leaf',
+    'meta mark set meta mark and 0xffffff00 or 0x00000007',
+    'meta mark set meta mark or 0x00000100',
+    'meta mark set meta mark and 0x000000ff',
+    'meta mark set ct mark',
+    'meta mark set ct mark and 0x000000ff',
+    'ct mark set meta mark and 0x000000ff or 0x00000005',
+    'ct mark set ct mark and 0x800000ff or 0x7fffff00 goto leaf',
+    'ct mark set ct mark or 0x80000000 accept',
+    'ct mark set 0x00000005',
+    'meta mark set ip saddr map @group',
+    'meta mark set ip daddr . meta l4proto . th dport map @box_mark',
+    'ct mark set ip saddr map @group',
+    'meta mark vmap @next',
+    'meta mark 0x00000000 goto leaf',
+    'meta mark != 0x80000001 drop',
+    'meta mark and 0x0000ff00 == 0x00000100 drop',
+    'ct mark and 0x80000000 == 0x80000000 accept',
+    'ct mark and 0x000000ff != 0 return',
+    'ct mark 0x00000005 drop',
+    'meta mark @marks goto leaf',
+    'meta nfproto ipv4 drop',
+    'meta nfproto ipv6 ip6 saddr != @s6 goto leaf',
+    'meta l4proto tcp drop',
+    'meta l4proto 132 drop',
+    'meta l4proto != 6 drop',
+    'meta l4proto 6-17 drop',
+    'meta protocol ip meta mark set 0x00000001',
+    'meta iif 0 return',
+    'iifname "inside" goto leaf',
+    'oifname "sluice-vx" goto leaf',
+    'ip saddr 10.0.0.1 drop',
+    'ip daddr != 10.0.0.1 drop',
+    'ip daddr 10.0.0.3-10.0.0.9 drop',
+    'ip daddr != 10.0.0.3-10.0.0.9 drop',
+    'ip daddr 10.0.0.0/8 drop',
+    'ip daddr 10.0.16.0/20 drop',
+    'ip6 daddr fd00::1 drop',
+    'ip6 saddr fd00::1-fd00::9 drop',
+    'ip6 daddr fd00:0:0:8000::/49 drop',
+    'ip6 saddr :: return',
+    'th dport 80 drop',
+    'th dport 80-90 drop',
+    'th dport >= 80 drop',
+    'tcp dport 80 drop',
+    'udp dport 4793 goto leaf',
+    'meta l4proto 6 th dport 8443 drop',
+    'meta l4proto tcp tcp dport 80 drop',
+    'ip daddr 10.0.0.1 udp dport 53 drop',
+    'icmp type 8 drop',
+    'icmp code 1 drop',
+    'icmpv6 type 128-129 drop',
+    'ip daddr 10.0.0.1 icmp type 3 icmp code 4 drop',
+    'tcp flags & (syn | ack) == ack goto leaf',
+    'ct state invalid,untracked goto leaf',
+    'ct state established,related accept',
+    'ct state new drop',
+    'ct direction reply return',
+    'ct original ip saddr 10.0.0.1 drop',
+    'ct original ip saddr @s4 ct original ip saddr != @r4 goto leaf',
+    'ct original ip saddr . ip saddr @pairs ct mark set ct mark or 0x80000000 accept',
+    'fib saddr type local return',
+    'fib daddr type local goto leaf',
+    'meta l4proto ipv6-icmp ct state untracked fib saddr type local return',
+    '@th,224,16 0x0800 goto leaf',
+    '@th,96,32 != 0x1e1400 goto leaf',
+    '@th,336,32 @raw goto leaf',
+    '@nh,96,32 0x0a000001 drop',
+    '@th,224,16 0x86dd ip saddr . udp dport . @th,96,32 . @th,304,128 @inner drop',
+    'ip daddr . meta l4proto . th dport @boxes meta mark set 0x00000100 jump leaf',
+    'ip6 daddr . meta l4proto . th dport @boxes6 drop',
+    'ip daddr . icmp type . icmp code @types goto leaf',
+    'ip6 daddr . icmpv6 type . icmpv6 code @types6 goto leaf',
+    'meta mark . meta l4proto @exact drop',
+    'meta mark . meta l4proto @marked drop',
+    'ip daddr @r4 drop',
+    'meta nfproto ipv4 meta l4proto @protocols ip daddr . meta l4proto . th dport @boxes drop',
+  ],
+  before: [
+    'dnat ip to 198.51.100.1',
+    'dnat ip6 to 2001:db8::1',
+    'meta mark set 0x00000001 dnat ip to 198.51.100.1',
+    'meta l4proto 132 dnat ip to 198.51.100.1:99',
+    'meta l4proto 17 dnat ip6 to [2001:db8::1]:99',
+    'dnat ip to ip daddr map @snat4',
+  ],
+  after: ['snat ip to 198.51.100.1', 'snat ip to ip saddr map @snat4', 'snat ip6 to ip6 saddr map @snat6'],
+  answers: [
+    'reject with icmpx admin-prohibited',
+    'meta l4proto tcp reject with tcp reset',
+    'iifname "inside" meta mark 0x00000001 reject with tcp reset',
+    'reject with tcp reset',
+  ],
+  early: ['notrack', 'udp dport 4793 notrack meta mark set 0x00000001 accept'],
+};
+
+t.test('every form of a rule', async (t) => {
+  await begin(TABLE, SETS);
+  for (const [chain, rules] of Object.entries(forms)) {
+    for (const rule of rules) {
+      await both(t, { ...emptyChange('inet', TABLE), flushed: [chain], rules: [[chain, rule]] }, `${chain}: ${rule}`);
+    }
+    const whole = {
+      ...emptyChange('inet', TABLE),
+      flushed: [chain],
+      rules: rules.map((rule): [string, string] => [chain, rule]),
+    };
+    await both(t, whole, `${chain}: all one behind the other`);
+  }
+});
+
+t.test('what is not understood is left to the command, which understands it or says why not', async (t) => {
+  await begin(TABLE, SETS);
+  for (const rule of [
+    'fib daddr type { local, broadcast } return',
+    'ip daddr { 10.0.0.1, 10.0.0.2 } drop',
+    'meta mark 5-9 drop',
+    'iifname "eth*" drop',
+    'tcp option maxseg size set 1360',
+    'limit rate over 10/minute drop',
+    'ip daddr 10.0.0.1/24 drop',
+    'ip daddr @nowhere drop',
+    'ip6 daddr @s4 drop',
+    'ip daddr . th dport @boxes drop',
+    'meta mark set ip saddr map @s4',
+    'ip saddr @group drop',
+    'meta mark vmap @group',
+    'ip saddr 10.0.0.1 ip6 daddr fd00::1 drop',
+    'tcp dport 80 udp dport 80 drop',
+    'dnat ip to 198.51.100.1:99',
+    'dnat ip to 198.51.100.1:99999',
+    'th dport 65536 drop',
+    'ip daddr 10.0.0.256 drop',
+    'jump',
+    'drop )',
+    '',
+  ]) {
+    const change = { ...emptyChange('inet', TABLE), rules: [['plain', rule]] } satisfies TableChange;
+    t.notOk(own.encode(change), rule);
+  }
+  const set = { set: 's4', shape: 'type ipv4_addr;' };
+  for (const element of ['10.0.0', '10.0.0.1-10.0.0.2', '10.0.0.1 . 6', 'fd00::1', '']) {
+    const change = { ...emptyChange('inet', TABLE), elementsIn: [{ ...set, elements: [[element, '']] }] };
+    t.notOk(own.encode(change as TableChange), `element ${element}`);
+  }
+  const hook = 'type filter hook input priority 0; policy accept;';
+  t.notOk(own.encode({ ...emptyChange('inet', TABLE), chains: [{ name: 'b', hook }] }), 'a base chain');
+  await own.run({ ...emptyChange('inet', TABLE), rules: [['plain', 'ip daddr { 10.0.0.1, 10.0.0.2 } drop']] });
+  t.match(await listed(names.own), /ip daddr \{ 10\.0\.0\.1, 10\.0\.0\.2 \} drop/, 'and is done');
+});
+
+t.test('a refusal names the message and the element', async (t) => {
+  await begin(TABLE, SETS);
+  const many = Array.from({ length: 5000 }, (_, n): [string, string] => [`10.9.${n >> 8}.${n & 255}`, markText(n)]);
+  const group = { set: 'group', shape: 'type ipv4_addr : mark;' };
+  const change = emptyChange('inet', TABLE);
+  await own.run({ ...change, elementsIn: [{ ...group, elements: many }] });
+  const before = await listed(names.own);
+  for (const [title, code, wrong, message] of [
+    [
+      'an element that is not there, among many',
+      'ENOENT',
+      { elementsOut: [{ ...group, elements: [...many.slice(0, 4000), ['10.1.1.1', ''], ...many.slice(4000)] }] },
+      /delete element group \{ 10\.1\.1\.1 \}/,
+    ],
+    [
+      'another value',
+      'EEXIST',
+      {
+        elementsIn: [
+          {
+            ...group,
+            elements: [
+              ['10.8.0.1', markText(1)],
+              ['10.9.0.7', markText(1)],
+            ],
+          },
+        ],
+      },
+      /add element group \{ 10\.9\.0\.7 : 0x00000001 \}/,
+    ],
+    ['a chain that is not there', 'ENOENT', { flushed: ['nope'] }, /flush chain nope/],
+    ['a target that is not there', 'ENOENT', { rules: [['plain', 'jump nope']] }, /add rule plain jump nope/],
+    ['a translation in the wrong hook', 'EOPNOTSUPP', { rules: [['before', 'snat ip to 1.2.3.4']] }, /snat ip to/],
+  ] as [string, string, Partial<TableChange>, RegExp][]) {
+    const whole = { ...change, counters: ['c_9'], ...wrong };
+    t.ok(own.encode(whole), `${title}: by netlink`);
+    await t.rejects(own.run(whole), { name: 'KernelError', code, message }, title);
+    t.equal(await listed(names.own), before, `${title}: nothing of it is left`);
+  }
+  await own.run({
+    ...change,
+    rules: [
+      ['answers', 'jump plain'],
+      ['plain', 'jump leaf'],
+    ],
+  });
+  await t.rejects(own.run({ ...change, chainsOut: ['leaf'] }), { code: 'EBUSY', message: /delete chain leaf/ });
+  const loop = { ...change, rules: [['leaf', 'jump plain']] } satisfies TableChange;
+  await t.rejects(
+    own.run(loop as TableChange),
+    { name: 'KernelError', message: /E(LOOP|MLINK): add rule leaf jump plain/ },
+    'a loop',
+  );
+});
+
+/** What of a ruleset the command must make: base chains without their rules, plain interval sets. */
+function ground(ruleset: Ruleset): Ruleset {
+  const bases = Object.entries(ruleset.chains).filter(([, { hook }]) => hook !== undefined);
+  return {
+    ...ruleset,
+    counters: [],
+    sets: Object.fromEntries(Object.entries(ruleset.sets).filter(([, set]) => isPlainInterval(set))),
+    chains: Object.fromEntries(bases.map(([name, chain]) => [name, { ...chain, rules: [] }])),
+  };
+}
+
+t.test('rulesets of random plans, and the way to their settled ones', { timeout: 120_000 }, async (t) => {
+  const plans = [
+    ...fc.sample(randomPlan, { seed: 3, numRuns: ROUNDS }),
+    ...fc.sample(randomTypedPlan, { seed: 4, numRuns: ROUNDS }),
+  ];
+  for (const [at, plan] of plans.entries()) {
+    for (const [index, rule] of Object.values(plan.rules).entries()) {
+      const permits = rule.action === 'accept-decisively' || (rule.action === 'accept' && rule.context === 'service');
+      if ((at + index) % 3 === 0) rule.limits = { connectionsPerSecond: 5, maxConnections: 7 };
+      if ((at + index) % 4 === 1) rule.mode = 'Audit';
+      else if ((at + index) % 3 === 2 && permits) {
+        rule.redirect = {
+          address: at % 2 === 0 ? '198.51.100.1' : '2001:db8::1',
+          ...(index % 2 === 0 && { port: 99 }),
+        };
+      }
+    }
+    for (const group of Object.values(plan.groups)) if (at % 5 === 3) group.audit = true;
+    const { ruleset, settled } = compileGateway(at % 6 === 5 ? directPlan(plan) : plan);
+    const state = stateOf(ground(ruleset));
+    await begin(ruleset.table);
+    for (const host of [own, nft])
+      await host.runScript(scriptOf(diffRuleset({ ...emptyState(), exists: true }, ground(ruleset))));
+    const rest = diffRuleset(state, ruleset);
+    rest.flushed = [];
+    rest.rules = Object.entries(ruleset.chains).flatMap(([name, { rules }]) =>
+      // An anonymous set, in Direct mode.
+      rules.filter((rule) => !rule.includes(' type { ')).map((rule): [string, string] => [name, rule]),
+    );
+    await both(t, rest, `plan ${at}`);
+    await both(t, diffRuleset(stateOf(ruleset), settled), `plan ${at}, settled`);
+  }
+});

@@ -1,0 +1,258 @@
+/**
+ * The codec of nftables sets without a kernel: what is written of a shape and its elements reads back as what it was
+ * written from, and no bytes that a kernel might send make a reader throw, hang or read past its input.
+ */
+import { deepStrictEqual, equal, ok } from 'node:assert/strict';
+import fc from 'fast-check';
+import t from 'tap';
+import { markText, rawText, shapeOf } from '../../kernel/nft.ts';
+import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
+import { decodeAck } from '../../wire/netlink-ack.ts';
+import { NftBatch } from '../../wire/nft-batch.ts';
+import { ElementReader } from '../../wire/nft-elements.ts';
+import { layoutOf, readSet, type SetLayout } from '../../wire/nft-shape.ts';
+import { attribute, splitMessages } from '../../wire/nlattr.ts';
+import { everySet } from '../nft-suite.ts';
+
+const u32 = fc.nat(0xffffffff);
+const bytes = (length: number) => fc.uint8Array({ minLength: length, maxLength: length });
+const texts: Record<string, fc.Arbitrary<string>> = {
+  ipv4_addr: bytes(4).map((at) => ipv4Text(at, 0)),
+  ipv6_addr: bytes(16).map((at) => ipv6Text(at, 0)),
+  mark: u32.map(markText),
+  inet_proto: fc.nat(255).map(String),
+  icmp_type: fc.nat(255).map(String),
+  icmp_code: fc.nat(255).map(String),
+  icmpv6_type: fc.nat(255).map(String),
+  icmpv6_code: fc.nat(255).map(String),
+  inet_service: fc.nat(65_535).map(String),
+  ifname: fc.stringMatching(/^[a-z0-9.-]{1,15}$/).map((name) => `"${name}"`),
+  'ip saddr': bytes(4).map((at) => ipv4Text(at, 0)),
+  'ip6 saddr': bytes(16).map((at) => ipv6Text(at, 0)),
+  'udp dport': fc.nat(65_535).map(String),
+  '@th,96,32': u32.map((value) => rawText(BigInt(value))),
+  '@th,336,32': u32.map((value) => rawText(BigInt(value))),
+  '@th,304,64': fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }).map(rawText),
+  '@th,304,128': fc.bigInt({ min: 0n, max: (1n << 128n) - 1n }).map(rawText),
+};
+const verdicts = fc.constantFrom('drop', 'accept', 'return', 'continue', 'goto leaf_1', 'jump leaf_2');
+const limits = {
+  rate: fc.integer({ min: 1, max: 1e9 - 1 }).map((n) => `limit rate over ${n}/second burst ${n} packets`),
+  connections: fc.integer({ min: 0, max: 1e9 - 1 }).map((n) => `ct count over ${n}`),
+};
+
+/** Shapes that can be written, with elements of theirs. */
+const samples = Object.entries(everySet())
+  .map(([name, set]) => ({ name, set, shape: shapeOf(set) }))
+  .filter(({ set, shape }) => !set.interval || shape.includes(' . '))
+  .concat([
+    {
+      name: 'held',
+      set: { type: '', elements: new Map() },
+      shape: 'typeof ip saddr . udp dport . @th,96,32 . @th,304,128;',
+    },
+  ]);
+
+function elementOf({ fields, interval, value, limited }: SetLayout): fc.Arbitrary<[string, string]> {
+  const parts = fields.map(({ type }) => {
+    const text = texts[type.name];
+    if (text === undefined) throw new TypeError(`no texts of ${type.name}`);
+    return interval
+      ? fc.tuple(text, text, fc.boolean()).map(([a, b, one]) => (one || a === b ? a : `${a}-${b}`))
+      : text;
+  });
+  const values: fc.Arbitrary<string> =
+    value === 'verdict'
+      ? verdicts
+      : value !== undefined
+        ? (texts[value.name === 'meta mark' ? 'mark' : value.name] as fc.Arbitrary<string>)
+        : limited !== undefined
+          ? limits[limited]
+          : fc.constant('');
+  return fc.tuple(
+    fc.tuple(...parts).map((list) => list.join(' . ')),
+    values,
+  );
+}
+
+/** Messages of a batch, without its two ends. */
+const messagesOf = (batch: NftBatch): Uint8Array[] => splitMessages(batch.finish()).slice(1, -1);
+
+t.test('what is written reads back', async (t) => {
+  for (const { name, shape } of samples) {
+    const layout = layoutOf(shape);
+    if (layout === undefined) throw new TypeError(`${name}: ${shape} is not understood`);
+    const batch = new NftBatch('t');
+    batch.addSet(name, layout);
+    t.same(readSet(messagesOf(batch)[0] as Uint8Array), { ok: true, value: { name, shape, layout } }, shape);
+    const outcome = fc.check(
+      fc.property(fc.array(elementOf(layout), { maxLength: 40 }), (list) => {
+        const elements = new Map(list);
+        const batch = new NftBatch('t');
+        batch.addTable();
+        ok(batch.changeElements('add', name, layout, [...elements]));
+        const reader = new ElementReader(layout);
+        for (const message of messagesOf(batch).slice(1)) equal(reader.read(message).ok, true);
+        deepStrictEqual(reader.finish(), elements);
+      }),
+      { numRuns: 100 },
+    );
+    t.notOk(outcome.failed, `elements of ${shape}`, { found: String(outcome.errorInstance) });
+  }
+});
+
+t.test('many elements are several messages, and an error finds the one that it is about', async (t) => {
+  const layout = layoutOf('type ipv4_addr : mark;') as SetLayout;
+  const list = Array.from({ length: 10_000 }, (_, n): [string, string] => [`10.9.${n >> 8}.${n & 255}`, markText(n)]);
+  const batch = new NftBatch('t');
+  batch.addChain('c');
+  ok(batch.changeElements('add', 'm', layout, list));
+  const messages = messagesOf(batch);
+  t.ok(messages.length > 5 && messages.every(({ length }) => length < 65_536), `${messages.length} messages`);
+  const reader = new ElementReader(layout);
+  for (const message of messages.slice(1)) t.ok(reader.read(message).ok);
+  t.same(reader.finish(), new Map(list));
+  t.equal(batch.describe(1, 20), 'add chain c');
+  t.equal(batch.describe(2), 'add element m');
+  // Header 20, table 8, set 8, list 4; an element is 4 + 12 + 12.
+  t.equal(batch.describe(2, 40), 'add element m { 10.9.0.0 : 0x00000000 }');
+  t.equal(batch.describe(2, 40 + 28 * 3 + 4), 'add element m { 10.9.0.3 : 0x00000003 }');
+  const second = (messages[1]?.length ?? 0) - 40;
+  t.match(batch.describe(3, 40), new RegExp(`: ${markText(second / 28)} }$`));
+  t.equal(batch.describe(0), 'the whole');
+  t.equal(batch.describe(99), 'message 99');
+});
+
+t.test('plain intervals are read from their ends', async (t) => {
+  const layout = layoutOf('type inet_service; flags interval;') as SetLayout;
+  const part = (port: number, end: boolean): Uint8Array => {
+    const key = attribute(1, attribute(1, Uint8Array.of(port >> 8, port)));
+    return attribute(1, Uint8Array.from([...(end ? attribute(3, Uint8Array.of(0, 0, 0, 1)) : []), ...key]));
+  };
+  const message = (parts: [number, boolean][]): Uint8Array => {
+    const batch = new NftBatch('t');
+    batch.addChain('x');
+    const [head] = messagesOf(batch);
+    const list = attribute(3, Uint8Array.from(parts.flatMap(([port, end]) => [...part(port, end)])));
+    const whole = Uint8Array.from([...(head as Uint8Array).subarray(0, 20), ...list]);
+    const view = new DataView(whole.buffer);
+    view.setUint32(0, whole.length, true);
+    view.setUint16(4, (10 << 8) | 12, true);
+    return whole;
+  };
+  for (const [title, parts, wanted] of [
+    [
+      'apart',
+      [
+        [0, true],
+        [80, false],
+        [81, true],
+        [443, false],
+        [500, true],
+      ],
+      ['80', '443-499'],
+    ],
+    [
+      'in any order',
+      [
+        [500, true],
+        [443, false],
+        [81, true],
+        [80, false],
+      ],
+      ['80', '443-499'],
+    ],
+    [
+      'adjacent',
+      [
+        [80, false],
+        [90, true],
+        [90, false],
+        [91, true],
+      ],
+      ['80-89', '90'],
+    ],
+    [
+      'to the end',
+      [
+        [0, false],
+        [10, true],
+        [65_000, false],
+      ],
+      ['0-9', '65000-65535'],
+    ],
+    ['nothing', [], []],
+  ] as [string, [number, boolean][], string[]][]) {
+    const reader = new ElementReader(layout);
+    t.ok(reader.read(message(parts)).ok);
+    t.same([...reader.finish().keys()], wanted, title);
+  }
+});
+
+t.test('hostile bytes', async (t) => {
+  const mutated = (seed: fc.Arbitrary<Uint8Array>) =>
+    fc
+      .tuple(
+        seed,
+        fc.array(fc.tuple(fc.nat(0xffff), fc.nat(255)), { maxLength: 6 }),
+        fc.option(fc.nat(0xffff), { freq: 3 }),
+      )
+      .map(([bytes, edits, cut]) => {
+        const changed = bytes.slice();
+        for (const [at, value] of edits) changed[at % changed.length] = value;
+        return cut === null ? changed : changed.subarray(0, cut % (changed.length + 1));
+      });
+  const sample = fc.constantFrom(...samples).map(({ shape, set }) => ({ layout: layoutOf(shape) as SetLayout, set }));
+  const sets = sample.map(({ layout }) => {
+    const batch = new NftBatch('t');
+    batch.addSet('s', layout);
+    return messagesOf(batch)[0] as Uint8Array;
+  });
+  const ack = fc.constant(
+    Uint8Array.from([
+      ...[60, 0, 0, 0, 2, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff],
+      ...new Uint8Array(16),
+      ...attribute(1, Buffer.from('no such\0')),
+      ...attribute(2, Uint8Array.of(20, 0, 0, 0)),
+    ]),
+  );
+  t.match(decodeAck(fc.sample(ack, 1)[0] as Uint8Array), {
+    ok: true,
+    value: { errno: 2, text: 'no such', offset: 20 },
+  });
+  const subjects: [string, fc.Arbitrary<Uint8Array>, (bytes: Uint8Array) => unknown][] = [
+    ['readSet', sets, readSet],
+    ['decodeAck', ack, decodeAck],
+  ];
+  for (const { shape, set } of samples) {
+    const layout = layoutOf(shape) as SetLayout;
+    const batch = new NftBatch('t');
+    batch.addTable();
+    if (set.elements.size === 0 || !batch.changeElements('add', 's', layout, [...set.elements])) continue;
+    subjects.push([
+      `elements of ${shape}`,
+      fc.constant(messagesOf(batch)[1] as Uint8Array),
+      (bytes) => {
+        const reader = new ElementReader(layout);
+        reader.read(bytes);
+        reader.finish();
+      },
+    ]);
+  }
+  for (const [name, seed, decode] of subjects) {
+    const input = fc.oneof(
+      { weight: 4, arbitrary: mutated(seed) },
+      { weight: 1, arbitrary: fc.uint8Array({ maxLength: 300 }) },
+    );
+    const outcome = fc.check(
+      fc.property(input, (bytes) => {
+        decode(bytes);
+      }),
+      { numRuns: 1000 },
+    );
+    t.notOk(outcome.failed, `${name} neither throws nor strays`, {
+      found: String(outcome.errorInstance),
+      input: outcome.counterexample,
+    });
+  }
+});

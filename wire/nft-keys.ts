@@ -1,0 +1,192 @@
+/**
+ * What rules ask of a packet, by nft's words: how it is loaded into a register, and which protocols it presupposes (of
+ * which nft asks first, if the rule has not yet).
+ */
+import type { ExpressionWriter } from './nft-expressions.ts';
+import { markType, type NftType, typeNamed, typeOfExpression } from './nft-types.ts';
+
+export interface Key {
+  bytes: number;
+  /** In host order: for intervals of a concatenation it is turned round. */
+  host: boolean;
+  /** AF_INET or AF_INET6. */
+  network?: number;
+  transport?: number;
+  load(write: ExpressionWriter, register: number): void;
+  /** A value's bytes; undefined if the text is none. */
+  value(text: string): Uint8Array | undefined;
+  mark?: true;
+  states?: true;
+  flags?: true;
+}
+
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const META_MARK = 3;
+export const META_NFPROTO = 15;
+export const META_L4PROTO = 16;
+export const CT_MARK = 3;
+
+export const TCP = 6;
+const UDP = 17;
+const ICMP = 1;
+const ICMPV6 = 58;
+const protocols: Record<string, number> = {
+  icmp: ICMP,
+  tcp: TCP,
+  udp: UDP,
+  'ipv6-icmp': ICMPV6,
+  icmpv6: ICMPV6,
+  sctp: 132,
+};
+const nfprotos: Record<string, number> = { ipv4: AF_INET, ipv6: AF_INET6 };
+const etherTypes: Record<string, number> = { ip: 0x0800, ip6: 0x86dd };
+export const ctStates: Record<string, number> = { invalid: 1, established: 2, related: 4, new: 8, untracked: 64 };
+export const tcpFlags: Record<string, number> = { fin: 1, syn: 2, rst: 4, psh: 8, ack: 16, urg: 32 };
+
+function readerOf(type: NftType): Key['value'] {
+  return (text) => {
+    const bytes = new Uint8Array(type.bytes);
+    return type.write(text, bytes, 0, false) ? bytes : undefined;
+  };
+}
+
+function typed(name: string): NftType {
+  const type = typeNamed(name);
+  if (type === undefined) throw new TypeError(`no nftables type ${name}`);
+  return type;
+}
+
+const address = { [AF_INET]: typed('ipv4_addr'), [AF_INET6]: typed('ipv6_addr') };
+const port = typed('inet_service');
+const byte = readerOf(typed('inet_proto'));
+
+const named =
+  (names: Record<string, number>): Key['value'] =>
+  (text) =>
+    Object.hasOwn(names, text) ? Uint8Array.of(names[text] as number) : byte(text);
+
+const network = (family: typeof AF_INET | typeof AF_INET6, offset: number): Key => ({
+  bytes: address[family].bytes,
+  host: false,
+  network: family,
+  load: (write, register) => write.payloadLoad('network', offset, address[family].bytes, register),
+  value: readerOf(address[family]),
+});
+
+const transport = (protocol: number | undefined, offset: number, type: NftType, family?: number): Key => ({
+  bytes: type.bytes,
+  host: false,
+  ...(family !== undefined && { network: family }),
+  ...(protocol !== undefined && { transport: protocol }),
+  load: (write, register) => write.payloadLoad('transport', offset, type.bytes, register),
+  value: readerOf(type),
+});
+
+const meta = (key: number, bytes: number, value: Key['value']): Key => ({
+  bytes,
+  host: true,
+  load: (write, register) => write.metaLoad(key, register),
+  value,
+});
+
+/** Which address of a flow's first direction. */
+const original = (family: typeof AF_INET | typeof AF_INET6, key: number): Key => ({
+  bytes: address[family].bytes,
+  host: false,
+  load: (write, register) => write.ctLoad(key, register, 0),
+  value: readerOf(address[family]),
+});
+
+const ct = (key: number, bytes: number, value: Key['value']): Key => ({
+  bytes,
+  host: true,
+  load: (write, register) => write.ctLoad(key, register),
+  value,
+});
+
+/** Marks may be written shorter. */
+const mark: Key['value'] = (text) => {
+  const number = /^(0x[0-9a-f]{1,8}|\d{1,10})$/.test(text) ? Number(text) : Number.NaN;
+  return number <= 0xffffffff ? new Uint8Array(Uint32Array.of(number).buffer) : undefined;
+};
+const interfaceName = readerOf(typed('ifname'));
+const quoted: Key['value'] = (text) => (text.endsWith('*"') ? undefined : interfaceName(text));
+const index: Key['value'] = (text) => (/^\d{1,9}$/.test(text) ? mark(text) : undefined);
+
+const keys: Record<string, Key> = {
+  'ip saddr': network(AF_INET, 12),
+  'ip daddr': network(AF_INET, 16),
+  'ip6 saddr': network(AF_INET6, 8),
+  'ip6 daddr': network(AF_INET6, 24),
+  'th sport': transport(undefined, 0, port),
+  'th dport': transport(undefined, 2, port),
+  'tcp sport': transport(TCP, 0, port),
+  'tcp dport': transport(TCP, 2, port),
+  'udp sport': transport(UDP, 0, port),
+  'udp dport': transport(UDP, 2, port),
+  'tcp flags': { ...transport(TCP, 13, typed('inet_proto')), value: named(tcpFlags), flags: true },
+  'icmp type': transport(ICMP, 0, typed('icmp_type'), AF_INET),
+  'icmp code': transport(ICMP, 1, typed('icmp_code'), AF_INET),
+  'icmpv6 type': transport(ICMPV6, 0, typed('icmpv6_type'), AF_INET6),
+  'icmpv6 code': transport(ICMPV6, 1, typed('icmpv6_code'), AF_INET6),
+  'meta protocol': {
+    ...meta(1, 2, (text) => {
+      const type = etherTypes[text];
+      return type === undefined ? undefined : Uint8Array.of(type >>> 8, type);
+    }),
+    host: false,
+  },
+  'meta mark': { ...meta(META_MARK, markType.bytes, mark), mark: true },
+  'meta iif': meta(4, 4, index),
+  'meta nfproto': meta(META_NFPROTO, 1, (text) => (Object.hasOwn(nfprotos, text) ? named(nfprotos)(text) : undefined)),
+  'meta l4proto': meta(META_L4PROTO, 1, named(protocols)),
+  'ct direction': ct(1, 1, named({ original: 0, reply: 1 })),
+  'ct mark': { ...ct(CT_MARK, markType.bytes, mark), mark: true },
+  'ct state': { ...ct(0, 4, mark), states: true },
+  'ct original ip saddr': original(AF_INET, 19),
+  'ct original ip daddr': original(AF_INET, 20),
+  'ct original ip6 saddr': original(AF_INET6, 21),
+  'ct original ip6 daddr': original(AF_INET6, 22),
+};
+const single: Record<string, Key> = { iifname: meta(6, 16, quoted), oifname: meta(7, 16, quoted) };
+
+/** Reads one key from the words; returns it and how many words it took. */
+export function keyAt(words: readonly string[], at: number): { key: Key; words: number } | undefined {
+  const word = words[at] ?? '';
+  if (Object.hasOwn(single, word)) return { key: single[word] as Key, words: 1 };
+  const [, base, offset, length] = /^@(th|nh),(\d+),(\d+)$/.exec(word) ?? [];
+  if (base !== undefined) {
+    const type = typeOfExpression(word);
+    return (
+      type && { key: rawKey(type, base === 'th' ? 'transport' : 'network', Number(offset), Number(length)), words: 1 }
+    );
+  }
+  for (const count of [2, 4]) {
+    const name = words.slice(at, at + count).join(' ');
+    if (Object.hasOwn(keys, name)) return { key: keys[name] as Key, words: count };
+  }
+  return undefined;
+}
+
+function rawKey(type: NftType, base: 'transport' | 'network', offset: number, length: number): Key {
+  return {
+    bytes: length / 8,
+    host: false,
+    load: (write, register) => write.payloadLoad(base, offset / 8, length / 8, register),
+    value: readerOf(type),
+  };
+}
+
+/** Where a packet is translated to: `1.2.3.4`, `1.2.3.4:80`, `fd00::1`, `[fd00::1]:80`. */
+export function targetOf(
+  family: typeof AF_INET | typeof AF_INET6,
+  text: string,
+): { address: Uint8Array; port?: Uint8Array } | undefined {
+  const form = family === AF_INET ? /^([0-9.]+)(?::(\d+))?$/ : /^(?:\[([0-9a-f:]+)\]:(\d+)|([0-9a-f:]+))$/;
+  const [, host, number, alone] = form.exec(text) ?? [];
+  const bytes = readerOf(address[family])(host ?? alone ?? '');
+  if (bytes === undefined || number === undefined) return bytes && { address: bytes };
+  const there = readerOf(port)(number);
+  return there && { address: bytes, port: there };
+}

@@ -1,0 +1,369 @@
+/**
+ * The shape of a set (kernel/nft-state.ts, shapeOf()) between its text, its layout in bytes and the messages that make
+ * and list it. What nft notes in a set's user data (udata.h of libnftnl: by which expressions its keys are told, and
+ * their byte order) is written as nft does, so that `nft list` prints such a set as one of its own, and is read back to
+ * tell a shape. A text that is not understood has no layout; a set that is not gets a text that equals no other.
+ */
+import type { Decoded } from './bytes.ts';
+import { malformed, u8, u32 } from './bytes.ts';
+import * as nft from './nft-names.ts';
+import {
+  INTEGER,
+  type NftExpression,
+  type NftType,
+  typeNamed,
+  typeNumbered,
+  typeOfExpression,
+  typeOfNote,
+} from './nft-types.ts';
+import { AttributeCursor, messageType, NFNL_HEADER, NFNL_SUBSYS_NFTABLES, NLM_F_REQUEST } from './nlattr.ts';
+import { NetlinkWriter } from './nlwriter.ts';
+
+export interface SetLayout {
+  /** One, or several of a concatenation: each begins at four bytes. */
+  fields: { type: NftType; at: number }[];
+  keyBytes: number;
+  interval: boolean;
+  value?: NftType | 'verdict';
+  /** Told by expressions (`typeof`), not by names. */
+  expressions: boolean;
+  /** Each element counts; so many of them. */
+  counted?: number;
+  limited?: 'rate' | 'connections';
+}
+
+const layouts = new Map<string, SetLayout | undefined>();
+/** There are some twenty shapes; a set's size is part of one. */
+const LAYOUTS_MAX = 1000;
+
+export function layoutOf(shape: string): SetLayout | undefined {
+  if (layouts.has(shape)) return layouts.get(shape);
+  const layout = parseShape(shape);
+  if (layouts.size < LAYOUTS_MAX) layouts.set(shape, layout);
+  return layout;
+}
+
+const limits = { 'limit rate over 1/second': 'rate', 'ct count over 1': 'connections' } as const;
+
+function parseShape(shape: string): SetLayout | undefined {
+  const [, how, keys = '', value, rest = ''] = /^(type|typeof) (.+?)(?: : ([^;]+))?;(.*)$/.exec(shape) ?? [];
+  if (how === undefined) return undefined;
+  const expressions = how === 'typeof';
+  const typeOf = expressions ? typeOfExpression : typeNamed;
+  const types = keys.split(' . ').map(typeOf);
+  const layout: SetLayout = { fields: [], keyBytes: 0, interval: false, expressions };
+  for (const type of types) {
+    if (type === undefined) return undefined;
+    layout.fields.push({ type, at: layout.keyBytes });
+    layout.keyBytes += types.length === 1 ? type.bytes : (type.bytes + 3) & ~3;
+  }
+  const of = value === 'verdict' ? value : value === undefined ? undefined : typeOf(value);
+  if (value !== undefined && of === undefined) return undefined;
+  if (of !== undefined) layout.value = of;
+  const words = rest.split(';').map((word) => word.trim());
+  const size = /^size (\d+)$/.exec(words[0] ?? '')?.[1];
+  if (size !== undefined) {
+    if (words.join() !== `size ${size},flags dynamic,counter,`) return undefined;
+    layout.counted = Number(size);
+    return layout;
+  }
+  for (const word of words) {
+    if (word === 'flags interval') layout.interval = true;
+    else if (word in limits) layout.limited = limits[word as keyof typeof limits];
+    else if (word !== '') return undefined;
+  }
+  return layout;
+}
+
+export const isConcatenation = ({ fields }: SetLayout): boolean => fields.length > 1;
+
+export function writeSet(writer: NetlinkWriter, table: string, name: string, id: number, layout: SetLayout): void {
+  const { fields, keyBytes, interval, value, counted, limited } = layout;
+  const ranges = interval && isConcatenation(layout);
+  writer.putText(nft.NFTA_SET_TABLE, table);
+  writer.putText(nft.NFTA_SET_NAME, name);
+  writer.putU32(
+    nft.NFTA_SET_FLAGS,
+    (interval ? nft.NFT_SET_INTERVAL : 0) |
+      (ranges ? nft.NFT_SET_CONCAT : 0) |
+      (value === undefined ? 0 : nft.NFT_SET_MAP) |
+      (counted === undefined ? 0 : nft.NFT_SET_EVAL),
+  );
+  writer.putU32(
+    nft.NFTA_SET_KEY_TYPE,
+    fields.reduce((ids, { type }) => (ids << 6) | type.id, 0),
+  );
+  writer.putU32(nft.NFTA_SET_KEY_LEN, keyBytes);
+  if (value !== undefined) {
+    writer.putU32(nft.NFTA_SET_DATA_TYPE, value === 'verdict' ? nft.NFT_DATA_VERDICT : value.id);
+    writer.putU32(nft.NFTA_SET_DATA_LEN, value === 'verdict' ? 0 : value.bytes);
+  }
+  writer.putU32(nft.NFTA_SET_ID, id);
+  if (counted !== undefined || ranges) {
+    const description = writer.open(nft.NFTA_SET_DESC);
+    if (counted !== undefined) writer.putU32(nft.NFTA_SET_DESC_SIZE, counted);
+    if (ranges) {
+      const lengths = writer.open(nft.NFTA_SET_DESC_CONCAT);
+      for (const { type } of fields) {
+        const field = writer.open(nft.NFTA_LIST_ELEM);
+        writer.putU32(nft.NFTA_SET_FIELD_LEN, type.bytes);
+        writer.close(field);
+      }
+      writer.close(lengths);
+    }
+    writer.close(description);
+  }
+  writer.putBytes(nft.NFTA_SET_USERDATA, Uint8Array.from(notesOf(layout)));
+  if (counted === undefined && limited === undefined) return;
+  const expression = writer.open(nft.NFTA_SET_EXPR);
+  if (limited === undefined) writeCounter(writer);
+  else if (limited === 'rate') writeRateLimit(writer, 1, 5);
+  else writeConnectionLimit(writer, 1);
+  writer.close(expression);
+}
+
+/** `counter`, as the parts of an expression. */
+function writeCounter(writer: NetlinkWriter): void {
+  writer.putText(nft.NFTA_EXPR_NAME, 'counter');
+  writer.close(writer.open(nft.NFTA_EXPR_DATA));
+}
+
+/** `limit rate over R/second burst B packets` */
+export function writeRateLimit(writer: NetlinkWriter, rate: number, burst: number, over = true): void {
+  writer.putText(nft.NFTA_EXPR_NAME, 'limit');
+  const data = writer.open(nft.NFTA_EXPR_DATA);
+  writer.putU64(nft.NFTA_LIMIT_RATE, rate);
+  writer.putU64(nft.NFTA_LIMIT_UNIT, 1);
+  writer.putU32(nft.NFTA_LIMIT_BURST, burst);
+  writer.putU32(nft.NFTA_LIMIT_TYPE, 0);
+  writer.putU32(nft.NFTA_LIMIT_FLAGS, over ? nft.NFT_LIMIT_F_INV : 0);
+  writer.close(data);
+}
+
+/** `ct count over N` */
+export function writeConnectionLimit(writer: NetlinkWriter, connections: number): void {
+  writer.putText(nft.NFTA_EXPR_NAME, 'connlimit');
+  const data = writer.open(nft.NFTA_EXPR_DATA);
+  writer.putU32(nft.NFTA_CONNLIMIT_COUNT, connections);
+  writer.putU32(nft.NFTA_CONNLIMIT_FLAGS, nft.NFT_CONNLIMIT_F_INV);
+  writer.close(data);
+}
+
+// User data: type, length, value; numbers in host order.
+const NOTE_KEY_ORDER = 0;
+const NOTE_DATA_ORDER = 1;
+const NOTE_KEY = 3;
+const NOTE_DATA = 4;
+const NOTE_DATA_INTERVAL = 6;
+const EXPR_VERDICT = 1;
+const EXPR_PAYLOAD = 7;
+const EXPR_META = 9;
+const EXPR_CONCAT = 13;
+
+const note = (type: number, value: number[]): number[] => [type, value.length, ...value];
+const number = (type: number, value: number): number[] =>
+  note(type, [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24]);
+
+function notesOf({ fields, value, expressions }: SetLayout): number[] {
+  const [first] = fields;
+  const single = fields.length === 1 ? first?.type : undefined;
+  const notes = number(NOTE_KEY_ORDER, single?.order ?? 0);
+  if (value !== undefined) notes.push(...number(NOTE_DATA_ORDER, value === 'verdict' ? 0 : value.order));
+  if (single === undefined) {
+    const parts = expressions ? fields.flatMap(({ type }, index) => note(index, noteOf(type))) : [];
+    notes.push(...note(NOTE_KEY, [...number(0, EXPR_CONCAT), ...note(1, parts)]));
+  } else if (expressions) notes.push(...note(NOTE_KEY, noteOf(single)));
+  if (value === undefined) return notes;
+  if (expressions) notes.push(...note(NOTE_DATA, noteOf(value)));
+  return [...notes, ...number(NOTE_DATA_INTERVAL, 0)];
+}
+
+function noteOf(type: NftType | 'verdict'): number[] {
+  const expression = type === 'verdict' ? undefined : type.expression;
+  if (expression === undefined) return [...number(0, EXPR_VERDICT), ...note(1, [])];
+  switch (expression.kind) {
+    case 'payload':
+      return [
+        ...number(0, EXPR_PAYLOAD),
+        ...note(1, [...number(0, expression.protocol), ...number(1, expression.field)]),
+      ];
+    case 'raw': {
+      const { base, offset, length } = expression;
+      const told = [0, 0, base, offset, length].flatMap((value, index) => number(index, value));
+      return [...number(0, EXPR_PAYLOAD), ...note(1, told)];
+    }
+    case 'meta':
+      return [...number(0, EXPR_META), ...note(1, number(0, expression.key))];
+  }
+}
+
+/** The notes of one level, by type; those that do not fit are left out. */
+function notesIn(bytes: Uint8Array): Map<number, Uint8Array> {
+  const found = new Map<number, Uint8Array>();
+  for (let at = 0; at + 2 <= bytes.length; ) {
+    const end = at + 2 + u8(bytes, at + 1);
+    if (end > bytes.length) break;
+    found.set(u8(bytes, at), bytes.subarray(at + 2, end));
+    at = end;
+  }
+  return found;
+}
+
+const NOTHING = new Uint8Array(0);
+function numberIn(notes: Map<number, Uint8Array>, type: number): number | undefined {
+  const bytes = notes.get(type);
+  return bytes?.length === 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : undefined;
+}
+
+/** The names of what an expression stands for; [] where nothing is noted, undefined where it is not understood. */
+function namesNoted(bytes: Uint8Array | undefined): string[] | undefined {
+  if (bytes === undefined) return [];
+  const notes = notesIn(bytes);
+  const inside = notesIn(notes.get(1) ?? NOTHING);
+  const kind = numberIn(notes, 0);
+  if (kind !== EXPR_CONCAT) {
+    const name = kind === EXPR_VERDICT ? 'verdict' : typeOfNote(expressionIn(kind, inside))?.name;
+    return name === undefined ? undefined : [name];
+  }
+  const names: string[] = [];
+  for (const [, part] of [...inside].sort(([a], [b]) => a - b)) {
+    const of = namesNoted(part);
+    if (of?.length !== 1) return undefined;
+    names.push(...of);
+  }
+  return names;
+}
+
+function expressionIn(kind: number | undefined, notes: Map<number, Uint8Array>): NftExpression {
+  const of = (type: number): number => numberIn(notes, type) ?? -1;
+  if (kind === EXPR_META) return { kind: 'meta', key: of(0) };
+  if (kind === EXPR_PAYLOAD && of(0) > 0) return { kind: 'payload', protocol: of(0), field: of(1) };
+  if (kind === EXPR_PAYLOAD) return { kind: 'raw', base: of(2), offset: of(3), length: of(4) };
+  return { kind: 'meta', key: -1 };
+}
+
+export interface ListedSet {
+  name: string;
+  shape: string;
+  /** Absent: a shape that is not understood. */
+  layout?: SetLayout;
+}
+
+export function encodeGetSet(table: string, set: string): Uint8Array {
+  const writer = new NetlinkWriter(256);
+  const head = { subsystem: NFNL_SUBSYS_NFTABLES, message: nft.NFT_MSG_GETSET, flags: NLM_F_REQUEST };
+  writer.beginMessage({ ...head, family: nft.NFPROTO_INET });
+  writer.putText(nft.NFTA_SET_TABLE, table);
+  writer.putText(nft.NFTA_SET_NAME, set);
+  writer.endMessage();
+  return writer.written();
+}
+
+/** A set that NFT_MSG_GETSET lists; undefined: one without a name of its own, which is part of a rule. */
+export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
+  if (message.length < NFNL_HEADER) return malformed('truncated');
+  if (messageType(message) !== ((NFNL_SUBSYS_NFTABLES << 8) | nft.NFT_MSG_NEWSET)) return malformed('bad-type');
+  const told = { name: '', flags: 0, keyType: 0, keyBytes: 0, dataType: 0, dataBytes: 0, size: 0 };
+  let notes: Uint8Array = NOTHING;
+  const expressions: string[] = [];
+  const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
+  const number = (): number => (cursor.length === 4 ? u32(message, cursor.start) : 0);
+  while (cursor.next()) {
+    switch (cursor.type) {
+      case nft.NFTA_SET_NAME:
+        told.name = textIn(cursor);
+        break;
+      case nft.NFTA_SET_FLAGS:
+        told.flags = number();
+        break;
+      case nft.NFTA_SET_KEY_TYPE:
+        told.keyType = number();
+        break;
+      case nft.NFTA_SET_KEY_LEN:
+        told.keyBytes = number();
+        break;
+      case nft.NFTA_SET_DATA_TYPE:
+        told.dataType = number();
+        break;
+      case nft.NFTA_SET_DATA_LEN:
+        told.dataBytes = number();
+        break;
+      case nft.NFTA_SET_USERDATA:
+        notes = cursor.bytes();
+        break;
+      case nft.NFTA_SET_DESC: {
+        const inside = cursor.inside();
+        while (inside.next()) {
+          if (inside.type === nft.NFTA_SET_DESC_SIZE && inside.length === 4) told.size = u32(message, inside.start);
+        }
+        break;
+      }
+      case nft.NFTA_SET_EXPR:
+        expressions.push(expressionName(cursor.inside()));
+        break;
+      case nft.NFTA_SET_EXPRESSIONS:
+        expressions.push('several');
+        break;
+    }
+  }
+  if (cursor.malformed || told.name === '') return malformed('bad-attribute');
+  if ((told.flags & nft.NFT_SET_ANONYMOUS) !== 0) return { ok: true, value: undefined };
+  const shape = shapeText(told, notesIn(notes), expressions);
+  const layout = layoutOf(shape);
+  const bytes = layout?.value === undefined || layout.value === 'verdict' ? 0 : layout.value.bytes;
+  // A verdict's length is the kernel's own matter.
+  const fits = layout?.keyBytes === told.keyBytes && (layout.value === 'verdict' || bytes === told.dataBytes);
+  const { name } = told;
+  return {
+    ok: true,
+    value:
+      layout === undefined || !fits
+        ? { name, shape: fits ? shape : `${shape} other lengths;` }
+        : { name, shape, layout },
+  };
+}
+
+function shapeText(
+  told: { flags: number; keyType: number; dataType: number; size: number },
+  notes: Map<number, Uint8Array>,
+  expressions: string[],
+): string {
+  const typeName = (id: number): string => typeNumbered(id)?.name ?? (id === INTEGER ? 'integer' : `type-${id}`);
+  const ids: number[] = [];
+  for (let rest = told.keyType; rest > 0; rest = Math.floor(rest / 64)) ids.unshift(rest % 64);
+  const noted = namesNoted(notes.get(NOTE_KEY));
+  const keys = noted === undefined ? 'unknown' : (noted.length === 0 ? ids.map(typeName) : noted).join(' . ');
+  const how = noted?.length === 0 ? 'type' : 'typeof';
+  let value = '';
+  if ((told.flags & nft.NFT_SET_MAP) !== 0) {
+    const of = namesNoted(notes.get(NOTE_DATA))?.[0];
+    value = ` : ${of ?? (told.dataType === nft.NFT_DATA_VERDICT ? 'verdict' : typeName(told.dataType))}`;
+  }
+  const known = nft.NFT_SET_MAP | nft.NFT_SET_INTERVAL | nft.NFT_SET_CONCAT | nft.NFT_SET_EVAL;
+  return [
+    `${how} ${keys}${value};`,
+    told.size > 0 ? ` size ${told.size};` : '',
+    (told.flags & nft.NFT_SET_INTERVAL) !== 0 ? ' flags interval;' : '',
+    (told.flags & nft.NFT_SET_EVAL) !== 0 ? ' flags dynamic;' : '',
+    (told.flags & ~known) !== 0 ? ` flags 0x${(told.flags & ~known).toString(16)};` : '',
+    ...expressions.map((name) => ` ${exampleOf[name] ?? name};`),
+  ].join('');
+}
+
+/** What a set's elements have, told by the example that shapeOf() gives. */
+const exampleOf: Record<string, string> = {
+  counter: 'counter',
+  limit: 'limit rate over 1/second',
+  connlimit: 'ct count over 1',
+};
+
+export function textIn(cursor: AttributeCursor): string {
+  const bytes = cursor.bytes();
+  const end = bytes.indexOf(0);
+  return new TextDecoder('latin1').decode(end < 0 ? bytes : bytes.subarray(0, end));
+}
+
+function expressionName(cursor: AttributeCursor): string {
+  while (cursor.next()) if (cursor.type === nft.NFTA_EXPR_NAME) return textIn(cursor);
+  return 'unknown';
+}
