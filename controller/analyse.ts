@@ -57,7 +57,7 @@ export function analyse(objects: Snapshot, lists: KnownLists = new Map()): Objec
     }),
   );
   const result = plan(snapshot, emptyMemory(), noPeers(), 0, lists);
-  const findings = [...statusFindings(result)];
+  const findings = [...statusFindings(snapshot, result)];
   const rest = [
     ...unknownAccounts(snapshot),
     ...egressIPFindings(snapshot, result),
@@ -117,9 +117,10 @@ const warningReasons = new Set([
 /** Of what hinders an EgressIP, that which the manifests alone decide. */
 const programReasons = new Set(['NamespaceNotAllowed', 'PoolExhausted']);
 
-function* statusFindings({ statuses, warnings }: PlanResult): Generator<ObjectFinding> {
-  for (const [object, { conditions }] of statuses) {
-    for (const { type, status, reason: code, message } of conditions) {
+/** In the order of the manifests. */
+function* statusFindings(snapshot: Snapshot, { statuses, warnings }: PlanResult): Generator<ObjectFinding> {
+  for (const object of snapshot.keys()) {
+    for (const { type, status, reason: code, message } of statuses.get(object)?.conditions ?? []) {
       const warning = { object, severity: 'warning', code, message } as const;
       if (type === 'Conflicted' && status === 'True') yield warning;
       if (type === 'Programmed' && programReasons.has(code)) yield warning;

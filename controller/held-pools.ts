@@ -216,8 +216,8 @@ function keep(
 ): Judged {
   const nodes = new Map(result.nodes);
   const frozenNodes = new Set(frozen.nodes);
-  const itsNodes = Object.entries(memory.released).flatMap(([uid, { node, entry }]) =>
-    isOf(pool, uid, entry) ? node : [],
+  const itsNodes = Object.entries(memory.released).flatMap(([node, pods]) =>
+    Object.entries(pods).some(([uid, { entry }]) => isOf(pool, uid, entry)) ? node : [],
   );
   for (const name of new Set([...nodes.keys(), ...itsNodes])) {
     const was = nodePlan(name);

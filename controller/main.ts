@@ -20,6 +20,7 @@ import { watchDirectory } from './observe/directory.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
 import type { HttpsWorld } from './observe/https.ts';
 import { type Lists, openLists } from './observe/lists.ts';
+import { PlanCache } from './plan/cache.ts';
 import { forbiddenAddresses } from './plan/forbidden.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
@@ -82,6 +83,7 @@ export async function runController(options: ControllerOptions): Promise<Control
   let reserved = isRecord(stored) && Number.isSafeInteger(stored.generation) ? Number(stored.generation) : 0;
   let generation = reserved;
 
+  const cache = new PlanCache();
   let dirty = false;
   let planning: Promise<void> | undefined;
   let saving = Promise.resolve();
@@ -138,7 +140,7 @@ export async function runController(options: ControllerOptions): Promise<Control
   /** As things are now: asked again for every fetch and redirect. */
   function fetchPolicy(): FetchPolicy {
     const { snapshot } = source.current();
-    const allowed = allowedHosts(snapshot);
+    const allowed = allowedHosts(cache.look(snapshot).GatewayPool);
     const own = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map(({ address }) => address));
     const gateways = Object.values(memory.gatewayAddresses).flat();
     return {
@@ -166,10 +168,10 @@ export async function runController(options: ControllerOptions): Promise<Control
     while (dirty && !closed) {
       dirty = false;
       const { snapshot, errors } = source.current();
-      const known = await lists.update(snapshot);
+      const known = await lists.update(snapshot, cache.look(snapshot));
       const stop = metrics.duration.startTimer();
       const plannedAt = now();
-      const planned = plan(snapshot, memory, versions.peers, plannedAt, known);
+      const planned = plan(snapshot, memory, versions.peers, plannedAt, known, cache);
       stop();
       const { result, frozen } = heldPools.judge(planned, memory, (node) => versions.last('node', node));
       await keep(result.memory);

@@ -71,6 +71,7 @@ export function admit(input: AdmitInput, before?: AdmittedRules): AdmittedRules 
     watched: [],
   };
   const known = new Map(before?.conditions.map((condition) => [condition.objectKey, condition]));
+  const boundBefore = new Map(before?.bound.map((bound) => [bound.id, bound]));
   for (const rule of input.rules) {
     const { metadata, spec } = rule;
     const tenant = context === 'cluster' ? {} : { namespace: metadata.namespace ?? '' };
@@ -82,7 +83,9 @@ export function admit(input: AdmitInput, before?: AdmittedRules): AdmittedRules 
     const condition = conditionOf(rule, resolution, endpoints, schedule, forbidden);
     result.conditions.push(stable(known.get(condition.objectKey), condition));
     const id = `${context}/${qualifiedName(metadata)}`;
-    result.bound.push({ id, rule, inForce: resolution.ok && schedule?.open !== false });
+    const inForce = resolution.ok && schedule?.open !== false;
+    const was = boundBefore.get(id);
+    result.bound.push(was?.rule === rule && was.inForce === inForce ? was : { id, rule, inForce });
     if (!resolution.ok) continue;
     const { action, priority, mode, logging } = spec;
     const { services } = resolution;

@@ -57,12 +57,10 @@ export function bindNamespace(input: NamespaceInput, around: Surroundings, last?
     endpointsOf(input.pods, input.endpointSlices),
   );
   const sameRules = same('namespaceRules', 'serviceRules', 'externalServices') && endpoints === last?.endpoints;
-  const ownHold =
-    sameRules &&
-    last !== undefined &&
-    stillHold(last.own.namespace, { ...around, context: 'namespace' }) &&
-    stillHold(last.own.service, { ...around, context: 'service' });
-  const own = ownHold ? last.own : ownRules(input, endpoints, around, last?.own);
+  const own =
+    sameRules && last !== undefined && bindingHolds(last, around)
+      ? last.own
+      : ownRules(input, endpoints, around, last?.own);
   const asked = made(same('namespaceRules', 'serviceRules') && same('clusterRules'), last?.asked, sameJson, () =>
     askedBy([...input.namespaceRules, ...input.serviceRules, ...input.clusterRules.map(({ rule }) => rule)]),
   );
@@ -79,10 +77,17 @@ export function bindNamespace(input: NamespaceInput, around: Surroundings, last?
     groupOf === last.groupOf &&
     endpoints === last.endpoints
       ? last.groups
-      : groupEntries(input, endpoints, own, groupOf, last?.groups);
-  const servicesOf = endpoints === last?.endpoints ? last.servicesOf : servicesByPod(endpoints, last?.servicesOf);
+      : stable(last?.groups, groupEntries(input, endpoints, own, groupOf, last?.groups));
+  const servicesOf = made(endpoints === last?.endpoints, last?.servicesOf, sameMap, () =>
+    servicesByPod(endpoints, last?.servicesOf),
+  );
   return { input, endpoints, own, asked, groupOf, groups, servicesOf };
 }
+
+/** Whether the same input would give the same now. */
+export const bindingHolds = ({ own }: NamespaceBinding, around: Surroundings): boolean =>
+  stillHold(own.namespace, { ...around, context: 'namespace' }) &&
+  stillHold(own.service, { ...around, context: 'service' });
 
 /** The last one if nothing that it is made of changed, or if it comes out equal. */
 function made<T>(unchanged: boolean, last: T | undefined, equal: (a: T, b: T) => boolean, make: () => T): T {
@@ -91,7 +96,7 @@ function made<T>(unchanged: boolean, last: T | undefined, equal: (a: T, b: T) =>
   return last !== undefined && equal(last, now) ? last : now;
 }
 
-const sameMap = (a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean =>
+const sameMap = <V>(a: ReadonlyMap<string, V>, b: ReadonlyMap<string, V>): boolean =>
   a.size === b.size && [...a].every(([key, value]) => b.get(key) === value);
 
 function ownRules(

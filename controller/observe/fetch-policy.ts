@@ -5,10 +5,10 @@
  * a company, by a host that the network team has allowed.
  */
 import { parseAddress } from '../../api/address.ts';
+import type { GatewayPool } from '../../api/kinds.ts';
 import { parseAuthority } from '../../api/list-url.ts';
 import { must } from '../../api/result.ts';
 import type { Forbidden } from '../plan/forbidden.ts';
-import { ofKind, type Snapshot } from '../plan/snapshot.ts';
 
 export interface FetchPolicy {
   allows(host: string, port: number): boolean;
@@ -16,8 +16,8 @@ export interface FetchPolicy {
 }
 
 /** Of all pools together: `host port`. */
-export function allowedHosts(snapshot: Snapshot): Set<string> {
-  const texts = ofKind(snapshot, 'GatewayPool').flatMap(({ spec }) => spec.fetch.allowedHosts);
+export function allowedHosts(pools: readonly GatewayPool[]): Set<string> {
+  const texts = pools.flatMap(({ spec }) => spec.fetch.allowedHosts);
   return new Set(
     texts.map((text) => {
       const { host, port } = must(parseAuthority(text));

@@ -14,7 +14,8 @@ import { sameJson } from '../../api/plan-delta.ts';
 import { must } from '../../api/result.ts';
 import { type Logger, silentLog } from '../../daemon/log.ts';
 import type { KnownList, KnownLists } from '../../policy/external-service.ts';
-import { ofKind, type Snapshot } from '../plan/snapshot.ts';
+import { ObjectIndex, type Objects } from '../plan/objects.ts';
+import type { Snapshot } from '../plan/snapshot.ts';
 import { type FetchOutcome, fetchList } from './fetch.ts';
 import { allowedHosts, type FetchPolicy } from './fetch-policy.ts';
 import type { HttpsWorld } from './https.ts';
@@ -58,7 +59,7 @@ interface Entry extends WantedList {
 
 export interface Lists {
   /** What is known of every list of the snapshot. Reads what changed; starts and stops fetches. */
-  update(snapshot: Snapshot): Promise<KnownLists>;
+  update(snapshot: Snapshot, objects?: Pick<Objects, 'listed' | 'GatewayPool'>): Promise<KnownLists>;
   /** Something happened below the manifests: calls `onChange` if it is the file of a list. */
   look(): Promise<void>;
   /** Lists by whether the newest version is in force, an older one, or none. */
@@ -103,16 +104,15 @@ class ListStore implements Lists {
     this.#recalled = recalled;
   }
 
-  async update(snapshot: Snapshot): Promise<KnownLists> {
-    const services = ofKind(snapshot, 'ExternalService').filter(({ spec }) => spec.addressesFrom !== undefined);
-    const { wanted, refused } = wantedLists(services, this.#options.root);
+  async update(snapshot: Snapshot, objects = new ObjectIndex().look(snapshot)): Promise<KnownLists> {
+    const { wanted, refused } = wantedLists(objects.listed, this.#options.root);
     for (const [id, entry] of this.#entries) {
       if (wanted.has(id)) continue;
       this.#stop(entry);
       this.#entries.delete(id);
       this.#dirty = true;
     }
-    const allowed = allowedHosts(snapshot);
+    const allowed = allowedHosts(objects.GatewayPool);
     for (const [id, want] of wanted) {
       const entry = this.#entries.get(id) ?? this.#enter(id, want);
       Object.assign(entry, want);
@@ -125,7 +125,7 @@ class ListStore implements Lists {
     this.#recalled = new Map();
     this.#save();
     return new Map(
-      services.map((service) => [
+      objects.listed.map((service) => [
         `${service.metadata.namespace ?? ''}/${service.metadata.name}`,
         (service.spec.addressesFrom ?? []).map((source) => {
           const id = listId(service, source, this.#options.root);

@@ -203,10 +203,29 @@ function collect(
  * 0 if nobody had it. An allocation that its owner did not keep is released by this very run. A pool that is gone
  * had the default quarantine.
  */
-function quarantineEnd(allocation: Allocation | undefined, pools: ReadonlyMap<string, DrawPool>, now: number): number {
+function quarantineEnd(
+  allocation: Allocation | undefined,
+  pools: ReadonlyMap<string, Pick<DrawPool, 'object'>>,
+  now: number,
+): number {
   if (allocation === undefined) return 0;
   const seconds = pools.get(allocation.pool)?.object.spec.quarantineSeconds ?? 300;
   return (allocation.releasedAt ?? now) + 1000 * seconds;
+}
+
+/** When the first of the quarantines that last now ends. */
+export function quarantinesEnd(
+  allocations: Readonly<Record<string, Allocation>>,
+  objects: readonly EgressIPPool[],
+  now: number,
+): number {
+  const pools = new Map(objects.map((object) => [object.metadata.name, { object }]));
+  let first = Number.POSITIVE_INFINITY;
+  for (const allocation of Object.values(allocations)) {
+    const end = allocation.releasedAt === undefined ? 0 : quarantineEnd(allocation, pools, now);
+    if (end > now) first = Math.min(first, end);
+  }
+  return first;
 }
 
 export function freeSet({ spec }: EgressIPPool): PrefixSet {

@@ -8,6 +8,7 @@ import { type EgressIP, type EgressIPPool, type Namespace, objectKey } from '../
 import { type Egress, families, type PerFamily } from '../../api/plan.ts';
 import { matches } from '../../policy/selector.ts';
 import type { Findings } from './condition.ts';
+import { sameList } from './memo.ts';
 import type { CountedPod } from './pods.ts';
 import { labelsOf, type Pool } from './pools.ts';
 import { rendezvousPick } from './rendezvous.ts';
@@ -18,8 +19,14 @@ interface Candidate {
   rank: number;
 }
 
+/** A candidate with its addresses and their shards; absent: it has none. A value. */
+export interface Serving extends Candidate {
+  addresses: PerFamily<Egress[]> | undefined;
+}
+
 export interface Assigner {
-  egressIPOf(pod: CountedPod): EgressIP | undefined;
+  /** EgressIPs that serve pods of a namespace, in order of precedence. */
+  candidates(namespace: string): readonly Candidate[];
   /** Namespaces that an EgressIP serves, wholly or by some pods. */
   namespaces(egressIP: string): number;
 }
@@ -39,7 +46,11 @@ export function assigner(
   const listing = new Map<string, EgressIP[]>();
   const selecting = egressIPs.filter(({ spec }) => spec.namespaceSelector !== undefined);
   for (const egressIP of egressIPs) {
-    for (const name of new Set(egressIP.spec.namespaces)) listing.set(name, [...(listing.get(name) ?? []), egressIP]);
+    for (const name of new Set(egressIP.spec.namespaces)) {
+      const list = listing.get(name);
+      if (list === undefined) listing.set(name, [egressIP]);
+      else list.push(egressIP);
+    }
   }
   for (const namespace of namespaces) {
     const { name } = namespace.metadata;
@@ -70,12 +81,36 @@ export function assigner(
     }
   }
   return {
-    egressIPOf: ({ namespace, pod }) =>
-      candidates
-        .get(namespace)
-        ?.find(({ egressIP, rank }) => rank > 0 || matches(egressIP.spec.podSelector, pod.metadata.labels))?.egressIP,
+    candidates: (namespace) => candidates.get(namespace) ?? [],
     namespaces: (egressIP) => served.get(egressIP) ?? 0,
   };
+}
+
+/** The EgressIP that a pod leaves with. */
+export const servingOf = (serving: readonly Serving[], { pod }: CountedPod): Serving | undefined =>
+  serving.find(({ egressIP, rank }) => rank > 0 || matches(egressIP.spec.podSelector, pod.metadata.labels));
+
+/** By namespace; lists that are what they were are the same lists. */
+export function servingsOf(
+  assign: Assigner,
+  addresses: ReadonlyMap<string, PerFamily<Egress[]>>,
+  namespaces: readonly Namespace[],
+  last: ReadonlyMap<string, readonly Serving[]> | undefined,
+): Map<string, readonly Serving[]> {
+  const servings = new Map<string, readonly Serving[]>();
+  for (const { metadata } of namespaces) {
+    const { name } = metadata;
+    const list = assign.candidates(name);
+    if (list.length === 0) continue;
+    const known = last?.get(name) ?? [];
+    const now = list.map(({ egressIP, rank }, at): Serving => {
+      const [before, by] = [known[at], addresses.get(egressIP.metadata.name)];
+      const same = before?.egressIP === egressIP && before.rank === rank && before.addresses === by;
+      return same ? before : { egressIP, rank, addresses: by };
+    });
+    servings.set(name, sameList(known, now));
+  }
+  return servings;
 }
 
 const priority = (egressIP: EgressIP): number => egressIP.spec.priority ?? 1000;
@@ -96,16 +131,20 @@ function reportConflicts(namespace: string, list: readonly Candidate[], findings
 }
 
 /** The pod's source address in each family that its EgressIP has, and the shard that owns it. */
-export function egressOf(
-  pod: CountedPod,
-  addresses: PerFamily<string[]> | undefined,
-  shardOf: (address: string) => string | undefined,
-): PerFamily<Egress> {
+export function egressOf(pod: CountedPod, addresses: PerFamily<Egress[]> = {}): PerFamily<Egress> {
   const egress: PerFamily<Egress> = {};
   for (const family of families) {
-    const address = rendezvousPick(pod.key, addresses?.[family] ?? []);
-    const shard = address === undefined ? undefined : shardOf(address);
-    if (address !== undefined && shard !== undefined) egress[family] = { address, shard };
+    const all = addresses[family] ?? [];
+    // Few have several, and a pick among them is a hash of each.
+    const address =
+      all.length < 2
+        ? all[0]?.address
+        : rendezvousPick(
+            pod.key,
+            all.map((one) => one.address),
+          );
+    const one = all.find((candidate) => candidate.address === address);
+    if (one !== undefined) egress[family] = one;
   }
   return egress;
 }

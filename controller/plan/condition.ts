@@ -38,4 +38,16 @@ export class Findings {
   of(objectKey: string): Condition[] {
     return this.#found.get(objectKey) ?? [];
   }
+
+  /** Those that were made first come first. */
+  static join(all: readonly Findings[]): Pick<Findings, 'of'> {
+    const seen = new Map<string, Condition[]>();
+    for (const findings of all) {
+      for (const [key, list] of findings.#found) {
+        const known = seen.get(key) ?? [];
+        seen.set(key, [...known, ...list.filter(({ type }) => !known.some((other) => other.type === type))]);
+      }
+    }
+    return { of: (key) => seen.get(key) ?? [] };
+  }
 }

@@ -3,10 +3,12 @@
  * a redirect. Fixed ranges first (IANA special-purpose registries, RFC 6890), then what this installation is made of.
  */
 import { type Address, formatAddress, parseAddress, parseRange, type Range } from '../../api/address.ts';
-import type { AnyObject } from '../../api/kinds.ts';
+import type { AnyObject, Pod } from '../../api/kinds.ts';
 import type { Context } from '../../api/plan.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
+import { Memo } from './memo.ts';
+import type { Objects } from './objects.ts';
 import type { Pool } from './pools.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -123,38 +125,90 @@ const redirectWords: Record<string, string> = {
  */
 const byClusterRule = new Set(['cluster', 'excluded', 'node', 'pod', 'service']);
 
-/** Of all pools together. There may be many redirects, so that the objects are looked through once, for the first. */
-export function redirectBan(snapshot: Snapshot, pools: readonly Pool[]): RedirectBan {
-  let kinds: [name: string, set: PrefixSet][] | undefined;
-  const find = (address: Address): string[] => {
-    kinds ??= kindsOf(snapshot, pools);
-    if (nat64.has(address)) return find({ family: 4, value: address.value & 0xffff_ffffn });
-    return kinds.flatMap(([name, set]) => (set.has(address) ? [name] : []));
-  };
-  return (text, context) => {
-    const kind = find(must(parseAddress(text))).find((each) => context !== 'cluster' || !byClusterRule.has(each));
-    return kind === undefined ? undefined : (redirectWords[kind] ?? `it is a ${kind} address`);
-  };
+/** From what is first asked on, since most installations have no redirect. */
+export class RedirectBans {
+  readonly #sets = new Map<string, Memo<PrefixSet>>();
+  readonly #podAddresses = new PodAddresses();
+
+  /** Of all pools together; the answers are of now. */
+  look(objects: Objects, pools: readonly Pool[]): RedirectBan {
+    const find = (address: Address): string | undefined => this.#kinds(objects, pools, address).next().value;
+    const answers = new Map<string, string | undefined>();
+    return (text, context) => {
+      const key = `${context} ${text}`;
+      if (!answers.has(key)) {
+        const address = mapped(must(parseAddress(text)));
+        const kind = context === 'cluster' ? first(this.#kinds(objects, pools, address), byClusterRule) : find(address);
+        answers.set(key, kind === undefined ? undefined : (redirectWords[kind] ?? `it is a ${kind} address`));
+      }
+      return answers.get(key);
+    };
+  }
+
+  *#kinds(objects: Objects, pools: readonly Pool[], address: Address): Generator<string, undefined> {
+    for (const [name, set] of fixed) if (set.has(address)) yield name;
+    const { GatewayPool, EgressIPPool, Node, Service } = objects;
+    for (const name of ['cluster', 'gateway', 'egress', 'node', 'service']) {
+      const list = { cluster: GatewayPool, gateway: GatewayPool, egress: EgressIPPool, node: Node, service: Service }[
+        name
+      ];
+      const set = this.#set(name, list ?? [], () => (list ?? []).flatMap(placesOf).filter(([of]) => of === name));
+      if (set.has(address)) yield name;
+    }
+    const texts = (name: string, of: (pool: Pool) => string[]): boolean =>
+      this.#set(`${name} of pools`, pools, () =>
+        pools
+          .flatMap(of)
+          .flatMap(readable)
+          .map((range): Place => [name, range]),
+      ).has(address);
+    if (texts('gateway', ({ gateways }) => Object.values(gateways).flatMap(({ addresses }) => addresses)))
+      yield 'gateway';
+    if (texts('egress', ({ shards }) => Object.values(shards).flatMap(({ egressIPs }) => egressIPs))) yield 'egress';
+    if (this.#podAddresses.look(objects.namespaces).has(formatAddress(address))) yield 'pod';
+    if (texts('excluded', ({ settings }) => settings.excludedCIDRs)) yield 'excluded';
+    return undefined;
+  }
+
+  #set(name: string, from: readonly unknown[], places: () => Place[]): PrefixSet {
+    const memo = this.#sets.get(name) ?? new Memo<PrefixSet>();
+    this.#sets.set(name, memo);
+    return memo.get(from, () => PrefixSet.of(places().map(([, range]) => range)));
+  }
 }
 
-function kindsOf(snapshot: Snapshot, pools: readonly Pool[]): [name: string, set: PrefixSet][] {
-  const ranges = new Map<string, Range[]>();
-  const add = (name: string, range: Range): void => {
-    const list = ranges.get(name);
-    if (list === undefined) ranges.set(name, [range]);
-    else list.push(range);
-  };
-  const addTexts = (name: string, texts: readonly string[]): void => {
-    for (const range of texts.flatMap(readable)) add(name, range);
-  };
-  for (const object of snapshot.values()) {
-    if (object.kind === 'Pod') addTexts('pod', object.status.podIPs?.map(({ ip }) => ip) ?? []);
-    else for (const [name, range] of placesOf(object)) add(name, range);
+const mapped = (address: Address): Address =>
+  nat64.has(address) ? { family: 4, value: address.value & 0xffff_ffffn } : address;
+
+function first(kinds: Iterable<string>, except: ReadonlySet<string>): string | undefined {
+  for (const kind of kinds) if (!except.has(kind)) return kind;
+  return undefined;
+}
+
+/** Of all pods, whether they count or not. */
+class PodAddresses {
+  readonly #counts = new Map<string, number>();
+  readonly #pods = new Map<string, readonly Pod[]>();
+  #namespaces: Objects['namespaces'] = new Map();
+
+  look(namespaces: Objects['namespaces']): ReadonlyMap<string, number> {
+    if (namespaces === this.#namespaces) return this.#counts;
+    for (const name of this.#pods.keys()) if (!namespaces.has(name)) this.#replace(name, []);
+    for (const [name, { pods }] of namespaces) if (this.#pods.get(name) !== pods) this.#replace(name, pods);
+    this.#namespaces = namespaces;
+    return this.#counts;
   }
-  for (const { settings, gateways, shards } of pools) {
-    addTexts('excluded', settings.excludedCIDRs);
-    for (const { addresses } of Object.values(gateways)) addTexts('gateway', addresses);
-    for (const { egressIPs } of Object.values(shards)) addTexts('egress', egressIPs);
+
+  #replace(name: string, pods: readonly Pod[]): void {
+    for (const { status } of this.#pods.get(name) ?? []) for (const { ip } of status.podIPs ?? []) this.#count(ip, -1);
+    for (const { status } of pods) for (const { ip } of status.podIPs ?? []) this.#count(ip, 1);
+    if (pods.length === 0) this.#pods.delete(name);
+    else this.#pods.set(name, pods);
   }
-  return [...fixed, ...[...ranges].map(([name, list]): [string, PrefixSet] => [name, PrefixSet.of(list)])];
+
+  #count(address: string, by: number): void {
+    const count = (this.#counts.get(address) ?? 0) + by;
+    if (count === 0) this.#counts.delete(address);
+    else this.#counts.set(address, count);
+  }
 }

@@ -7,7 +7,7 @@ import { divideLimit, limitFields } from '../../policy/limits.ts';
 
 /** Rule id → `pool/shard` of all that its sources use, sorted; of rules with limits. */
 export function limitShards(
-  plans: ReadonlyMap<string, GatewayPlan>,
+  plans: ReadonlyMap<string, Pick<GatewayPlan, 'workloads'>>,
   { rules, groups }: Pick<GatewayPlan, 'rules' | 'groups'>,
 ): Map<string, string[]> {
   const found = new Map<string, Set<string>>();

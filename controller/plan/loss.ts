@@ -4,7 +4,7 @@
  * their namespace replace (a rollout) are no loss. Pure.
  */
 import { createHash } from 'node:crypto';
-import type { GatewayPlan, NodePlan, NodeWorkloadEntry, WorkloadEntry } from '../../api/plan.ts';
+import type { GatewayPlan, NodePlan, NodeWorkloadEntry } from '../../api/plan.ts';
 import type { PlannerMemory } from './memory.ts';
 
 /** Namespace → workloads that have an egress IP. */
@@ -23,18 +23,40 @@ export interface Loss {
 /** In a pool that serves fewer, half is soon gone for a good reason. */
 export const LEAST_SERVED = 10;
 
-/** Pool → what it serves: counted while workloads are made, since to look through 100,000 of them takes a while. */
-export class ServedByPool {
-  readonly pools = new Map<string, Map<string, number>>();
+/** What a namespace tells of itself (carried.ts). */
+interface ServedNamespace {
+  state: { pool: string | undefined; objects: { name: string } };
+  served: number;
+}
 
-  add(pool: string, { namespace, egress }: Pick<WorkloadEntry, 'namespace' | 'egress'>): void {
-    if (egress[4] === undefined && egress[6] === undefined) return;
-    let served = this.pools.get(pool);
-    if (served === undefined) {
-      served = new Map();
-      this.pools.set(pool, served);
-    }
-    served.set(namespace, (served.get(namespace) ?? 0) + 1);
+/** Pool → what it serves, kept up to date: to look through 100,000 workloads takes a while. */
+export class ServedIndex {
+  readonly #pools = new Map<string, Map<string, number>>();
+  /** Those that nobody has seen yet. */
+  readonly #fresh = new Set<string>();
+
+  replace(before: ServedNamespace | undefined, now: ServedNamespace | undefined): void {
+    const moved = before?.state.pool !== now?.state.pool;
+    if (!moved && before?.served === now?.served) return;
+    if (before !== undefined && (moved || now === undefined)) this.#set(before, 0);
+    if (now !== undefined) this.#set(now, now.served);
+  }
+
+  #set({ state: { pool, objects } }: ServedNamespace, count: number): void {
+    if (pool === undefined) return;
+    let served = this.#pools.get(pool);
+    if (served === undefined || !this.#fresh.has(pool)) served = new Map(served);
+    this.#pools.set(pool, served);
+    this.#fresh.add(pool);
+    if (count > 0) served.set(objects.name, count);
+    else served.delete(objects.name);
+    if (served.size === 0) this.#pools.delete(pool);
+  }
+
+  /** What is returned stays as it is. */
+  look(): Map<string, Served> {
+    this.#fresh.clear();
+    return new Map(this.#pools);
   }
 }
 
@@ -153,11 +175,14 @@ export function keepInMemory(was: PlannerMemory, next: PlannerMemory, pool: InFo
     was.allocations,
     (_, { pool: from, releasedAt }) => releasedAt === undefined && pool.egressIPPools.includes(from),
   );
-  const released = kept(was.released, (uid, { entry }) => isOf(pool, uid, entry));
+  const released = Object.entries(was.released).flatMap(([node, pods]) => {
+    const own = kept(pods, (uid, { entry }) => isOf(pool, uid, entry));
+    return Object.keys(own).length === 0 ? [] : [[node, { ...next.released[node], ...own }] as const];
+  });
   return {
     allocations: { ...next.allocations, ...inUse },
     shardIndices: next.shardIndices,
-    released: { ...next.released, ...released },
+    released: { ...next.released, ...Object.fromEntries(released) },
     lastServices: { ...was.lastServices, ...next.lastServices },
     gatewayAddresses: { ...was.gatewayAddresses, ...next.gatewayAddresses },
   };

@@ -15,7 +15,7 @@ export interface Allocation {
   releasedAt?: number;
 }
 
-/** A pod that its node may steer: what was acknowledged, and what the node does with it. Keyed by uid. */
+/** A pod that its node may steer: what was acknowledged, and what the node does with it. */
 export interface Release {
   fingerprint: string;
   node: string;
@@ -26,7 +26,8 @@ export interface PlannerMemory {
   allocations: Record<string, Allocation>;
   /** `pool/shard` → 1 to 253. Shards that are gone keep their number until it is needed. */
   shardIndices: Record<string, number>;
-  released: Record<string, Release>;
+  /** By node and uid, so that a change at one node is a small part of it all. */
+  released: Record<string, Record<string, Release>>;
   lastServices: Record<string, ServiceEntry>;
   /** Own addresses that a gateway or node last reported, so that plans do not change when it disconnects. */
   gatewayAddresses: Record<string, string[]>;
@@ -49,7 +50,10 @@ export function readMemory(input: unknown): PlannerMemory | undefined {
   const sound =
     Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
     Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
-    Object.values(memory.released).every((r) => isRecord(r) && isRecord(r.entry) && isRecord(r.entry.steer)) &&
+    Object.values(memory.released).every((pods) => isRecord(pods) && Object.values(pods).every(isRelease)) &&
     Object.values(memory.gatewayAddresses).every(Array.isArray);
   return sound ? memory : undefined;
 }
+
+const isRelease = (release: unknown): boolean =>
+  isRecord(release) && isRecord(release.entry) && isRecord(release.entry.steer);

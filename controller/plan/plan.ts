@@ -1,37 +1,31 @@
 /**
  * The planner: a pure function from the objects in force, what was remembered and what the gateways acknowledged, to a
  * plan per gateway and node, the objects' status, and what to remember. The same input gives the same result in any
- * order; running it on its own result changes nothing. Parts: pools, pods, allocate, assign, release, status.
+ * order; running it on its own result changes nothing. Parts: pools, addresses, pods, assign, carried (a namespace),
+ * pool-plan, release, status. Of a change in one namespace that one is planned again, and the rest is looked over.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import { type EgressIP, type Node, objectKey } from '../../api/kinds.ts';
+import { type Node, objectKey } from '../../api/kinds.ts';
 import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
-import {
-  contexts,
-  emptyGatewayPlan,
-  families,
-  type GatewayPlan,
-  type NodeEntry,
-  type NodePlan,
-  type ServiceEntry,
-  type WorkloadEntry,
-} from '../../api/plan.ts';
-import { type Binding, bind } from '../../policy/bind.ts';
+import type { GatewayPlan, NodeEntry, NodePlan, RuleEntry } from '../../api/plan.ts';
+import { type AdmittedRules, stable } from '../../policy/admit.ts';
+import { type Binding, bindCluster, joinBindings } from '../../policy/bind.ts';
+import type { Surroundings } from '../../policy/bind-namespace.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
-import { serviceName } from '../../policy/reference.ts';
-import { allocate, freeSet } from './allocate.ts';
-import { assigner, egressOf } from './assign.ts';
+import { lendsServices, serviceCatalog } from '../../policy/reference.ts';
+import { assigner, servingsOf } from './assign.ts';
+import { PlanCache, type PlanParts } from './cache.ts';
+import { type CarriedNamespace, carryNamespace, vetoesOf } from './carried.ts';
 import { Findings, type Status } from './condition.ts';
-import { redirectBan } from './forbidden.ts';
-import { divided, limitShards } from './limits.ts';
-import { type Served, ServedByPool } from './loss.ts';
+import type { Served } from './loss.ts';
+import { type Part, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
-import { ownAddressesOf, type Peers } from './peers.ts';
-import { type CountedPod, countedPods } from './pods.ts';
+import { type Objects, serviceNamed } from './objects.ts';
+import type { Peers } from './peers.ts';
+import { PoolPlan } from './pool-plan.ts';
 import { modeOf, type Pool, poolsOf } from './pools.ts';
-import { nodePlanFor, releases } from './release.ts';
-import { rendezvousPick } from './rendezvous.ts';
-import { ofKind, type Snapshot } from './snapshot.ts';
+import { type NodeSurroundings, nodePlanFor, nodeSurroundings, releases } from './release.ts';
+import { compareText, type Snapshot } from './snapshot.ts';
 import { statusesOf } from './status.ts';
 import { type WebhookTarget, webhooksOf } from './webhooks.ts';
 
@@ -50,11 +44,12 @@ export interface PlanResult {
   served: ReadonlyMap<string, Served>;
   /** By node name. */
   nodes: Map<string, NodePlan>;
-  statuses: Map<string, Status>;
+  /** Made when it is asked for. */
+  readonly statuses: ReadonlyMap<string, Status>;
   warnings: Warning[];
   memory: PlannerMemory;
-  /** The rules of all pods, carried or not. */
-  binding: Binding;
+  /** The rules of all pods, carried or not. Made when it is asked for. */
+  readonly binding: Binding;
   /** By id of the rule. */
   webhooks: ReadonlyMap<string, WebhookTarget>;
   /** Pods that wait for an acknowledgement. */
@@ -63,220 +58,293 @@ export interface PlanResult {
   wakeAt?: number;
 }
 
-/** `lists`: what is known of the ExternalServices' `addressesFrom`. */
+/**
+ * `lists`: what is known of the ExternalServices' `addressesFrom`. `cache`: of the plans before, to save work; without it
+ * the result is equal, and shares nothing with theirs.
+ */
 export function plan(
   snapshot: Snapshot,
   memory: PlannerMemory,
   peers: Peers,
   now: number,
   lists: KnownLists = new Map(),
+  cache: PlanCache = new PlanCache(),
 ): PlanResult {
-  const findings = new Findings();
-  const warnings: Warning[] = [];
-  const namespaces = ofKind(snapshot, 'Namespace');
-  const allPods = ofKind(snapshot, 'Pod');
-  const drawPools = ofKind(snapshot, 'EgressIPPool');
-  const egressIPs = ofKind(snapshot, 'EgressIP');
-  const { pools, poolOfNamespace, indices } = poolsOf(
-    ofKind(snapshot, 'GatewayPool'),
-    namespaces,
-    memory.shardIndices,
-    findings,
-  );
-  for (const namespace of namespaces) {
-    if (modeOf(namespace) !== undefined) continue;
-    const message = `its label ${LABEL_MODE} is neither Enforce nor Audit: its policy is enforced unless its pool says Audit`;
-    warnings.push({ object: objectKey(namespace), reason: 'UnknownMode', message });
+  const objects = cache.look(snapshot);
+  try {
+    return planned(cache.parts, objects, memory, peers, now, lists);
+  } catch (error) {
+    cache.clear();
+    throw error;
   }
+}
 
-  // Addresses: whose they are, and on which shard.
-  const nextHops = new Set(
-    pools.flatMap(({ shards }) => Object.values(shards).flatMap((s) => Object.values(s.nextHops))),
+function planned(
+  parts: PlanParts,
+  objects: Objects,
+  memory: PlannerMemory,
+  peers: Peers,
+  now: number,
+  lists: KnownLists,
+): PlanResult {
+  const warnings: Warning[] = [...parts.warnings.get([objects.Namespace], () => unknownModes(objects))];
+  const { Namespace: namespaces, EgressIPPool: drawPools, EgressIP: egressIPs } = objects;
+  const found = parts.pools.get([objects.GatewayPool, namespaces, memory.shardIndices], () => {
+    const findings = new Findings();
+    return { ...poolsOf(objects.GatewayPool, namespaces, memory.shardIndices, findings), findings };
+  });
+  const { poolOfNamespace } = found;
+  const addresses = parts.addresses.look(objects, found.pools, memory, peers, now);
+  const { pools, allocation, shardOf, placed, gatewayPoolOf } = addresses;
+  const assigned = parts.assigner.get([egressIPs, drawPools, namespaces, poolOfNamespace], () => {
+    const findings = new Findings();
+    const drawPoolOf = new Map(drawPools.map((pool) => [pool.metadata.name, pool]));
+    return { assign: assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, findings), findings };
+  });
+  const { assign } = assigned;
+  const servings = parts.servings.get([assign, placed, namespaces], (last) =>
+    servingsOf(assign, placed, namespaces, last),
   );
-  const drawable = drawPools.map(freeSet);
-  const own = ownAddressesOf(memory.gatewayAddresses, peers, (address) => {
-    const parsed = parseAddress(address);
-    return (
-      nextHops.has(address) ||
-      Object.hasOwn(memory.allocations, address) ||
-      (parsed.ok && drawable.some((set) => set.has(parsed.value)))
-    );
-  });
-  const gatewayAddresses: Record<string, string[]> = {};
-  for (const { gateways } of pools) {
-    for (const [name, gateway] of Object.entries(gateways)) {
-      const reported = own[name];
-      if (reported !== undefined) gatewayAddresses[name] = reported;
-      gateway.addresses = [...new Set([gateway.internalAddress, ...(reported ?? [])])];
-    }
-  }
-  const reserved = new Set([
-    ...nextHops,
-    ...pools.flatMap(({ gateways }) => Object.values(gateways).flatMap(({ addresses }) => addresses)),
-  ]);
-  const allocation = allocate({ pools: drawPools, egressIPs, previous: memory.allocations, now, reserved }, findings);
-  const drawPoolOf = new Map(drawPools.map((pool) => [pool.metadata.name, pool]));
-  const poolByName = new Map(pools.map((pool) => [pool.name, pool]));
-  const gatewayPoolOf = (egressIP: EgressIP): Pool | undefined =>
-    poolByName.get(drawPoolOf.get(egressIP.spec.pool)?.spec.gatewayPool ?? '');
-  const shardOf = new Map<string, string>();
-  for (const egressIP of egressIPs) {
-    const shards = gatewayPoolOf(egressIP)?.shards ?? {};
-    const addresses = allocation.addresses.get(egressIP.metadata.name) ?? {};
-    for (const address of families.flatMap((family) => addresses[family] ?? [])) {
-      const shard = rendezvousPick(address, Object.keys(shards));
-      if (shard === undefined) continue;
-      shardOf.set(address, shard);
-      shards[shard]?.egressIPs.push(address);
-    }
-  }
-  for (const { shards } of pools) for (const shard of Object.values(shards)) shard.egressIPs.sort();
 
-  // Pods: what applies to each.
-  const pods = countedPods(allPods, warnings);
-  const hostNetwork = allPods.filter(({ spec }) => spec?.hostNetwork === true);
-  const binding = bind({
-    namespaces,
-    pods: [...pods.map(({ pod }) => pod), ...hostNetwork],
-    endpointSlices: ofKind(snapshot, 'EndpointSlice'),
-    externalServices: ofKind(snapshot, 'ExternalService'),
-    clusterRules: ofKind(snapshot, 'ClusterEgressRule'),
-    namespaceRules: ofKind(snapshot, 'NamespaceEgressRule'),
-    serviceRules: ofKind(snapshot, 'ServiceEgressRule'),
-    controllerNamespace: CONTROLLER_NAMESPACE,
-    auditedNamespaces: new Set(pools.flatMap(({ audited }) => audited)),
-    lastServices: memory.lastServices,
-    forbids: redirectBan(snapshot, pools),
-    lists,
-    now,
-  });
-  const assign = assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, findings);
-  const nodeObjects = ofKind(snapshot, 'Node');
-  const nodeEntries = nodesOf(nodeObjects);
+  // Namespaces: what applies to each pod, and what a gateway's plan has of it.
+  parts.pods.look(objects.namespaces, warnings);
+  const around = { known: { lastServices: memory.lastServices, lists }, forbids: parts.bans.look(objects, pools), now };
+  const cluster = clusterRules(parts, objects, around);
+  parts.clusterRules.look(cluster.bound, objects.namespaces);
+  const limited = Object.entries(cluster.rules).filter(([, { limits }]) => limits !== undefined);
+  parts.limited = sameRecord(parts.limited, Object.fromEntries(limited));
+  const audited = new Set(pools.flatMap((pool) => pool.audited));
+  for (const { name } of pools) if (!parts.poolPlans.has(name)) parts.poolPlans.set(name, new PoolPlan());
+  for (const [name, last] of parts.carried) {
+    if (objects.namespaces.has(name)) continue;
+    replaceNamespace(parts, last, undefined);
+    parts.carried.delete(name);
+  }
+  for (const [name, place] of objects.namespaces) {
+    const state = {
+      objects: place,
+      pods: parts.pods.of(name),
+      clusterRules: parts.clusterRules.of(name),
+      audit: audited.has(name),
+      pool: poolOfNamespace.get(name)?.name,
+      serving: servings.get(name) ?? nothing,
+      limited: parts.limited,
+    };
+    const last = parts.carried.get(name);
+    const next = carryNamespace(state, around, last);
+    if (next === last) continue;
+    parts.carried.set(name, next);
+    replaceNamespace(parts, last, next);
+  }
+  const carried = [...parts.carried.values()];
+
+  // Pools.
+  const limitShards = clusterLimitShards(carried, parts.limited);
+  const nodeEntries = parts.nodeEntries.get([objects.Node], (last) => sameRecord(last, nodesOf(objects.Node)));
   const plans = new Map<string, GatewayPlan>();
   for (const { name, settings, gateways, shards } of pools) {
-    plans.set(name, { ...emptyGatewayPlan(), settings: { pool: settings }, gateways, shards, nodes: nodeEntries });
+    const fixed = { settings: { pool: settings }, gateways, nodes: nodeEntries, shards };
+    const made = parts.poolPlans.get(name)?.plan(fixed, cluster, limitShards);
+    if (made !== undefined) plans.set(name, made);
   }
-  const served = new ServedByPool();
-  const assigned = new Set<string>();
-  for (const counted of pods) {
-    const pool = poolOfNamespace.get(counted.namespace);
-    const gatewayPlan = pool === undefined ? undefined : plans.get(pool.name);
-    const group = binding.groupOf.get(counted.uid);
-    if (pool === undefined || gatewayPlan === undefined || group === undefined) continue;
-    const egressIP = assign.egressIPOf(counted);
-    if (egressIP !== undefined) assigned.add(counted.uid);
-    const addresses = egressIP === undefined ? undefined : allocation.addresses.get(egressIP.metadata.name);
-    const workload: WorkloadEntry = {
-      namespace: counted.namespace,
-      name: counted.pod.metadata.name,
-      uid: counted.uid,
-      node: counted.node,
-      services: [...(binding.servicesOf.get(counted.uid) ?? [])],
-      addresses: counted.addresses,
-      group,
-      egress: egressOf(counted, addresses, (address) => shardOf.get(address)),
-    };
-    gatewayPlan.workloads[counted.uid] = workload;
-    served.add(pool.name, workload);
-    if (nodeEntries[counted.node] === undefined) {
-      const message = `runs on ${counted.node}, of which there is no Node object: gateways take no packet from it`;
-      warnings.push({ object: counted.key, reason: 'NoNode', message });
-    }
-  }
-  const shardsOfLimits = limitShards(plans, binding);
-  for (const gatewayPlan of plans.values()) addPolicy(gatewayPlan, binding, shardsOfLimits);
+  for (const name of parts.poolPlans.keys()) if (!plans.has(name)) parts.poolPlans.delete(name);
+  warnings.push(...withoutNode(parts, carried, nodeEntries));
 
   // Nodes: what is released.
-  const allShards = pools.flatMap(({ name, shards }) => Object.keys(shards).map((shard) => `${name}/${shard}`));
-  const release = releases({
-    pods,
-    poolOf: (counted: CountedPod) => poolOfNamespace.get(counted.namespace),
-    assigned,
-    plans,
-    shards: new Set(allShards),
-    peers,
-    released: memory.released,
-  });
-  const nodes = new Map<string, NodePlan>();
-  const nodeNames = new Set([...Object.keys(nodeEntries), ...pods.map(({ node }) => node), ...peers.nodes.keys()]);
-  for (const node of nodeNames) {
-    const podCIDRs = nodeEntries[node]?.podCIDRs ?? [];
-    nodes.set(node, nodePlanFor(node, podCIDRs, pools, release.nodes.get(node) ?? {}));
-  }
-  const next: PlannerMemory = {
-    allocations: allocation.allocations,
-    shardIndices: indices,
-    released: release.released,
-    lastServices: vetoLists(binding),
-    gatewayAddresses,
-  };
-  const gateways = new Map(
-    pools.flatMap((pool) => Object.keys(pool.gateways).map((name) => [name, pool.name] as const)),
-  );
-  const webhooks = webhooksOf(snapshot);
-  const wakeAt = Math.min(
-    allocation.wakeAt ?? Number.POSITIVE_INFINITY,
-    binding.nextChange ?? Number.POSITIVE_INFINITY,
-  );
+  const held = releaseAll(parts, carried, pools, memory, peers);
+  parts.released = parts.nodes.released();
+  const nodes = nodePlans(parts, nodeEntries, pools, peers);
+
+  const vetoes = vetoesOf([cluster], parts.clusterVetoes);
+  parts.vetoes.replace(parts.clusterVetoes, vetoes);
+  parts.clusterVetoes = vetoes;
+  const webhooks = parts.webhooks.get([objects.webhookRules, objects.GatewayPool], () => webhooksOf(objects));
+  const wakeAt = Math.min(allocation.wakeAt ?? Number.POSITIVE_INFINITY, nextEdge(cluster, carried));
+  let statuses: Map<string, Status> | undefined;
+  let binding: Binding | undefined;
   return {
     pools: plans,
-    gateways,
-    served: served.pools,
+    gateways: new Map(pools.flatMap((pool) => Object.keys(pool.gateways).map((name) => [name, pool.name] as const))),
+    served: parts.served.look(),
     nodes,
-    statuses: statusesOf({
-      snapshot,
-      lists,
-      pools,
-      plans,
-      peers,
-      allocation,
-      shardOf,
-      gatewayPoolOf,
-      assign,
-      binding,
-      webhooks,
-      shardsOfLimits,
-      findings,
-    }),
+    get statuses() {
+      const findings = Findings.join([found.findings, addresses.findings, assigned.findings]);
+      const input = { objects, lists, pools, plans, peers, allocation, shardOf, gatewayPoolOf, assign, cluster };
+      statuses ??= statusesOf({ ...input, namespaces: carried, webhooks, limitShards, findings }, parts.statuses);
+      return statuses;
+    },
     warnings,
-    memory: next,
-    binding,
+    memory: {
+      allocations: allocation.allocations,
+      shardIndices: sameRecord(memory.shardIndices, found.indices),
+      released: parts.released,
+      lastServices: parts.vetoes.record,
+      gatewayAddresses: addresses.gatewayAddresses,
+    },
+    get binding() {
+      binding ??= joinBindings(
+        cluster,
+        carried.map((namespace) => namespace.binding).sort((a, b) => compareText(a.input.name, b.input.name)),
+      );
+      return binding;
+    },
     webhooks: webhooks.targets,
-    held: release.held,
+    held,
     ...(wakeAt === Number.POSITIVE_INFINITY ? {} : { wakeAt }),
   };
 }
 
-/** Groups of the plan's workloads, the rules that those name, the services that these name: nothing of other pools. */
-function addPolicy(gatewayPlan: GatewayPlan, binding: Binding, shardsOfLimits: ReadonlyMap<string, string[]>): void {
-  for (const { group } of Object.values(gatewayPlan.workloads)) {
-    const entry = binding.groups[group];
-    if (entry === undefined || gatewayPlan.groups[group] !== undefined) continue;
-    gatewayPlan.groups[group] = entry;
-    for (const id of contexts.flatMap((context) => entry.rules[context])) {
-      const rule = binding.rules[id];
-      if (rule === undefined) continue;
-      gatewayPlan.rules[id] = divided(id, rule, shardsOfLimits);
-      for (const key of rule.services === '*' ? [] : rule.services) {
-        const service = binding.services[key];
-        if (service !== undefined) gatewayPlan.services[key] = service;
-      }
-    }
-  }
+const nothing: readonly never[] = [];
+
+function unknownModes({ Namespace: namespaces }: Objects): Warning[] {
+  const message = `its label ${LABEL_MODE} is neither Enforce nor Audit: its policy is enforced unless its pool says Audit`;
+  return namespaces.flatMap((namespace) =>
+    modeOf(namespace) === undefined ? [{ object: objectKey(namespace), reason: 'UnknownMode', message }] : [],
+  );
 }
 
-/** The lists that drop and reject rules enforce now: what stays in force when their object is deleted. */
-function vetoLists({ rules, services }: Binding): Record<string, ServiceEntry> {
-  const lists: Record<string, ServiceEntry> = {};
-  for (const { action, services: names } of Object.values(rules)) {
-    if ((action !== 'drop' && action !== 'reject') || names === '*') continue;
-    for (const name of names) {
-      const service = services[name];
-      if (service !== undefined) lists[serviceName(name)] = service;
+function clusterRules(parts: PlanParts, { ClusterEgressRule: rules, namespaces }: Objects, around: Surroundings) {
+  const catalog = serviceCatalog({
+    find: (key) => serviceNamed(namespaces, key),
+    trusts: (name) => {
+      const object = namespaces.get(name)?.namespace;
+      return object !== undefined && lendsServices(object);
+    },
+    controllerNamespace: CONTROLLER_NAMESPACE,
+    known: around.known,
+  });
+  const made = bindCluster(rules, catalog, around, parts.cluster);
+  parts.cluster = { ...made, bound: sameList(parts.cluster?.bound, made.bound) };
+  return parts.cluster;
+}
+
+/** Everything that is put together from namespaces. */
+function replaceNamespace(parts: PlanParts, last: CarriedNamespace | undefined, next: CarriedNamespace | undefined) {
+  const [from, to] = [last?.state.pool, next?.state.pool];
+  if (from !== to) parts.poolPlans.get(from ?? '')?.replace(last, undefined);
+  parts.poolPlans.get(to ?? '')?.replace(from === to ? last : undefined, next);
+  parts.vetoes.replace(last?.vetoes, next?.vetoes);
+  parts.served.replace(last, next);
+  const [before, now] = [last?.state.pods.counted ?? nothing, next?.state.pods.counted ?? nothing];
+  if (before !== now) {
+    for (const { node } of before) count(parts.podsOfNode, node, -1);
+    for (const { node } of now) count(parts.podsOfNode, node, 1);
+  }
+  if (next !== undefined || last === undefined) return;
+  const { name } = last.state.objects;
+  parts.nodes.replace(parts.releases.get(name)?.releases, undefined);
+  parts.releases.delete(name);
+}
+
+function count(counts: Map<string, number>, key: string, by: number): void {
+  const now = (counts.get(key) ?? 0) + by;
+  if (now === 0) counts.delete(key);
+  else counts.set(key, now);
+}
+
+/** Over all namespaces. */
+function clusterLimitShards(carried: readonly CarriedNamespace[], limited: Part<RuleEntry>): Map<string, string[]> {
+  const shards = new Map<string, Set<string>>();
+  for (const id of Object.keys(limited)) {
+    for (const { limitShards } of carried) {
+      if (!Object.hasOwn(limitShards, id)) continue;
+      const set = shards.get(id) ?? new Set<string>();
+      shards.set(id, set);
+      for (const shard of limitShards[id] ?? []) set.add(shard);
     }
   }
-  return lists;
+  return new Map([...shards].map(([id, set]) => [id, [...set].sort()]));
+}
+
+function withoutNode(parts: PlanParts, carried: readonly CarriedNamespace[], nodes: Part<NodeEntry>): Warning[] {
+  const missing = new Set([...parts.podsOfNode.keys()].filter((node) => !Object.hasOwn(nodes, node)));
+  if (missing.size === 0) return [];
+  const warnings = carried.flatMap(({ state, workloads }) =>
+    state.pods.counted.flatMap(({ key, uid, node }): Warning[] => {
+      if (!missing.has(node) || !Object.hasOwn(workloads, uid)) return [];
+      const message = `runs on ${node}, of which there is no Node object: gateways take no packet from it`;
+      return [{ object: key, reason: 'NoNode', message }];
+    }),
+  );
+  return warnings.sort((a, b) => compareText(a.object, b.object));
+}
+
+/** Returns how many pods wait. */
+function releaseAll(
+  parts: PlanParts,
+  carried: readonly CarriedNamespace[],
+  pools: readonly Pool[],
+  memory: PlannerMemory,
+  peers: Peers,
+): number {
+  const poolByName = new Map(pools.map((pool) => [pool.name, pool]));
+  const shards = new Set(pools.flatMap(({ name, shards }) => Object.keys(shards).map((shard) => `${name}/${shard}`)));
+  const { released } = memory;
+  let held = 0;
+  for (const { state, workloads, assigned } of carried) {
+    const { name } = state.objects;
+    const pods = state.pods.counted;
+    const pool = poolByName.get(state.pool ?? '');
+    const from = [pods, workloads, assigned, pool?.name, pool?.settings.unassigned];
+    const last = parts.releases.get(name);
+    // Where nobody waits, and what is remembered is what came out last, no gateway has anything to say.
+    const settled = released === parts.released && last?.releases.held === 0 && sameItems(last.from, from);
+    if (settled) continue;
+    const made = releases({ pods, pool, assigned, workloads, shards, peers, released });
+    const now = { ...made, released: sameRecord(last?.releases.released, made.released) };
+    held += now.held;
+    parts.nodes.replace(last?.releases, now);
+    parts.releases.set(name, { from, releases: now });
+  }
+  return held;
+}
+
+function nodePlans(
+  parts: PlanParts,
+  entries: Part<NodeEntry>,
+  pools: readonly Pool[],
+  peers: Peers,
+): Map<string, NodePlan> {
+  const around = parts.nodeSurroundings.get([pools], (last) => sameSurroundings(last, nodeSurroundings(pools)));
+  const plans = new Map<string, NodePlan>();
+  for (const node of new Set([...Object.keys(entries), ...parts.podsOfNode.keys(), ...peers.nodes.keys()])) {
+    const [podCIDRs, workloads] = [entries[node]?.podCIDRs ?? nothing, parts.nodes.workloads(node)];
+    const from = [around, podCIDRs, workloads];
+    const last = parts.nodePlans.get(node);
+    let plan = last?.plan;
+    if (plan === undefined || !sameItems(last?.from ?? [], from)) {
+      const made = nodePlanFor(node, [...podCIDRs], around, workloads);
+      made.settings = stable(plan?.settings, made.settings);
+      if (plan === undefined || !sameItems(Object.values(plan), Object.values(made))) plan = made;
+    }
+    parts.nodePlans.set(node, { from, plan });
+    plans.set(node, plan);
+  }
+  for (const node of parts.nodePlans.keys()) if (!plans.has(node)) parts.nodePlans.delete(node);
+  return plans;
+}
+
+function sameSurroundings(last: NodeSurroundings | undefined, now: NodeSurroundings): NodeSurroundings {
+  if (last === undefined) return now;
+  const gateways = sameRecord(last.gateways, now.gateways);
+  const shards = sameRecord(last.shards, now.shards);
+  const settings = stable(last.settings, now.settings);
+  return gateways === last.gateways && shards === last.shards && settings === last.settings
+    ? last
+    : { gateways, shards, settings };
+}
+
+function nextEdge(cluster: AdmittedRules, carried: readonly CarriedNamespace[]): number {
+  let next = Number.POSITIVE_INFINITY;
+  const look = ({ schedules }: AdmittedRules): void => {
+    for (const [, state] of schedules) next = Math.min(next, state?.nextChange ?? next);
+  };
+  look(cluster);
+  for (const { binding } of carried) {
+    look(binding.own.namespace);
+    look(binding.own.service);
+  }
+  return next;
 }
 
 function nodesOf(objects: readonly Node[]): Record<string, NodeEntry> {

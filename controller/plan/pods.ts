@@ -2,12 +2,15 @@
  * Pods that count: those with addresses of their own that may send. A finished pod's address is free again, a
  * host-network pod's is the node's. Two pods that claim one address: the newest has it (the API server may show the
  * old one for a while after its address was given again); the other loses all its addresses, since half a pod
- * would be steered and half not.
+ * would be steered and half not. The same of two with one uid, which is a manifest that was copied.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
 import { objectKey, type Pod } from '../../api/kinds.ts';
 import { podKey } from '../../policy/endpoints.ts';
+import { sameList } from './memo.ts';
+import type { NamespaceObjects } from './objects.ts';
 import type { Warning } from './plan.ts';
+import { compareText, older } from './snapshot.ts';
 
 export interface CountedPod {
   pod: Pod;
@@ -19,23 +22,123 @@ export interface CountedPod {
   addresses: string[];
 }
 
-/** `pods` oldest first; so is the result. */
+/** In the order of `pods`. */
 export function countedPods(pods: readonly Pod[], warnings: Warning[]): CountedPod[] {
-  const holder = new Map<string, CountedPod>();
-  const counted: CountedPod[] = [];
-  for (const pod of [...pods].reverse()) {
-    const entry = countedPod(pod);
-    if (entry === undefined) continue;
-    const other = entry.addresses.map((address) => holder.get(address)).find((found) => found !== undefined);
-    if (other !== undefined) {
-      const message = `claims an address of ${other.key}, which is newer; it is ignored`;
-      warnings.push({ object: entry.key, reason: 'AddressTaken', message });
-      continue;
+  const claims = new Claims();
+  const counted = pods.flatMap((pod) => countedPod(pod) ?? []);
+  for (const pod of counted) claims.add(pod);
+  const losers = claims.losers();
+  warnings.push(...warningsOf(losers));
+  return counted.filter((pod) => !losers.has(pod));
+}
+
+/** Of one namespace. A value. */
+export interface NamespacePods {
+  /** Oldest first. */
+  counted: readonly CountedPod[];
+  /** What policy is bound to: these, and those on their node's network, which are known to be no source. */
+  bound: readonly Pod[];
+}
+
+/** The same namespace by namespace, from what it was before. */
+export class PodIndex {
+  readonly #claims = new Claims();
+  readonly #namespaces = new Map<string, { pods: readonly Pod[]; candidates: CountedPod[]; result: NamespacePods }>();
+  #losers: ReadonlyMap<CountedPod, CountedPod> = new Map();
+
+  look(objects: ReadonlyMap<string, NamespaceObjects>, warnings: Warning[]): void {
+    const changed = new Set<string>();
+    for (const [name, { candidates }] of this.#namespaces) {
+      if (objects.has(name)) continue;
+      for (const pod of candidates) this.#claims.remove(pod);
+      this.#namespaces.delete(name);
     }
-    for (const address of entry.addresses) holder.set(address, entry);
-    counted.push(entry);
+    for (const [name, { pods }] of objects) {
+      const last = this.#namespaces.get(name);
+      if (last?.pods === pods) continue;
+      const known = new Map(last?.candidates.map((candidate) => [candidate.pod, candidate]));
+      const candidates = pods.flatMap((pod) => known.get(pod) ?? countedPod(pod) ?? []);
+      const stay = new Set(candidates);
+      for (const candidate of known.values()) if (!stay.has(candidate)) this.#claims.remove(candidate);
+      for (const candidate of candidates) if (!known.has(candidate.pod)) this.#claims.add(candidate);
+      this.#namespaces.set(name, { pods, candidates, result: last?.result ?? { counted: [], bound: [] } });
+      changed.add(name);
+    }
+    const losers = this.#claims.losers();
+    for (const { namespace } of [...losers.keys(), ...this.#losers.keys()]) changed.add(namespace);
+    this.#losers = losers;
+    warnings.push(...warningsOf(losers));
+    for (const name of changed) {
+      const place = this.#namespaces.get(name);
+      if (place === undefined) continue;
+      const counted = sameList(
+        place.result.counted,
+        place.candidates.filter((pod) => !losers.has(pod)),
+      );
+      const host = place.pods.filter(({ spec }) => spec.hostNetwork === true);
+      const bound = sameList(place.result.bound, [...counted.map(({ pod }) => pod), ...host]);
+      if (counted !== place.result.counted || bound !== place.result.bound) place.result = { counted, bound };
+    }
   }
-  return counted.reverse();
+
+  of(namespace: string): NamespacePods {
+    return this.#namespaces.get(namespace)?.result ?? { counted: [], bound: [] };
+  }
+}
+
+/** Who claims what. */
+class Claims {
+  /** Address or uid → its only claimant, or all of several. */
+  readonly #claims = new Map<string, CountedPod | CountedPod[]>();
+  readonly #contested = new Set<string>();
+
+  add(pod: CountedPod): void {
+    for (const claim of claimsOf(pod)) {
+      const others = this.#claims.get(claim);
+      if (others === undefined) this.#claims.set(claim, pod);
+      else {
+        this.#claims.set(claim, [others, pod].flat());
+        this.#contested.add(claim);
+      }
+    }
+  }
+
+  remove(pod: CountedPod): void {
+    for (const claim of claimsOf(pod)) {
+      const left = [this.#claims.get(claim) ?? []].flat().filter((other) => other !== pod);
+      const [only, second] = left;
+      if (second === undefined) this.#contested.delete(claim);
+      if (only === undefined) this.#claims.delete(claim);
+      else this.#claims.set(claim, second === undefined ? only : left);
+    }
+  }
+
+  /** Each with one to which it loses. */
+  losers(): Map<CountedPod, CountedPod> {
+    const losers = new Map<CountedPod, CountedPod>();
+    const claimants = new Set([...this.#contested].flatMap((claim) => this.#claims.get(claim) ?? []));
+    const holder = new Map<string, CountedPod>();
+    for (const pod of [...claimants].sort((a, b) => older(b.pod, a.pod))) {
+      const claims = claimsOf(pod);
+      const other = claims.map((claim) => holder.get(claim)).find((found) => found !== undefined);
+      if (other !== undefined) losers.set(pod, other);
+      else for (const claim of claims) holder.set(claim, pod);
+    }
+    return losers;
+  }
+}
+
+/** No uid looks like an address. */
+const claimsOf = ({ uid, addresses }: CountedPod): string[] => [...addresses, `uid ${uid}`];
+
+function warningsOf(losers: ReadonlyMap<CountedPod, CountedPod>): Warning[] {
+  return [...losers]
+    .map(([pod, other]): Warning => {
+      const [what, reason] =
+        pod.uid === other.uid ? ['has the uid', 'UidTaken'] : ['claims an address', 'AddressTaken'];
+      return { object: pod.key, reason, message: `${what} of ${other.key}, which is newer; it is ignored` };
+    })
+    .sort((a, b) => compareText(a.object, b.object));
 }
 
 function countedPod(pod: Pod): CountedPod | undefined {
@@ -53,7 +156,7 @@ function countedPod(pod: Pod): CountedPod | undefined {
     pod,
     uid: podKey(pod),
     key: objectKey(pod),
-    namespace: metadata.namespace ?? 'default',
+    namespace: metadata.namespace ?? '',
     node: spec.nodeName,
     addresses: [...addresses],
   };

@@ -20,8 +20,9 @@ export interface Pool {
   name: string;
   object: GatewayPool;
   settings: PoolSettings;
+  /** Without what gateways report of themselves, until it is looked at. */
   gateways: Record<string, GatewayEntry>;
-  /** `egressIPs` is filled once addresses are allocated. */
+  /** Without `egressIPs`, until addresses are allocated. */
   shards: Record<string, ShardEntry>;
   namespaces: string[];
   /** Of these, those whose whole policy is in audit. */

@@ -5,48 +5,50 @@
  * is dropped at once. A release is remembered, so that a restart of the controller withdraws nothing.
  */
 import {
-  emptyNodePlan,
   families,
-  type GatewayPlan,
   type NodePlan,
+  type NodeSettings,
   type NodeWorkloadEntry,
   type PerFamily,
   type Steer,
   type WorkloadEntry,
 } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
-import type { Release } from './memory.ts';
+import { sameRecord } from './memo.ts';
+import type { PlannerMemory, Release } from './memory.ts';
 import type { Peers } from './peers.ts';
 import type { CountedPod } from './pods.ts';
 import { type Pool, tunnelled } from './pools.ts';
 
 export interface ReleaseInput {
   pods: readonly CountedPod[];
-  poolOf(pod: CountedPod): Pool | undefined;
+  /** That carries them. */
+  pool: Pool | undefined;
   /** Whether an EgressIP selects the pod, with an address or not. */
   assigned: ReadonlySet<string>;
-  plans: ReadonlyMap<string, GatewayPlan>;
+  /** Of the pool's plan. */
+  workloads: Readonly<Record<string, WorkloadEntry>>;
   /** `pool/shard` of every pool. */
   shards: ReadonlySet<string>;
   peers: Peers;
-  released: Readonly<Record<string, Release>>;
+  released: PlannerMemory['released'];
 }
 
+/** Pods of one namespace. */
 export interface Releases {
-  /** Pod entries by node. */
-  nodes: Map<string, Record<string, NodeWorkloadEntry>>;
+  /** By uid. */
   released: Record<string, Release>;
+  /** Those that wait, whatever their node does with them meanwhile. None: nothing that a gateway says changes this. */
   held: number;
 }
 
 export function releases(input: ReleaseInput): Releases {
-  const nodes = new Map<string, Record<string, NodeWorkloadEntry>>();
+  const { pool } = input;
   const released: Record<string, Release> = {};
   let held = 0;
   for (const counted of input.pods) {
     const { uid, node } = counted;
-    const pool = input.poolOf(counted);
-    const workload = pool === undefined ? undefined : input.plans.get(pool.name)?.workloads[uid];
+    const workload = pool === undefined ? undefined : input.workloads[uid];
     const entry: NodeWorkloadEntry = {
       namespace: counted.namespace,
       name: counted.pod.metadata.name,
@@ -55,28 +57,94 @@ export function releases(input: ReleaseInput): Releases {
       steer: steerOf(pool, workload, input.assigned.has(uid)),
     };
     const fingerprint = fingerprintOf(pool, workload, entry);
-    const before = input.released[uid];
-    const known = before !== undefined && before.node === node;
+    const before = releaseOf(input.released, node, uid);
     let next: NodeWorkloadEntry | undefined;
     let fingerprintNow = fingerprint;
-    if ((known && before.fingerprint === fingerprint) || acknowledged(pool, workload, entry, input.peers)) {
+    if (before?.fingerprint === fingerprint || acknowledged(pool, workload, entry, input.peers)) {
       next = entry;
     } else {
       held++;
       // Steering by other addresses than the pod has now would be worth nothing.
-      if (known && sameJson(before.entry.addresses, entry.addresses) && exists(before.entry, input.shards)) {
+      if (
+        before !== undefined &&
+        sameJson(before.entry.addresses, entry.addresses) &&
+        exists(before.entry, input.shards)
+      ) {
         next = { ...before.entry, steer: { ...before.entry.steer, ...dropsOf(entry) } };
         fingerprintNow = before.fingerprint;
       }
     }
     if (next === undefined) continue;
-    const workloads = nodes.get(node) ?? {};
-    workloads[uid] = next;
-    nodes.set(node, workloads);
-    released[uid] = { fingerprint: fingerprintNow, node, entry: next };
+    const release = { fingerprint: fingerprintNow, node, entry: next };
+    released[uid] = before !== undefined && sameJson(before, release) ? before : release;
   }
-  return { nodes, released, held };
+  return { released, held };
 }
+
+/** Names of nodes and uids are anybody's text. */
+function releaseOf(released: PlannerMemory['released'], node: string, uid: string): Release | undefined {
+  const ofNode = Object.hasOwn(released, node) ? released[node] : undefined;
+  return ofNode !== undefined && Object.hasOwn(ofNode, uid) ? ofNode[uid] : undefined;
+}
+
+/** Releases by node, put together from those of namespaces; what nothing changed for is the same object. */
+export class NodeIndex {
+  readonly #nodes = new Map<string, Map<string, Release>>();
+  readonly #changed = new Set<string>();
+  #released: PlannerMemory['released'] = {};
+  readonly #workloads = new Map<string, Record<string, NodeWorkloadEntry>>();
+
+  replace(before: Releases | undefined, now: Releases | undefined): void {
+    const [old, next] = [before?.released ?? {}, now?.released ?? {}];
+    if (old === next) return;
+    for (const [uid, release] of Object.entries(old)) {
+      const { node } = release;
+      if (Object.hasOwn(next, uid) && next[uid]?.node === node) continue;
+      const pods = this.#nodes.get(node);
+      // Another namespace may have a pod of this uid now, and may have been looked at before.
+      if (pods?.get(uid) !== release) continue;
+      pods.delete(uid);
+      this.#changed.add(node);
+    }
+    for (const [uid, release] of Object.entries(next)) {
+      if (Object.hasOwn(old, uid) && old[uid] === release) continue;
+      const pods = this.#nodes.get(release.node) ?? new Map<string, Release>();
+      this.#nodes.set(release.node, pods);
+      pods.set(uid, release);
+      this.#changed.add(release.node);
+    }
+  }
+
+  /** After all replacements. */
+  released(): PlannerMemory['released'] {
+    if (this.#changed.size === 0) return this.#released;
+    for (const node of this.#changed) {
+      const pods = this.#nodes.get(node) ?? new Map<string, Release>();
+      if (pods.size === 0) this.#nodes.delete(node);
+      const workloads = Object.fromEntries([...pods].map(([uid, { entry }]) => [uid, entry]));
+      this.#workloads.set(node, sameRecord(this.#workloads.get(node), workloads));
+    }
+    const released = Object.entries(this.#released).filter(([node]) => !this.#changed.has(node));
+    const changed = [...this.#changed].flatMap((node) => {
+      const pods = this.#nodes.get(node);
+      return pods === undefined ? [] : [[node, Object.fromEntries(pods)] as const];
+    });
+    this.#released = Object.fromEntries([...released, ...changed]);
+    this.#changed.clear();
+    return this.#released;
+  }
+
+  /** Nodes with pods that are released. */
+  names(): Iterable<string> {
+    return this.#nodes.keys();
+  }
+
+  workloads(node: string): Record<string, NodeWorkloadEntry> {
+    return this.#workloads.get(node) ?? nobody;
+  }
+}
+
+const nobody: Record<string, NodeWorkloadEntry> = {};
 
 function steerOf(pool: Pool | undefined, workload: WorkloadEntry | undefined, assigned: boolean): PerFamily<Steer> {
   const steer: PerFamily<Steer> = {};
@@ -134,28 +202,23 @@ function acknowledged(
   });
 }
 
-/** Everything of a node's plan but the pods, which differ by node. */
-export function nodePlanFor(
-  node: string,
-  podCIDRs: string[],
-  pools: readonly Pool[],
-  workloads: Record<string, NodeWorkloadEntry>,
-): NodePlan {
-  const result = emptyNodePlan();
+/** What all nodes have, whatever pods run there. */
+export type NodeSurroundings = Pick<NodePlan, 'gateways' | 'shards'> & {
+  settings: Omit<NodeSettings, 'node' | 'podCIDRs'> | undefined;
+};
+
+export function nodeSurroundings(pools: readonly Pool[]): NodeSurroundings {
+  const result: NodeSurroundings = { gateways: {}, shards: {}, settings: undefined };
   const [first] = pools;
-  if (first === undefined) return { ...result, workloads };
+  if (first === undefined) return result;
   const tunnels = pools.filter(({ settings }) => tunnelled(settings));
   const mtus = tunnels.flatMap(({ settings }) => settings.steering.mtu ?? []);
   const union = (pick: (pool: Pool) => string[]): string[] => [...new Set(pools.flatMap(pick))];
   result.settings = {
-    node: {
-      node,
-      podCIDRs,
-      port: (tunnels[0] ?? first).settings.steering.port,
-      mtu: mtus.length > 0 ? Math.min(...mtus) : null,
-      clusterCIDRs: union(({ settings }) => settings.clusterCIDRs),
-      excludedCIDRs: union(({ settings }) => settings.excludedCIDRs),
-    },
+    port: (tunnels[0] ?? first).settings.steering.port,
+    mtu: mtus.length > 0 ? Math.min(...mtus) : null,
+    clusterCIDRs: union(({ settings }) => settings.clusterCIDRs),
+    excludedCIDRs: union(({ settings }) => settings.excludedCIDRs),
   };
   for (const { name, settings, shards, gateways } of pools) {
     Object.assign(result.gateways, gateways);
@@ -164,5 +227,19 @@ export function nodePlanFor(
       result.shards[`${name}/${shard}`] = { index, mode, vni, nextHops };
     }
   }
-  return { ...result, workloads };
+  return result;
+}
+
+export function nodePlanFor(
+  node: string,
+  podCIDRs: string[],
+  { settings, gateways, shards }: NodeSurroundings,
+  workloads: Record<string, NodeWorkloadEntry>,
+): NodePlan {
+  return {
+    settings: settings === undefined ? {} : { node: { node, podCIDRs, ...settings } },
+    gateways,
+    shards,
+    workloads,
+  };
 }

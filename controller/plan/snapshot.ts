@@ -9,13 +9,20 @@ export type Snapshot = ReadonlyMap<string, AnyObject>;
 export type Kind = AnyObject['kind'];
 
 export function ofKind<K extends Kind>(snapshot: Snapshot, kind: K): Extract<AnyObject, { kind: K }>[] {
-  const found: { object: Extract<AnyObject, { kind: K }>; created: number; key: string }[] = [];
-  for (const [key, object] of snapshot) {
-    if (object.kind !== kind) continue;
-    found.push({ object: object as Extract<AnyObject, { kind: K }>, created: createdAt(object), key });
+  const found: Extract<AnyObject, { kind: K }>[] = [];
+  for (const object of snapshot.values()) {
+    if (object.kind === kind) found.push(object as Extract<AnyObject, { kind: K }>);
   }
-  // As `older`, with times read once.
-  return found.sort((a, b) => a.created - b.created || compareText(a.key, b.key)).map(({ object }) => object);
+  return oldestFirst(found);
+}
+
+/** In the order of `older`, with times read once. */
+export function oldestFirst<O extends AnyObject>(objects: readonly O[]): O[] {
+  if (objects.length < 2) return [...objects];
+  return objects
+    .map((object) => ({ object, created: createdAt(object), key: objectKey(object) }))
+    .sort((a, b) => a.created - b.created || compareText(a.key, b.key))
+    .map(({ object }) => object);
 }
 
 export const createdAt = (object: AnyObject): number => Date.parse(object.metadata.creationTimestamp ?? '') || 0;

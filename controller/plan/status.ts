@@ -3,24 +3,27 @@
  * named), Programmed (in force on the gateways that matter), and a few facts. Pure; without times.
  */
 import { hitsIdOfObject } from '../../api/hits.ts';
-import { type EgressIP, type GatewayPool, objectKey } from '../../api/kinds.ts';
+import { type AnyObject, type EgressIP, type EgressRule, type GatewayPool, objectKey } from '../../api/kinds.ts';
 import { families, type GatewayPlan } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
-import type { Binding } from '../../policy/bind.ts';
+import type { AdmittedRules } from '../../policy/admit.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
+import { qualifiedName } from '../../policy/order.ts';
 import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
+import type { CarriedNamespace } from './carried.ts';
 import type { Condition, Findings, Status } from './condition.ts';
 import { limitFacts } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
+import { type Part, sameItems } from './memo.ts';
+import type { Objects } from './objects.ts';
 import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
-import type { Snapshot } from './snapshot.ts';
 import type { PlannedWebhooks } from './webhooks.ts';
 
 export interface StatusInput {
-  snapshot: Snapshot;
+  objects: Objects;
   lists: KnownLists;
   pools: readonly Pool[];
   plans: ReadonlyMap<string, GatewayPlan>;
@@ -29,11 +32,12 @@ export interface StatusInput {
   shardOf: ReadonlyMap<string, string>;
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
   assign: Assigner;
-  binding: Binding;
+  cluster: AdmittedRules;
+  namespaces: readonly CarriedNamespace[];
   webhooks: PlannedWebhooks;
-  /** Rule id → `pool/shard` over which its limits are divided. */
-  shardsOfLimits: ReadonlyMap<string, string[]>;
-  findings: Findings;
+  /** Rule id of the cluster → `pool/shard` over which its limits are divided. */
+  limitShards: ReadonlyMap<string, string[]>;
+  findings: Pick<Findings, 'of'>;
 }
 
 const yes = (type: Condition['type'], reason: string, message: string): Condition => ({
@@ -47,77 +51,116 @@ const no = (type: Condition['type'], reason: string, message: string): Condition
   status: 'False',
 });
 
-export function statusesOf(input: StatusInput): Map<string, Status> {
+/** Statuses of what belongs to one namespace, and what they were made from. */
+export type NamespaceStatuses = Map<string, { from: readonly unknown[]; statuses: ReadonlyMap<string, Status> }>;
+
+/** `known`: of the last time; it is brought up to date. */
+export function statusesOf(input: StatusInput, known: NamespaceStatuses): Map<string, Status> {
   const statuses = new Map<string, Status>();
-  const rules = new Map(input.binding.conditions.map((condition) => [condition.objectKey, condition]));
   const behind = gatewaysBehind(input);
   const policy = policyProgrammed(input, behind);
-  for (const [key, object] of input.snapshot) {
-    const found = input.findings.of(key);
-    const generation = object.metadata.generation;
-    const facts: Record<string, unknown> = {};
-    const conditions: Condition[] = [];
-    switch (object.kind) {
-      case 'GatewayPool':
-        Object.assign(facts, poolFacts(object, input));
-        conditions.push(accepted(), conflicted(), poolProgrammed(object.metadata.name, behind));
-        break;
-      case 'EgressIPPool': {
-        const missing = !input.pools.some(({ name }) => name === object.spec.gatewayPool);
-        const message = `GatewayPool ${object.spec.gatewayPool} does not exist or is not accepted`;
-        facts.inUse = Object.values(input.allocation.allocations).filter(
-          ({ pool, releasedAt }) => pool === object.metadata.name && releasedAt === undefined,
-        ).length;
-        conditions.push(missing ? no('Accepted', 'NoSuchPool', message) : accepted(), conflicted());
-        break;
+  const { GatewayPool, EgressIPPool, EgressIP, ClusterEgressRule } = input.objects;
+  for (const object of GatewayPool) {
+    const conditions = [...basic(object), poolProgrammed(object.metadata.name, behind)];
+    add(object, conditions, poolFacts(object, input));
+  }
+  for (const object of EgressIPPool) {
+    const missing = !input.pools.some(({ name }) => name === object.spec.gatewayPool);
+    const message = `GatewayPool ${object.spec.gatewayPool} does not exist or is not accepted`;
+    const inUse = Object.values(input.allocation.allocations).filter(
+      ({ pool, releasedAt }) => pool === object.metadata.name && releasedAt === undefined,
+    ).length;
+    const [accepted, conflicted] = basic(object);
+    add(object, [missing ? no('Accepted', 'NoSuchPool', message) : accepted, conflicted], { inUse });
+  }
+  for (const object of EgressIP) {
+    const { programmed, ...facts } = egressIPFacts(object, input);
+    const found = input.findings.of(objectKey(object)).find(({ type }) => type === 'Programmed');
+    add(object, [...basic(object), found ?? programmed], facts);
+  }
+  addRules(statuses, input, ClusterEgressRule, input.cluster, Object.fromEntries(input.limitShards), policy);
+  for (const carried of input.namespaces) {
+    const { state, binding, limitShards } = carried;
+    const { name, externalServices, namespaceRules, serviceRules } = state.objects;
+    const lists = externalServices.flatMap((service) =>
+      service.spec.addressesFrom === undefined ? [] : [input.lists.get(qualifiedName(service.metadata))],
+    );
+    const refused = [...namespaceRules, ...serviceRules].flatMap((rule) =>
+      rule.spec.webhook === undefined ? [] : [input.webhooks.refused.get(objectKey(rule))],
+    );
+    const from = [externalServices, binding.own, limitShards, policy.reason, policy.message, ...lists.flatMap(flat)];
+    const all = [...from, ...refused.map((condition) => condition?.message)];
+    let made = known.get(name);
+    if (made === undefined || !sameItems(made.from, all)) {
+      const own = new Map<string, Status>();
+      addRules(own, input, namespaceRules, binding.own.namespace, limitShards, policy);
+      addRules(own, input, serviceRules, binding.own.service, limitShards, policy);
+      for (const object of externalServices) {
+        const known = input.lists.get(qualifiedName(object.metadata));
+        const conditions = [listProblem(object, known) ?? accepting];
+        own.set(objectKey(object), statusOf(object, conditions, listFacts(object, known)));
       }
-      case 'EgressIP': {
-        const { programmed, ...rest } = egressIPFacts(object, input);
-        Object.assign(facts, rest);
-        conditions.push(accepted(), conflicted(), find('Programmed') ?? programmed);
-        break;
+      for (const [key, status] of own) {
+        const before = made?.statuses.get(key);
+        if (before !== undefined && sameJson(before, status)) own.set(key, before);
       }
-      case 'ClusterEgressRule':
-      case 'NamespaceEgressRule':
-      case 'ServiceEgressRule': {
-        const rule = rules.get(key);
-        if (rule === undefined) conditions.push(accepted());
-        else conditions.push({ type: rule.type, status: rule.status, reason: rule.reason, message: rule.message });
-        if (rule?.schedule !== undefined) Object.assign(facts, scheduleFacts(rule.schedule));
-        const id = hitsIdOfObject(key) ?? '';
-        Object.assign(facts, limitFacts(input.binding.rules[id], input.shardsOfLimits.get(id)));
-        conditions.push(
-          rule?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy,
-        );
-        conditions.push(...[input.webhooks.refused.get(key) ?? []].flat());
-        break;
-      }
-      case 'ExternalService': {
-        const lists = input.lists.get(key.slice('ExternalService/'.length));
-        Object.assign(facts, listFacts(object, lists));
-        conditions.push(listProblem(object, lists) ?? accepted());
-        break;
-      }
-      default:
-        continue;
+      made = { from: all, statuses: own };
+      known.set(name, made);
     }
-    statuses.set(key, {
-      ...(generation === undefined ? {} : { observedGeneration: generation }),
-      conditions,
-      ...facts,
-    });
-
-    function find(type: Condition['type']): Condition | undefined {
-      return found.find((condition) => condition.type === type);
-    }
-    function accepted(): Condition {
-      return find('Accepted') ?? yes('Accepted', 'Accepted', 'understood and in use');
-    }
-    function conflicted(): Condition {
-      return find('Conflicted') ?? no('Conflicted', 'NoConflict', 'no other object has what this one asks for');
-    }
+    for (const [key, status] of made.statuses) statuses.set(key, status);
+  }
+  if (known.size > input.namespaces.length) {
+    const names = new Set(input.namespaces.map(({ state }) => state.objects.name));
+    for (const name of known.keys()) if (!names.has(name)) known.delete(name);
   }
   return statuses;
+
+  function basic(object: AnyObject): [Condition, Condition] {
+    const found = input.findings.of(objectKey(object));
+    return [
+      found.find(({ type }) => type === 'Accepted') ?? accepting,
+      found.find(({ type }) => type === 'Conflicted') ??
+        no('Conflicted', 'NoConflict', 'no other object has what this one asks for'),
+    ];
+  }
+  function add(object: AnyObject, conditions: Condition[], facts: Record<string, unknown>): void {
+    statuses.set(objectKey(object), statusOf(object, conditions, facts));
+  }
+}
+
+const accepting = yes('Accepted', 'Accepted', 'understood and in use');
+/** What a status says of lists, item by item: the lists of a service are put together anew each time. */
+const flat = (lists: KnownLists extends ReadonlyMap<string, infer L> ? L | undefined : never): unknown[] =>
+  (lists ?? []).flatMap(({ addresses, problem }) => [addresses, problem?.reason, problem?.message]);
+
+function statusOf(object: AnyObject, conditions: Condition[], facts: Record<string, unknown>): Status {
+  const { generation } = object.metadata;
+  return { ...(generation === undefined ? {} : { observedGeneration: generation }), conditions, ...facts };
+}
+
+function addRules(
+  statuses: Map<string, Status>,
+  { webhooks }: StatusInput,
+  rules: readonly EgressRule[],
+  admitted: AdmittedRules,
+  shardsOfLimits: Part<string[]>,
+  policy: Condition,
+): void {
+  // Of one rule each, in the same order.
+  for (const [at, rule] of rules.entries()) {
+    const key = objectKey(rule);
+    const about = admitted.conditions[at];
+    const facts: Record<string, unknown> = {};
+    const conditions: Condition[] = [];
+    if (about === undefined) conditions.push(accepting);
+    else conditions.push({ type: about.type, status: about.status, reason: about.reason, message: about.message });
+    if (about?.schedule !== undefined) Object.assign(facts, scheduleFacts(about.schedule));
+    const id = hitsIdOfObject(key) ?? '';
+    Object.assign(facts, limitFacts(admitted.rules[id], shardsOfLimits[id]));
+    conditions.push(about?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy);
+    conditions.push(...[webhooks.refused.get(key) ?? []].flat());
+    statuses.set(key, statusOf(rule, conditions, facts));
+  }
 }
 
 /** By pool: the gateways that do not have its plan in force, with the reason. */

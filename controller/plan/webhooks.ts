@@ -3,14 +3,14 @@
  * in audit permits nothing, so it has nothing to tell. Pure.
  */
 import { hitsIdOfObject } from '../../api/hits.ts';
-import { type AnyObject, type EgressRule, objectKey } from '../../api/kinds.ts';
+import { type EgressRule, objectKey } from '../../api/kinds.ts';
 import { formatAuthority, parseListUrl } from '../../api/list-url.ts';
 import type { Context } from '../../api/plan.ts';
 import { must } from '../../api/result.ts';
 import type { WebhookRule } from '../../api/webhook.ts';
 import { allowedHosts } from '../observe/fetch-policy.ts';
 import type { Condition } from './condition.ts';
-import { ofKind, type Snapshot } from './snapshot.ts';
+import type { Objects } from './objects.ts';
 
 /** So that one namespace cannot keep the deliverer busy for all; cluster rules together have as many. */
 export const WEBHOOK_URLS_PER_NAMESPACE = 16;
@@ -37,17 +37,19 @@ const contextOf = {
   ServiceEgressRule: 'service',
 } as const satisfies Record<EgressRule['kind'], Context>;
 
-export function webhooksOf(snapshot: Snapshot): PlannedWebhooks {
+export function webhooksOf({
+  webhookRules,
+  GatewayPool,
+}: Pick<Objects, 'webhookRules' | 'GatewayPool'>): PlannedWebhooks {
   const targets: PlannedWebhooks['targets'] = new Map();
   const refused: PlannedWebhooks['refused'] = new Map();
   const urls = new Set<string>();
   const perNamespace = new Map<string, Set<string>>();
-  // Few rules among many: only these are put in order.
-  const asking = new Map([...snapshot].filter(([, object]) => isRule(object) && asks(object)));
-  if (asking.size === 0) return { targets, refused };
-  const allowed = allowedHosts(snapshot);
-  // The oldest rules' come first.
-  for (const rule of (Object.keys(contextOf) as EgressRule['kind'][]).flatMap((kind) => ofKind(asking, kind))) {
+  const asking = webhookRules.filter(asks);
+  if (asking.length === 0) return { targets, refused };
+  const allowed = allowedHosts(GatewayPool);
+  // The oldest rules' come first, those of the cluster before others.
+  for (const rule of Object.keys(contextOf).flatMap((kind) => asking.filter((one) => one.kind === kind))) {
     const { webhook, action } = rule.spec;
     if (webhook === undefined) continue;
     const key = objectKey(rule);
@@ -89,7 +91,6 @@ export function webhooksOf(snapshot: Snapshot): PlannedWebhooks {
   return { targets, refused };
 }
 
-const isRule = (object: AnyObject): object is EgressRule => Object.hasOwn(contextOf, object.kind);
 const asks = ({ spec }: EgressRule): boolean => spec.webhook !== undefined && spec.mode !== 'Audit';
 
 export const failing = (reason: string, message: string): Condition => ({

@@ -214,7 +214,7 @@ t.test('planner: invariants over changing worlds', async (t) => {
         for (const nodePlan of result.nodes.values()) {
           for (const [uid, entry] of Object.entries(nodePlan.workloads)) {
             const workload = gatewayPlan?.workloads[uid];
-            const remembered = memory.released[uid]?.entry;
+            const remembered = Object.values(memory.released).find((pods) => pods[uid] !== undefined)?.[uid]?.entry;
             for (const family of families) {
               const steer = entry.steer[family];
               if (typeof steer !== 'object') continue;

@@ -17,6 +17,7 @@ import { type FetchOutcome, fetchList } from '../../controller/observe/fetch.ts'
 import { allowedHosts, checkAddress, type FetchPolicy } from '../../controller/observe/fetch-policy.ts';
 import type { HttpsWorld } from '../../controller/observe/https.ts';
 import { forbiddenAddresses } from '../../controller/plan/forbidden.ts';
+import { ofKind } from '../../controller/plan/snapshot.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 
@@ -74,7 +75,7 @@ const snapshot = new Map(
   ].map((o) => [objectKey(o), o]),
 );
 const forbidden = forbiddenAddresses(snapshot, ['192.168.9.9', 'fe80::9'], ['203.0.113.31']);
-const allowed = allowedHosts(snapshot);
+const allowed = allowedHosts(ofKind(snapshot, 'GatewayPool'));
 const policy = (): FetchPolicy => ({ allows: (host, port) => allowed.has(`${host} ${port}`), forbidden });
 
 t.test('addresses that are never connected to', async (t) => {

@@ -100,9 +100,7 @@ t.test('wherever a writer died, the plan before or after a change is read', asyn
   await writer.file.close();
   const whole = readFileSync(fileIn(state));
   const cut = join(dir, 'cut');
-  const other = await openIn(cut);
-  await other.save(planOf(), 1, hashPlan(planOf()));
-  await other.close();
+  await (await openIn(cut)).save(planOf(), 1, hashPlan(planOf()));
   let wrong = 0;
   for (let bytes = 0; bytes <= whole.length; bytes++) {
     writeFileSync(fileIn(cut), whole.subarray(0, bytes));

@@ -4,6 +4,7 @@
  * fetch.test.ts, which has the tricks of URLs and certificates), and the front door: manifests, a gateway that reports
  * hits, a controller, a server.
  */
+
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer } from 'node:https';
@@ -23,6 +24,7 @@ import type { WebhookBody } from '../../api/webhook.ts';
 import { type Controller, runController } from '../../controller/main.ts';
 import type { FetchPolicy } from '../../controller/observe/fetch-policy.ts';
 import type { HttpsWorld } from '../../controller/observe/https.ts';
+import { ObjectIndex } from '../../controller/plan/objects.ts';
 import {
   WEBHOOK_URLS,
   WEBHOOK_URLS_PER_NAMESPACE,
@@ -59,11 +61,13 @@ const pool = (allowedHosts: string[]): AnyObject =>
   });
 const snapshotOf = (...objects: AnyObject[]) => new Map(objects.map((o) => [objectKey(o), o]));
 
+const objectsOf = (...objects: AnyObject[]) => new ObjectIndex().look(snapshotOf(...objects));
+
 t.test('which rules have one', async (t) => {
   const base = { externalServices: ['*'], webhook: { url: `https://${NAME.toUpperCase()}:443/x?t=1` } };
   const decisive = { ...base, action: 'accept-decisively' };
   const planned = webhooksOf(
-    snapshotOf(
+    objectsOf(
       pool([NAME, `${NAME}:8443`, '[2001:DB8::7]:8443']),
       object('ClusterEgressRule', 'c', decisive, { generation: 7 }),
       object('NamespaceEgressRule', 'n', decisive),
@@ -106,7 +110,7 @@ t.test('which rules have one', async (t) => {
       object(kind, `r${i}`, { ...spec, webhook: { url: `https://${NAME}/${kind}/${i}` } }, more(i)),
     );
   const own = webhooksOf(
-    snapshotOf(
+    objectsOf(
       pool([NAME]),
       ...many(WEBHOOK_URLS_PER_NAMESPACE + 2, 'NamespaceEgressRule', decisive, (i) => ({
         creationTimestamp: `2026-11-27T12:00:${String(i).padStart(2, '0')}Z`,
@@ -123,7 +127,7 @@ t.test('which rules have one', async (t) => {
     'the youngest, and none that another rule has too',
   );
   const everybody = webhooksOf(
-    snapshotOf(
+    objectsOf(
       pool([NAME]),
       ...Array.from({ length: WEBHOOK_URLS / 16 + 1 }, (_, n) =>
         many(16, 'NamespaceEgressRule', decisive).map((o, i) => {

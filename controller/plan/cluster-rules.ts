@@ -1,0 +1,51 @@
+/** Which rules of the cluster select which namespace, from what it was before. */
+import type { Namespace } from '../../api/kinds.ts';
+import type { BoundRule } from '../../policy/admit.ts';
+import { selects } from '../../policy/bind.ts';
+import { sameList } from './memo.ts';
+import type { Objects } from './objects.ts';
+
+type Rules = readonly BoundRule[];
+
+export class ClusterRuleIndex {
+  #bound: Rules = [];
+  readonly #namespaces = new Map<string, { object: Namespace | undefined; rules: Rules }>();
+
+  /** `bound`: all, in walking order; one that did not change is the same object. */
+  look(bound: Rules, objects: Objects['namespaces']): void {
+    const place = new Map(bound.map((rule, at) => [rule, at]));
+    const known = new Set(this.#bound);
+    const come = bound.filter((rule) => !known.has(rule));
+    const unchanged = come.length === 0 && this.#bound.length === bound.length;
+    /** Most namespaces have the same rules, and then the same list. */
+    const made = new Map<Rules, Map<string, Rules>>();
+    const all: Rules = [];
+    for (const name of this.#namespaces.keys()) if (!objects.has(name)) this.#namespaces.delete(name);
+    for (const [name, { namespace: object }] of objects) {
+      const last = this.#namespaces.get(name);
+      const stays = last !== undefined && last.object === object;
+      if (stays && unchanged) continue;
+      const labels = object?.metadata.labels;
+      const picked = (stays ? come : bound).filter((rule) => selects(rule, name, labels));
+      const before = stays ? last.rules : all;
+      const key = picked.map((rule) => place.get(rule)).join();
+      const alike = made.get(before) ?? new Map<string, Rules>();
+      made.set(before, alike);
+      let rules = alike.get(key);
+      if (rules === undefined) {
+        const left = before.filter((rule) => place.has(rule));
+        rules = sameList(
+          before,
+          [...left, ...picked].sort((a, b) => (place.get(a) ?? 0) - (place.get(b) ?? 0)),
+        );
+        alike.set(key, rules);
+      }
+      this.#namespaces.set(name, { object, rules: sameList(last?.rules, rules) });
+    }
+    this.#bound = bound;
+  }
+
+  of(namespace: string): Rules {
+    return this.#namespaces.get(namespace)?.rules ?? [];
+  }
+}

@@ -1,0 +1,67 @@
+/**
+ * A pool's plan, put together from what its namespaces add, with the rules of the cluster that these use and the services
+ * that those name. What nothing changed for is the same object from plan to plan, the whole plan too.
+ */
+import type { GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import type { AdmittedRules } from '../../policy/admit.ts';
+import { stable } from '../../policy/admit.ts';
+import { type CarriedNamespace, servicesOf } from './carried.ts';
+import { divided } from './limits.ts';
+import { type Part, sameItems, sameRecord, Union } from './memo.ts';
+
+export class PoolPlan {
+  readonly #workloads = new Union<WorkloadEntry>();
+  readonly #groups = new Union<GroupEntry>();
+  readonly #rules = new Union<RuleEntry>();
+  readonly #services = new Union<ServiceEntry>();
+  /** Id of a rule of the cluster → how many namespaces use it. */
+  readonly #uses = new Map<string, number>();
+  #cluster: { rules: Part<RuleEntry>; services: Part<ServiceEntry> } | undefined;
+  #plan: GatewayPlan | undefined;
+
+  /** Of one namespace, if this pool carries it. */
+  replace(before: CarriedNamespace | undefined, now: CarriedNamespace | undefined): void {
+    this.#workloads.replace(before?.workloads, now?.workloads);
+    this.#groups.replace(before?.groups, now?.groups);
+    this.#rules.replace(before?.rules, now?.rules);
+    this.#services.replace(before?.services, now?.services);
+    if (before?.usedClusterRules === now?.usedClusterRules) return;
+    for (const id of before?.usedClusterRules ?? []) this.#use(id, -1);
+    for (const id of now?.usedClusterRules ?? []) this.#use(id, 1);
+  }
+
+  #use(id: string, by: number): void {
+    const uses = (this.#uses.get(id) ?? 0) + by;
+    if (uses === 0) this.#uses.delete(id);
+    else this.#uses.set(id, uses);
+  }
+
+  /** After all replacements. `fixed`: what is the same whatever the namespaces are. */
+  plan(
+    fixed: Pick<GatewayPlan, 'settings' | 'gateways' | 'nodes' | 'shards'>,
+    cluster: AdmittedRules,
+    shardsOfLimits: ReadonlyMap<string, string[]>,
+  ): GatewayPlan {
+    const entries = [...this.#uses.keys()].flatMap((id) => {
+      const rule = cluster.rules[id];
+      return rule === undefined ? [] : [[id, divided(id, rule, shardsOfLimits)] as const];
+    });
+    const now = {
+      rules: sameRecord(this.#cluster?.rules, Object.fromEntries(entries)),
+      services: sameRecord(this.#cluster?.services, servicesOf(entries, cluster.services)),
+    };
+    this.#rules.replace(this.#cluster?.rules, now.rules);
+    this.#services.replace(this.#cluster?.services, now.services);
+    this.#cluster = now;
+    const plan: GatewayPlan = {
+      ...fixed,
+      settings: stable(this.#plan?.settings, fixed.settings),
+      workloads: this.#workloads.record,
+      groups: this.#groups.record,
+      rules: this.#rules.record,
+      services: this.#services.record,
+    };
+    if (this.#plan === undefined || !sameItems(Object.values(this.#plan), Object.values(plan))) this.#plan = plan;
+    return this.#plan;
+  }
+}
