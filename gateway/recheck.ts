@@ -5,7 +5,7 @@
  * the last hook may trust a decided flow's translation.
  */
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
-import { compilePolicy, workloadsByAddress } from '../policy/evaluate.ts';
+import { compilePolicy, type Decision, workloadsByAddress } from '../policy/evaluate.ts';
 import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
 import type { Changed } from './compile.ts';
 
@@ -19,13 +19,22 @@ export function endedBy(
   changed?: Changed,
 ): (flow: ConntrackEntry) => boolean {
   const evaluator = compilePolicy(plan, workloadOf);
+  /** A group's workloads have one policy, and many flows go to few places. As many as the table has flows, and as long. */
+  const decisions = new Map<string, Pick<Decision, 'verdict' | 'redirect'>>();
   const touched = changed === undefined ? () => true : touchedBy(changed);
   return ({ family, original, reply, protocol }) => {
     const workload = workloadOf(original.source);
     if (workload === undefined) return true;
     if (!touched(workload)) return false;
     if (workload.egress[family]?.address !== reply.destination) return true;
-    const { verdict, redirect } = evaluator.decide({ ...original, protocol });
+    const { destination, destinationPort, icmpType, icmpCode } = original;
+    const key = `${workload.group} ${destination} ${protocol} ${destinationPort ?? `${icmpType}/${icmpCode}`}`;
+    let decision = decisions.get(key);
+    if (decision === undefined) {
+      decision = evaluator.decide({ ...original, protocol });
+      decisions.set(key, decision);
+    }
+    const { verdict, redirect } = decision;
     return verdict !== 'accept' || !goesTo(redirect ?? destinationOf(original), reply);
   };
 }

@@ -4,7 +4,13 @@
  * between datagrams: the kernel makes each part when it is asked for it.
  */
 
-import { type ConntrackEntry, decodeConntrack, encodeConntrackDelete, encodeConntrackDump } from '../wire/conntrack.ts';
+import {
+  type ConntrackEntry,
+  type ConntrackEvent,
+  decodeConntrack,
+  encodeConntrackDelete,
+  encodeConntrackDump,
+} from '../wire/conntrack.ts';
 import { messageErrno, messageSequence, messageType, NLMSG_DONE, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
 import { ENOENT, SystemError } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
@@ -20,7 +26,8 @@ export interface TableOptions {
 
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
-const DELETES_PER_TURN = 64;
+/** Sent as one datagram: a system call each way for all of them. */
+const DELETES_PER_BATCH = 64;
 const DUMP_SEQUENCE = 1;
 
 /** Every entry of both families. */
@@ -28,7 +35,7 @@ export async function listFlows(options: TableOptions = {}): Promise<ConntrackEn
   const entries: ConntrackEntry[] = [];
   const socket = open(options);
   try {
-    await dump(socket, options, (entry) => entries.push(entry));
+    await dump(socket, options, ({ type: _, ...entry }) => entries.push(entry));
   } finally {
     socket.close();
   }
@@ -37,19 +44,25 @@ export async function listFlows(options: TableOptions = {}): Promise<ConntrackEn
 
 /** Deletes the entries that match; says how many were there to delete. */
 export async function endFlows(match: (entry: ConntrackEntry) => boolean, options: TableOptions = {}): Promise<number> {
-  const doomed: ConntrackEntry[] = [];
+  const doomed: Uint8Array[] = [];
   const socket = open(options);
   let ended = 0;
   try {
-    await dump(socket, options, (entry) => {
-      if (match(entry)) doomed.push(entry);
+    await dump(socket, options, (entry, message) => {
+      // A copy: the buffer is used again.
+      if (match(entry)) doomed.push(message.slice());
     });
-    for (const [index, entry] of doomed.entries()) {
-      const errno = socket.tryRequest(encodeConntrackDelete(entry, DUMP_SEQUENCE + 1 + index));
-      if (errno === 0) ended++;
+    for (let first = 0; first < doomed.length; first += DELETES_PER_BATCH) {
+      const batch = doomed.slice(first, first + DELETES_PER_BATCH);
+      const sequence = DUMP_SEQUENCE + 1 + first;
+      const failures = socket.batch(
+        batch.map((entry, at) => encodeConntrackDelete(entry, sequence + at, at === batch.length - 1)),
+      );
       // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
-      else if (errno !== ENOENT) throw new SystemError('conntrack delete', errno);
-      if (index % DELETES_PER_TURN === DELETES_PER_TURN - 1) await turn();
+      const other = failures.find((errno) => errno !== ENOENT);
+      if (other !== undefined) throw new SystemError('conntrack delete', other);
+      ended += batch.length - failures.length;
+      await turn();
     }
   } finally {
     socket.close();
@@ -72,7 +85,7 @@ function turn(): Promise<void> {
 async function dump(
   socket: NetlinkSocket,
   options: TableOptions,
-  visit: (entry: ConntrackEntry) => void,
+  visit: (entry: ConntrackEvent, message: Uint8Array) => void,
 ): Promise<void> {
   socket.send(encodeConntrackDump(DUMP_SEQUENCE, options.mark));
   const buffer = new Uint8Array(RECEIVE_SIZE);
@@ -88,8 +101,7 @@ async function dump(
       }
       const decoded = decodeConntrack(message);
       if (!decoded.ok) continue;
-      const { type: _, ...entry } = decoded.value;
-      visit(entry);
+      visit(decoded.value, message);
     }
     if (datagrams % DATAGRAMS_PER_TURN === 0) await turn();
   }

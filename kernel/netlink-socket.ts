@@ -4,6 +4,7 @@
  * `npm:netlink` does not serve here: an overrun aborts the process (measured.md, part 1, finding 3).
  */
 
+import { join } from '../wire/bytes.ts';
 import { messageErrno, messageSequence, messageType, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
 import * as libc from './libc.ts';
 
@@ -77,22 +78,30 @@ export class NetlinkSocket {
 
   /** Sends one request and waits for its acknowledgement; throws SystemError with the kernel's errno. */
   request(op: string, message: Uint8Array): void {
-    const errno = this.tryRequest(message);
-    if (errno !== 0) throw new libc.SystemError(op, errno);
+    const [errno] = this.batch([message]);
+    if (errno !== undefined) throw new libc.SystemError(op, errno);
   }
 
-  /** Like `request`, but gives the errno back: 0 is success. Other messages that come before the answer are lost. */
-  tryRequest(message: Uint8Array): number {
-    this.send(message);
-    const sequence = messageSequence(message);
+  /**
+   * Sends requests as one datagram and waits until the last, which alone asks for an acknowledgement, is answered: the
+   * errno of each that failed. The kernel takes them in their order. Other messages that come meanwhile are lost.
+   */
+  batch(messages: readonly Uint8Array[]): number[] {
+    const [first, last] = [messages[0], messages.at(-1)];
+    if (first === undefined || last === undefined) return [];
+    this.send(messages.length === 1 ? first : join(messages));
+    const [from, to] = [messageSequence(first), messageSequence(last)];
+    const failures: number[] = [];
     this.#answers ??= new Uint8Array(32 * 1024);
     const buffer = this.#answers;
     for (;;) {
       const length = this.receive(buffer);
       for (const answer of splitMessages(buffer.subarray(0, length))) {
-        if (messageType(answer) !== NLMSG_ERROR || messageSequence(answer) !== sequence) continue;
+        const sequence = messageSequence(answer);
+        if (messageType(answer) !== NLMSG_ERROR || sequence < from || sequence > to) continue;
         const errno = messageErrno(answer);
-        if (errno !== undefined) return errno;
+        if (errno !== undefined && errno !== 0) failures.push(errno);
+        if (errno !== undefined && sequence === to) return failures;
       }
     }
   }

@@ -5,8 +5,8 @@
  * Leaves out: expectations, helpers, labels, sequence adjustment, TCP state, creating entries.
  */
 
-import { addressBytes, ipv4Text, ipv6Text } from './address-text.ts';
-import { bytesOfU8, bytesOfU16, bytesOfU32, counter, type Decoded, malformed, u8, u16, u32, u64 } from './bytes.ts';
+import { ipv4Text, ipv6Text } from './address-text.ts';
+import { bytesOfU32, counter, type Decoded, malformed, u8, u16, u32, u64 } from './bytes.ts';
 import {
   AttributeCursor,
   attribute,
@@ -18,7 +18,7 @@ import {
   NLM_F_CREATE,
   NLM_F_DUMP,
   NLM_F_REQUEST,
-  nested,
+  NLMSG_HEADER,
   nfnlMessage,
 } from './nlattr.ts';
 
@@ -118,10 +118,14 @@ export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
 
   let original: ReadTuple | undefined;
   let reply: ReadTuple | undefined;
-  let timeout: number | undefined;
-  const event: Omit<ConntrackEvent, 'original' | 'reply' | 'protocol' | 'family'> = {
+  // One object, filled as it is read: at 100,000 entries a copy of each costs as much as the reading.
+  const event: ConntrackEvent = {
     type,
+    family: 4,
     id: 0,
+    protocol: 0,
+    original: noTuple,
+    reply: noTuple,
     mark: 0,
     status: 0,
     packets: { original: 0, reply: 0 },
@@ -154,7 +158,7 @@ export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
         if (length >= 4) event.status = u32(message, start);
         break;
       case CTA_TIMEOUT:
-        if (length >= 4) timeout = u32(message, start);
+        if (length >= 4) event.timeout = u32(message, start);
         break;
       case CTA_MARK:
         if (length >= 4) event.mark = u32(message, start);
@@ -166,19 +170,15 @@ export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
   }
   if (cursor.malformed) return malformed('bad-attribute');
   if (original === undefined || reply === undefined) return malformed('no-tuple');
-  return {
-    ok: true,
-    value: {
-      ...event,
-      family: original.family,
-      protocol: original.protocol,
-      original: original.tuple,
-      reply: reply.tuple,
-      ...(timeout === undefined ? {} : { timeout }),
-      ...(original.zone === undefined ? {} : { originalZone: original.zone }),
-    },
-  };
+  event.family = original.family;
+  event.protocol = original.protocol;
+  event.original = original.tuple;
+  event.reply = reply.tuple;
+  if (original.zone !== undefined) event.originalZone = original.zone;
+  return { ok: true, value: event };
 }
+
+const noTuple: Tuple = { source: '', destination: '' };
 
 interface ReadTuple {
   family: 4 | 6;
@@ -239,7 +239,9 @@ function readTuple(message: Uint8Array, cursor: AttributeCursor): ReadTuple | un
     } else if (cursor.type === CTA_TUPLE_ZONE && cursor.length >= 2) zone = u16(message, cursor.start);
   }
   if (cursor.malformed || protocol === undefined || tuple.source === '' || tuple.destination === '') return undefined;
-  return { family, protocol, tuple, ...(zone === undefined ? {} : { zone }) };
+  const read: ReadTuple = { family, protocol, tuple };
+  if (zone !== undefined) read.zone = zone;
+  return read;
 }
 
 function readCounters(
@@ -267,8 +269,6 @@ function readTimestamps(
   }
 }
 
-const addressFamily = { 4: 2, 6: 10 } as const;
-
 /** Asks for the whole table (both families: each dump walks all of the kernel's buckets, some 10 ms), or for the entries with `(mark & mask) === value`. */
 export function encodeConntrackDump(sequence: number, mark?: { value: number; mask: number }): Uint8Array {
   const filter =
@@ -286,47 +286,33 @@ export function encodeConntrackDump(sequence: number, mark?: { value: number; ma
   );
 }
 
+/** What names an entry: its tuple, its identity, its zone. */
+const naming = new Set([CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE]);
+
 /**
- * Deletes one entry. The id makes sure that a flow which reused the tuple meanwhile is left alone (ENOENT).
- * There is always a tuple in it: without one the kernel would flush the whole table.
+ * Deletes the entry that a message of a dump is about, which names it in the kernel's own bytes. The id makes sure that a
+ * flow which reused the tuple meanwhile is left alone (ENOENT). Throws if there is no tuple in it: without one the kernel
+ * would flush the whole table. Without `acknowledge` the kernel answers only if it fails.
  */
-export function encodeConntrackDelete(entry: ConntrackEntry, sequence: number): Uint8Array {
+export function encodeConntrackDelete(dumped: Uint8Array, sequence: number, acknowledge = true): Uint8Array {
+  const parts: Uint8Array[] = [];
+  let named = false;
+  const cursor = new AttributeCursor(dumped, NFNL_HEADER, dumped.length);
+  while (cursor.next()) {
+    if (!naming.has(cursor.type)) continue;
+    named ||= cursor.type === CTA_TUPLE_ORIG;
+    // With its own header and padding.
+    parts.push(dumped.subarray(cursor.start - 4, (cursor.end + 3) & ~3));
+  }
+  if (!named || cursor.malformed) throw new TypeError('a conntrack entry without a tuple');
   return nfnlMessage(
     {
       subsystem: NFNL_SUBSYS_CTNETLINK,
       message: IPCTNL_MSG_CT_DELETE,
-      flags: NLM_F_REQUEST | NLM_F_ACK,
+      flags: NLM_F_REQUEST | (acknowledge ? NLM_F_ACK : 0),
       sequence,
-      family: addressFamily[entry.family],
+      family: dumped[NLMSG_HEADER] ?? 0,
     },
-    encodeTuple(CTA_TUPLE_ORIG, entry),
-    attribute(CTA_ID, bytesOfU32(entry.id)),
-    ...(entry.zone === 0 ? [] : [attribute(CTA_ZONE, bytesOfU16(entry.zone))]),
-  );
-}
-
-function encodeTuple(type: number, entry: ConntrackEntry): Uint8Array {
-  const { family, protocol, original: tuple } = entry;
-  const v4 = family === 4;
-  const proto = [attribute(CTA_PROTO_NUM, bytesOfU8(protocol))];
-  const put = (name: number, bytes: Uint8Array | undefined) => {
-    if (bytes !== undefined) proto.push(attribute(name, bytes));
-  };
-  const port = (value: number | undefined) => (value === undefined ? undefined : bytesOfU16(value));
-  const byte = (value: number | undefined) => (value === undefined ? undefined : bytesOfU8(value));
-  put(CTA_PROTO_SRC_PORT, port(tuple.sourcePort));
-  put(CTA_PROTO_DST_PORT, port(tuple.destinationPort));
-  put(v4 ? CTA_PROTO_ICMP_ID : CTA_PROTO_ICMPV6_ID, port(tuple.icmpId));
-  put(v4 ? CTA_PROTO_ICMP_TYPE : CTA_PROTO_ICMPV6_TYPE, byte(tuple.icmpType));
-  put(v4 ? CTA_PROTO_ICMP_CODE : CTA_PROTO_ICMPV6_CODE, byte(tuple.icmpCode));
-  return nested(
-    type,
-    nested(
-      CTA_TUPLE_IP,
-      attribute(v4 ? CTA_IP_V4_SRC : CTA_IP_V6_SRC, addressBytes(tuple.source)),
-      attribute(v4 ? CTA_IP_V4_DST : CTA_IP_V6_DST, addressBytes(tuple.destination)),
-    ),
-    nested(CTA_TUPLE_PROTO, ...proto),
-    ...(entry.originalZone === undefined ? [] : [attribute(CTA_TUPLE_ZONE, bytesOfU16(entry.originalZone))]),
+    ...parts,
   );
 }

@@ -79,13 +79,20 @@ const entry = fc
     return value;
   });
 
-/** The event that a kernel would send for an entry, from the tuples of two deletions. */
+/** The event that a kernel would send for an entry. */
 function eventOf(value: ConntrackEntry): Uint8Array {
-  const tuple = (of: ConntrackEntry, type: number) => {
-    const message = encodeConntrackDelete(of, 1);
-    const bytes = message.slice(20, 20 + (message[20] ?? 0));
-    bytes[2] = type;
-    return bytes;
+  const tuple = ({ family, protocol, original }: ConntrackEntry, type: number) => {
+    const [from, to] = family === 4 ? [1, 2] : [3, 4];
+    return nested(
+      type,
+      nested(1, attribute(from, addressBytes(original.source)), attribute(to, addressBytes(original.destination))),
+      nested(
+        2,
+        attribute(1, Uint8Array.of(protocol)),
+        attribute(2, bytesOfU16(original.sourcePort ?? 0)),
+        attribute(3, bytesOfU16(original.destinationPort ?? 0)),
+      ),
+    );
   };
   return nfnlMessage(
     { subsystem: 1, message: 2, flags: 0 },
@@ -107,7 +114,14 @@ t.test('what is built reads back', async (t) => {
   holds(
     'conntrack entries',
     fc.property(entry, (value) => {
-      deepStrictEqual(decodeConntrack(eventOf(value)), { ok: true, value: { type: 'destroy', ...value } });
+      const event = eventOf(value);
+      deepStrictEqual(decodeConntrack(event), { ok: true, value: { type: 'destroy', ...value } });
+      // A deletion names the same tuple, id and zone.
+      const again = { ...value, mark: 0, status: 0, bytes: { original: 0, reply: 0 } };
+      const deletion = encodeConntrackDelete(event, 1);
+      const reply = Uint8Array.from(event.subarray(20 + (event[20] ?? 0)).subarray(0, event[20]));
+      const answered = Uint8Array.from([...deletion, ...reply]);
+      deepStrictEqual(decodeConntrack(answered), { ok: true, value: { type: 'destroy', ...again } });
     }),
   );
   const transport = fc.record({

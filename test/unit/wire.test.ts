@@ -142,7 +142,7 @@ t.test('conntrack', async (t) => {
   ] as const) {
     const decoded = decodeConntrack(message);
     if (!decoded.ok) throw new Error(decoded.reason);
-    const deletion = encodeConntrackDelete(decoded.value, 5);
+    const deletion = encodeConntrackDelete(message, 5);
     const tuple = toHex(message.subarray(20, 20 + tupleLength));
     t.equal(toHex(deletion.subarray(20, 20 + tupleLength)), tuple);
     t.equal(
@@ -153,9 +153,11 @@ t.test('conntrack', async (t) => {
       ),
     );
     t.ok(toHex(deletion).endsWith(`08000c00${decoded.value.id.toString(16).padStart(8, '0')}`), 'with the id');
-    const zoned = encodeConntrackDelete({ ...decoded.value, zone: 7, originalZone: 9 }, 5);
-    t.match(toHex(zoned), /06000300 ?00090000.*0600120000070000$/, 'zones of the tuple and of the entry');
+    const zoned = Uint8Array.from([...message, 6, 0, 18, 0, 0, 7, 0, 0]);
+    t.match(toHex(encodeConntrackDelete(zoned, 5)), /0600120000070000$/, 'and the zone');
+    t.equal(encodeConntrackDelete(message, 5, false)[6], 1, 'unacknowledged');
   }
+  t.throws(() => encodeConntrackDelete(without(NEW_UDP, 20), 5), /without a tuple/, 'that would flush the table');
   t.equal(toHex(encodeConntrackDump(3)), '1400000001010103030000000000000000000000');
   t.match(toHex(encodeConntrackDump(3, { value: 0x100, mask: 0xff00 })), /0800080000000100080015000000ff00$/);
 });
