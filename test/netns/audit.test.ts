@@ -14,7 +14,7 @@ import { type Family, families, type GatewayPlan } from '../../api/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { DEFAULT_ACTION, ruleMark, ruleNumberOf } from '../../gateway/marks.ts';
 import { gatewayMetrics } from '../../gateway/metrics.ts';
-import { startRecord, viewOf } from '../../gateway/record/flow-record.ts';
+import { auditRecord, type LoggedPacket, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
 import type { Recorder } from '../../gateway/record/recorder.ts';
 import { HITS_SET } from '../../gateway/verdict.ts';
 import { startEventSocket } from '../../kernel/event-socket.ts';
@@ -304,3 +304,60 @@ t.test('random policies: verdict and hits are the evaluator’s', async (t) => {
   );
   t.ok(hits > 50, `${RUNS} policies, ${hits} hits`);
 });
+
+t.test(
+  'random policies, wholly in audit: Enforce changes exactly the flows that were counted, and as was said',
+  async (t) => {
+    let denied = 0;
+    let kept = 0;
+    await fc.assert(
+      fc.asyncProperty(randomPlan, async (enforced) => {
+        const audited = structuredClone(enforced);
+        for (const group of Object.values(audited.groups)) group.audit = true;
+        await rig.reset();
+        await rig.apply(audited);
+        const probes = families.flatMap((family) =>
+          (['pay', 'rev'] as const).flatMap((pod) =>
+            DESTINATIONS[family].map((destination) =>
+              probe(
+                pod,
+                family,
+                destination,
+                marker % 2 ? PROTOCOL_TCP : PROTOCOL_UDP,
+                PORTS[marker % PORTS.length] ?? 80,
+              ),
+            ),
+          ),
+        );
+        const before = await send(probes);
+        const view = viewOf('gw-a', audited, compileGateway(audited).ruleNumbers);
+        const flowOf = (at: { source: string; destination: string; destinationPort?: number | undefined }): string =>
+          `${at.source} ${at.destination}:${at.destinationPort}`;
+        const said = new Map(
+          before.hits.map((hit) => {
+            const packet = { ...hit, mark: ruleMark(hit.rule), protocol: PROTOCOL_UDP };
+            const { wouldHave } = auditRecord(packet as LoggedPacket, view, new Date(0));
+            return [flowOf(hit), wouldHave];
+          }),
+        );
+        await rig.apply(enforced);
+        const left = new Set(await flowsOf());
+        const after = await send(probes.map((one) => ({ ...one, marker: marker++ })));
+        for (const [at, one] of probes.entries()) {
+          const flow = flowOf(one);
+          const [was, is] = [before.outcomes[at], after.outcomes[at]];
+          const own = EGRESS[one.source === PODS.pay[4] || one.source === PODS.pay[6] ? 'pay' : 'rev'];
+          const expected = said.get(flow) ?? was;
+          if (was !== own[4] && was !== own[6]) throw new Error(`${flow}: ${was} in audit`);
+          if (is !== expected) throw new Error(`${flow}: ${is}, though ${said.get(flow) ?? 'nothing'} was said`);
+          if (left.has(flow) !== (is === was))
+            throw new Error(`${flow}: its flow ${left.has(flow) ? 'lives' : 'ended'}`);
+          if (is === was) kept++;
+          else denied++;
+        }
+      }),
+      { numRuns: Math.ceil(RUNS / 2), endOnFailure: true },
+    );
+    t.ok(denied > 20 && kept > 20, `${denied} flows are denied, ${kept} go on`);
+  },
+);
