@@ -21,7 +21,7 @@ export function diffRuleset(current: NftState, desired: Ruleset): TableChange {
     if (wanted === undefined || shapeOf(wanted) !== shape) {
       if (wanted !== undefined) checkUnused(name, current, desired);
       change.setsOut.push({ name, shape });
-      if (shape.includes(': verdict') && set.elements.size > 0) change.flushedMaps.push(name);
+      if (shape.includes(': verdict')) change.flushedMaps.push(name);
       continue;
     }
     const { removed, added } = diffElements(set.elements, wanted.elements);

@@ -1,5 +1,5 @@
 /**
- * Texts of set elements, in the one form that compilers write and that listings are brought to (nft-json.ts), so that
+ * Texts of set elements, in the one form that compilers write and that listings are brought to (wire/nft-types.ts), so that
  * a diff compares plain strings: canonical addresses, `first-last` for every range and prefix, numeric protocols,
  * `0x%08x` marks, raw payload integers in lower-case hex.
  */

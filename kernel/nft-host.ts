@@ -4,12 +4,10 @@
  * some hundred times slower in a big table. Either is one transaction, and nobody above sees which it was.
  */
 import type { NftBatch } from '../wire/nft-batch.ts';
-import { KernelError } from './errors.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
 import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
-import { parseCounters, parseTable } from './nft-json.ts';
-import { emptyState } from './nft-state.ts';
+import { listCounters, listTable } from './nft-list.ts';
 import { askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
 import { inNamespace, run } from './run.ts';
 
@@ -19,18 +17,22 @@ export interface HostOptions {
 }
 
 export class HostNft implements Nft {
-  readonly #namespace: string | undefined;
+  readonly #where: HostOptions;
   #socket: NetlinkSocket | undefined;
 
   constructor(options: HostOptions = {}) {
-    this.#namespace = options.namespace;
+    this.#where = options;
   }
 
   async run(change: TableChange): Promise<void> {
     if (isEmptyChange(change)) return;
     const batch = this.encode(change);
     if (batch === undefined) await this.runScript(scriptOf(change));
-    else sendBatch(this.#netlink(), batch);
+    else {
+      sendBatch(this.#netlink(), batch);
+      // Whoever makes changes in a loop lets others have their turn.
+      await new Promise((resolve) => setImmediate(resolve));
+    }
   }
 
   /** The change as messages; undefined if it is one for the command. */
@@ -40,22 +42,15 @@ export class HostNft implements Nft {
 
   /** Any text that `nft -f` takes. */
   async runScript(script: string): Promise<void> {
-    await this.#nft('nft run', ['-f', '-'], script);
+    await run(inNamespace(this.#where.namespace, ['nft', '-f', '-']), { op: 'nft run', input: script });
   }
 
-  async list(family: 'inet', table: string): Promise<NftState> {
-    return this.#ifPresent(emptyState(), async () => {
-      // Two listings: nobody but this program changes the table, and it does not while it lists.
-      const terse = await this.#nft('nft list', ['-n', '-t', 'list', 'table', family, table]);
-      const json = await this.#nft('nft list', ['-n', '-j', 'list', 'table', family, table]);
-      return parseTable(json, terse);
-    });
+  list(_family: 'inet', table: string): Promise<NftState> {
+    return listTable(table, this.#where);
   }
 
-  async counters(table: string): Promise<Record<string, CounterValue>> {
-    return this.#ifPresent({}, async () =>
-      parseCounters(await this.#nft('nft counters', ['-j', 'list', 'counters', 'table', 'inet', table])),
-    );
+  counters(table: string): Promise<Record<string, CounterValue>> {
+    return listCounters(table, this.#where);
   }
 
   async drop(table: string): Promise<void> {
@@ -69,21 +64,8 @@ export class HostNft implements Nft {
       protocol: NETLINK_NETFILTER,
       receiveBuffer: 1 << 20,
       extendedAck: true,
-      ...(this.#namespace === undefined ? {} : { namespace: this.#namespace }),
+      ...this.#where,
     });
     return this.#socket;
-  }
-
-  #nft(op: string, args: string[], input = ''): Promise<string> {
-    return run(inNamespace(this.#namespace, ['nft', ...args]), { op, input });
-  }
-
-  async #ifPresent<T>(absent: T, ask: () => Promise<T>): Promise<T> {
-    try {
-      return await ask();
-    } catch (error) {
-      if (error instanceof KernelError && error.code === 'ENOENT') return absent;
-      throw error;
-    }
   }
 }

@@ -345,6 +345,78 @@ t.test('a refusal names the message and the element', async (t) => {
   );
 });
 
+t.test('what others made is listed as it is, or as something that nobody wants', async (t) => {
+  await begin(
+    TABLE,
+    `${SETS}add set inet ${TABLE} timed { type ipv4_addr; timeout 1h; }
+add element inet ${TABLE} timed { 10.0.0.1 }
+add set inet ${TABLE} vlans { typeof vlan id; }
+add map inet ${TABLE} states { type ct_state : verdict; }
+add element inet ${TABLE} states { new : goto leaf }
+add set inet ${TABLE} everything { type ipv4_addr; }
+add element inet ${TABLE} everything { 10.0.0.1, * }
+add quota inet ${TABLE} q { 10 mbytes }
+add rule inet ${TABLE} plain jump leaf comment "0123456789abcdef"
+add rule inet ${TABLE} leaf drop comment "by hand"
+add rule inet ${TABLE} answers ip daddr { 10.0.0.1, 10.0.0.2 } drop
+add table inet other
+add chain inet other foreign
+add set inet other foreign { type mark; }
+`,
+  );
+  const state = await own.list('inet', TABLE);
+  t.equal(state.exists, true);
+  t.same([...state.counters], ['c_1'], 'a quota is no counter');
+  const chains: [string, string | undefined][] = [
+    ['plain', '0123456789abcdef'],
+    ['leaf', undefined],
+    ['answers', undefined],
+    ['before', ''],
+  ];
+  for (const [name, digest] of chains) t.equal(state.chains.get(name), digest, name);
+  t.equal(state.chains.has('foreign'), false, 'another table');
+  t.equal(state.sets.has('foreign'), false);
+  t.equal(
+    [...state.sets.keys()].some((name) => name.startsWith('__')),
+    false,
+    'no anonymous set',
+  );
+  t.match(state.sets.get('timed')?.shape, /flags 0x10;/);
+  t.match(state.sets.get('vlans')?.shape, /^typeof unknown;/);
+  t.match(state.sets.get('states')?.shape, /^type type-\d+ : verdict;/);
+  t.same([...(state.sets.get('everything')?.elements.keys() ?? [])].sort(), ['*', '10.0.0.1']);
+  t.equal(state.sets.get('inner')?.shape, 'typeof ip saddr . udp dport . @th,96,32 . @th,304,128;');
+  const wanted: Ruleset = { family: 'inet', table: TABLE, counters: ['c_1'], sets: {}, chains: {} };
+  await own.run(diffRuleset(state, { ...wanted, chains: { leaf: { rules: ['drop'] } } }));
+  const left = await own.list('inet', TABLE);
+  t.same([...left.sets.keys(), ...left.chains.keys()], ['leaf'], 'all of it goes');
+  t.ok((await listed(names.own)).includes('table inet other'));
+  await own.drop('other');
+});
+
+t.test('100,000 elements', async (t) => {
+  await begin(TABLE);
+  const shape = 'type ipv4_addr : mark;';
+  const elements = Array.from({ length: 100_000 }, (_, n): [string, string] => [
+    `10.${n >> 16}.${(n >> 8) & 255}.${n & 255}`,
+    markText(n),
+  ]);
+  const change = { ...emptyChange('inet', TABLE), sets: [{ name: 'm', shape }] };
+  await own.run({ ...change, elementsIn: [{ set: 'm', shape, elements }] });
+  const began = performance.now();
+  const { sets } = await own.list('inet', TABLE);
+  t.comment(`listed in ${Math.round(performance.now() - began)} ms`);
+  t.equal(sets.get('m')?.elements.size, elements.length);
+  t.ok(elements.every(([key, value]) => sets.get('m')?.elements.get(key) === value));
+  const one = {
+    ...emptyChange('inet', TABLE),
+    elementsIn: [{ set: 'm', shape, elements: [['10.200.0.1', markText(1)]] }],
+  };
+  const start = performance.now();
+  await own.run(one as TableChange);
+  t.comment(`one element in ${(performance.now() - start).toFixed(1)} ms`);
+});
+
 /** What of a ruleset the command must make: base chains without their rules, plain interval sets. */
 function ground(ruleset: Ruleset): Ruleset {
   const bases = Object.entries(ruleset.chains).filter(([, { hook }]) => hook !== undefined);

@@ -10,8 +10,9 @@ import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
 import { decodeAck } from '../../wire/netlink-ack.ts';
 import { NftBatch } from '../../wire/nft-batch.ts';
 import { ElementReader } from '../../wire/nft-elements.ts';
+import { readChain, readCounter, readGeneration, readRule } from '../../wire/nft-listing.ts';
 import { layoutOf, readSet, type SetLayout } from '../../wire/nft-shape.ts';
-import { attribute, splitMessages } from '../../wire/nlattr.ts';
+import { attribute, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
 import { everySet } from '../nft-suite.ts';
 
 const u32 = fc.nat(0xffffffff);
@@ -220,8 +221,32 @@ t.test('hostile bytes', async (t) => {
     ok: true,
     value: { errno: 2, text: 'no such', offset: 20 },
   });
+  const table = attribute(1, Buffer.from('t\0'));
+  const name = (type: number): Uint8Array => attribute(type, Buffer.from('name\0'));
+  const number = (type: number, value: number): Uint8Array => attribute(type, Uint8Array.of(0, 0, 0, value));
+  const long = (type: number, value: number): Uint8Array => attribute(type, Uint8Array.of(0, 0, 0, 0, 0, 0, 0, value));
+  const comment = attribute(7, Uint8Array.of(1, 1, 9, 0, 3, ...Buffer.from('hi\0')));
+  const message = (message: number, ...attributes: Uint8Array[]): Uint8Array =>
+    nfnlMessage({ subsystem: 10, message, flags: 2, family: 1 }, ...attributes);
+  const chain = message(3, table, attribute(2, new Uint8Array(8)), name(3));
+  const rule = message(6, table, name(2), attribute(3, new Uint8Array(8)), nested(4), comment);
+  const object = message(18, table, name(2), number(3, 1), nested(4, long(1, 90), long(2, 3)));
+  const generation = message(15, number(1, 7), number(2, 9));
+  t.same(readChain(chain), { ok: true, value: { table: 't', name: 'name' } });
+  t.same(readRule(rule), { ok: true, value: { chain: 'name', comment: 'hi' } });
+  t.same(readCounter(object), { ok: true, value: { name: 'name', packets: 3, bytes: 90 } });
+  t.same(readCounter(message(18, table, name(2), number(3, 2))), { ok: true, value: undefined }, 'not a counter');
+  t.same(readGeneration(generation), { ok: true, value: 7 });
+  for (const read of [readChain, readRule, readCounter, readGeneration, readSet]) {
+    t.notOk(read(message(9, table)).ok, 'without a name');
+    t.notOk(read(new Uint8Array(19)).ok, 'too short');
+  }
   const subjects: [string, fc.Arbitrary<Uint8Array>, (bytes: Uint8Array) => unknown][] = [
     ['readSet', sets, readSet],
+    ['readChain', fc.constant(chain), readChain],
+    ['readRule', fc.constant(rule), readRule],
+    ['readCounter', fc.constant(object), readCounter],
+    ['readGeneration', fc.constant(generation), readGeneration],
     ['decodeAck', ack, decodeAck],
   ];
   for (const { shape, set } of samples) {

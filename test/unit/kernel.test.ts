@@ -25,7 +25,6 @@ import {
   type TableChange,
 } from '../../kernel/nft.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
-import { parseCounters, parseTable } from '../../kernel/nft-json.ts';
 import { digestOf, rulesOf } from '../../kernel/nft-state.ts';
 import { run } from '../../kernel/run.ts';
 import { applySysctls, readSysctl } from '../../kernel/sysctl.ts';
@@ -158,26 +157,6 @@ add element inet x s { 10.0.0.3 }
 });
 
 t.test('listings', async (t) => {
-  const json =
-    '{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"set": {"family": "inet", "name": "s", "table": "x", "type": ["ipv6_addr", "integer"], "elem": [{"concat": ["::ffff:10.0.0.1", -216170291032686592]}, {"elem": {"val": {"concat": ["fd00::1", 9223372036854775807]}, "timeout": 5}}]}}, {"counter": {"name": "c", "packets": 3, "bytes": 90071992547409930}}]}';
-  const terse = 'table inet x {\n\tset s {\n\t\ttypeof ip6 saddr . @th,304,64\n\t\tflags timeout\n\t}\n}\n';
-  t.same(parseTable(json, terse).sets.get('s'), {
-    shape: 'typeof ip6 saddr . @th,304,64; flags timeout;',
-    elements: new Map([
-      ['::ffff:a00:1 . 0xfd00024400010000', ''],
-      ['fd00::1 . 0x7fffffffffffffff', ''],
-    ]),
-  });
-  t.equal(parseCounters(json).c?.packets, 3);
-  for (const wrong of [
-    '{}',
-    '[]',
-    '{"nftables": [{"set": {"name": "other", "type": "mark"}}]}',
-    '{"nftables": [{"set": {"name": "s", "type": "mark", "elem": [{"odd": 1}]}}]}',
-  ]) {
-    t.throws(() => parseTable(wrong, terse), { code: 'bad-answer' }, wrong);
-  }
-  t.throws(() => parseTable('{', terse), { code: 'bad-answer' });
   const route =
     '[{"type":"1","dst":"default","encap":"ip","id":7,"src":"0.0.0.0","dst":"10.0.0.64","ttl":0,"tos":0,"gateway":"169.254.77.1","dev":"sluice-vx","flags":["onlink"]},{"type":"3","dst":"10.0.0.255","flags":[]},{"type":"1","dst":"10.0.0.1","via":{"family":"inet6","host":"fe80::1"},"dev":"eth0","flags":[]}]';
   t.same(
