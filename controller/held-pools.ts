@@ -49,7 +49,7 @@ export interface Held extends Loss {
 interface Pool extends InForce {
   gateways: readonly string[];
   /** The most that each namespace had since `since`, and in the time before that. */
-  peak: Served;
+  peak: Map<string, number>;
   older: Served;
   since: number;
   held?: Held;
@@ -110,6 +110,15 @@ export class HeldPools {
     const before = this.#pools.get(name);
     const plan = result.pools.get(name);
     const served = result.served.get(name) ?? none;
+    if (before?.plan !== undefined && plan !== undefined && before.held === undefined) {
+      const { plan: was } = before;
+      // The planner gives what did not change as it was.
+      if (before.served === served && was.shards === plan.shards && was.gateways === plan.gateways) {
+        before.plan = plan;
+        return;
+      }
+    }
+    this.#dirty = true;
     const peaks = before && peaksAt(before, now);
     const loss = peaks && lossOf(name, peakOf(peaks.older, peaks.peak), served);
     if (before !== undefined && loss !== undefined) {
@@ -126,15 +135,17 @@ export class HeldPools {
       this.#pools.delete(name);
       return;
     }
+    const sameShards = before?.plan?.shards === plan.shards;
     // What was confirmed is not compared with what was before it.
-    const { peak, older, since } = loss === undefined && peaks ? peaks : { peak: served, older: none, since: now };
+    const { peak, older, since } = loss === undefined && peaks ? peaks : { peak: new Map(), older: none, since: now };
+    raise(peak, served);
     this.#pools.set(name, {
       pool: name,
       served,
       plan,
-      egressIPPools: egressIPPoolsOf(name, result),
+      egressIPPools: before !== undefined && sameShards ? before.egressIPPools : egressIPPoolsOf(name, result),
       gateways: [...result.gateways].filter(([, pool]) => pool === name).map(([gateway]) => gateway),
-      peak: peakOf(peak, served),
+      peak,
       older,
       since,
     });
@@ -177,11 +188,11 @@ export class HeldPools {
 
   /** Behind, the newest only. */
   #save(now: number): void {
+    if (!this.#dirty) return;
     const held = JSON.stringify(
       [...this.#pools].flatMap(([name, pool]) => (pool.held ? [name, pool.held.digest] : [])),
     );
     const due = held !== this.#savedHeld || now - this.#savedAt >= SAVE_MS || now < this.#savedAt;
-    this.#dirty = true;
     if (!due) return;
     [this.#savedHeld, this.#savedAt] = [held, now];
     this.#saving ??= this.#write().finally(() => {
@@ -261,7 +272,11 @@ function peaksAt({ held, served, peak, older, since }: Pool, now: number): Pick<
   const age = now - since;
   // What is held is compared with the same for as long as it is.
   if (held !== undefined || (age >= 0 && age < WINDOW_MS)) return { peak, older, since };
-  return { peak: served, older: age < 2 * WINDOW_MS ? peak : none, since: now };
+  return { peak: new Map(served), older: age < 2 * WINDOW_MS ? peak : none, since: now };
+}
+
+function raise(peak: Map<string, number>, served: Served): void {
+  for (const [namespace, count] of served) if (count > (peak.get(namespace) ?? 0)) peak.set(namespace, count);
 }
 
 interface SavedPool {
@@ -295,7 +310,7 @@ function readPools(stored: unknown, now: number): Map<string, Pool> {
     const served = new Map(Object.entries(saved.served));
     if (!areTexts(egressIPPools) || !areTexts(gateways)) continue;
     const held = readOne(pool, saved.held);
-    const peaks = { peak: served, older: none, since: now };
+    const peaks = { peak: new Map(served), older: none, since: now };
     pools.set(pool, { pool, served, egressIPPools, gateways, ...peaks, ...(held && { held }) });
   }
   return pools;
