@@ -106,12 +106,14 @@ export function admit(input: AdmitInput, before?: AdmittedRules): AdmittedRules 
 /** Whether the same objects would give the same now. */
 export function stillHold(
   { schedules, redirects, watched }: AdmittedRules,
-  { context, forbids, now, known }: Pick<AdmitInput, 'context' | 'forbids' | 'now'> & { known: KnownServices },
+  context: Context,
+  { forbids, now, known }: Pick<AdmitInput, 'forbids' | 'now'> & { known: KnownServices },
 ): boolean {
+  // Of most rules there is nothing to ask, and there are many.
   return (
-    watched.every((one) => isUnchanged(one, known)) &&
-    schedules.every(([schedule, state]) => sameJson(scheduleState(schedule, now), state)) &&
-    redirects.every(([address, forbidden]) => forbids?.(address, context) === forbidden)
+    (watched.length === 0 || watched.every((one) => isUnchanged(one, known))) &&
+    (schedules.length === 0 || schedules.every(([schedule, state]) => sameJson(scheduleState(schedule, now), state))) &&
+    (redirects.length === 0 || redirects.every(([address, forbidden]) => forbids?.(address, context) === forbidden))
   );
 }
 

@@ -86,8 +86,7 @@ export function bindNamespace(input: NamespaceInput, around: Surroundings, last?
 
 /** Whether the same input would give the same now. */
 export const bindingHolds = ({ own }: NamespaceBinding, around: Surroundings): boolean =>
-  stillHold(own.namespace, { ...around, context: 'namespace' }) &&
-  stillHold(own.service, { ...around, context: 'service' });
+  stillHold(own.namespace, 'namespace', around) && stillHold(own.service, 'service', around);
 
 /** The last one if nothing that it is made of changed, or if it comes out equal. */
 function made<T>(unchanged: boolean, last: T | undefined, equal: (a: T, b: T) => boolean, make: () => T): T {

@@ -3,7 +3,7 @@
  * after it (versions, stream, status) then compares by identity. It must see every snapshot in turn, and is thrown
  * away when a run fails, since its parts would be of different moments.
  */
-import type { NodeEntry, NodePlan, RuleEntry, ServiceEntry } from '../../api/plan.ts';
+import type { GatewayPlan, NodeEntry, NodePlan, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import { AddressPlanner } from './addresses.ts';
 import type { Assigner, Serving } from './assign.ts';
@@ -19,12 +19,51 @@ import type { Warning } from './plan.ts';
 import { PodIndex } from './pods.ts';
 import type { PoolPlan } from './pool-plan.ts';
 import type { poolsOf } from './pools.ts';
+import type { PlanHistory } from './programmed.ts';
 import { NodeIndex, type NodeSurroundings, type Releases } from './release.ts';
 import type { Snapshot } from './snapshot.ts';
-import type { NamespaceStatuses } from './status.ts';
+import type { KnownStatuses } from './status.ts';
 import type { PlannedWebhooks } from './webhooks.ts';
 
+/** So that what a gateway has in force need not be compared with all that it should have. */
+class History implements PlanHistory {
+  #run = 0;
+  readonly #made = new WeakMap<GatewayPlan, number>();
+  readonly #changed = new Map<string, number>();
+
+  begin(): void {
+    this.#run++;
+  }
+
+  /** A plan that was made before is as it was. */
+  made(plan: GatewayPlan): void {
+    if (!this.#made.has(plan)) this.#made.set(plan, this.#run);
+  }
+
+  replace(before: CarriedNamespace | undefined, now: CarriedNamespace | undefined): void {
+    const name = now?.state.objects.name ?? before?.state.objects.name ?? '';
+    if (now === undefined) this.#changed.delete(name);
+    else if (
+      before?.groups !== now.groups ||
+      before.rules !== now.rules ||
+      before.services !== now.services ||
+      before.binding.own !== now.binding.own
+    ) {
+      this.#changed.set(name, this.#run);
+    }
+  }
+
+  madeAt(plan: GatewayPlan): number | undefined {
+    return this.#made.get(plan);
+  }
+
+  changedAt(namespace: string): number {
+    return this.#changed.get(namespace) ?? this.#run;
+  }
+}
+
 export class PlanParts {
+  readonly history = new History();
   readonly warnings = new Memo<Warning[]>();
   readonly pools = new Memo<ReturnType<typeof poolsOf> & { findings: Findings }>();
   readonly addresses = new AddressPlanner();
@@ -52,7 +91,7 @@ export class PlanParts {
   readonly vetoes = new Union<ServiceEntry>();
   clusterVetoes: Part<ServiceEntry> | undefined;
   readonly webhooks = new Memo<PlannedWebhooks>();
-  readonly statuses: NamespaceStatuses = new Map();
+  readonly statuses: KnownStatuses = { namespaces: new Map() };
 }
 
 export class PlanCache {

@@ -87,6 +87,7 @@ function planned(
   now: number,
   lists: KnownLists,
 ): PlanResult {
+  parts.history.begin();
   const warnings: Warning[] = [...parts.warnings.get([objects.Namespace], () => unknownModes(objects))];
   const { Namespace: namespaces, EgressIPPool: drawPools, EgressIP: egressIPs } = objects;
   const found = parts.pools.get([objects.GatewayPool, namespaces, memory.shardIndices], () => {
@@ -145,7 +146,9 @@ function planned(
   for (const { name, settings, gateways, shards } of pools) {
     const fixed = { settings: { pool: settings }, gateways, nodes: nodeEntries, shards };
     const made = parts.poolPlans.get(name)?.plan(fixed, cluster, limitShards);
-    if (made !== undefined) plans.set(name, made);
+    if (made === undefined) continue;
+    plans.set(name, made);
+    parts.history.made(made);
   }
   for (const name of parts.poolPlans.keys()) if (!plans.has(name)) parts.poolPlans.delete(name);
   warnings.push(...withoutNode(parts, carried, nodeEntries));
@@ -170,7 +173,8 @@ function planned(
     get statuses() {
       const findings = Findings.join([found.findings, addresses.findings, assigned.findings]);
       const input = { objects, lists, pools, plans, peers, allocation, shardOf, gatewayPoolOf, assign, cluster };
-      statuses ??= statusesOf({ ...input, namespaces: carried, webhooks, limitShards, findings }, parts.statuses);
+      const more = { namespaces: carried, webhooks, limitShards, findings, history: parts.history };
+      statuses ??= statusesOf({ ...input, ...more }, parts.statuses);
       return statuses;
     },
     warnings,
@@ -225,6 +229,7 @@ function replaceNamespace(parts: PlanParts, last: CarriedNamespace | undefined, 
   parts.poolPlans.get(to ?? '')?.replace(from === to ? last : undefined, next);
   parts.vetoes.replace(last?.vetoes, next?.vetoes);
   parts.served.replace(last, next);
+  parts.history.replace(last, next);
   const [before, now] = [last?.state.pods.counted ?? nothing, next?.state.pods.counted ?? nothing];
   if (before !== now) {
     for (const { node } of before) count(parts.podsOfNode, node, -1);

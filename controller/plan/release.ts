@@ -57,7 +57,9 @@ export function releases(input: ReleaseInput): Releases {
       steer: steerOf(pool, workload, input.assigned.has(uid)),
     };
     const fingerprint = fingerprintOf(pool, workload, entry);
-    const before = releaseOf(input.released, node, uid);
+    const known = releaseOf(input.released, node, uid);
+    // Another pod may have had the uid, where manifests give it.
+    const before = known?.entry.namespace === entry.namespace && known.entry.name === entry.name ? known : undefined;
     let next: NodeWorkloadEntry | undefined;
     let fingerprintNow = fingerprint;
     if (before?.fingerprint === fingerprint || acknowledged(pool, workload, entry, input.peers)) {

@@ -4,7 +4,7 @@
  */
 import { hitsIdOfObject } from '../../api/hits.ts';
 import { type AnyObject, type EgressIP, type EgressRule, type GatewayPool, objectKey } from '../../api/kinds.ts';
-import { families, type GatewayPlan } from '../../api/plan.ts';
+import { families } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
@@ -12,28 +12,22 @@ import { qualifiedName } from '../../policy/order.ts';
 import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
-import type { CarriedNamespace } from './carried.ts';
 import type { Condition, Findings, Status } from './condition.ts';
 import { limitFacts } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
 import { type Part, sameItems } from './memo.ts';
 import type { Objects } from './objects.ts';
-import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
+import { type ProgrammedInput, ProgrammedRules } from './programmed.ts';
 import type { PlannedWebhooks } from './webhooks.ts';
 
-export interface StatusInput {
+export interface StatusInput extends ProgrammedInput {
   objects: Objects;
   lists: KnownLists;
-  pools: readonly Pool[];
-  plans: ReadonlyMap<string, GatewayPlan>;
-  peers: Peers;
   allocation: AllocationResult;
   shardOf: ReadonlyMap<string, string>;
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
   assign: Assigner;
-  cluster: AdmittedRules;
-  namespaces: readonly CarriedNamespace[];
   webhooks: PlannedWebhooks;
   /** Rule id of the cluster → `pool/shard` over which its limits are divided. */
   limitShards: ReadonlyMap<string, string[]>;
@@ -51,17 +45,21 @@ const no = (type: Condition['type'], reason: string, message: string): Condition
   status: 'False',
 });
 
-/** Statuses of what belongs to one namespace, and what they were made from. */
-export type NamespaceStatuses = Map<string, { from: readonly unknown[]; statuses: ReadonlyMap<string, Status> }>;
+/** Of the last time. */
+export interface KnownStatuses {
+  /** Of what belongs to no namespace. */
+  cluster?: ReadonlyMap<string, Status>;
+  /** Of what belongs to one, and what they were made from. */
+  namespaces: Map<string, { from: readonly unknown[]; statuses: ReadonlyMap<string, Status> }>;
+}
 
-/** `known`: of the last time; it is brought up to date. */
-export function statusesOf(input: StatusInput, known: NamespaceStatuses): Map<string, Status> {
+/** `known` is brought up to date. */
+export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string, Status> {
   const statuses = new Map<string, Status>();
-  const behind = gatewaysBehind(input);
-  const policy = policyProgrammed(input, behind);
+  const programmed = new ProgrammedRules(input);
   const { GatewayPool, EgressIPPool, EgressIP, ClusterEgressRule } = input.objects;
   for (const object of GatewayPool) {
-    const conditions = [...basic(object), poolProgrammed(object.metadata.name, behind)];
+    const conditions = [...basic(object), programmed.ofPool(object.metadata.name)];
     add(object, conditions, poolFacts(object, input));
   }
   for (const object of EgressIPPool) {
@@ -78,7 +76,11 @@ export function statusesOf(input: StatusInput, known: NamespaceStatuses): Map<st
     const found = input.findings.of(objectKey(object)).find(({ type }) => type === 'Programmed');
     add(object, [...basic(object), found ?? programmed], facts);
   }
-  addRules(statuses, input, ClusterEgressRule, input.cluster, Object.fromEntries(input.limitShards), policy);
+  addRules(statuses, input, ClusterEgressRule, input.cluster, Object.fromEntries(input.limitShards), (id) =>
+    programmed.ofRule(id),
+  );
+  keepEqual(statuses, known.cluster);
+  known.cluster = new Map(statuses);
   for (const carried of input.namespaces) {
     const { state, binding, limitShards } = carried;
     const { name, externalServices, namespaceRules, serviceRules } = state.objects;
@@ -88,30 +90,34 @@ export function statusesOf(input: StatusInput, known: NamespaceStatuses): Map<st
     const refused = [...namespaceRules, ...serviceRules].flatMap((rule) =>
       rule.spec.webhook === undefined ? [] : [input.webhooks.refused.get(objectKey(rule))],
     );
-    const from = [externalServices, binding.own, limitShards, policy.reason, policy.message, ...lists.flatMap(flat)];
-    const all = [...from, ...refused.map((condition) => condition?.message)];
-    let made = known.get(name);
+    // Of most rules nothing is said but that they are in force.
+    const behind = new Map<string, Condition>();
+    for (const { id } of [...binding.own.namespace.bound, ...binding.own.service.bound]) {
+      const condition = programmed.ofRule(id, state.pool);
+      if (condition.status === 'False') behind.set(id, condition);
+    }
+    const from = [externalServices, binding.own, limitShards, ...lists.flatMap(flat)];
+    const all = [...from, ...refused.map((condition) => condition?.message), ...texts(behind)];
+    const programmedOf = (id: string): Condition => behind.get(id) ?? programmed.ofRule(id, state.pool);
+    let made = known.namespaces.get(name);
     if (made === undefined || !sameItems(made.from, all)) {
       const own = new Map<string, Status>();
-      addRules(own, input, namespaceRules, binding.own.namespace, limitShards, policy);
-      addRules(own, input, serviceRules, binding.own.service, limitShards, policy);
+      addRules(own, input, namespaceRules, binding.own.namespace, limitShards, programmedOf);
+      addRules(own, input, serviceRules, binding.own.service, limitShards, programmedOf);
       for (const object of externalServices) {
         const known = input.lists.get(qualifiedName(object.metadata));
         const conditions = [listProblem(object, known) ?? accepting];
         own.set(objectKey(object), statusOf(object, conditions, listFacts(object, known)));
       }
-      for (const [key, status] of own) {
-        const before = made?.statuses.get(key);
-        if (before !== undefined && sameJson(before, status)) own.set(key, before);
-      }
+      keepEqual(own, made?.statuses);
       made = { from: all, statuses: own };
-      known.set(name, made);
+      known.namespaces.set(name, made);
     }
     for (const [key, status] of made.statuses) statuses.set(key, status);
   }
-  if (known.size > input.namespaces.length) {
+  if (known.namespaces.size > input.namespaces.length) {
     const names = new Set(input.namespaces.map(({ state }) => state.objects.name));
-    for (const name of known.keys()) if (!names.has(name)) known.delete(name);
+    for (const name of known.namespaces.keys()) if (!names.has(name)) known.namespaces.delete(name);
   }
   return statuses;
 
@@ -128,10 +134,21 @@ export function statusesOf(input: StatusInput, known: NamespaceStatuses): Map<st
   }
 }
 
+/** Those that are equal to what they were are the same. */
+function keepEqual(statuses: Map<string, Status>, before: ReadonlyMap<string, Status> | undefined): void {
+  for (const [key, status] of statuses) {
+    const was = before?.get(key);
+    if (was !== undefined && sameJson(was, status)) statuses.set(key, was);
+  }
+}
+
 const accepting = yes('Accepted', 'Accepted', 'understood and in use');
 /** What a status says of lists, item by item: the lists of a service are put together anew each time. */
 const flat = (lists: KnownLists extends ReadonlyMap<string, infer L> ? L | undefined : never): unknown[] =>
   (lists ?? []).flatMap(({ addresses, problem }) => [addresses, problem?.reason, problem?.message]);
+
+const texts = (behind: ReadonlyMap<string, Condition>): string[] =>
+  [...behind].flatMap(([id, { reason, message }]) => [id, reason, message]);
 
 function statusOf(object: AnyObject, conditions: Condition[], facts: Record<string, unknown>): Status {
   const { generation } = object.metadata;
@@ -144,7 +161,7 @@ function addRules(
   rules: readonly EgressRule[],
   admitted: AdmittedRules,
   shardsOfLimits: Part<string[]>,
-  policy: Condition,
+  programmed: (id: string) => Condition,
 ): void {
   // Of one rule each, in the same order.
   for (const [at, rule] of rules.entries()) {
@@ -157,48 +174,12 @@ function addRules(
     if (about?.schedule !== undefined) Object.assign(facts, scheduleFacts(about.schedule));
     const id = hitsIdOfObject(key) ?? '';
     Object.assign(facts, limitFacts(admitted.rules[id], shardsOfLimits[id]));
-    conditions.push(about?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : policy);
+    conditions.push(
+      about?.status === 'False' ? no('Programmed', 'NotAccepted', 'the rule is not in force') : programmed(id),
+    );
     conditions.push(...[webhooks.refused.get(key) ?? []].flat());
     statuses.set(key, statusOf(rule, conditions, facts));
   }
-}
-
-/** By pool: the gateways that do not have its plan in force, with the reason. */
-function gatewaysBehind({ pools, plans, peers }: StatusInput): Map<string, string[]> {
-  const behind = new Map<string, string[]>();
-  for (const { name, gateways } of pools) {
-    const wanted = plans.get(name);
-    // Gateways of a pool mostly share one plan object: compare it once.
-    const compared = new Map<GatewayPlan, boolean>();
-    const list: string[] = [];
-    for (const gateway of Object.keys(gateways)) {
-      const peer = peers.gateways.get(gateway);
-      if (peer?.connected !== true) list.push(`${gateway} is not connected`);
-      else if (peer.error !== undefined) list.push(`${gateway}: ${peer.error}`);
-      else if (peer.inForce === undefined) list.push(`${gateway} has not acknowledged a plan yet`);
-      else {
-        const same = compared.get(peer.inForce) ?? sameJson(peer.inForce, wanted);
-        compared.set(peer.inForce, same);
-        if (!same) list.push(`${gateway} has an older plan`);
-      }
-    }
-    behind.set(name, list);
-  }
-  return behind;
-}
-
-function poolProgrammed(name: string, behind: ReadonlyMap<string, string[]>): Condition {
-  const list = behind.get(name);
-  if (list === undefined) return no('Programmed', 'NotAccepted', 'the pool is not in use');
-  if (list.length === 0) return yes('Programmed', 'Programmed', 'every gateway has the plan in force');
-  return no('Programmed', 'GatewaysBehind', list.join('; '));
-}
-
-function policyProgrammed({ pools }: StatusInput, behind: ReadonlyMap<string, string[]>): Condition {
-  if (pools.length === 0) return no('Programmed', 'NoGatewayPool', 'there is no GatewayPool');
-  const list = pools.flatMap(({ name }) => behind.get(name) ?? []);
-  if (list.length === 0) return yes('Programmed', 'Programmed', 'every gateway has the plan in force');
-  return no('Programmed', 'GatewaysBehind', list.join('; '));
 }
 
 function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: StatusInput): Record<string, unknown> {

@@ -268,7 +268,11 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
         if (last !== undefined) {
           const found = [...copiesIn(last.pools, result.pools), ...copiesIn(last.nodes, result.nodes)];
           if (found.length > 0) throw new Error(`copied though it is the same: ${found.join(', ')}`);
-          for (const [key, status] of result.statuses) if (last.statuses.get(key) === status) seen.kept++;
+          for (const [key, status] of result.statuses) {
+            const was = last.statuses.get(key);
+            if (was === status) seen.kept++;
+            else if (sameJson(was, status)) throw new Error(`a status that did not change is another: ${key}`);
+          }
         }
         for (const { workloads, rules } of result.pools.values()) {
           seen.workloads += Object.keys(workloads).length;
