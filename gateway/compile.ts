@@ -21,7 +21,7 @@ import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
 import { type Numbers, ruleNumbers } from './marks.ts';
 import { placeSets, workloadElements, workloadSets } from './membership.ts';
-import { Scope, Table } from './table.ts';
+import { type EachElement, Scope, Table } from './table.ts';
 import { HITS_SET, hitsHead } from './verdict.ts';
 
 export interface Machine {
@@ -41,6 +41,11 @@ export interface Changed {
   places: boolean;
   /** Numbers of rules that came, went, or do something else now; undefined: all. */
   numbers: ReadonlySet<number> | undefined;
+}
+
+interface Held {
+  entry: WorkloadEntry;
+  mark: string;
 }
 
 interface Pool {
@@ -65,7 +70,8 @@ const placesOf = ({ settings, gateways, nodes, shards }: Places): Places => ({
 
 export class GatewayCompiler {
   readonly table = new Table(NFT_TABLE_GATEWAY);
-  readonly #workloads = new Map<string, WorkloadEntry>();
+  /** By uid; `mark`: of the group, as its elements in the table have it. */
+  readonly #workloads = new Map<string, Held>();
   readonly #byAddress = new Map<string, WorkloadEntry>();
   #places: Places = placesOf(emptyGatewayPlan());
   #pool: Pool | undefined;
@@ -104,12 +110,11 @@ export class GatewayCompiler {
       delta === undefined ? !sameJson(this.#places[part], plan[part]) : isTouched(delta, part),
     );
     const before = this.#places;
+    const pool = 'pool' in settings && sameJson(this.#pool?.settings, settings.pool) ? this.#pool : undefined;
+    if (pool === undefined) this.#leave();
     if (places) this.#places = placesOf(plan);
-    if (!('pool' in settings)) return this.#leave();
-    const pool = this.#pool;
-    if (pool === undefined || !sameJson(pool.settings, settings.pool)) {
-      this.#leave();
-      this.#enter(plan, settings.pool, reversePathFilter, heldShards);
+    if (pool === undefined) {
+      if ('pool' in settings) this.#enter(plan, settings.pool, reversePathFilter, heldShards);
       return { groups: undefined, workloads: undefined, places: true, numbers: undefined };
     }
     if (places) this.#setPlaces(plan, pool.settings);
@@ -124,7 +129,8 @@ export class GatewayCompiler {
 
   #difference(plan: GatewayPlan, { policy }: Pool): PlanDelta {
     const { rules, services, groups } = policy;
-    const was = { rules, services, groups, workloads: this.#workloads };
+    const workloads = new Map([...this.#workloads].map(([uid, { entry }]) => [uid, entry]));
+    const was = { rules, services, groups, workloads };
     return diffPlan(Object.fromEntries(Object.entries(was).map(([part, map]) => [part, Object.fromEntries(map)])), {
       rules: plan.rules,
       services: plan.services,
@@ -133,18 +139,20 @@ export class GatewayCompiler {
     });
   }
 
-  #leave(): Changed {
+  #leave(): void {
     this.table.clear();
     this.#pool = undefined;
     this.#workloads.clear();
     this.#byAddress.clear();
-    return { groups: undefined, workloads: undefined, places: true, numbers: undefined };
   }
 
   #enter(plan: GatewayPlan, settings: PoolSettings, reversePathFilter: boolean, heldShards: readonly string[]): void {
     const { table } = this;
     table.setCounters([...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)]);
-    const heads = { ...workloadSets(settings), ...limitHeads, [HITS_SET]: hitsHead };
+    table.derive(workloadSets(settings), (each) => {
+      for (const held of this.#workloads.values()) this.#elements(held, this.#places.nodes, settings, each);
+    });
+    const heads = { ...limitHeads, [HITS_SET]: hitsHead };
     for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
     table.setSet(GROUPS_SET, { type: 'mark', value: 'verdict', elements: new Map() });
     this.#setPlaces(plan, settings);
@@ -207,32 +215,33 @@ export class GatewayCompiler {
     for (const uid of changes.delete) changed.set(uid, undefined);
     for (const [uid, entry] of changes.set) changed.set(uid, entry);
     const found: [WorkloadEntry | undefined, WorkloadEntry | undefined][] = [];
-    for (const [uid, after] of changed) found.push([this.#workloads.get(uid), after]);
+    for (const [uid, after] of changed) found.push([this.#workloads.get(uid)?.entry, after]);
     // What is the same is made anew where what it is made of is another.
     if (marked.size > 0 || moved.size > 0) {
-      for (const [uid, entry] of this.#workloads) {
+      for (const [uid, { entry }] of this.#workloads) {
         if (!changed.has(uid) && (marked.has(entry.group) || moved.has(entry.node))) changed.set(uid, entry);
       }
     }
     const { table } = this;
-    const outer = (nodes: Record<string, NodeEntry>, { node }: WorkloadEntry): string[] => nodes[node]?.addresses ?? [];
     for (const uid of changed.keys()) {
       const was = this.#workloads.get(uid);
       if (was === undefined) continue;
-      workloadElements(was, '', outer(nodesBefore, was), pool.settings, (set, key) => table.deleteElement(set, key));
-      for (const address of was.addresses) this.#byAddress.delete(address);
+      this.#elements(was, nodesBefore, pool.settings, (set, key, value) => table.go(set, key, value));
+      for (const address of was.entry.addresses) this.#byAddress.delete(address);
       this.#workloads.delete(uid);
     }
     for (const [uid, entry] of changed) {
       if (entry === undefined) continue;
-      const mark = pool.policy.groupMark(entry.group);
-      workloadElements(entry, mark, outer(this.#places.nodes, entry), pool.settings, (set, key, value) =>
-        table.setElement(set, key, value),
-      );
+      const held = { entry, mark: pool.policy.groupMark(entry.group) };
+      this.#elements(held, this.#places.nodes, pool.settings, (set, key, value) => table.come(set, key, value));
       for (const address of entry.addresses) this.#byAddress.set(address, entry);
-      this.#workloads.set(uid, entry);
+      this.#workloads.set(uid, held);
     }
     return found;
+  }
+
+  #elements({ entry, mark }: Held, nodes: GatewayPlan['nodes'], settings: PoolSettings, each: EachElement): void {
+    workloadElements(entry, mark, nodes[entry.node]?.addresses ?? [], settings, each);
   }
 }
 

@@ -4,7 +4,7 @@
  * their names). Many are up to four interval sets per family, shared by all rules that name the same services. Ports and
  * types of ICMP need one each, since they stand in different places of a header.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { formatAddress, type Range } from '../api/address.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
@@ -25,7 +25,7 @@ export interface PolicyView {
 /** Boxes of one family that are compared one after another. */
 const COMPARED = 8;
 /** Lists whose matches are remembered. */
-const REMEMBERED = 20_000;
+const REMEMBERED = 1_000;
 
 interface Destinations {
   matches: string[];
@@ -38,7 +38,7 @@ interface Made extends Record<Family, Destinations> {
 
 export class DestinationSets {
   readonly #policy: PolicyView;
-  /** A list that many rules name is cut into boxes once. */
+  /** A long list that many rules name is cut into boxes once. */
   readonly #made = new Map<string, Made>();
 
   constructor(policy: PolicyView) {
@@ -62,9 +62,10 @@ export class DestinationSets {
     const entries = names.map((name) => this.#policy.services.get(name));
     const known = this.#made.get(key);
     if (known?.entries.every((entry, index) => entry === entries[index])) return known;
-    if (this.#made.size >= REMEMBERED) this.#made.clear();
     const present = entries.filter((entry) => entry !== undefined);
     const made = { entries, 4: destinations(key, present, 4), 6: destinations(key, present, 6) };
+    if (families.every((family) => made[family].sets.length === 0)) return made;
+    if (this.#made.size >= REMEMBERED) this.#made.clear();
     this.#made.set(key, made);
     return made;
   }
@@ -102,7 +103,7 @@ function isWhole({ family, first, last }: Range): boolean {
 }
 
 function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
-  const base = `to_${createHash('sha256').update(key).digest('hex').slice(0, 12)}`;
+  const base = `to_${hash('sha256', key).slice(0, 12)}`;
   const address = addressType[family];
   const daddr = `${header[family]} daddr`;
   const icmp = icmpHeader[family];

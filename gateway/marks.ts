@@ -3,7 +3,7 @@
  * hash of the name, so that it needs no memory and every gateway of a pool finds the same; names that collide take
  * the next free number in the order of their names.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { CT_DECIDED, CT_RULE_SHIFT } from '../api/names.ts';
 
 /** Name under which the pool's default action is numbered beside the rules. */
@@ -86,7 +86,7 @@ export class Numbers {
   }
 
   #home(name: string): number {
-    return (createHash('sha256').update(name).digest().readUInt32BE(0) % this.#max) + 1;
+    return (hash('sha256', name, 'buffer').readUInt32BE(0) % this.#max) + 1;
   }
 
   #after(number: number): number {

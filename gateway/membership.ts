@@ -9,7 +9,7 @@ import { must } from '../api/result.ts';
 import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
 import { addressType, header } from './destination-sets.ts';
-import type { SetHead } from './table.ts';
+import type { EachElement, SetHead } from './table.ts';
 
 /** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
 export const innerSource = { 4: '@th,336,32', 6: '@th,304,128' } as const;
@@ -51,7 +51,7 @@ export function workloadElements(
   mark: string,
   outer: readonly string[],
   pool: PoolSettings,
-  each: (set: string, key: string, value: string) => void,
+  each: EachElement,
 ): void {
   const tunnelled = isTunnelled(pool);
   for (const address of addresses) {

@@ -3,10 +3,17 @@
  * from the last time as one change of the kernel's table, of the size of the difference. What several parts want (a
  * chain that groups share, a set of destinations) is held by each and goes with the last of them.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { ChangeBuilder, type NftChain, type NftSet, type Ruleset, shapeOf, type TableChange } from '../kernel/nft.ts';
 
 export type SetHead = Omit<NftSet, 'elements'>;
+export type EachElement = (set: string, key: string, value: string) => void;
+
+/** Sets of which the elements are not kept, since there are too many: they are told when they are needed. */
+interface Derived {
+  heads: Record<string, SetHead>;
+  tell(each: EachElement): void;
+}
 
 const sameChain = (a: NftChain, b: NftChain): boolean =>
   a.hook === b.hook && a.rules.length === b.rules.length && a.rules.every((rule, index) => rule === b.rules[index]);
@@ -29,6 +36,9 @@ export class Table {
   #chainsBefore: Before<NftChain> = new Map();
   #setsBefore: Before<NftSet> = new Map();
   #elementsBefore = new Map<string, Before<string>>();
+  #derived: Derived = { heads: {}, tell: () => undefined };
+  /** Of derived sets that were there before: what has changed. */
+  #derivedChanges = new Map<string, Map<string, { before?: string; after?: string }>>();
 
   constructor(name: string) {
     this.#name = name;
@@ -44,7 +54,31 @@ export class Table {
     this.setCounters([]);
     for (const name of [...this.#chains.keys()]) this.deleteChain(name);
     for (const name of [...this.#sets.keys()]) this.deleteSet(name);
+    for (const [name, set] of this.#derivedSets()) remember(this.#setsBefore, name, set);
+    this.#derived = { heads: {}, tell: () => undefined };
+    this.#derivedChanges.clear();
     this.#holders.clear();
+  }
+
+  /** After clear(). `tell` says all elements of these sets, as they are when it is called. */
+  derive(heads: Record<string, SetHead>, tell: (each: EachElement) => void): void {
+    this.#derived = { heads, tell };
+    for (const name of Object.keys(heads)) remember(this.#setsBefore, name, undefined);
+  }
+
+  /** An element of a derived set comes; one that goes was told with this value. */
+  come(set: string, key: string, value: string): void {
+    if (this.#setsBefore.has(set)) return;
+    const changes = this.#changesOf(set);
+    changes.set(key, { ...changes.get(key), after: value });
+  }
+
+  go(set: string, key: string, value: string): void {
+    if (this.#setsBefore.has(set)) return;
+    const changes = this.#changesOf(set);
+    const known = changes.get(key);
+    if (known === undefined) changes.set(key, { before: value });
+    else delete known.after;
   }
 
   /** Adds it, or gives it other rules in place. */
@@ -126,7 +160,7 @@ export class Table {
       family: 'inet',
       table: this.#name,
       counters: [...this.#counters],
-      sets: Object.fromEntries(this.#sets),
+      sets: Object.fromEntries([...this.#derivedSets(), ...this.#sets]),
       chains: Object.fromEntries(this.#chains),
     };
   }
@@ -144,8 +178,9 @@ export class Table {
       } else if (before === undefined) change.addChain(name, chain);
       else if (!sameChain(before, chain)) change.rewriteChain(name, chain);
     }
+    const derived = [...this.#setsBefore.keys()].some((name) => this.#derived.heads[name]) && this.#derivedSets();
     for (const [name, before] of this.#setsBefore) {
-      const set = this.#sets.get(name);
+      const set = this.#sets.get(name) ?? (derived || undefined)?.get(name);
       if (before !== undefined && set !== undefined && shapeOf(before) === shapeOf(set)) {
         for (const element of before.elements) {
           if (set.elements.get(element[0]) !== element[1]) change.deleteElement(name, set, element);
@@ -168,6 +203,14 @@ export class Table {
         if (value !== undefined) change.addElement(name, set, [key, value]);
       }
     }
+    for (const [name, changes] of this.#derivedChanges) {
+      const head = this.#derived.heads[name] as SetHead;
+      for (const [key, { before, after }] of changes) {
+        if (before === after) continue;
+        if (before !== undefined) change.deleteElement(name, head, [key, before]);
+        if (after !== undefined) change.addElement(name, head, [key, after]);
+      }
+    }
     this.taken();
     return change.build();
   }
@@ -178,6 +221,23 @@ export class Table {
     this.#chainsBefore = new Map();
     this.#setsBefore = new Map();
     this.#elementsBefore = new Map();
+    this.#derivedChanges = new Map();
+  }
+
+  #derivedSets(): Map<string, NftSet> {
+    const { heads, tell } = this.#derived;
+    const sets = new Map(Object.entries(heads).map(([name, head]) => [name, { ...head, elements: new Map() }]));
+    tell((set, key, value) => sets.get(set)?.elements.set(key, value));
+    return sets;
+  }
+
+  #changesOf(set: string): Map<string, { before?: string; after?: string }> {
+    let changes = this.#derivedChanges.get(set);
+    if (changes === undefined) {
+      changes = new Map();
+      this.#derivedChanges.set(set, changes);
+    }
+    return changes;
   }
 
   #elements(set: string): Map<string, string> {
@@ -218,7 +278,7 @@ export class Scope {
 
   /** A chain of these rules, named by them. */
   add(noun: string, rules: string[]): string {
-    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 12)}`;
+    const name = `${noun}_${hash('sha256', rules.join('\n')).slice(0, 12)}`;
     this.chain(name, { rules });
     return name;
   }

@@ -6,7 +6,8 @@
 import type { NftBatch } from '../wire/nft-batch.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
-import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
+import { changeSize, isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
+import { creation } from './nft-create.ts';
 import { listCounters, listTable } from './nft-list.ts';
 import { askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
 import { inNamespace, run } from './run.ts';
@@ -15,6 +16,9 @@ export interface HostOptions {
   /** A namespace made by `ip netns add`; absent: the one that this process is in. */
   namespace?: string;
 }
+
+/** A table of more is created in parts. */
+const CREATED_AT_ONCE = 10_000;
 
 export class HostNft implements Nft {
   readonly #where: HostOptions;
@@ -26,6 +30,12 @@ export class HostNft implements Nft {
 
   async run(change: TableChange): Promise<void> {
     if (isEmptyChange(change)) return;
+    if (change.create && changeSize(change) > CREATED_AT_ONCE) {
+      for (const part of creation(change)) await this.#make(part);
+    } else await this.#make(change);
+  }
+
+  async #make(change: TableChange): Promise<void> {
     const batch = this.encode(change);
     if (batch === undefined) await this.runScript(scriptOf(change));
     else {

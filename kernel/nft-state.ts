@@ -1,7 +1,7 @@
 /**
  * States of one nftables table: the empty one, and the one that a ruleset leads to.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import type { NftChain, NftSet, NftState, Ruleset } from './nft.ts';
 
 export const emptyState = (): NftState => ({
@@ -34,7 +34,7 @@ export const isLimitShape = (shape: string): boolean =>
 
 /** By which two chains of one name are compared; '' for one without rules. */
 export function digestOf({ rules }: Pick<NftChain, 'rules'>): string {
-  return rules.length === 0 ? '' : createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 16);
+  return rules.length === 0 ? '' : hash('sha256', rules.join('\n')).slice(0, 16);
 }
 
 /** The kernel keeps a chain's digest as the comment of its first rule: rules and comment come and go together. */

@@ -14,8 +14,8 @@ import * as libc from './libc.ts';
 import type { NetlinkSocket } from './netlink-socket.ts';
 import { changeSize, type TableChange } from './nft-change.ts';
 
-/** This thread stands still while a batch is made and sent, some 100 ms for so much; the command takes a process of its own. */
-const CHANGE_MAX = 10_000;
+/** This thread stands still while a batch is made and sent, some 10 s for so much; the command would take minutes. */
+const CHANGE_MAX = 1_000_000;
 
 /** `known`: layouts of sets that are there. */
 export function encodeChange(change: TableChange, known: SetLayouts): NftBatch | undefined {

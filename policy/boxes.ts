@@ -72,9 +72,10 @@ export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
 function intervalsOf(service: ServiceEntry, family: Family): Interval[] {
   const intervals: Interval[] = [];
   for (const text of service.addresses) {
+    if (text.includes(':') !== (family === 6)) continue;
     // A plan holds canonical text (plan.ts): anything else is our own mistake, and throws.
     const range = must(parseRange(text));
-    if (range.family === family) intervals.push([range.first, range.last]);
+    intervals.push([range.first, range.last]);
   }
   return intervals;
 }

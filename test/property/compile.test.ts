@@ -8,7 +8,8 @@ import type { Context, GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, Workloa
 import { changePlan, copyPlan, diffPlan } from '../../api/plan-delta.ts';
 import { compileGateway, GatewayCompiler, type Machine } from '../../gateway/compile.ts';
 import { LAST_HOOK } from '../../gateway/frame.ts';
-import { diffRuleset, emptyState, type Ruleset } from '../../kernel/nft.ts';
+import { changeSize, diffRuleset, emptyState, type Ruleset } from '../../kernel/nft.ts';
+import { creation } from '../../kernel/nft-create.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
 import { basePlan, directPlan } from '../netns/gateway-plans.ts';
 
@@ -252,4 +253,36 @@ t.test('step by step is as good as all at once', async (t) => {
     }),
     { numRuns: 60 },
   );
+});
+
+t.test('a table that is created in parts is the same, and in force only at the end', async (t) => {
+  const plan = basePlan();
+  for (let at = 0; at < 4_000; at++) {
+    plan.workloads[`uid-${at}`] = {
+      namespace: 'n',
+      name: `p-${at}`,
+      uid: `uid-${at}`,
+      node: 'node-a',
+      services: [],
+      addresses: [`10.244.${at >> 8}.${at & 255}`],
+      group: 'g-pay',
+      egress: { 4: { address: '203.0.113.101', shard: 's0' } },
+    };
+  }
+  const { ruleset } = compileGateway(plan);
+  const whole = diffRuleset(emptyState(), ruleset);
+  const parts = [...creation(whole)];
+  t.ok(parts.length > 5);
+  const [one, other] = [new FakeNft(), new FakeNft()];
+  await one.run(whole);
+  for (const [at, part] of parts.entries()) {
+    t.ok(changeSize(part) < 5_000, 'a part is not big');
+    t.equal(
+      part.chains.some(({ hook }) => hook !== undefined),
+      at === parts.length - 1,
+      'base chains come last',
+    );
+    await other.run(part);
+  }
+  t.same(await other.list('inet', 'sluice'), await one.list('inet', 'sluice'));
 });
