@@ -1,13 +1,19 @@
 /**
- * Keeps the kernel at the plan: applies and reconciliations one at a time; a reconciliation at a fixed interval, since
- * the kernel does not tell of every change to what is ours, and at once when somebody deletes our table. One that
- * fails is tried again soon.
+ * Keeps the kernel at the plan: applies and reconciliations one at a time. Links, addresses, routes and rules are compared
+ * at a fixed interval, since the kernel does not tell of every change to what is ours. Our nftables table, which may be
+ * large, is listed only after somebody else changed it, or devices came or went (a chain on a device goes with it);
+ * at once when somebody deleted it. A reconciliation that fails is tried again soon.
  */
+import { deviceList } from '../kernel/devices.ts';
 import { watchTable } from '../kernel/nft-watch.ts';
 import type { Logger } from './log.ts';
 
 const RECONCILE_MS = 30_000;
 const RETRY_MS = 1_000;
+/** After somebody else's change: theirs may be one of several. */
+const CHANGED_MS = 1_000;
+/** Between two of those: two programs that undo each other's changes should not be busy with it. */
+const CHANGED_APART_MS = 10_000;
 
 export interface Reconciler {
   /** Runs `work` after all that was given before; its error is the caller's. */
@@ -16,11 +22,20 @@ export interface Reconciler {
   close(): Promise<void>;
 }
 
-/**
- * `table`: our nftables table. `reconcile`: compares the kernel's state with the plan in force, if there is one. To be
- * started before the first plan is applied, so that no deletion goes unseen.
- */
-export function startReconciler(table: string, reconcile: () => Promise<void>, log: Logger): Reconciler {
+export interface ReconcilerOptions {
+  /** Our nftables table. */
+  table: string;
+  /** Whether a change that was asked for at this netlink port is our own. */
+  ours(port: number): boolean;
+  /** Compares the kernel's state with the plan in force, if there is one; the table only if it is told to. */
+  reconcile(table: boolean): Promise<void>;
+  log: Logger;
+  /** Network namespace `/run/netns/NAME`; absent: the program's own. */
+  namespace?: string;
+}
+
+/** To be started before the first plan is applied, so that no change goes unseen. */
+export function startReconciler({ table, ours, reconcile, log, namespace }: ReconcilerOptions): Reconciler {
   let last: Promise<unknown> = Promise.resolve();
   const inTurn = (work: () => Promise<void>): Promise<void> => {
     const mine = last.then(work);
@@ -28,10 +43,32 @@ export function startReconciler(table: string, reconcile: () => Promise<void>, l
     return mine;
   };
   let retry: NodeJS.Timeout | undefined;
+  let soon: NodeJS.Timeout | undefined;
   let closed = false;
+  /** The table may not be as we left it. */
+  let suspect = false;
+  let comparedAt = Number.NEGATIVE_INFINITY;
+  let devices: string | undefined;
+
+  const compare = async (): Promise<void> => {
+    const now = await deviceList();
+    if (devices !== undefined && now !== devices) suspect = true;
+    devices = now;
+    const whole = suspect;
+    suspect = false;
+    if (whole) comparedAt = performance.now();
+    try {
+      await reconcile(whole);
+    } catch (error) {
+      suspect ||= whole;
+      throw error;
+    }
+  };
   const run = (): void => {
     clearTimeout(retry);
-    void inTurn(reconcile).catch((error) => {
+    clearTimeout(soon);
+    soon = undefined;
+    void inTurn(compare).catch((error) => {
       log.error({ err: error, againMs: RETRY_MS }, 'reconciliation failed');
       if (!closed) retry = setTimeout(run, RETRY_MS);
     });
@@ -39,11 +76,20 @@ export function startReconciler(table: string, reconcile: () => Promise<void>, l
   const timer = setInterval(run, RECONCILE_MS);
   const watch = watchTable({
     table,
+    ours,
+    onChanged() {
+      suspect = true;
+      if (soon !== undefined || closed) return;
+      log.warn({ table }, 'somebody changed the table: comparing it with the plan');
+      soon = setTimeout(run, Math.max(CHANGED_MS, comparedAt + CHANGED_APART_MS - performance.now()));
+    },
     onDeleted() {
+      suspect = true;
       log.error({ table }, 'somebody deleted the table: putting it back');
       run();
     },
     onError: (error) => log.error({ err: error }, 'nftables events'),
+    ...(namespace === undefined ? {} : { namespace }),
   });
   return {
     inTurn,
@@ -51,6 +97,7 @@ export function startReconciler(table: string, reconcile: () => Promise<void>, l
       closed = true;
       clearInterval(timer);
       clearTimeout(retry);
+      clearTimeout(soon);
       await watch.close();
       await last;
       clearTimeout(retry);

@@ -100,20 +100,24 @@ export class GatewayApply {
     }
   }
 
-  /** The next apply() lists the kernel's state anew, and so undoes what others changed of ours. */
-  forget(): void {
-    this.#tableKnown = false;
+  /**
+   * The next apply() lists the kernel's state anew, and so undoes what others changed of ours; the nftables table, and
+   * with it the flows, only if `table`.
+   */
+  forget(table = true): void {
+    if (table) this.#tableKnown = false;
     this.#net = undefined;
   }
 
   async #apply(plan: GatewayPlan, delta: PlanDelta | undefined): Promise<Applied> {
-    const listed = !this.#tableKnown || this.#net === undefined;
+    const tableListed = !this.#tableKnown;
+    const listed = tableListed || this.#net === undefined;
     const changed = this.#compile(plan, delta, {
       reversePathFilter: await this.#filtersReversePath(plan, listed),
       heldShards: heldShards(plan, this.#self),
     });
-    const touches = listed || touchesFlows(changed);
-    const numbers = listed ? undefined : changed.numbers;
+    const touches = tableListed || touchesFlows(changed);
+    const numbers = tableListed ? undefined : changed.numbers;
     await this.#watch?.before(numbers);
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
@@ -124,7 +128,7 @@ export class GatewayApply {
     const steps = 'pool' in plan.settings ? [rules, net] : [net, rules];
     for (const step of steps) await step();
 
-    const ended = touches ? await this.#endFlows(plan, listed ? undefined : changed) : 0;
+    const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
     // Every flow that is left now, or was made since, has its own translation.
     if (touches) nftChanges += await this.#applyRules(true);
     return { flowsEnded: ended, nftChanges, numbers };

@@ -78,12 +78,17 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   let inForce: number | undefined;
   let connected = false;
   let current: GatewayPlan | undefined;
-  const reconcile = async (): Promise<void> => {
+  const reconcile = async (table: boolean): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
-    gateway.forget();
+    gateway.forget(table);
     await apply(current, inForce, { set: {}, delete: {} });
   };
-  const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_GATEWAY, reconcile, log);
+  const { inTurn, ...reconciler } = startReconciler({
+    table: NFT_TABLE_GATEWAY,
+    ours: (port) => kernel.nft.isOwn(port),
+    reconcile,
+    log,
+  });
 
   async function apply(plan: GatewayPlan, generation: number, delta?: PlanDelta): Promise<void> {
     const began = performance.now();

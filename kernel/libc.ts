@@ -16,6 +16,7 @@ const declare = (prototype: string): Call => libc.func(prototype) as unknown as 
 const call = {
   socket: declare('int socket(int, int, int)'),
   bind: declare('int bind(int, void*, uint32_t)'),
+  getsockname: declare('int getsockname(int, void*, void*)'),
   setsockopt: declare('int setsockopt(int, int, int, void*, uint32_t)'),
   send: declare('int64_t send(int, void*, size_t, int)'),
   recv: declare('int64_t recv(int, void*, size_t, int)'),
@@ -87,6 +88,13 @@ export function socket(family: number, type: number, protocol: number): number {
 
 export function bind(fd: number, address: Uint8Array): void {
   checked('bind', call.bind(fd, address, address.length));
+}
+
+/** The address that a socket has, into so many bytes. */
+export function socketName(fd: number, length: number): Uint8Array {
+  const address = new Uint8Array(length);
+  checked('getsockname', call.getsockname(fd, address, new Uint8Array(Uint32Array.of(length).buffer)));
+  return address;
 }
 
 export function setOption(fd: number, level: number, name: number, value: number | Uint8Array): void {

@@ -67,6 +67,12 @@ export class NetlinkSocket {
     return socket;
   }
 
+  /** Its netlink port, which events of what it asked for carry. */
+  get port(): number {
+    const name = libc.socketName(this.fd, 12);
+    return new DataView(name.buffer).getUint32(4, true);
+  }
+
   send(bytes: Uint8Array): void {
     libc.send(this.fd, bytes);
   }

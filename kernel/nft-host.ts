@@ -19,10 +19,15 @@ export interface HostOptions {
 
 /** A table of more is created in parts. */
 const CREATED_AT_ONCE = 10_000;
+/** Events of a change come some milliseconds after it; process ids come round again. */
+const COMMANDS_MAX = 32;
 
 export class HostNft implements Nft {
   readonly #where: HostOptions;
   #socket: NetlinkSocket | undefined;
+  #port: number | undefined;
+  /** Process ids of the commands that ran last. */
+  readonly #commands: number[] = [];
 
   constructor(options: HostOptions = {}) {
     this.#where = options;
@@ -52,7 +57,18 @@ export class HostNft implements Nft {
 
   /** Any text that `nft -f` takes. */
   async runScript(script: string): Promise<void> {
-    await run(inNamespace(this.#where.namespace, ['nft', '-f', '-']), { op: 'nft run', input: script });
+    const command = inNamespace(this.#where.namespace, ['nft', '-f', '-']);
+    await run(command, { op: 'nft run', input: script, onStart: (pid) => this.#remember(pid) });
+  }
+
+  /** Whether what was asked for at this netlink port was asked for here: a command's first socket has its process id. */
+  isOwn(port: number): boolean {
+    return port === this.#port || this.#commands.includes(port);
+  }
+
+  #remember(pid: number): void {
+    this.#commands.push(pid);
+    if (this.#commands.length > COMMANDS_MAX) this.#commands.shift();
   }
 
   list(_family: 'inet', table: string): Promise<NftState> {
@@ -76,6 +92,7 @@ export class HostNft implements Nft {
       extendedAck: true,
       ...this.#where,
     });
+    this.#port ??= this.#socket.port;
     return this.#socket;
   }
 }

@@ -1,13 +1,19 @@
 /**
- * Notices at once when somebody deletes a table of ours: `nft flush ruleset`, which Debian's nftables.service runs at
- * start and reload, is the common way. What the caller does then is its own; the kernel has already forgotten.
+ * Notices when somebody else changes or deletes a table of ours: `nft flush ruleset`, which Debian's nftables.service runs
+ * at start and reload, is the common way. What the caller does then is its own; the kernel has already forgotten.
  */
-import { deletedTable } from '../wire/nft-event.ts';
+
+import { tableEvent } from '../wire/nft-event.ts';
+import { messagePort } from '../wire/nlattr.ts';
 import { type EventSocket, startEventSocket } from './event-socket.ts';
 
 export interface TableWatch {
+  /** Of family inet. */
   table: string;
+  /** Whether a change that was asked for at this netlink port is our own. */
+  ours(port: number): boolean;
   /** Also after lost events, when it is not known. */
+  onChanged(): void;
   onDeleted(): void;
   onError(error: Error): void;
   /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
@@ -18,9 +24,20 @@ export function watchTable(watch: TableWatch): EventSocket {
   return startEventSocket({
     kind: 'nftables',
     onBatch(messages) {
-      if (messages.some((message) => deletedTable(message) === watch.table)) watch.onDeleted();
+      let changed = false;
+      let deleted = false;
+      for (const message of messages) {
+        // First, since most changes are our own.
+        if (watch.ours(messagePort(message))) continue;
+        const event = tableEvent(message);
+        if (event?.table !== watch.table) continue;
+        changed = true;
+        deleted ||= event.deleted;
+      }
+      if (deleted) watch.onDeleted();
+      else if (changed) watch.onChanged();
     },
-    onOverrun: watch.onDeleted,
+    onOverrun: watch.onChanged,
     onError: watch.onError,
     ...(watch.namespace === undefined ? {} : { namespace: watch.namespace }),
   });

@@ -12,6 +12,8 @@ export interface RunOptions {
   timeoutMs?: number;
   /** Bytes of output after which the command is killed. */
   outputLimit?: number;
+  /** Told the process id, before the command can have done anything that this thread hears of. */
+  onStart?(pid: number): void;
 }
 
 /** Loading 100,000 elements takes nft 1.4 s here; a machine under load is slower by far. */
@@ -30,6 +32,7 @@ export function run(command: string[], options: RunOptions): Promise<string> {
   const [program = '', ...args] = command;
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
+    if (child.pid !== undefined) options.onStart?.(child.pid);
     const output: Buffer[] = [];
     let outputBytes = 0;
     let errors = '';

@@ -67,9 +67,9 @@ export class Steering {
     }
   }
 
-  /** The next apply() lists the kernel's state anew. */
-  forget(): void {
-    this.#nft = undefined;
+  /** The next apply() lists the kernel's state anew; the nftables table only if `table`. */
+  forget(table = true): void {
+    if (table) this.#nft = undefined;
     this.#net = undefined;
     this.#facts = undefined;
   }
@@ -96,7 +96,7 @@ export class Steering {
       ...this.#facts.value,
       workloadInterfaces: this.#workloadInterfaces,
     });
-    const listed = this.#nft === undefined;
+    const listed = this.#nft === undefined || this.#net === undefined;
     const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
     const netNow = this.#net ?? (await this.#kernel.ip.list(await this.#kernel.scope()));
     this.#nft = nftNow;

@@ -39,7 +39,7 @@ export const holdRule = [
 ];
 
 export class HostKernel implements NodeKernel {
-  readonly nft: Nft;
+  readonly nft: HostNft;
   readonly ip: Ip;
   readonly #namespace: string | undefined;
 

@@ -67,13 +67,18 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       throw error;
     }
   };
-  const reconcile = async (): Promise<void> => {
+  const reconcile = async (table: boolean): Promise<void> => {
     const { plan } = steering;
     if (plan === undefined) return;
-    steering.forget();
+    steering.forget(table);
     await apply(plan);
   };
-  const { inTurn, ...reconciler } = startReconciler(NFT_TABLE_NODE, reconcile, log);
+  const { inTurn, ...reconciler } = startReconciler({
+    table: NFT_TABLE_NODE,
+    ours: (port) => kernel.nft.isOwn(port),
+    reconcile,
+    log,
+  });
 
   const file = await SavedPlanFile.open(options.state, 'node', { log });
   const { saved, reason } = file;

@@ -48,6 +48,10 @@ export function messageFlags(message: Uint8Array): number {
 export function messageSequence(message: Uint8Array): number {
   return le32(message, 8);
 }
+/** Of a message from the kernel: the netlink port whose request it answers or tells of; 0: the kernel's own doing. */
+export function messagePort(message: Uint8Array): number {
+  return le32(message, 12);
+}
 /** Positive errno of an NLMSG_ERROR (0: an acknowledgement) or an NLMSG_DONE; undefined if too short to say. */
 export function messageErrno(message: Uint8Array): number | undefined {
   return message.length < NLMSG_HEADER + 4 ? undefined : Math.abs(le32(message, NLMSG_HEADER) | 0);

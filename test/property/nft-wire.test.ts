@@ -10,6 +10,7 @@ import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
 import { decodeAck } from '../../wire/netlink-ack.ts';
 import { NftBatch } from '../../wire/nft-batch.ts';
 import { ElementReader } from '../../wire/nft-elements.ts';
+import { tableEvent } from '../../wire/nft-event.ts';
 import { readChain, readCounter, readGeneration, readRule } from '../../wire/nft-listing.ts';
 import { layoutOf, readSet, type SetLayout } from '../../wire/nft-shape.ts';
 import { attribute, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
@@ -237,6 +238,12 @@ t.test('hostile bytes', async (t) => {
   t.same(readCounter(object), { ok: true, value: { name: 'name', packets: 3, bytes: 90 } });
   t.same(readCounter(message(18, table, name(2), number(3, 2))), { ok: true, value: undefined }, 'not a counter');
   t.same(readGeneration(generation), { ok: true, value: 7 });
+  t.same(tableEvent(chain), { table: 't', port: 0, deleted: false });
+  t.same(tableEvent(message(2, table)), { table: 't', port: 0, deleted: true });
+  t.equal(tableEvent(generation), undefined, 'of no table');
+  const elsewhere = chain.slice();
+  elsewhere[16] = 2;
+  t.equal(tableEvent(elsewhere), undefined, 'family ip');
   for (const read of [readChain, readRule, readCounter, readGeneration, readSet]) {
     t.notOk(read(message(9, table)).ok, 'without a name');
     t.notOk(read(new Uint8Array(19)).ok, 'too short');
@@ -247,6 +254,7 @@ t.test('hostile bytes', async (t) => {
     ['readRule', fc.constant(rule), readRule],
     ['readCounter', fc.constant(object), readCounter],
     ['readGeneration', fc.constant(generation), readGeneration],
+    ['tableEvent', fc.constantFrom(chain, rule, object, generation), tableEvent],
     ['decodeAck', ack, decodeAck],
   ];
   for (const { shape, set } of samples) {
