@@ -14,11 +14,12 @@ import { type ConntrackEntry, listFlows } from '../../kernel/conntrack.ts';
 import { firewallView } from '../../lab/checks.ts';
 import { down } from '../../lab/down.ts';
 import { fail, heal } from '../../lab/fault.ts';
+import { flowFiles, readFlows } from '../../lab/flows.ts';
 import { inNamespace, must, type Outcome, run } from '../../lab/netns.ts';
 import { placeOf } from '../../lab/place.ts';
 import { awaitReady } from '../../lab/ready.ts';
 import { contentHash } from '../../lab/servers/content.ts';
-import { allowList, serverAddresses } from '../../lab/topology.ts';
+import { allowList, defaultTopology, serverAddresses } from '../../lab/topology.ts';
 import { up } from '../../lab/up.ts';
 
 t.setTimeout(240_000);
@@ -160,6 +161,53 @@ spec:
   const permitted = await within(1_000, async () => (await curl('pay-1', 4)).code === 0);
   t.comment(`permitted ${Math.round(permitted)} ms after it was withdrawn`);
   t.strictSame(await longFlows(), before, 'the long transfers are the same connections');
+});
+
+t.test('logging of rules: what is in the gateways’ files of flow records', async (t) => {
+  const files = flowFiles(lab, defaultTopology);
+  /** Of new flows of rev-1 to the web, until one of them is written. */
+  const recordsOf = async (family: Family): Promise<string[]> => {
+    const began = new Date().toISOString();
+    t.equal((await curl('rev-1', family)).code, 0, `v${family}: reviews gets out`);
+    const found = async () =>
+      (await readFlows(files)).filter(
+        (r) => r.time >= began && r.pod === 'rev-1' && r.destination === serverAddresses.web[family],
+      );
+    await within(3_000, async () => (await found()).length > 0);
+    // A start would be written with it, and an end when the connection is closed.
+    await sleep(200);
+    return [...new Set((await found()).filter((r) => r.destinationPort === 80).map((r) => `${r.event} ${r.rule}`))];
+  };
+  await manifest(
+    '94-logging.yaml',
+    `apiVersion: sluice.dev/v1alpha1
+kind: ClusterEgressRule
+metadata: { name: watch }
+spec:
+  action: accept
+  logging: All
+  priority: 1
+  namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: reviews } }
+  externalServices: ["*"]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: ExternalService
+metadata: { name: quiet, namespace: reviews }
+spec:
+  addresses: [${serverAddresses.web[4]}, "${serverAddresses.web[6]}"]
+  ports: [{ name: http, protocol: TCP, port: "80" }]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: NamespaceEgressRule
+metadata: { name: quiet, namespace: reviews }
+spec: { action: accept-decisively, logging: None, priority: 1, externalServices: [quiet] }
+`,
+  );
+  await within(2_000, async () => (await recordsOf(4)).includes('match watch'));
+  for (const family of families) t.same(await recordsOf(family), ['match watch'], `v${family}: and nothing by quiet`);
+  await withdraw('94-logging.yaml');
+  await within(2_000, async () => (await recordsOf(4)).includes('start reviews/web'));
+  t.notOk((await recordsOf(6)).includes('match watch'), 'withdrawn');
 });
 
 t.test('bad manifests: a clear error, and everything in force stays', async (t) => {
