@@ -84,6 +84,9 @@ try {
     });
   }
   await report(await measure(topology));
+} catch (error) {
+  console.error(lastWords());
+  throw error;
 } finally {
   for (const child of children) await stop(child, 'SIGKILL');
   await topology?.close();
@@ -202,11 +205,16 @@ function start([command = '', ...args]: string[], ipc: boolean): ChildProcess {
   children.add(child);
   child.once('exit', (code, signal) => {
     if (!children.delete(child)) return;
-    console.error(readFileSync(join(state, 'log'), 'utf8').split('\n').slice(-30).join('\n'));
+    console.error(lastWords());
     console.error(`${args.join(' ')} ended: ${code ?? signal}`);
     process.exitCode = 1;
   });
   return child;
+}
+
+/** What the children said last. */
+function lastWords(): string {
+  return readFileSync(join(state, 'log'), 'utf8').split('\n').slice(-30).join('\n');
 }
 
 async function stop(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
