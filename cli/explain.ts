@@ -8,15 +8,14 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress, parseAddress } from '../api/address.ts';
 import { objectKey, type Pod } from '../api/kinds.ts';
 import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
-import { isRecord } from '../api/plan-delta.ts';
 import { dropReasons } from '../api/reasons.ts';
 import { must } from '../api/result.ts';
+import { readKeptMemory } from '../controller/kept-memory.ts';
 import { readLists } from '../controller/observe/lists.ts';
-import { emptyMemory, type PlannerMemory, readMemory } from '../controller/plan/memory.ts';
+import { emptyMemory, type PlannerMemory } from '../controller/plan/memory.ts';
 import { noPeers } from '../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../controller/plan/plan.ts';
 import { ofKind, type Snapshot } from '../controller/plan/snapshot.ts';
-import { readJson } from '../controller/state-file.ts';
 import { describeExclusion, excludes, selectsNamespace } from '../policy/applies.ts';
 import { compileCarriage, type Settled } from '../policy/carriage.ts';
 import { endpointsOf } from '../policy/endpoints.ts';
@@ -70,8 +69,7 @@ interface Excluded {
 /** Addresses as the controller gave them out: its own memory, or what it wrote into the status of the EgressIPs. */
 export async function memoryOf({ path, snapshot }: Source, state: string | undefined): Promise<PlannerMemory> {
   if (state !== undefined) {
-    const stored = await readJson(state, 'planner.json');
-    const memory = isRecord(stored) ? readMemory(stored.memory) : undefined;
+    const memory = await readKeptMemory(state);
     if (memory === undefined) throw new Exit(1, `${state} holds no state of a controller`);
     return memory;
   }

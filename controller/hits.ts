@@ -58,7 +58,7 @@ export class ControllerHits {
     statuses: ReadonlyMap<string, Status>,
     webhooks: ReadonlyMap<string, WebhookTarget> = new Map(),
   ): Map<string, Status> {
-    const result = new Map<string, Status>();
+    const result = new Map(statuses);
     this.#published = new Map();
     for (const [key, status] of statuses) {
       const id = hitsIdOfObject(key);
@@ -66,9 +66,9 @@ export class ControllerHits {
     }
     this.#sums.use(this.#published, this.#options.now());
     this.#options.webhooks.use(webhooks, (id) => this.#sums.sums.get(id) ?? noHits());
-    for (const [key, status] of statuses) {
-      const id = hitsIdOfObject(key);
-      result.set(key, id === undefined ? status : this.#with(id, status));
+    for (const [id, { key, status }] of this.#published) {
+      const shown = this.#with(id, status);
+      if (shown !== status) result.set(key, shown);
     }
     return result;
   }

@@ -1,14 +1,12 @@
 /**
  * The controller, put together: observe → plan → publish. One plan at a time; whatever happens meanwhile (a manifest
- * changed, a gateway acknowledged) leads to one more. What must not be forgotten (who has which address) is on disk
- * before a gateway hears of it; the rest of the memory is saved behind. Left out: the Kubernetes source, leader
+ * changed, a gateway acknowledged) leads to one more. What must not be forgotten is on disk first (kept-memory.ts). Left out: the Kubernetes source, leader
  * election.
  */
 import { networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Counter, Gauge, Histogram } from 'prom-client';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan } from '../api/plan.ts';
-import { isRecord, sameJson } from '../api/plan-delta.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
@@ -16,18 +14,18 @@ import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
 import { HeldPools, type Judged } from './held-pools.ts';
 import { ControllerHits } from './hits.ts';
+import { KeptMemory } from './kept-memory.ts';
 import { watchDirectory } from './observe/directory.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
 import type { HttpsWorld } from './observe/https.ts';
 import { type Lists, openLists } from './observe/lists.ts';
 import { PlanCache } from './plan/cache.ts';
 import { forbiddenAddresses } from './plan/forbidden.ts';
-import { emptyMemory, type PlannerMemory, readMemory } from './plan/memory.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
+import { Pace } from './publish/pace.ts';
 import { StatusDirectory, withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
-import { readJson, writeJson } from './state-file.ts';
 import { Webhooks } from './webhooks.ts';
 
 export interface ControllerOptions {
@@ -51,9 +49,9 @@ export interface Controller {
   close(): Promise<void>;
 }
 
-const STATE_FILE = 'planner.json';
-/** Generations are reserved in blocks: one synced write a block, not one a plan. */
-const GENERATION_BLOCK = 1000;
+/** Of gateways and nodes that no plan speaks of any more. */
+const noGatewayPlan = emptyGatewayPlan();
+const noNodePlan = emptyNodePlan();
 
 export async function runController(options: ControllerOptions): Promise<Controller> {
   const { log, state, now = Date.now } = options;
@@ -76,22 +74,18 @@ export async function runController(options: ControllerOptions): Promise<Control
     log,
     now,
   });
-  const stored = await readJson(state, STATE_FILE);
-  const known = isRecord(stored) ? readMemory(stored.memory) : undefined;
-  if (stored !== undefined && known === undefined) log.error({ file: STATE_FILE }, 'state is damaged; it is made anew');
-  let memory = known ?? emptyMemory();
-  let reserved = isRecord(stored) && Number.isSafeInteger(stored.generation) ? Number(stored.generation) : 0;
-  let generation = reserved;
+  const kept = await KeptMemory.open(state, log);
+  let generation = kept.reserved;
 
   const cache = new PlanCache();
   let dirty = false;
   let planning: Promise<void> | undefined;
-  let saving = Promise.resolve();
   let failure: string | undefined;
   let warned = new Set<string>();
   let closed = false;
 
   const alarm = new Alarm(trigger, now);
+  const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
   const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
   const lists = await openLists({
     root: () => path,
@@ -142,7 +136,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     const { snapshot } = source.current();
     const allowed = allowedHosts(cache.look(snapshot).GatewayPool);
     const own = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map(({ address }) => address));
-    const gateways = Object.values(memory.gatewayAddresses).flat();
+    const gateways = Object.values(kept.memory.gatewayAddresses).flat();
     return {
       allows: (host, port) => allowed.has(`${host} ${port}`),
       forbidden: forbiddenAddresses(snapshot, own, gateways),
@@ -171,42 +165,26 @@ export async function runController(options: ControllerOptions): Promise<Control
       const known = await lists.update(snapshot, cache.look(snapshot));
       const stop = metrics.duration.startTimer();
       const plannedAt = now();
-      const planned = plan(snapshot, memory, versions.peers, plannedAt, known, cache);
+      const planned = plan(snapshot, kept.memory, versions.peers, plannedAt, known, cache);
       stop();
-      const { result, frozen } = heldPools.judge(planned, memory, (node) => versions.last('node', node));
-      await keep(result.memory);
+      const { result, frozen } = heldPools.judge(planned, kept.memory, (node) => versions.last('node', node));
+      await kept.keep(result.memory, generation);
       publish(result, frozen);
-      statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors);
+      pace.run(() => statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors));
       warn(result);
-      metrics.observe(snapshot, errors.length, versions, generation, result.held, lists);
+      metrics.observe(cache.look(snapshot).counts, errors.length, versions, generation, result.held, lists);
       metrics.heldPools.set(heldPools.count);
       alarm.set(plannedAt, result.wakeAt);
       failure = undefined;
     }
   }
 
-  /** Allocations and the generation's ceiling before anybody hears of them; releases may follow. */
-  async function keep(next: PlannerMemory): Promise<void> {
-    if (sameJson(memory, next) && generation < reserved) return;
-    const first =
-      generation >= reserved ||
-      (['allocations', 'shardIndices', 'lastServices'] as const).some((part) => !sameJson(memory[part], next[part]));
-    memory = next;
-    if (generation >= reserved) reserved = generation + GENERATION_BLOCK;
-    const content = { generation: reserved, memory: next };
-    saving = saving
-      .then(() => writeJson(state, STATE_FILE, content))
-      .catch((error: unknown) => log.error({ reason: String(error) }, 'cannot save the state'));
-    if (first) await saving;
-  }
-
   function publish(result: PlanResult, frozen: Judged['frozen']): void {
     const next = generation + 1;
     let changed = false;
-    const gone = emptyGatewayPlan();
     for (const name of new Set([...result.gateways.keys(), ...versions.names('gateway')])) {
       if (frozen.gateways.has(name)) continue;
-      const gatewayPlan: GatewayPlan = result.pools.get(result.gateways.get(name) ?? '') ?? gone;
+      const gatewayPlan: GatewayPlan = result.pools.get(result.gateways.get(name) ?? '') ?? noGatewayPlan;
       const version = versions.offer('gateway', name, gatewayPlan, next);
       if (version === undefined) continue;
       changed = true;
@@ -214,7 +192,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     }
     for (const name of new Set([...result.nodes.keys(), ...versions.names('node')])) {
       if (frozen.nodes.has(name)) continue;
-      const version = versions.offer('node', name, result.nodes.get(name) ?? emptyNodePlan(), next);
+      const version = versions.offer('node', name, result.nodes.get(name) ?? noNodePlan, next);
       if (version === undefined) continue;
       changed = true;
       server.publish('node', name, version.plan, version.generation);
@@ -246,8 +224,9 @@ export async function runController(options: ControllerOptions): Promise<Control
       await planning;
       await lists.close();
       alarm.close();
+      pace.close();
       await heldPools.close();
-      await saving;
+      await kept.close();
       await webhooks.close();
       await hits.close();
       await statuses.close();
@@ -279,7 +258,7 @@ function controllerMetrics() {
     duration,
     heldPools,
     observe(
-      snapshot: ReadonlyMap<string, { kind: string }>,
+      counts: ReadonlyMap<string, number>,
       errors: number,
       versions: Versions,
       generation: number,
@@ -288,7 +267,7 @@ function controllerMetrics() {
     ): void {
       plans.inc();
       objects.reset();
-      for (const { kind } of snapshot.values()) objects.inc({ kind });
+      for (const [kind, count] of counts) if (count > 0) objects.set({ kind }, count);
       rejected.set(errors);
       for (const role of ['gateway', 'node'] as const) clients.set({ role }, versions.connected(role));
       current.set(generation);

@@ -14,11 +14,26 @@ export async function readJson(directory: string, name: string): Promise<unknown
 }
 
 export async function writeJson(directory: string, name: string, value: unknown): Promise<void> {
+  await writeParts(directory, name, [JSON.stringify(value)]);
+}
+
+/** Characters that are made before others have their turn: some milliseconds. */
+const PART = 1 << 18;
+
+/** The same of a text that is long to make: `parts` are asked for as they are written. */
+export async function writeParts(directory: string, name: string, parts: Iterable<string>): Promise<void> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
   const file = join(directory, name);
   const handle = await open(`${file}.new`, 'w', 0o600);
   try {
-    await handle.writeFile(JSON.stringify(value));
+    let text = '';
+    for (const part of parts) {
+      text += part;
+      if (text.length < PART) continue;
+      await handle.write(text);
+      text = '';
+    }
+    await handle.write(text);
     await handle.sync();
   } finally {
     await handle.close();

@@ -161,15 +161,22 @@ class Directory {
   }
 }
 
+/** Made of an object and the time when it was first seen: the same as long as these are, and so are snapshots. */
+const aged = new WeakMap<AnyObject, { seen: string; object: AnyObject }>();
+
 const isBelow = (file: string, directory: string): boolean => directory === '' || file.startsWith(`${directory}/`);
 
 function withAge<O extends AnyObject>(key: string, object: O, seen: string): O {
   const { creationTimestamp, uid } = object.metadata;
   if (creationTimestamp !== undefined && uid !== undefined) return object;
+  const known = aged.get(object);
+  if (known?.seen === seen) return known.object as O;
   // The API server's form has seconds; the uid is of the exact time, since a pod may be made anew within one.
   const created = creationTimestamp ?? seen.replace(/\.\d+Z$/, 'Z');
   const made = uid ?? uidOf(key, creationTimestamp ?? seen);
-  return { ...object, metadata: { ...object.metadata, creationTimestamp: created, uid: made } };
+  const whole = { ...object, metadata: { ...object.metadata, creationTimestamp: created, uid: made } };
+  aged.set(object, { seen, object: whole });
+  return whole;
 }
 
 /** In the form that Kubernetes' uids have. */

@@ -5,7 +5,7 @@
  */
 import { parseAllDocuments } from 'yaml';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
-import { isRecord } from '../../api/plan-delta.ts';
+import { isRecord, sameJson } from '../../api/plan-delta.ts';
 
 /** Aliases that one document may resolve: enough for anchors written by hand, not for an alias bomb. */
 const MAX_ALIASES = 100;
@@ -48,7 +48,7 @@ export function readDocuments(
       const result = parseObject(input);
       if (result.ok) {
         const key = objectKey(result.value);
-        if (!objects.has(key)) objects.set(key, result.value);
+        if (!objects.has(key)) objects.set(key, unlessEqual(before.get(key), result.value));
         else errors.push({ file, document, object: key, reason: 'Duplicate', details: ['is in this file already'] });
         continue;
       }
@@ -67,6 +67,10 @@ export function readDocuments(
   }
   return { objects, errors };
 }
+
+/** A file is read whole: what it says of an object as before is the object of before. */
+const unlessEqual = (before: AnyObject | undefined, now: AnyObject): AnyObject =>
+  before !== undefined && sameJson(before, now) ? before : now;
 
 /** Every document of a text, or what is wrong with it; also for what reads other kinds (cli/import). */
 export function parseYaml(text: string): { ok: true; documents: unknown[] } | { ok: false; errors: string[] } {

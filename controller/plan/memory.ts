@@ -50,10 +50,16 @@ export function readMemory(input: unknown): PlannerMemory | undefined {
   const sound =
     Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
     Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
-    Object.values(memory.released).every((pods) => isRecord(pods) && Object.values(pods).every(isRelease)) &&
+    isReleased(memory.released) &&
     Object.values(memory.gatewayAddresses).every(Array.isArray);
   return sound ? memory : undefined;
 }
+
+/** The same of the releases alone; damaged ones are none. */
+export const readReleased = (input: unknown): PlannerMemory['released'] => (isReleased(input) ? input : {});
+
+const isReleased = (input: unknown): input is PlannerMemory['released'] =>
+  isRecord(input) && Object.values(input).every((pods) => isRecord(pods) && Object.values(pods).every(isRelease));
 
 const isRelease = (release: unknown): boolean =>
   isRecord(release) && isRecord(release.entry) && isRecord(release.entry.steer);

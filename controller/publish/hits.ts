@@ -39,6 +39,7 @@ export class HitSums {
   /** What statuses show, and since when; those to be shown next, the longest waiting first. */
   readonly #shown = new Map<string, { hits: RuleHits; at: number }>();
   readonly #waiting = new Set<string>();
+  readonly #decorated = new WeakMap<Status, { shown: RuleHits; status: Status }>();
   #budget = WRITES_PER_SECOND;
   #budgetAt = Number.NEGATIVE_INFINITY;
 
@@ -113,8 +114,13 @@ export class HitSums {
   with(id: string, status: Status): Status {
     const shown = this.#shown.get(id);
     if (shown === undefined) return status;
+    // Those that did not change stay the same object, so that nobody writes them again.
+    const known = this.#decorated.get(status);
+    if (known?.shown === shown.hits) return known.status;
     const field = id.startsWith('default/') ? 'defaultActionCounters' : 'counters';
-    return { ...status, [field]: statusCounters(shown.hits) };
+    const decorated = { ...status, [field]: statusCounters(shown.hits) };
+    this.#decorated.set(status, { shown: shown.hits, status: decorated });
+    return decorated;
   }
 
   save(): object {

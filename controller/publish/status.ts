@@ -48,6 +48,8 @@ export class StatusDirectory {
   readonly #log: Logger;
   readonly #now: () => number;
   readonly #written = new Map<string, string>();
+  /** What the text was made of. */
+  readonly #statuses = new Map<string, Status>();
   readonly #times = new Map<string, Map<string, TimedCondition>>();
   #known = false;
   #next: { statuses: ReadonlyMap<string, Status>; errors: readonly SourceError[] } | undefined;
@@ -103,26 +105,29 @@ export class StatusDirectory {
   async #writeAll(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): Promise<void> {
     if (!this.#known) await this.#recall();
     this.#known = true;
-    const wanted = new Set<string>(['errors']);
     await this.#write('errors', stringify({ errors }));
-    for (const [key, status] of statuses) if (await this.#writeStatus(key, status)) wanted.add(key);
-    for (const key of [...this.#written.keys()].filter((written) => !wanted.has(written))) {
+    for (const [key, status] of statuses) {
+      // Most are what they were, and there may be a great many.
+      if (this.#statuses.get(key) !== status) await this.#writeStatus(key, status);
+    }
+    for (const key of this.#written.keys()) {
+      if (key === 'errors' || statuses.has(key)) continue;
       await rm(this.#file(key), { force: true });
       this.#written.delete(key);
+      this.#statuses.delete(key);
       this.#times.delete(key);
     }
   }
 
-  /** false: its key can be no file. */
-  async #writeStatus(key: string, status: Status): Promise<boolean> {
+  async #writeStatus(key: string, status: Status): Promise<void> {
     const [kind, ...names] = key.split('/');
-    if (kind === undefined || names.length === 0 || !names.every((name) => SAFE.test(name))) return false;
+    if (kind === undefined || names.length === 0 || !names.every((name) => SAFE.test(name))) return;
     const conditions = status.conditions.map((condition) => this.#timed(key, condition));
     this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
     const name = names.at(-1);
     const metadata = names.length > 1 ? { namespace: names[0], name } : { name };
     await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
-    return true;
+    this.#statuses.set(key, status);
   }
 
   #timed(key: string, condition: Condition): TimedCondition {
