@@ -124,6 +124,10 @@ function egressIP(o: ObjectOf<'EgressIP'>, report: Report): void {
     report('spec', 'namespaces or namespaceSelector ({} is every namespace)', 'neither');
   }
   checkUnicast(addresses ?? [], 'spec.addresses', report);
+  const { bandwidth } = o.spec;
+  if (bandwidth !== undefined && bandwidth.egress === undefined && bandwidth.ingress === undefined) {
+    report('spec.bandwidth', 'egress or ingress', 'neither');
+  }
 }
 
 function externalService(o: ObjectOf<'ExternalService'>, report: Report): void {
@@ -153,7 +157,7 @@ function rule(o: ObjectOf<'ClusterEgressRule' | 'NamespaceEgressRule' | 'Service
       report(path, 'a name in the namespace of the rule, without a namespace before it', show(name));
     }
   }
-  for (const field of ['connectionsPerSecond', 'maxConnections'] as const) {
+  for (const field of ['connectionsPerSecond', 'maxConnections', 'bandwidth'] as const) {
     const { action, [field]: limit } = o.spec;
     if (limit === undefined || action === 'accept' || action === 'accept-decisively') continue;
     report(`spec.${field}`, `absent: a rule that says ${action} lets nothing through`, describe(limit));

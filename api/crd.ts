@@ -143,6 +143,7 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
       'x-kubernetes-list-type': 'atomic',
     },
     namespaces: count('Namespaces that leave with it'),
+    limits: division('What each shard lets through, in bits per second', ['egress', 'ingress']),
   },
   ExternalService: {
     lists: {
@@ -152,8 +153,32 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
       items: { type: 'object', properties: { from: text(4096), entries: count('Absent: no list yet') } },
       'x-kubernetes-list-type': 'atomic',
     },
+    limits: division('What each shard lets through of a port with a bandwidth, in bits per second', ['bandwidth'], {
+      port: text(63),
+    }),
   },
 };
+
+/** How a limit is divided over shards: an entry for each shard, and each value of `also`. */
+function division(description: string, limits: readonly string[], also: Json = {}): Json {
+  return {
+    type: 'array',
+    description,
+    maxItems: 1024,
+    items: {
+      type: 'object',
+      required: ['pool', 'shard', ...Object.keys(also)],
+      properties: {
+        pool: { type: 'string', maxLength: 253 },
+        shard: { type: 'string', maxLength: 63 },
+        ...also,
+        ...Object.fromEntries(limits.map((name) => [name, { type: 'integer', format: 'int64', minimum: 1 }])),
+      },
+    },
+    'x-kubernetes-list-type': 'map',
+    'x-kubernetes-list-map-keys': ['pool', 'shard', ...Object.keys(also)],
+  };
+}
 
 function status(info: KindInfo): Json {
   const properties: Json = {
@@ -164,23 +189,11 @@ function status(info: KindInfo): Json {
   if (info.kind.endsWith('EgressRule')) {
     properties.counters = counters('the rule');
     properties.schedule = { type: 'string', enum: ['Open', 'Closed'], description: 'Of a rule with a schedule' };
-    properties.limits = {
-      type: 'array',
-      description: 'What each shard lets through of a rule with connectionsPerSecond or maxConnections',
-      maxItems: 1024,
-      items: {
-        type: 'object',
-        required: ['pool', 'shard'],
-        properties: {
-          pool: { type: 'string', maxLength: 253 },
-          shard: { type: 'string', maxLength: 63 },
-          connectionsPerSecond: { type: 'integer', format: 'int64', minimum: 1 },
-          maxConnections: { type: 'integer', format: 'int64', minimum: 1 },
-        },
-      },
-      'x-kubernetes-list-type': 'map',
-      'x-kubernetes-list-map-keys': ['pool', 'shard'],
-    };
+    const limits = ['connectionsPerSecond', 'maxConnections', 'bandwidth'];
+    properties.limits = division(
+      'What each shard lets through of a rule with limits (bandwidth: bits per second)',
+      limits,
+    );
     properties.nextChange = {
       type: 'string',
       format: 'date-time',

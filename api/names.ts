@@ -88,6 +88,14 @@ export const GATEWAY_PROHIBIT_MARK = 0x00000400;
 /** Gateway: the packet mark of its own tunnel packets, which the last hook does not ask for their source. */
 export const GATEWAY_TUNNEL_MARK = 0x00000800;
 
+/**
+ * Gateway: major number of the HTB qdisc, and of its classes, at the root of the interfaces of which bandwidth is
+ * limited. A root qdisc with another handle is somebody else's.
+ */
+export const TC_MAJOR = 0x1e6e;
+/** Major numbers of what a packet's priority holds while its class is looked for; no qdisc has them. */
+export const SCRATCH_MAJOR = 0x7000;
+
 /** nfnetlink_log group of denials on a gateway, NFQUEUE number of held packets on a node. */
 export const NFLOG_GROUP = 7790;
 export const HOLD_QUEUE = 7790;

@@ -59,6 +59,20 @@ export interface Egress {
   shard: string;
 }
 
+/** What an EgressIP says beyond which address each workload has of it; one that says nothing more is absent. Keyed by its name. */
+export interface EgressIPEntry {
+  bandwidth?: EgressBandwidth;
+}
+
+/** Of all that leaves with any of its addresses, and of what comes back to them; bits per second. */
+export interface EgressBandwidth {
+  egress?: number;
+  ingress?: number;
+  addresses: string[];
+  /** `pool/shard` of its addresses, over which the limits are divided; sorted. */
+  shards: string[];
+}
+
 /** A pod that the pool carries. Keyed by uid. */
 export interface WorkloadEntry {
   namespace: string;
@@ -115,6 +129,8 @@ export interface RuleLimits {
   connectionsPerSecond?: number;
   /** Connections that live at once. */
   maxConnections?: number;
+  /** Bits per second in each direction; what is beyond waits, and only then is dropped. */
+  bandwidth?: number;
   /** `pool/shard` of those that the rule's sources use, over which the limits are divided; sorted. Absent: not known yet. */
   shards?: string[];
 }
@@ -125,6 +141,17 @@ export interface ServiceEntry {
   addresses: string[];
   /** null: every protocol. */
   ports: PortEntry[] | null;
+  /** Ports with a limit, which hold for all that rules accept by them together. Absent: none has. */
+  limits?: PortLimit[];
+}
+
+export interface PortLimit extends PortEntry {
+  /** Unique in its service. */
+  name: string;
+  /** Bits per second in each direction. */
+  bandwidth: number;
+  /** As in RuleLimits, of the sources of all rules that accept. */
+  shards?: string[];
 }
 
 export interface PortEntry {
@@ -143,6 +170,7 @@ export interface GatewayPlan {
   nodes: Record<string, NodeEntry>;
   shards: Record<string, ShardEntry>;
   workloads: Record<string, WorkloadEntry>;
+  egressIPs: Record<string, EgressIPEntry>;
   groups: Record<string, GroupEntry>;
   rules: Record<string, RuleEntry>;
   services: Record<string, ServiceEntry>;
@@ -204,6 +232,7 @@ export const emptyGatewayPlan = (): GatewayPlan => ({
   nodes: {},
   shards: {},
   workloads: {},
+  egressIPs: {},
   groups: {},
   rules: {},
   services: {},

@@ -19,6 +19,7 @@ export const dropReasons = {
   'no-egress-ip': 'the workload has no egress IP of this family',
   unassigned: 'the workload is assigned no egress IP and the pool says unassigned: Drop',
   redirect: 'a rule redirects the flow to where it may not go',
+  bandwidth: 'a packet over the bandwidth of an EgressIP, a rule or a port, more than may wait',
   leak: "a packet about to leave with a source that is not the workload's own egress IP",
 } as const;
 export type DropReason = keyof typeof dropReasons;

@@ -26,6 +26,7 @@ import { diffNet, emptyNetState, type NetState } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { run } from '../kernel/run.ts';
+import { HostTc } from '../kernel/tc-host.ts';
 import {
   EGRESS,
   GATEWAY_INSIDE,
@@ -218,6 +219,7 @@ export function hostKernel(namespace: string): GatewayKernel {
   return {
     nft: new HostNft({ namespace }),
     ip: new HostIp({ namespace }),
+    tc: new HostTc({ namespace }),
     sysctl: (desired) => writeSysctls(namespace, desired),
     mtu: async () => MTU,
     // A new namespace's rp_filter is off.

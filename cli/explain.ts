@@ -6,6 +6,7 @@
 import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress, parseAddress } from '../api/address.ts';
+import { formatBandwidth } from '../api/bandwidth.ts';
 import { objectKey, type Pod } from '../api/kinds.ts';
 import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { dropReasons } from '../api/reasons.ts';
@@ -50,7 +51,15 @@ export interface Answer {
   policy?: Explanation;
   /** Rules of the pod's namespace and of the cluster that do not speak of the pod, and why. */
   excluded?: Excluded[];
-  egress?: { pool: string; address: string; shard: string; gateway?: string; nextHop?: string };
+  egress?: {
+    pool: string;
+    address: string;
+    shard: string;
+    gateway?: string;
+    nextHop?: string;
+    /** Of the EgressIP; bits per second. */
+    bandwidth?: { egressIP: string; egress?: number; ingress?: number };
+  };
   /** Lists that are not known here, or not as they are now. */
   lists?: string[];
   /** Which flow records it leaves, where rules say so. */
@@ -207,6 +216,7 @@ function answerOf(
         ...egress,
         ...(gateway === undefined ? {} : { gateway }),
         ...(nextHop === undefined ? {} : { nextHop }),
+        ...egressBandwidth(gatewayPlan, egress.address),
       },
     }),
   };
@@ -271,6 +281,7 @@ export function answerText(answer: Answer, paint: Paint): string {
   if (egress !== undefined) {
     const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
     lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
+    if (egress.bandwidth !== undefined) lines.push(`${egressBandwidthText(egress.bandwidth)}\n`);
   }
   if (answer.records !== undefined) lines.push(`Flow records: ${answer.records.join('; ')}.\n`);
   if (answer.webhook !== undefined) lines.push(`Told to the rule's webhook at ${printable(answer.webhook)}.\n`);
@@ -335,4 +346,28 @@ Examples:
       const answer = await explain(await loadSource(source), query, state, at);
       print(command, output === 'json' ? json(answer) : answerText(answer, painter(command)));
     });
+}
+
+/** Of the EgressIP that has the address, if it has a limit. */
+function egressBandwidth({ egressIPs }: GatewayPlan, address: string) {
+  for (const [egressIP, { bandwidth }] of Object.entries(egressIPs)) {
+    if (bandwidth?.addresses.includes(address) !== true) continue;
+    const { egress, ingress } = bandwidth;
+    return {
+      bandwidth: { egressIP, ...(egress !== undefined && { egress }), ...(ingress !== undefined && { ingress }) },
+    };
+  }
+  return {};
+}
+
+function egressBandwidthText({
+  egressIP,
+  egress,
+  ingress,
+}: NonNullable<NonNullable<Answer['egress']>['bandwidth']>): string {
+  const ways = [
+    ...(egress === undefined ? [] : [`${formatBandwidth(egress)} to the outside`]),
+    ...(ingress === undefined ? [] : [`${formatBandwidth(ingress)} back`]),
+  ];
+  return `Bandwidth of EgressIP ${egressIP}, all of it together: ${ways.join(', ')}.`;
 }

@@ -30,10 +30,12 @@ import {
   type Route,
 } from '../kernel/iproute.ts';
 import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/nft.ts';
+import type { Tc } from '../kernel/tc.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { type Changed, GatewayCompiler, type Machine } from './compile.ts';
 import { compileNet, deviceSysctls, heldShards, sysctls, workloadRoutes } from './compile-net.ts';
 import { endedBy, touchesFlows } from './recheck.ts';
+import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
 export interface GatewayKernel {
   nft: Nft;
@@ -43,11 +45,14 @@ export interface GatewayKernel {
   /** Whether `rp_filter` is on for a device: the higher of its own value and that of `all`. */
   reversePathFilter(device: string): Promise<boolean>;
   announce(device: string, addresses: string[]): void;
+  tc: Tc;
   endFlows(match: (flow: ConntrackEntry) => boolean): Promise<number>;
 }
 
 export interface Applied {
   flowsEnded: number;
+  /** Interfaces on which limits of bandwidth are kept by dropping alone. */
+  unshaped: Unshaped[];
   /** changeSize() of what nftables was asked for. */
   nftChanges: number;
   /** Numbers of rules that came, went, or do something else now; undefined: all may. */
@@ -63,6 +68,7 @@ export class GatewayApply {
   readonly #self: string;
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
+  readonly #shaping: Shaping;
   readonly #watch: NumbersWatch | undefined;
   #compiler = new GatewayCompiler();
   /** The compiler has taken in the plan that apply() was given last. */
@@ -81,6 +87,7 @@ export class GatewayApply {
   constructor(self: string, kernel: GatewayKernel, stateDirectory: string, watch?: NumbersWatch) {
     this.#self = self;
     this.#kernel = kernel;
+    this.#shaping = new Shaping(kernel.tc);
     this.#owned = new OwnedAddresses(join(stateDirectory, 'addresses.json'));
     this.#watch = watch;
   }
@@ -107,6 +114,7 @@ export class GatewayApply {
   forget(table = true): void {
     if (table) this.#tableKnown = false;
     this.#net = undefined;
+    this.#shaping.forget();
   }
 
   async #apply(plan: GatewayPlan, delta: PlanDelta | undefined): Promise<Applied> {
@@ -131,7 +139,8 @@ export class GatewayApply {
     const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
     // Every flow that is left now, or was made since, has its own translation.
     if (touches) nftChanges += await this.#applyRules(true);
-    return { flowsEnded: ended, nftChanges, numbers };
+    const unshaped = await this.#shaping.apply(desiredClasses(plan, this.#compiler.bandwidths));
+    return { flowsEnded: ended, unshaped, nftChanges, numbers };
   }
 
   #compile(plan: GatewayPlan, delta: PlanDelta | undefined, machine: Machine): Changed {

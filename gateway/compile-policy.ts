@@ -137,8 +137,10 @@ export class PolicyCompiler implements PolicyView {
   }
 
   #setService(name: string, entry: ServiceEntry | undefined, work: Work): void {
+    const was = this.services.get(name);
     if (entry === undefined) this.services.delete(name);
     else this.services.set(name, entry);
+    if (was !== undefined && entry !== undefined && sameJson(unlimited(was), unlimited(entry))) return;
     for (const id of this.#rulesOfService.get(name) ?? []) this.#otherwise(id, work);
   }
 
@@ -347,4 +349,4 @@ function addAll<T>(set: Set<T>, items: Iterable<T>): void {
 }
 
 /** Limits and logging end no flow. */
-const unlimited = ({ limits: _, logging: __, ...rule }: RuleEntry): object => rule;
+const unlimited = (entry: RuleEntry | ServiceEntry): object => ({ ...entry, limits: undefined, logging: undefined });

@@ -1,7 +1,7 @@
 /**
  * GatewayPlan → the gateway's nftables table, kept up to date: it takes in what of a plan has changed, and the table
  * (table.ts) says what in the kernel is to change for it. Parts: the chains that every packet may meet (frame.ts), sets
- * of who is there (membership.ts), the policy (compile-policy.ts). Other settings of the pool make all of it anew.
+ * of who is there (membership.ts), the policy (compile-policy.ts), bandwidths (bandwidth-part.ts). Other settings of the pool make all of it anew.
  * Which shards this machine holds changes addresses (compile-net.ts), and of the rules only its share of their limits.
  */
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
@@ -16,6 +16,8 @@ import {
 import { diffPlan, type PlanDelta, sameJson } from '../api/plan-delta.ts';
 import { auditCounterName, auditReasons, countedReasons, counterName } from '../api/reasons.ts';
 import type { Ruleset } from '../kernel/nft.ts';
+import type { Bandwidths } from './bandwidth.ts';
+import { BandwidthPart } from './bandwidth-part.ts';
 import { type Changes, GROUPS_SET, type PolicyChanged, type PolicyChanges, PolicyCompiler } from './compile-policy.ts';
 import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
@@ -57,6 +59,7 @@ interface Pool {
   frame: Frame;
   frameScope: Scope;
   policy: PolicyCompiler;
+  bandwidth: BandwidthPart;
 }
 
 const placeParts = ['settings', 'gateways', 'nodes', 'shards'] as const;
@@ -75,6 +78,7 @@ export class GatewayCompiler {
   readonly #byAddress = new Map<string, WorkloadEntry>();
   #places: Places = placesOf(emptyGatewayPlan());
   #pool: Pool | undefined;
+  #settled = false;
 
   get workloads(): number {
     return this.#workloads.size;
@@ -94,9 +98,16 @@ export class GatewayCompiler {
     return this.#pool?.policy.rules.get(id);
   }
 
+  get bandwidths(): Bandwidths | undefined {
+    return this.#pool?.bandwidth.bandwidths;
+  }
+
   /** Chooses the last hook: `settled`: no flow is left that is translated otherwise than the plan says. */
   guard(settled: boolean): void {
-    if (this.#pool !== undefined) this.table.setChain(LAST_HOOK, this.#pool.frame.lastHook(settled));
+    if (this.#pool === undefined) return;
+    const { frame, bandwidth } = this.#pool;
+    this.#settled = settled;
+    this.table.setChain(LAST_HOOK, frame.lastHook(settled, bandwidth.entry));
   }
 
   /**
@@ -121,7 +132,9 @@ export class GatewayCompiler {
     this.#reframe(pool, plan, reversePathFilter);
     this.#reshare(pool, heldShards);
     const changes = delta ?? this.#difference(plan, pool);
-    const changed = pool.policy.change(policyChanges(changes));
+    const policy = policyChanges(changes);
+    const changed = pool.policy.change(policy);
+    this.#limit(pool, plan, policy, heldShards);
     const moved = places ? movedNodes(before.nodes, plan.nodes) : new Set<string>();
     const workloads = this.#changeWorkloads(changesOf(changes, 'workloads'), changed, before.nodes, moved, pool);
     return { groups: changed.groups, workloads, places, numbers: changed.numbers };
@@ -166,6 +179,7 @@ export class GatewayCompiler {
       held: new Set(heldShards.map((shard) => `${settings.pool}/${shard}`)),
       frame,
       frameScope,
+      bandwidth: new BandwidthPart(table),
       policy: new PolicyCompiler({
         table,
         verdictsFor: frame.verdictsFor,
@@ -174,12 +188,19 @@ export class GatewayCompiler {
       }),
     };
     this.#pool = pool;
-    this.guard(false);
+    this.#settled = false;
     const all = <T>(collection: Record<string, T>): Changes<T> => ({ set: Object.entries(collection), delete: [] });
     const { rules, services, groups } = plan;
-    const changed = pool.policy.change({ rules: all(rules), services: all(services), groups: all(groups) });
+    const policy = { rules: all(rules), services: all(services), groups: all(groups) };
+    const changed = pool.policy.change(policy);
+    this.#limit(pool, plan, policy, heldShards);
     changed.marked.clear();
     this.#changeWorkloads(all(plan.workloads), changed, plan.nodes, new Set(), pool);
+  }
+
+  #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
+    bandwidth.update(plan, changes, heldShards);
+    this.guard(this.#settled);
   }
 
   #setPlaces(plan: GatewayPlan, settings: PoolSettings): void {

@@ -39,8 +39,11 @@ import type { Denials } from './verdict.ts';
 export interface Frame {
   /** Chains that end a walk of the policy. */
   verdictsFor: VerdictsFor;
-  /** The chain of the last hook; `settled`: for when no flow is left that is translated otherwise than the plan says. */
-  lastHook(settled: boolean): NftChain;
+  /**
+   * The chain of the last hook; `settled`: for when no flow is left that is translated otherwise than the plan says.
+   * `bandwidth`: the chain that every packet passes before, if anything is limited (bandwidth-chains.ts).
+   */
+  lastHook(settled: boolean, bandwidth: string | undefined): NftChain;
 }
 
 export const LAST_HOOK = 'last_hook';
@@ -97,7 +100,10 @@ export function compileFrame(
   base('output', 'type filter hook output priority raw; policy accept;', outputRules(pool, dropped('stray')));
   const undecided = undecidedPackets(chain, ingress, dropped);
   const leak = dropped('leak');
-  return { verdictsFor, lastHook: (settled) => lastHook(ingress, leak, undecided, tunnelled, settled) };
+  return {
+    verdictsFor,
+    lastHook: (settled, bandwidth) => lastHook(ingress, leak, undecided, tunnelled, settled, bandwidth),
+  };
 }
 
 /** Nearly always one: a family that no node has would cost each packet a comparison. */
@@ -147,7 +153,14 @@ function undecidedPackets(chain: AddChain, ingress: string, dropped: (reason: Dr
   ]);
 }
 
-function lastHook(ingress: string, leak: string, undecided: string, tunnelled: boolean, settled: boolean): NftChain {
+function lastHook(
+  ingress: string,
+  leak: string,
+  undecided: string,
+  tunnelled: boolean,
+  settled: boolean,
+  bandwidth: string | undefined,
+): NftChain {
   const decided = markText(CT_DECIDED);
   const known = settled ? [`ct mark and ${decided} == ${decided} accept`] : [];
   // The kernel names the tunnel device as the one that our own tunnel packets came in by.
@@ -155,8 +168,8 @@ function lastHook(ingress: string, leak: string, undecided: string, tunnelled: b
   return {
     hook: 'type filter hook postrouting priority 300; policy accept;',
     rules: [
-      ...known,
-      ...own,
+      // Where anything is limited every packet is asked, but for the tunnel's, whose inner ones were.
+      ...(bandwidth === undefined ? [...known, ...own] : [...own, `jump ${bandwidth}`, ...known]),
       `ct mark and ${markText(CT_RULE_MASK)} == 0x00000000 goto ${undecided}`,
       `ct state invalid,untracked goto ${undecided}`,
       ...families.map(

@@ -20,11 +20,13 @@ import { HostIp } from '../kernel/iproute-host.ts';
 import { listCounts } from '../kernel/nft-counts.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
+import { HostTc } from '../kernel/tc-host.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
 import { heldShards } from './compile-net.ts';
 import { GatewayHits } from './hits.ts';
 import { ruleNumbers } from './marks.ts';
 import { gatewayMetrics } from './metrics.ts';
+import { bandwidthMetrics } from './metrics-bandwidth.ts';
 import { hitsMetrics } from './metrics-hits.ts';
 import { FlowLog } from './record/flow-log.ts';
 import { viewOf } from './record/flow-record.ts';
@@ -75,8 +77,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   hitsMetrics(registry, hits);
+  const countUnshaped = bandwidthMetrics(registry, kernel.tc);
   let inForce: number | undefined;
   let connected = false;
+  let saidUnshaped = '[]';
   let current: GatewayPlan | undefined;
   const reconcile = async (table: boolean): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
@@ -93,10 +97,15 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   async function apply(plan: GatewayPlan, generation: number, delta?: PlanDelta): Promise<void> {
     const began = performance.now();
     try {
-      const { flowsEnded, nftChanges, numbers } = await gateway.apply(plan, delta);
+      const { flowsEnded, nftChanges, numbers, unshaped } = await gateway.apply(plan, delta);
       const { compiled } = gateway;
       recorder.view = viewOf(options.name, plan, compiled.numbers, (address) => compiled.workloadOf(address));
       hits.inForce(plan, compiled.numbers, numbers);
+      countUnshaped(unshaped);
+      const said = JSON.stringify(unshaped);
+      if (said !== saidUnshaped)
+        log.warn({ unshaped }, 'interfaces on which limits of bandwidth are kept by dropping alone');
+      saidUnshaped = said;
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
       inForce = generation;
@@ -173,6 +182,7 @@ function hostKernel(warn: (fields: object, message: string) => void): GatewayKer
   return {
     nft: new HostNft(),
     ip: new HostIp(),
+    tc: new HostTc(),
     sysctl: applySysctls,
     async reversePathFilter(device) {
       const values = await Promise.all([device, 'all'].map((name) => readSysctl(`net/ipv4/conf/${name}/rp_filter`)));

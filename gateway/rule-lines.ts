@@ -4,6 +4,7 @@
  */
 import type { GroupEntry, RuleEntry } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
+import { limitsConnections } from '../policy/limits.ts';
 import { compileRedirect } from '../policy/redirect.ts';
 import { DestinationSets, type PolicyView } from './destination-sets.ts';
 import type { VerdictsFor } from './logging.ts';
@@ -42,10 +43,9 @@ export class RuleLines {
       redirect !== undefined && permits
         ? redirects.verdict(id, redirect, group, this.#redirectVerdicts(group, scope))
         : this.#denied(id, rule, group, scope);
-    const verdict =
-      rule.limits === undefined
-        ? unlimited
-        : withLimits(rule.limits, number, unlimited, verdictsFor(rule), scope, group.audit === true);
+    const verdict = !limitsConnections(rule.limits)
+      ? unlimited
+      : withLimits(rule.limits, number, unlimited, verdictsFor(rule), scope, group.audit === true);
     return matches.map((match) => `${match}${verdict}`.trim());
   }
 

@@ -8,6 +8,7 @@ import { CT_RULE_MASK, GATEWAY_CHECKED_MARK, GATEWAY_CT_MASK } from '../api/name
 import type { RuleEntry, RuleLimits } from '../api/plan.ts';
 import type { AuditReason } from '../api/reasons.ts';
 import { markText } from '../kernel/nft.ts';
+import { limitsConnections } from '../policy/limits.ts';
 import { limitLines } from './limits.ts';
 import { ruleMark } from './marks.ts';
 import type { Scope, SetHead } from './table.ts';
@@ -128,8 +129,9 @@ export function auditLines(
   scope: Scope,
 ): string[] {
   const mark = `meta mark set ${markText(ruleMark(number))}`;
-  const hit =
-    limits === undefined ? audited : scope.add('limited', [...limitLines(limits, auditedOverLimit), `goto ${audited}`]);
+  const hit = limitsConnections(limits)
+    ? scope.add('limited', [...limitLines(limits, auditedOverLimit), `goto ${audited}`])
+    : audited;
   if (matches.length < 2) return matches.map((match) => `${match}${mark} jump ${hit}`);
   // A packet may lie in two sets.
   const lines = matches.map((match) => `${match}${mark} goto ${hit}`);

@@ -23,6 +23,13 @@ export const rawText = (value: bigint): string => `0x${value.toString(16)}`;
 export const rateLimitText = (perSecond: number): string =>
   `limit rate over ${perSecond}/second burst ${perSecond} packets`;
 
+/** A bucket of one second's bytes and `burst` more, full at first. */
+export const bytesLimitText = (bytesPerSecond: number, burst: number): string =>
+  `limit rate over ${bytesPerSecond} bytes/second burst ${burst} bytes`;
+
+/** A packet's priority, as `classid`: two hexadecimal numbers that are not 0, or 'none'. */
+export const classText = (major: number, minor: number): string => `${major.toString(16)}:${minor.toString(16)}`;
+
 /** Connections that live at once. */
 export const connectionLimitText = (connections: number): string => `ct count over ${connections}`;
 

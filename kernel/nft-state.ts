@@ -12,10 +12,20 @@ export const emptyState = (): NftState => ({
 });
 
 /** Values as `typeof` wants them written. */
-const valueExpression = { mark: 'meta mark', verdict: 'verdict', ipv4_addr: 'ip saddr', ipv6_addr: 'ip6 saddr' };
+const valueExpression = {
+  mark: 'meta mark',
+  verdict: 'verdict',
+  classid: 'meta priority',
+  ipv4_addr: 'ip saddr',
+  ipv6_addr: 'ip6 saddr',
+};
 
 /** What a set's elements have is told by an example; no element is made by a packet. */
-const limitExample = { rate: 'limit rate over 1/second', connections: 'ct count over 1' };
+const limitExample = {
+  rate: 'limit rate over 1/second',
+  bytes: 'limit rate over 1 bytes/second',
+  connections: 'ct count over 1',
+};
 
 /** The body of `add set` / `add map`, which is also the text by which two shapes are compared. */
 export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'counted' | 'limited'>): string {

@@ -15,15 +15,15 @@ export interface NftSet {
   /** `ipv4_addr . inet_proto`, or an expression where a key has no type name: `ip saddr . @th,336,32`. */
   type: string | { typeof: string };
   /** Present: a map. */
-  value?: 'mark' | 'verdict' | 'ipv4_addr' | 'ipv6_addr';
+  value?: 'mark' | 'verdict' | 'classid' | 'ipv4_addr' | 'ipv6_addr';
   interval?: boolean;
   /** Each element counts the packets that `update @SET { KEY }` names it for; the set takes so many elements. */
   counted?: number;
   /**
-   * Each element has a limit, its value text (rateLimitText, connectionLimitText), and what the limit has seen so far. A
+   * Each element has a limit, its value text (rateLimitText, bytesLimitText, connectionLimitText), and what the limit has seen so far. A
    * look-up of the element matches what is over it. An element with another text starts anew, the others go on.
    */
-  limited?: 'rate' | 'connections';
+  limited?: 'rate' | 'bytes' | 'connections';
   /** Key text → value text ('' for a plain set), in the forms of nft-element.ts. */
   elements: Map<string, string>;
 }
@@ -84,6 +84,8 @@ export {
 export { diffRuleset } from './nft-diff.ts';
 export {
   addressText,
+  bytesLimitText,
+  classText,
   concat,
   connectionLimitText,
   markText,

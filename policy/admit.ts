@@ -3,6 +3,7 @@
  * limits. Pure. Left out: which pods it speaks of (bind-namespace.ts).
  */
 
+import { parseBandwidth } from '../api/bandwidth.ts';
 import { objectKey } from '../api/kinds.ts';
 import type { Context, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
@@ -169,12 +170,13 @@ function conditionOf(
   };
 }
 
-function limitsOf({ connectionsPerSecond, maxConnections }: AnyRule['spec']): Pick<RuleEntry, 'limits'> {
-  if (connectionsPerSecond === undefined && maxConnections === undefined) return {};
+function limitsOf({ connectionsPerSecond, maxConnections, bandwidth }: AnyRule['spec']): Pick<RuleEntry, 'limits'> {
+  if (connectionsPerSecond === undefined && maxConnections === undefined && bandwidth === undefined) return {};
   return {
     limits: {
       ...(connectionsPerSecond !== undefined && { connectionsPerSecond }),
       ...(maxConnections !== undefined && { maxConnections }),
+      ...(bandwidth !== undefined && { bandwidth: parseBandwidth(bandwidth) }),
     },
   };
 }

@@ -29,10 +29,12 @@ export interface Decision {
   /** The policy of the source is in audit: this would have become of the flow, for the reason above. */
   wouldHave?: 'drop' | 'reject';
   /**
-   * Rules with limits that matched before the walk ended, in walking order. What is said here holds while none of them is
-   * exceeded, which a walk cannot know; over one the flow is dropped for `limit` (under audit of the policy: counted).
+   * Rules with limits that matched before the walk ended, in walking order. What is said here holds while none of those of
+   * connections is exceeded, which a walk cannot know; over one the flow is dropped for `limit` (under audit of the policy: counted).
    */
   limits?: string[];
+  /** Ports with a bandwidth by which rules that matched accept the flow: `port PORT of NAMESPACE/NAME` → bits per second. */
+  ports?: Record<string, number>;
   /** Rules in audit that matched, in walking order. */
   audited?: AuditHit[];
   /** The flow goes there instead. */
@@ -93,5 +95,7 @@ export interface CompiledRule {
   entry: RuleEntry;
   /** One per name; undefined: there is no such external service, and it matches nothing. */
   services: { name: string; test: ServiceTest | undefined }[];
+  /** Ports of them that have a bandwidth, of a rule that accepts. */
+  ports: { name: string; bandwidth: number; test: ServiceTest }[];
   redirect?: CompiledRedirect;
 }

@@ -8,7 +8,7 @@
  */
 
 import { formatAddress, parseAddress } from '../api/address.ts';
-import type { Context, Policy, WorkloadEntry } from '../api/plan.ts';
+import type { Context, Policy, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import { contexts } from '../api/plan.ts';
 import { must } from '../api/result.ts';
 import type { AuditHit, CompiledRule, ContextOutcome, Decision, Explanation, Flow, Step } from './decision.ts';
@@ -62,8 +62,13 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
 
   function walkContexts(rules: Source['rules'], destination: Destination, audited: AuditHit[], seen?: Seen): Decision {
     const limits: string[] = [];
-    const decision = walkRules(rules, destination, audited, limits, seen);
-    return limits.length === 0 ? decision : { ...decision, limits };
+    const ports: Record<string, number> = {};
+    const decision = walkRules(rules, destination, audited, { limits, ports }, seen);
+    return {
+      ...decision,
+      ...(limits.length > 0 && { limits }),
+      ...(Object.keys(ports).length > 0 && { ports }),
+    };
   }
 
   /** Limits count a flow by the destination that the pod asked for: what a second walk matches is not among them. */
@@ -71,7 +76,7 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
     rules: Source['rules'],
     destination: Destination,
     audited: AuditHit[],
-    limits: string[],
+    { limits, ports }: Required<Pick<Decision, 'limits' | 'ports'>>,
     seen?: Seen,
   ): Decision {
     for (const context of contexts) {
@@ -79,6 +84,7 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
       if (rule === undefined) continue;
       const { action } = rule.entry;
       if (rule.entry.limits !== undefined) limits.push(rule.id);
+      for (const { name, bandwidth, test } of rule.ports) if (test(destination) === 'match') ports[name] = bandwidth;
       // Only in the service context does an accept permit; above it, it hands on.
       if (action === 'accept' && context !== 'service') continue;
       const named = { context, rule: rule.id };
@@ -202,7 +208,11 @@ function sourcesOf(policy: Policy, workloadOf: (address: string) => WorkloadEntr
   const rule = once((id: string): CompiledRule => {
     const entry = own(policy.rules, id) ?? missing('rule', id);
     const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
-    return { id, entry, services: entry.services === '*' ? [] : entry.services.map(service), ...redirect };
+    const names = entry.services === '*' ? [] : entry.services;
+    // What lets nothing through has nothing to limit.
+    const accepts = entry.action === 'accept' || entry.action === 'accept-decisively';
+    const ports = accepts ? names.flatMap((name) => portsOf(name, own(policy.services, name))) : [];
+    return { id, entry, services: names.map(service), ports, ...redirect };
   });
   const group = once((key: string) => {
     const { rules, audit } = own(policy.groups, key) ?? missing('group', key);
@@ -239,6 +249,16 @@ export function workloadsByAddress({
   for (const workload of Object.values(workloads))
     for (const address of workload.addresses) found.set(address, workload);
   return (address) => found.get(address);
+}
+
+/** Ports of a service that have a limit. */
+function portsOf(service: string, entry: ServiceEntry | undefined): CompiledRule['ports'] {
+  if (entry === undefined) return [];
+  return (entry.limits ?? []).map((limit) => ({
+    name: `port ${limit.name} of ${service}`,
+    bandwidth: limit.bandwidth,
+    test: compileService({ ...entry, ports: [limit] }),
+  }));
 }
 
 /** A plan that names what it does not hold must not come into force: half a policy may permit what all of it forbids. */

@@ -9,7 +9,7 @@ import type { Context, Policy, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, ContextOutcome, Decision, Flow, RedirectTarget, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
 import { protocolName } from './destination.ts';
-import { limitsText } from './limits.ts';
+import { bandwidthsText, connectionLimitsText } from './limits.ts';
 import { canRedirect } from './redirect.ts';
 
 /** `service`: index of the external service that matched, negative if none did. */
@@ -92,10 +92,18 @@ export function describeDecision(
       ? end
       : `Accepted, since the policy of namespace ${workload?.namespace} is in audit; else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
   const beyond = audit ? 'counted and logged' : 'dropped (limit)';
+  const { verdict, limits = [], ports = {} } = decision;
+  const connections = connectionLimitsText(limits, rules);
+  // In audit of the whole policy nothing waits.
+  const bandwidths = audit ? '' : bandwidthsText(limits, ports, rules);
   const bounded =
-    decision.limits === undefined || decision.verdict !== 'accept'
+    verdict !== 'accept'
       ? whole
-      : `${whole} Limited by ${limitsText(decision.limits, rules)}: what is beyond is ${beyond}.`;
+      : [
+          whole,
+          ...(connections === '' ? [] : [`Limited by ${connections}: what is beyond is ${beyond}.`]),
+          ...(bandwidths === '' ? [] : [`Bandwidth of ${bandwidths}: what is beyond waits.`]),
+        ].join(' ');
   if (audited.length === 0) return bounded;
   const skipped = new Set(audited.map(({ rule, action }) => `${rule} (${action})`));
   return `${bounded} In audit, so skipped: ${[...skipped].join(', ')}.`;

@@ -6,8 +6,9 @@
  */
 
 import { formatRange, parseRange } from '../api/address.ts';
+import { parseBandwidth } from '../api/bandwidth.ts';
 import { type ExternalService, portEntry, type ServicePort } from '../api/kinds.ts';
-import type { PortEntry, ServiceEntry } from '../api/plan.ts';
+import type { PortEntry, PortLimit, ServiceEntry } from '../api/plan.ts';
 import { must } from '../api/result.ts';
 
 /** One list of `addressesFrom`, as it is known. */
@@ -45,7 +46,24 @@ function makeEntry(service: ExternalService, lists: readonly KnownList[]): Servi
   return {
     addresses: [...new Set([...own, ...listed])].sort(),
     ports: ports === undefined || ports.length === 0 ? null : portEntriesOf(ports),
+    ...limitsOf(ports ?? []),
   };
+}
+
+/** Of the ports that have a bandwidth, by name. */
+function limitsOf(specs: ServicePort[]): Pick<ServiceEntry, 'limits'> {
+  const limits = specs.flatMap(({ name, protocol, port, bandwidth }): PortLimit[] =>
+    bandwidth === undefined
+      ? []
+      : [
+          {
+            name,
+            ...portEntry({ protocol, ...(port !== undefined && { port }) }),
+            bandwidth: parseBandwidth(bandwidth),
+          },
+        ],
+  );
+  return limits.length === 0 ? {} : { limits: limits.sort((a, b) => (a.name < b.name ? -1 : 1)) };
 }
 
 /** One entry per protocol, ascending. */

@@ -1,12 +1,19 @@
 /**
- * Limits of a rule (design §4.7), which hold for all its sources together: how they are divided over the shards that
- * these use, since gateways count apart; and in words.
+ * Limits (design §4.7), which hold for all sources of a rule, an EgressIP or a port together: how they are divided over
+ * the shards that these use, since gateways count apart; and in words.
  */
 
+import { formatBandwidth } from '../api/bandwidth.ts';
 import type { Policy, RuleLimits } from '../api/plan.ts';
 
+/** Those that a flow must keep to when it begins. */
 export const limitFields = ['connectionsPerSecond', 'maxConnections'] as const;
-export type LimitField = (typeof limitFields)[number];
+export const allLimitFields = [...limitFields, 'bandwidth'] as const;
+export type LimitField = (typeof allLimitFields)[number];
+
+/** Whether a flow may be over one of them when it begins. */
+export const limitsConnections = (limits: RuleLimits | undefined): limits is RuleLimits =>
+  limits !== undefined && limitFields.some((field) => limits[field] !== undefined);
 
 /**
  * The share of each shard, which sum up to the limit. They differ by one at most, the first in order having more; none
@@ -24,13 +31,28 @@ export function shareOf(limit: number, shards: readonly string[], isHeld: (shard
   return Math.max(1, share);
 }
 
-/** Of a decision. */
-export const limitsText = (ids: readonly string[], rules: Policy['rules']): string =>
-  ids.map((id) => `${id} (${describeLimits(rules[id]?.limits ?? {})})`).join(', ');
-
-function describeLimits({ connectionsPerSecond, maxConnections }: RuleLimits): string {
-  return [
-    ...(connectionsPerSecond === undefined ? [] : [`${connectionsPerSecond} new connections a second`]),
-    ...(maxConnections === undefined ? [] : [`${maxConnections} connections at once`]),
-  ].join(' and ');
+/** What bounds how many connections a decision's rules let begin; '' if nothing does. */
+export function connectionLimitsText(ids: readonly string[], rules: Policy['rules']): string {
+  return ids
+    .flatMap((id) => {
+      const { connectionsPerSecond, maxConnections } = rules[id]?.limits ?? {};
+      const parts = [
+        ...(connectionsPerSecond === undefined ? [] : [`${connectionsPerSecond} new connections a second`]),
+        ...(maxConnections === undefined ? [] : [`${maxConnections} connections at once`]),
+      ];
+      return parts.length === 0 ? [] : [`${id} (${parts.join(' and ')})`];
+    })
+    .join(', ');
 }
+
+/** What bounds how much flows; '' if nothing does. `ports` as in a decision. */
+export function bandwidthsText(ids: readonly string[], ports: Record<string, number>, rules: Policy['rules']): string {
+  const ofRules = ids.flatMap((id): [string, number][] => {
+    const bandwidth = rules[id]?.limits?.bandwidth;
+    return bandwidth === undefined ? [] : [[id, bandwidth]];
+  });
+  return [...ofRules, ...Object.entries(ports)].map(([name, bits]) => `${name} (${bandwidthText(bits)})`).join(', ');
+}
+
+/** Of a limit that holds for each direction. */
+export const bandwidthText = (bits: number): string => `${formatBandwidth(bits)} each way`;

@@ -5,6 +5,8 @@
 import type { Test } from 'tap';
 import { families } from '../api/plan.ts';
 import {
+  bytesLimitText,
+  classText,
   concat,
   connectionLimitText,
   diffRuleset,
@@ -83,6 +85,32 @@ export function everySet(): Record<string, NftSet> {
         [markText(7), connectionLimitText(5)],
         [markText(8), connectionLimitText(1_000_000)],
       ]),
+    },
+    bytes: {
+      type: 'classid',
+      limited: 'bytes',
+      elements: new Map([
+        [classText(0x7000, 1), bytesLimitText(125, 131_072)],
+        [classText(0x7000, 2), bytesLimitText(6_250_000, 131_072)],
+        // What nft would write as kbytes, mbytes and gbytes.
+        [classText(0x7fff, 0x1000), bytesLimitText(1024 * 12_207, 131_072)],
+        [classText(0x7fff, 0x1001), bytesLimitText(1024 ** 2 * 11, 1024 ** 2)],
+        [classText(0x7fff, 0x1002), bytesLimitText(1024 ** 3 * 11, 131_072)],
+        [classText(0x7fff, 0x1003), bytesLimitText(12_500_000_000, 131_072)],
+      ]),
+    },
+    classes: {
+      type: 'classid',
+      value: 'classid',
+      elements: new Map([
+        [classText(0x7000, 1), classText(0x1e6e, 1)],
+        [classText(0x7abc, 0xdef), classText(0x1e6e, 0xffff)],
+      ]),
+    },
+    class_chains: {
+      type: 'classid',
+      value: 'verdict',
+      elements: new Map([[classText(0x7000, 1), 'goto leaf_1']]),
     },
     mark_protocols: {
       type: 'mark . inet_proto',

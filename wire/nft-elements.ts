@@ -5,7 +5,14 @@
  */
 import { type Decoded, malformed, u32 } from './bytes.ts';
 import * as nft from './nft-names.ts';
-import { isConcatenation, type SetLayout, textIn, writeConnectionLimit, writeRateLimit } from './nft-shape.ts';
+import {
+  isConcatenation,
+  type SetLayout,
+  textIn,
+  writeByteLimit,
+  writeConnectionLimit,
+  writeRateLimit,
+} from './nft-shape.ts';
 import { AttributeCursor, messageType, NFNL_HEADER, NFNL_SUBSYS_NFTABLES } from './nlattr.ts';
 import type { NetlinkWriter } from './nlwriter.ts';
 
@@ -85,6 +92,7 @@ function writeValue(writer: NetlinkWriter, { value, limited }: SetLayout, text: 
 
 const LIMITS = {
   rate: /^limit rate over (\d{1,9})\/second burst (\d{1,9}) packets$/,
+  bytes: /^limit rate over (\d{1,15}) bytes\/second burst (\d{1,9}) bytes$/,
   connections: /^ct count over (\d{1,9})$/,
 };
 
@@ -93,6 +101,7 @@ function writeLimit(writer: NetlinkWriter, kind: keyof typeof LIMITS, text: stri
   if (number === undefined) return false;
   const expression = writer.open(nft.NFTA_SET_ELEM_EXPR);
   if (kind === 'rate') writeRateLimit(writer, Number(number), Number(burst));
+  else if (kind === 'bytes') writeByteLimit(writer, Number(number), Number(burst));
   else writeConnectionLimit(writer, Number(number));
   writer.close(expression);
   return true;
@@ -249,12 +258,20 @@ function limitText(message: Uint8Array, cursor: AttributeCursor): string | undef
       const values = new Map<number, number>();
       const data = cursor.inside();
       while (data.next()) {
-        // Numbers that are 64 bits long: rates and units, which fit into half of them.
-        if (data.length === 4 || data.length === 8) values.set(data.type, u32(message, data.end - 4));
+        if (data.length === 4) values.set(data.type, u32(message, data.start));
+        // Rates and units, of which few bits are used.
+        else if (data.length === 8) {
+          values.set(data.type, u32(message, data.start) * 2 ** 32 + u32(message, data.start + 4));
+        }
       }
       const of = (type: number): number => values.get(type) ?? 0;
       if (name === 'limit') {
-        return `limit rate ${of(nft.NFTA_LIMIT_FLAGS) === nft.NFT_LIMIT_F_INV ? 'over ' : ''}${of(nft.NFTA_LIMIT_RATE)}/${units[of(nft.NFTA_LIMIT_UNIT)] ?? of(nft.NFTA_LIMIT_UNIT)} burst ${of(nft.NFTA_LIMIT_BURST)} packets`;
+        const over = of(nft.NFTA_LIMIT_FLAGS) === nft.NFT_LIMIT_F_INV ? 'over ' : '';
+        const unit = units[of(nft.NFTA_LIMIT_UNIT)] ?? of(nft.NFTA_LIMIT_UNIT);
+        const [rate, burst] = [of(nft.NFTA_LIMIT_RATE), of(nft.NFTA_LIMIT_BURST)];
+        return of(nft.NFTA_LIMIT_TYPE) === nft.NFT_LIMIT_PKT_BYTES
+          ? `limit rate ${over}${rate} bytes/${unit} burst ${burst} bytes`
+          : `limit rate ${over}${rate}/${unit} burst ${burst} packets`;
       }
       if (name === 'connlimit') {
         return `ct count ${of(nft.NFTA_CONNLIMIT_FLAGS) === nft.NFT_CONNLIMIT_F_INV ? 'over ' : ''}${of(nft.NFTA_CONNLIMIT_COUNT)}`;

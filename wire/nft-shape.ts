@@ -29,7 +29,7 @@ export interface SetLayout {
   expressions: boolean;
   /** Each element counts; so many of them. */
   counted?: number;
-  limited?: 'rate' | 'connections';
+  limited?: 'rate' | 'bytes' | 'connections';
 }
 
 const layouts = new Map<string, SetLayout | undefined>();
@@ -43,7 +43,11 @@ export function layoutOf(shape: string): SetLayout | undefined {
   return layout;
 }
 
-const limits = { 'limit rate over 1/second': 'rate', 'ct count over 1': 'connections' } as const;
+const limits = {
+  'limit rate over 1/second': 'rate',
+  'limit rate over 1 bytes/second': 'bytes',
+  'ct count over 1': 'connections',
+} as const;
 
 function parseShape(shape: string): SetLayout | undefined {
   const [, how, keys = '', value, rest = ''] = /^(type|typeof) (.+?)(?: : ([^;]+))?;(.*)$/.exec(shape) ?? [];
@@ -118,6 +122,7 @@ export function writeSet(writer: NetlinkWriter, table: string, name: string, id:
   const expression = writer.open(nft.NFTA_SET_EXPR);
   if (limited === undefined) writeCounter(writer);
   else if (limited === 'rate') writeRateLimit(writer, 1, 5);
+  else if (limited === 'bytes') writeByteLimit(writer, 1, 0);
   else writeConnectionLimit(writer, 1);
   writer.close(expression);
 }
@@ -129,13 +134,19 @@ function writeCounter(writer: NetlinkWriter): void {
 }
 
 /** `limit rate over R/second burst B packets` */
-export function writeRateLimit(writer: NetlinkWriter, rate: number, burst: number, over = true): void {
+export const writeRateLimit = (writer: NetlinkWriter, rate: number, burst: number, over = true): void =>
+  writeAnyLimit(writer, nft.NFT_LIMIT_PKTS, rate, burst, over);
+/** `limit rate over R bytes/second burst B bytes` */
+export const writeByteLimit = (writer: NetlinkWriter, rate: number, burst: number): void =>
+  writeAnyLimit(writer, nft.NFT_LIMIT_PKT_BYTES, rate, burst, true);
+
+function writeAnyLimit(writer: NetlinkWriter, type: number, rate: number, burst: number, over: boolean): void {
   writer.putText(nft.NFTA_EXPR_NAME, 'limit');
   const data = writer.open(nft.NFTA_EXPR_DATA);
   writer.putU64(nft.NFTA_LIMIT_RATE, rate);
   writer.putU64(nft.NFTA_LIMIT_UNIT, 1);
   writer.putU32(nft.NFTA_LIMIT_BURST, burst);
-  writer.putU32(nft.NFTA_LIMIT_TYPE, 0);
+  writer.putU32(nft.NFTA_LIMIT_TYPE, type);
   writer.putU32(nft.NFTA_LIMIT_FLAGS, over ? nft.NFT_LIMIT_F_INV : 0);
   writer.close(data);
 }
@@ -354,6 +365,7 @@ function shapeText(
 const exampleOf: Record<string, string> = {
   counter: 'counter',
   limit: 'limit rate over 1/second',
+  'limit bytes': 'limit rate over 1 bytes/second',
   connlimit: 'ct count over 1',
 };
 
@@ -363,7 +375,18 @@ export function textIn(cursor: AttributeCursor): string {
   return new TextDecoder('latin1').decode(end < 0 ? bytes : bytes.subarray(0, end));
 }
 
+/** A limit of bytes is an expression of the same name as one of packets. */
 function expressionName(cursor: AttributeCursor): string {
-  while (cursor.next()) if (cursor.type === nft.NFTA_EXPR_NAME) return textIn(cursor);
-  return 'unknown';
+  let name = 'unknown';
+  while (cursor.next()) {
+    if (cursor.type === nft.NFTA_EXPR_NAME) name = textIn(cursor);
+    else if (cursor.type === nft.NFTA_EXPR_DATA && name === 'limit') {
+      const data = cursor.inside();
+      while (data.next()) {
+        const bytes = data.type === nft.NFTA_LIMIT_TYPE && data.bytes().at(-1) === nft.NFT_LIMIT_PKT_BYTES;
+        if (bytes) return 'limit bytes';
+      }
+    }
+  }
+  return name;
 }

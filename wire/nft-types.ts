@@ -116,6 +116,22 @@ export const markType: NftType = {
     return `0x${u32(own, 0).toString(16).padStart(8, '0')}`;
   },
 };
+/** A class of traffic control, `MAJOR:MINOR` in hexadecimal, neither of them 0; `none` is 0:0. */
+const classType: NftType = {
+  name: 'classid',
+  id: 23,
+  bytes: 4,
+  order: 1,
+  write(text, bytes, at, interval) {
+    if (text === 'none') return true;
+    const [, major = '', minor = ''] = /^([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(text) ?? [];
+    return major !== '' && markType.write(`0x${major}${minor.padStart(4, '0')}`, bytes, at, interval);
+  },
+  read(bytes, at, interval) {
+    const handle = Number(markType.read(bytes, at, interval));
+    return handle === 0 ? 'none' : `${(handle >>> 16).toString(16)}:${(handle & 0xffff).toString(16)}`;
+  },
+};
 const IFNAMSIZ = 16;
 const interfaceName: NftType = {
   name: 'ifname',
@@ -146,6 +162,7 @@ const named = new Map(
     number('icmp_code', 32, 1, 0),
     number('icmpv6_code', 33, 1, 0),
     markType,
+    classType,
     interfaceName,
   ].map((type) => [type.name, type]),
 );

@@ -4,6 +4,7 @@
  */
 
 import { Type } from 'typebox';
+import { bandwidthText } from '../bandwidth.ts';
 import { addressText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
 
 const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${field} cannot be changed` }];
@@ -39,6 +40,19 @@ export const egressIPSpec = Type.Object(
     namespaceSelector: Type.Optional(labelSelectorSchema()),
     podSelector: Type.Optional(labelSelectorSchema()),
     spread: oneOf(['Pod'], { default: 'Pod' }),
+    bandwidth: Type.Optional(
+      Type.Object(
+        {
+          egress: Type.Optional(bandwidthText({ description: 'To the outside, as 50Mbit; absent: no limit' })),
+          ingress: Type.Optional(bandwidthText({ description: 'From the outside, as 50Mbit; absent: no limit' })),
+        },
+        {
+          additionalProperties: false,
+          description: 'Of all its addresses together',
+          cel: [{ rule: 'has(self.egress) || has(self.ingress)', message: 'egress or ingress is required' }],
+        },
+      ),
+    ),
     priority: Type.Integer({ minimum: 0, maximum: 65_535, default: 1000, description: 'Lower first' }),
   },
   {
@@ -53,4 +67,4 @@ export const egressIPSpec = Type.Object(
   },
 );
 
-export const egressIPAbsent = ['destinations', 'bandwidth', 'maxConnections'] as const;
+export const egressIPAbsent = ['destinations', 'maxConnections'] as const;

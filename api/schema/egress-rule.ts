@@ -3,6 +3,7 @@
  */
 
 import { Type } from 'typebox';
+import { bandwidthText } from '../bandwidth.ts';
 import { addressText, labelSelectorSchema, objectName, oneOf } from './common.ts';
 import { scheduleSchema } from './schedule.ts';
 import { webhookSchema } from './webhook.ts';
@@ -79,6 +80,11 @@ const rule = {
       description: 'Connections at once of all sources together, of what the rule accepts; the rest is dropped',
     }),
   ),
+  bandwidth: Type.Optional(
+    bandwidthText({
+      description: 'Of all sources together, of what the rule accepts, in each direction: as 50Mbit; the rest waits',
+    }),
+  ),
 };
 
 /** A rule of a namespace speaks of what is in it. */
@@ -95,8 +101,8 @@ const ownNamespace = [
 
 /** Of what lets nothing through there is nothing to limit. */
 const limits = {
-  rule: "self.action in ['accept', 'accept-decisively'] || !(has(self.connectionsPerSecond) || has(self.maxConnections))",
-  message: 'connectionsPerSecond and maxConnections need an action that lets something through',
+  rule: "self.action in ['accept', 'accept-decisively'] || !(has(self.connectionsPerSecond) || has(self.maxConnections) || has(self.bandwidth))",
+  message: 'connectionsPerSecond, maxConnections and bandwidth need an action that lets something through',
 };
 
 /** Fields of a rule that permits; `actions`: those that do in its context. */
@@ -122,5 +128,3 @@ export const serviceEgressRuleSpec = Type.Object(
   },
   { additionalProperties: false, cel: [...ownNamespace, limits, ...permitting('accept', 'accept-decisively')] },
 );
-
-export const ruleAbsent = ['bandwidth'] as const;

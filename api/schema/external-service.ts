@@ -4,6 +4,7 @@
  */
 
 import { Type } from 'typebox';
+import { bandwidthText } from '../bandwidth.ts';
 import { URL_MAX_LENGTH } from '../list-url.ts';
 import { label, objectName, octet, oneOf, portNumber, rangeText, urlRule } from './common.ts';
 import { describe } from './describe.ts';
@@ -44,6 +45,11 @@ const servicePort = Type.Object(
           'text in quotes with ports and ranges, as in "443,8000-8100", or types and codes of ICMP, as in "8,3/4"',
         description:
           'Ports and ranges, as in 443,8000-8100; of ICMP types and TYPE/CODE, as in 8,3/4; absent: all of the protocol',
+      }),
+    ),
+    bandwidth: Type.Optional(
+      bandwidthText({
+        description: 'Of all that rules accept by this port, together, in each direction: as 50Mbit; the rest waits',
       }),
     ),
   },
@@ -175,4 +181,4 @@ export const externalServiceSpec = Type.Object(
   },
 );
 
-export const servicePortAbsent = ['appProtocol', 'bandwidth', 'tls', 'http', 'dns', 'conformance'] as const;
+export const servicePortAbsent = ['appProtocol', 'tls', 'http', 'dns', 'conformance'] as const;

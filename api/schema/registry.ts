@@ -7,7 +7,7 @@ import { Type } from 'typebox';
 import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
 import { egressIPAbsent, egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
-import { clusterEgressRuleSpec, namespaceEgressRuleSpec, ruleAbsent, serviceEgressRuleSpec } from './egress-rule.ts';
+import { clusterEgressRuleSpec, namespaceEgressRuleSpec, serviceEgressRuleSpec } from './egress-rule.ts';
 import { externalServiceSpec, servicePortAbsent } from './external-service.ts';
 import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
 import {
@@ -232,9 +232,6 @@ export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<str
   GatewayPool: { spec: gatewayPoolAbsent },
   EgressIP: { spec: egressIPAbsent },
   ExternalService: { 'spec.ports[]': servicePortAbsent },
-  ClusterEgressRule: { spec: ruleAbsent },
-  NamespaceEgressRule: { spec: ruleAbsent },
-  ServiceEgressRule: { spec: ruleAbsent },
 };
 /** The same for single values of an enum: kind, path of the field, values. */
 export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {

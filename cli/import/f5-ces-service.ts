@@ -15,17 +15,14 @@ import { withoutHostBits } from './rewrite.ts';
 /** What our schema carries out of what CES can say: asked of the schema, so that there is one place that knows. */
 export interface Takes {
   names: boolean;
-  bandwidth: boolean;
 }
 
 export function schemaTakes(): Takes {
   const metadata = { name: 'probe', namespace: 'probe' };
   const takes = (kind: string, spec: object): boolean =>
     parseObject({ apiVersion: API_VERSION, kind, metadata, spec }).ok;
-  const port = { name: 'a', protocol: 'TCP', port: '443', bandwidth: '1Mbit' };
   return {
     names: takes('ExternalService', { addresses: ['api.example.com'] }),
-    bandwidth: takes('ExternalService', { addresses: ['198.51.100.1'], ports: [port] }),
   };
 }
 
@@ -64,7 +61,7 @@ export function convertService({ spec }: CesService, takes: Takes): ConvertedSer
     if (!seen.has(read.canonical)) result.addresses.push(read.address);
     seen.add(read.canonical);
   }
-  const ports = convertPorts(spec.ports ?? [], takes, result);
+  const ports = convertPorts(spec.ports ?? [], result);
   if (ports === 'nothing') result.addresses = [];
   else if (ports !== 'any') result.ports = ports;
   return result;
@@ -107,7 +104,7 @@ const isName = (text: string): boolean =>
   /[A-Za-z]\.?$/.test(text);
 
 const protocols: Readonly<Record<string, PortProtocol>> = { tcp: 'TCP', udp: 'UDP', sctp: 'SCTP' };
-function convertPorts(ports: readonly CesPort[], takes: Takes, result: ConvertedService): Port[] | 'any' | 'nothing' {
+function convertPorts(ports: readonly CesPort[], result: ConvertedService): Port[] | 'any' | 'nothing' {
   const entries: Entry[] = [];
   let ignored = 0;
   for (const [i, port] of ports.entries()) {
@@ -133,7 +130,7 @@ function convertPorts(ports: readonly CesPort[], takes: Takes, result: Converted
       result.lost.push({ path: `${path}.port`, reason: 'PortUnreadable', message });
       continue;
     }
-    const bandwidth = bandwidthOf(port.bandwidth, `${path}.bandwidth`, takes, result);
+    const bandwidth = bandwidthOf(port.bandwidth, `${path}.bandwidth`, result);
     entries.push({
       ...(port.name === undefined ? {} : { name: port.name }),
       protocol,
@@ -154,6 +151,11 @@ function convertPorts(ports: readonly CesPort[], takes: Takes, result: Converted
     const message = `${entries.length} entries are written as ${own.length}, the same ports together`;
     result.changed.push({ path: 'spec.ports', reason: 'PortsMerged', message });
   }
+  const limits = (list: readonly { bandwidth?: string }[]): number => list.filter((one) => one.bandwidth).length;
+  if (limits(own) > limits(entries)) {
+    const message = `an entry with many ports is written as several, each with the whole bandwidth for itself`;
+    result.changed.push({ path: 'spec.ports', reason: 'BandwidthSplit', message });
+  }
   if (renamed > 0) {
     const message = `${renamed} of ${own.length} entries got a name: each needs one of its own, of lower-case letters, digits and -`;
     result.changed.push({ path: 'spec.ports', reason: 'PortNames', message });
@@ -173,17 +175,11 @@ function readPorts(text: string): Ranges | null {
 }
 
 /** The name of an iRule; those of CES's own configuration say their rate. */
-function bandwidthOf(
-  text: string | undefined,
-  path: string,
-  takes: Takes,
-  result: ConvertedService,
-): string | undefined {
+function bandwidthOf(text: string | undefined, path: string, result: ConvertedService): string | undefined {
   if (text === undefined || text === '') return undefined;
   const rate = /^bwc-([1-9]\d{0,5})mbps-irule$/.exec(text)?.[1];
-  if (rate !== undefined && takes.bandwidth) return `${rate}Mbit`;
-  const why =
-    rate === undefined ? 'an iRule that only the BIG-IP knows' : `a limit of ${rate} Mbit/s is not carried out yet`;
+  if (rate !== undefined && Number(rate) <= 99_999) return `${rate}Mbit`;
+  const why = rate === undefined ? 'an iRule that only the BIG-IP knows' : 'more than can be limited here';
   result.unlimited.push({ path, reason: 'Bandwidth', message: `${show(text)}: ${why}` });
   return undefined;
 }

@@ -11,7 +11,7 @@ const MAX_RANGES = 40;
 
 export type PortProtocol = 'TCP' | 'UDP' | 'SCTP';
 export type Ranges = [number, number][];
-export type Port = ServicePort & { bandwidth?: string };
+export type Port = ServicePort;
 
 export interface Entry {
   /** As its author called it, if at all. */

@@ -75,6 +75,7 @@ export class PlanParts {
   readonly clusterRules = new ClusterRuleIndex();
   /** Of the cluster, with limits. */
   limited: Part<RuleEntry> = {};
+  limitedServices: Part<ServiceEntry> = {};
   readonly carried = new Map<string, CarriedNamespace>();
   readonly poolPlans = new Map<string, PoolPlan>();
   readonly served = new ServedIndex();

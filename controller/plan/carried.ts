@@ -8,7 +8,7 @@ import type { AdmittedRules, BoundRule } from '../../policy/admit.ts';
 import { bindingHolds, bindNamespace, type NamespaceBinding, type Surroundings } from '../../policy/bind-namespace.ts';
 import { serviceName } from '../../policy/reference.ts';
 import { egressOf, type Serving, servingOf } from './assign.ts';
-import { divided, limitShards } from './limits.ts';
+import { divided, hasLimits, limitShards } from './limits.ts';
 import { type Part, sameList, sameRecord } from './memo.ts';
 import type { NamespaceObjects } from './objects.ts';
 import type { NamespacePods } from './pods.ts';
@@ -25,6 +25,8 @@ export interface NamespaceState {
   serving: readonly Serving[];
   /** Rules of the cluster that have limits. */
   limited: Part<RuleEntry>;
+  /** Services that these name and that have limits. */
+  limitedServices: Part<ServiceEntry>;
 }
 
 export interface CarriedNamespace {
@@ -41,7 +43,7 @@ export interface CarriedNamespace {
   services: Part<ServiceEntry>;
   /** Of the cluster, by id. */
   usedClusterRules: readonly string[];
-  /** By id of a rule with limits: `pool/shard` that its sources in this namespace use. */
+  /** By name of a limit (limits.ts): `pool/shard` that its sources in this namespace use. */
   limitShards: Part<string[]>;
   /** What drop and reject rules enforce. */
   vetoes: Part<ServiceEntry>;
@@ -67,7 +69,7 @@ export function carryNamespace(
   const own = binding.own;
   if (
     last !== undefined &&
-    same('pool', 'limited') &&
+    same('pool', 'limited', 'limitedServices') &&
     workloads === last.workloads &&
     binding.groups === last.binding.groups &&
     own === last.binding.own
@@ -76,12 +78,13 @@ export function carryNamespace(
   }
   const groups = state.pool === undefined ? {} : binding.groups;
   const rules = { ...own.namespace.rules, ...own.service.rules };
-  const shards = limitsIn(state, { ...rules, ...state.limited }, workloads, groups);
+  const services = { ...own.namespace.services, ...own.service.services };
+  const named = { ...services, ...state.limitedServices };
+  const shards = limitsIn(state, { ...rules, ...state.limited }, named, workloads, groups);
   const used = new Set(Object.values(groups).flatMap((group) => contexts.flatMap((context) => group.rules[context])));
   const [ownRules, clusterIds] = [Object.keys(rules).filter((id) => used.has(id)), [] as string[]];
   for (const id of used) if (!Object.hasOwn(rules, id)) clusterIds.push(id);
   const entries = ownRules.map((id) => [id, divided(id, rules[id] as RuleEntry, shards)] as const);
-  const services = { ...own.namespace.services, ...own.service.services };
   return {
     state,
     binding,
@@ -142,11 +145,12 @@ function workloadsOf(
 function limitsIn(
   { pool }: NamespaceState,
   rules: Part<RuleEntry>,
+  services: Part<ServiceEntry>,
   workloads: Part<WorkloadEntry>,
   groups: Part<GroupEntry>,
 ): Map<string, string[]> {
-  if (pool === undefined || !Object.values(rules).some(({ limits }) => limits !== undefined)) return new Map();
-  return limitShards(new Map([[pool, { workloads }]]), { rules, groups });
+  if (pool === undefined || !Object.values(rules).some((rule) => hasLimits(rule, services))) return new Map();
+  return new Map(limitShards(new Map([[pool, { workloads }]]), { rules, groups, services }));
 }
 
 /** Of the rules that a plan has, the services that it has. */

@@ -5,18 +5,20 @@
  * pool-plan, release, status. Of a change in one namespace that one is planned again, and the rest is looked over.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import { type Node, objectKey } from '../../api/kinds.ts';
+import { type EgressIP, type Node, objectKey } from '../../api/kinds.ts';
 import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
-import type { GatewayPlan, NodeEntry, NodePlan, RuleEntry } from '../../api/plan.ts';
+import { type EgressIPEntry, families, type GatewayPlan, type NodeEntry, type NodePlan } from '../../api/plan.ts';
 import { type AdmittedRules, stable } from '../../policy/admit.ts';
 import { type Binding, bindCluster, joinBindings } from '../../policy/bind.ts';
 import type { Surroundings } from '../../policy/bind-namespace.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
 import { lendsServices, serviceCatalog } from '../../policy/reference.ts';
+import type { PlannedAddresses } from './addresses.ts';
 import { assigner, servingsOf } from './assign.ts';
 import { PlanCache, type PlanParts } from './cache.ts';
 import { type CarriedNamespace, carryNamespace, vetoesOf } from './carried.ts';
 import { Findings, type Status } from './condition.ts';
+import { clusterLimitShards, egressIPEntry, hasLimits } from './limits.ts';
 import type { Served } from './loss.ts';
 import { type Part, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
@@ -112,8 +114,10 @@ function planned(
   const around = { known: { lastServices: memory.lastServices, lists }, forbids: parts.bans.look(objects, pools), now };
   const cluster = clusterRules(parts, objects, around);
   parts.clusterRules.look(cluster.bound, objects.namespaces);
-  const limited = Object.entries(cluster.rules).filter(([, { limits }]) => limits !== undefined);
+  const limited = Object.entries(cluster.rules).filter(([, rule]) => hasLimits(rule, cluster.services));
   parts.limited = sameRecord(parts.limited, Object.fromEntries(limited));
+  const lent = Object.entries(cluster.services).filter(([, { limits }]) => limits !== undefined);
+  parts.limitedServices = sameRecord(parts.limitedServices, Object.fromEntries(lent));
   const audited = new Set(pools.flatMap((pool) => pool.audited));
   for (const { name } of pools) if (!parts.poolPlans.has(name)) parts.poolPlans.set(name, new PoolPlan());
   for (const [name, last] of parts.carried) {
@@ -130,6 +134,7 @@ function planned(
       pool: poolOfNamespace.get(name)?.name,
       serving: servings.get(name) ?? nothing,
       limited: parts.limited,
+      limitedServices: parts.limitedServices,
     };
     const last = parts.carried.get(name);
     const next = carryNamespace(state, around, last);
@@ -142,9 +147,16 @@ function planned(
   // Pools.
   const limitShards = clusterLimitShards(carried, parts.limited);
   const nodeEntries = parts.nodeEntries.get([objects.Node], (last) => sameRecord(last, nodesOf(objects.Node)));
+  const entries = egressIPEntries(egressIPs, addresses);
   const plans = new Map<string, GatewayPlan>();
   for (const { name, settings, gateways, shards } of pools) {
-    const fixed = { settings: { pool: settings }, gateways, nodes: nodeEntries, shards };
+    const fixed = {
+      settings: { pool: settings },
+      gateways,
+      nodes: nodeEntries,
+      shards,
+      egressIPs: entries.get(name) ?? {},
+    };
     const made = parts.poolPlans.get(name)?.plan(fixed, cluster, limitShards);
     if (made === undefined) continue;
     plans.set(name, made);
@@ -247,18 +259,22 @@ function count(counts: Map<string, number>, key: string, by: number): void {
   else counts.set(key, now);
 }
 
-/** Over all namespaces. */
-function clusterLimitShards(carried: readonly CarriedNamespace[], limited: Part<RuleEntry>): Map<string, string[]> {
-  const shards = new Map<string, Set<string>>();
-  for (const id of Object.keys(limited)) {
-    for (const { limitShards } of carried) {
-      if (!Object.hasOwn(limitShards, id)) continue;
-      const set = shards.get(id) ?? new Set<string>();
-      shards.set(id, set);
-      for (const shard of limitShards[id] ?? []) set.add(shard);
-    }
+/** By pool: what plans say of EgressIPs beyond who has which address. */
+function egressIPEntries(
+  egressIPs: readonly EgressIP[],
+  { allocation, shardOf, gatewayPoolOf }: PlannedAddresses,
+): Map<string, Record<string, EgressIPEntry>> {
+  const entries = new Map<string, Record<string, EgressIPEntry>>();
+  for (const egressIP of egressIPs) {
+    if (egressIP.spec.bandwidth === undefined) continue;
+    const pool = gatewayPoolOf(egressIP)?.name ?? '';
+    const { name } = egressIP.metadata;
+    const addresses = allocation.addresses.get(name) ?? {};
+    const list = families.flatMap((family) => addresses[family] ?? []);
+    const entry = egressIPEntry(egressIP, list, pool, shardOf);
+    if (entry !== undefined) entries.set(pool, { ...entries.get(pool), [name]: entry });
   }
-  return new Map([...shards].map(([id, set]) => [id, [...set].sort()]));
+  return entries;
 }
 
 function withoutNode(parts: PlanParts, carried: readonly CarriedNamespace[], nodes: Part<NodeEntry>): Warning[] {

@@ -6,7 +6,7 @@ import type { GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, WorkloadEntry } 
 import type { AdmittedRules } from '../../policy/admit.ts';
 import { stable } from '../../policy/admit.ts';
 import { type CarriedNamespace, servicesOf } from './carried.ts';
-import { divided } from './limits.ts';
+import { divided, dividedPorts, type LimitShards } from './limits.ts';
 import { type Part, sameItems, sameRecord, Union } from './memo.ts';
 
 export class PoolPlan {
@@ -38,9 +38,9 @@ export class PoolPlan {
 
   /** After all replacements. `fixed`: what is the same whatever the namespaces are. */
   plan(
-    fixed: Pick<GatewayPlan, 'settings' | 'gateways' | 'nodes' | 'shards'>,
+    fixed: Pick<GatewayPlan, 'settings' | 'gateways' | 'nodes' | 'shards' | 'egressIPs'>,
     cluster: AdmittedRules,
-    shardsOfLimits: ReadonlyMap<string, string[]>,
+    shardsOfLimits: LimitShards,
   ): GatewayPlan {
     const entries = [...this.#uses.keys()].flatMap((id) => {
       const rule = cluster.rules[id];
@@ -56,12 +56,18 @@ export class PoolPlan {
     const plan: GatewayPlan = {
       ...fixed,
       settings: stable(this.#plan?.settings, fixed.settings),
+      egressIPs: sameRecord(this.#plan?.egressIPs, fixed.egressIPs),
       workloads: this.#workloads.record,
       groups: this.#groups.record,
       rules: this.#rules.record,
-      services: this.#services.record,
+      services: this.#divided(this.#services.record, shardsOfLimits),
     };
     if (this.#plan === undefined || !sameItems(Object.values(this.#plan), Object.values(plan))) this.#plan = plan;
     return this.#plan;
+  }
+
+  #divided(services: Record<string, ServiceEntry>, shards: LimitShards): Record<string, ServiceEntry> {
+    const divided = dividedPorts(services, shards);
+    return divided === services ? services : sameRecord(this.#plan?.services, divided);
   }
 }

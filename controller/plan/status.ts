@@ -13,7 +13,7 @@ import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
 import type { Condition, Findings, Status } from './condition.ts';
-import { limitFacts } from './limits.ts';
+import { egressFacts, type LimitShards, limitFacts, portFacts, portsKey } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
 import { type Part, sameItems } from './memo.ts';
 import type { Objects } from './objects.ts';
@@ -29,8 +29,8 @@ export interface StatusInput extends ProgrammedInput {
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
   assign: Assigner;
   webhooks: PlannedWebhooks;
-  /** Rule id of the cluster → `pool/shard` over which its limits are divided. */
-  limitShards: ReadonlyMap<string, string[]>;
+  /** Of rules of the cluster, and of ports. */
+  limitShards: LimitShards;
   findings: Pick<Findings, 'of'>;
 }
 
@@ -74,7 +74,9 @@ export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string
   for (const object of EgressIP) {
     const { programmed, ...facts } = egressIPFacts(object, input);
     const found = input.findings.of(objectKey(object)).find(({ type }) => type === 'Programmed');
-    add(object, [...basic(object), found ?? programmed], facts);
+    const plan = input.plans.get(input.gatewayPoolOf(object)?.name ?? '');
+    const limits = egressFacts(plan?.egressIPs[object.metadata.name]);
+    add(object, [...basic(object), found ?? programmed], { ...facts, ...limits });
   }
   addRules(statuses, input, ClusterEgressRule, input.cluster, Object.fromEntries(input.limitShards), (id) =>
     programmed.ofRule(id),
@@ -96,18 +98,27 @@ export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string
       const condition = programmed.ofRule(id, state.pool);
       if (condition.status === 'False') behind.set(id, condition);
     }
+    const shardsOfPorts = externalServices.map(({ metadata }) =>
+      input.limitShards.get(portsKey(qualifiedName(metadata))),
+    );
     const from = [externalServices, binding.own, limitShards, ...lists.flatMap(flat)];
-    const all = [...from, ...refused.map((condition) => condition?.message), ...texts(behind)];
+    const all = [
+      ...from,
+      ...refused.map((condition) => condition?.message),
+      ...texts(behind),
+      ...shardsOfPorts.map(String),
+    ];
     const programmedOf = (id: string): Condition => behind.get(id) ?? programmed.ofRule(id, state.pool);
     let made = known.namespaces.get(name);
     if (made === undefined || !sameItems(made.from, all)) {
       const own = new Map<string, Status>();
       addRules(own, input, namespaceRules, binding.own.namespace, limitShards, programmedOf);
       addRules(own, input, serviceRules, binding.own.service, limitShards, programmedOf);
-      for (const object of externalServices) {
+      for (const [at, object] of externalServices.entries()) {
         const known = input.lists.get(qualifiedName(object.metadata));
         const conditions = [listProblem(object, known) ?? accepting];
-        own.set(objectKey(object), statusOf(object, conditions, listFacts(object, known)));
+        const facts = { ...listFacts(object, known), ...portFacts(object, shardsOfPorts[at]) };
+        own.set(objectKey(object), statusOf(object, conditions, facts));
       }
       keepEqual(own, made?.statuses);
       made = { from: all, statuses: own };
@@ -210,19 +221,21 @@ function scheduleFacts({ open, nextChange }: ScheduleState): Record<string, unkn
 
 function egressIPFacts(
   object: EgressIP,
-  { allocation, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
+  { plans, allocation, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
 ): { programmed: Condition; addresses: string[]; assignments: unknown[]; namespaces: number } {
   const { name } = object.metadata;
   const perFamily = allocation.addresses.get(name) ?? {};
   const addresses = families.flatMap((family) => perFamily[family] ?? []);
   const pool = gatewayPoolOf(object);
+  const entry = plans.get(pool?.name ?? '')?.egressIPs[name];
   const waiting: string[] = [];
   const assignments = addresses.flatMap((address) => {
     const shard = shardOf.get(address);
     if (shard === undefined) return [];
     const gateway = pool?.shards[shard]?.order[0];
     const inForce = gateway === undefined ? undefined : peers.gateways.get(gateway)?.inForce;
-    if (inForce?.shards[shard]?.egressIPs.includes(address) !== true) waiting.push(`${address} on ${gateway}`);
+    const there = inForce?.shards[shard]?.egressIPs.includes(address) === true;
+    if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${gateway}`);
     return [{ address, shard, ...(gateway === undefined ? {} : { gateway }) }];
   });
   const namespaces = assign.namespaces(name);

@@ -6,12 +6,12 @@
 
 import type { Range } from '../../api/address.ts';
 import { portProtocols } from '../../api/kinds.ts';
-import type { Family, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import type { Family, Policy, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
 import type { Carriage, Settled } from '../carriage.ts';
 import type { Decision } from '../decision.ts';
 import type { Destination } from '../destination.ts';
-import { limitsText } from '../limits.ts';
+import { bandwidthsText, connectionLimitsText } from '../limits.ts';
 import type { Span, TrafficClass } from './cells.ts';
 import { cellsOf, mergeSpans, sampleOf, TooLarge } from './cells.ts';
 
@@ -108,7 +108,10 @@ function servicesOf(side: Side | undefined): ServiceEntry[] {
   const rules = plan.groups[side.workload.group]?.rules;
   const entries = contexts.flatMap((context) => rules?.[context] ?? []).flatMap((id) => plan.rules[id] ?? []);
   const keys = new Set(entries.flatMap(({ services }) => (services === '*' ? [] : services)));
-  return [...[...keys].flatMap((key) => plan.services[key] ?? []), ...boundaries, ...redirectBoundaries(entries)];
+  const named = [...keys].flatMap((key) => plan.services[key] ?? []);
+  // A port with a limit may lie within others.
+  const limited = named.flatMap((entry) => (entry.limits ?? []).map((limit) => ({ ...entry, ports: [limit] })));
+  return [...named, ...limited, ...boundaries, ...redirectBoundaries(entries)];
 }
 
 /** A rule with a redirect tells protocols with ports from others, and on the second walk perhaps its own port. */
@@ -134,10 +137,16 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   if ('redirect' in decision && decision.redirect !== undefined) {
     outcome.redirect = redirectText(side.carriage.plan.rules[decision.redirect.by]?.redirect);
   }
-  const limits = 'limits' in decision && decision.verdict === 'accept' ? decision.limits : undefined;
-  if (limits !== undefined) outcome.limits = limitsText(limits, side.carriage.plan.rules);
+  const limits = decision.verdict === 'accept' ? limitsText(decision, side.carriage.plan) : '';
+  if (limits !== '') outcome.limits = limits;
   if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
   return outcome;
+}
+
+function limitsText(decision: Settled | Decision, { rules }: Policy): string {
+  const limits = 'limits' in decision ? (decision.limits ?? []) : [];
+  const ports = 'ports' in decision ? (decision.ports ?? {}) : {};
+  return [connectionLimitsText(limits, rules), bandwidthsText(limits, ports, rules)].filter(Boolean).join(', ');
 }
 
 /** Of the rule, not of the flow: where the port is the flow's own, all its ports are one change. */

@@ -19,6 +19,7 @@ import { HostIp } from '../../kernel/iproute-host.ts';
 import { scriptOf } from '../../kernel/nft.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
 import { PacketSocket } from '../../kernel/packet-socket.ts';
+import { HostTc } from '../../kernel/tc-host.ts';
 import { u32 } from '../../wire/bytes.ts';
 import { buildFrame, ETHERTYPE_IPV4, ETHERTYPE_IPV6, parseFrame } from '../../wire/ethernet.ts';
 import {
@@ -180,6 +181,7 @@ export class GatewayRig {
         drop: (table) => nft.drop(table),
       },
       ip: new HostIp({ namespace }),
+      tc: new HostTc({ namespace }),
       sysctl: (desired) =>
         exec('ip', [
           'netns',

@@ -11,9 +11,13 @@ import { HostIp } from '../../kernel/iproute-host.ts';
 import { changeSize, diffRuleset, isEmptyChange, markText, type Ruleset } from '../../kernel/nft.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
 import { run } from '../../kernel/run.ts';
+import { HostTc } from '../../kernel/tc-host.ts';
 import { ipSuite, netStates, scope } from '../ip-suite.ts';
 import { everySet, nftSuite, TABLE } from '../nft-suite.ts';
+import { tcSuite } from '../tc-suite.ts';
 
+// Other tests run beside it.
+t.setTimeout(90_000);
 let count = 0;
 /** A namespace for the length of one test. */
 async function inFresh(body: (namespace: string, exec: (command: string) => Promise<string>) => Promise<void>) {
@@ -52,6 +56,13 @@ t.test('iproute2', async (t) => {
       );
     };
     await ipSuite(t, new HostIp({ namespace }), foreign);
+  });
+});
+
+t.test('tc', async (t) => {
+  await inFresh(async (namespace, exec) => {
+    await exec('tc qdisc add dev peer root handle 1: htb');
+    await tcSuite(t, new HostTc({ namespace }), false);
   });
 });
 

@@ -15,6 +15,7 @@ import { endFlows } from '../../kernel/conntrack.ts';
 import { HostIp } from '../../kernel/iproute-host.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
 import { PacketSocket } from '../../kernel/packet-socket.ts';
+import { HostTc } from '../../kernel/tc-host.ts';
 import { Steering } from '../../node/apply.ts';
 import { HostKernel, type NodeKernel } from '../../node/kernel.ts';
 import { u32 } from '../../wire/bytes.ts';
@@ -132,6 +133,7 @@ export class PathRig {
         drop: (table) => nft.drop(table),
       },
       ip: { list: (scope) => ip.list(scope), apply: (lines) => this.#turn('gateway', 'ip', () => ip.apply(lines)) },
+      tc: new HostTc({ namespace }),
       async sysctl(desired) {
         const settings = Object.entries(desired).map(([key, value]) => `${key}=${value}`);
         await exec('ip', ['netns', 'exec', namespace, 'sysctl', '-qw', ...settings]);

@@ -36,10 +36,14 @@ const rule = fc
       { nil: undefined, freq: 4 },
     ),
     limits: fc.option(
-      fc.record({
-        maxConnections: fc.integer({ min: 1, max: 9 }),
-        shards: fc.subarray(['edge/s0', 'edge/s1'], { minLength: 1 }),
-      }),
+      fc.record(
+        {
+          maxConnections: fc.integer({ min: 1, max: 9 }),
+          bandwidth: fc.constantFrom(1e6, 5e6),
+          shards: fc.subarray(['edge/s0', 'edge/s1'], { minLength: 1 }),
+        },
+        { requiredKeys: ['shards'] },
+      ),
       { nil: undefined, freq: 4 },
     ),
   })
@@ -58,25 +62,41 @@ const rule = fc
 
 const idOf = ({ context, name }: RuleEntry): string => `${context}/${context === 'cluster' ? '' : 'n/'}${name}`;
 
+const limitsOfPorts = fc.option(
+  fc.constantFrom([443], [80, 443]).map((ports) =>
+    ports.map((at) => ({
+      name: `p-${at}`,
+      protocol: 6,
+      ports: [[at, at + 5]] as [number, number][],
+      bandwidth: at * 1e4,
+      shards: ['edge/s0'],
+    })),
+  ),
+  { nil: undefined, freq: 4 },
+);
+
 const service = fc.record({
   name: fc.constantFrom(...NAMES),
-  entry: fc.record({
-    addresses: fc.subarray(
-      ['198.51.100.80/32', '198.51.100.0/24', '2001:db8:100::80/128', '198.51.100.90/32', '0.0.0.0/0'].concat(
-        Array.from({ length: 12 }, (_, at) => `192.0.2.${2 * at}/32`),
+  entry: fc
+    .record({
+      addresses: fc.subarray(
+        ['198.51.100.80/32', '198.51.100.0/24', '2001:db8:100::80/128', '198.51.100.90/32', '0.0.0.0/0'].concat(
+          Array.from({ length: 12 }, (_, at) => `192.0.2.${2 * at}/32`),
+        ),
       ),
-    ),
-    ports: fc.option(
-      fc.array(
-        fc.record({
-          protocol: fc.constantFrom(6, 17, 1, 47),
-          ports: fc.option(fc.constant([[80, 90]] as [number, number][]), { nil: null }),
-        }),
-        { maxLength: 2 },
+      ports: fc.option(
+        fc.array(
+          fc.record({
+            protocol: fc.constantFrom(6, 17, 1, 47),
+            ports: fc.option(fc.constant([[80, 90]] as [number, number][]), { nil: null }),
+          }),
+          { maxLength: 2 },
+        ),
+        { nil: null },
       ),
-      { nil: null },
-    ),
-  }) as fc.Arbitrary<ServiceEntry>,
+      limits: limitsOfPorts,
+    })
+    .map(({ limits, ...rest }) => ({ ...rest, ...(limits && { limits }) })) as fc.Arbitrary<ServiceEntry>,
 });
 
 type Edit = (plan: GatewayPlan) => void;
@@ -163,6 +183,18 @@ const serviceEdit = fc.record({ service, gone: fc.boolean() }).map(
     },
 );
 
+const egressEdit = fc
+  .record({ egress: fc.constantFrom(1e6, 2e6), both: fc.boolean(), gone: fc.boolean(), two: fc.boolean() })
+  .map(
+    ({ egress, both, gone, two }): Edit =>
+      (plan) => {
+        const addresses = ['203.0.113.101', ...(two ? ['203.0.113.102'] : [])];
+        const bandwidth = { egress, ...(both && { ingress: 3e6 }), addresses, shards: ['edge/s0'] };
+        if (gone) delete plan.egressIPs.one;
+        else plan.egressIPs.one = { bandwidth };
+      },
+  );
+
 const placeEdit = fc.constantFrom<Edit[]>(
   (plan) => {
     plan.nodes['node-x'] = { addresses: ['10.0.0.29'], podCIDRs: ['10.244.9.0/24'] };
@@ -194,6 +226,7 @@ const edit = fc.oneof(
   { weight: 3, arbitrary: serviceEdit },
   { weight: 4, arbitrary: groupEdit },
   { weight: 4, arbitrary: workloadEdit },
+  { weight: 1, arbitrary: egressEdit },
   { weight: 1, arbitrary: placeEdit },
 );
 const machine: fc.Arbitrary<Machine> = fc.record({

@@ -5,7 +5,7 @@
 import { deepStrictEqual, equal, ok } from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
-import { markText, rawText, shapeOf } from '../../kernel/nft.ts';
+import { bytesLimitText, classText, markText, rawText, shapeOf } from '../../kernel/nft.ts';
 import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
 import { decodeAck } from '../../wire/netlink-ack.ts';
 import { NftBatch } from '../../wire/nft-batch.ts';
@@ -28,6 +28,9 @@ const texts: Record<string, fc.Arbitrary<string>> = {
   icmpv6_type: fc.nat(255).map(String),
   icmpv6_code: fc.nat(255).map(String),
   inet_service: fc.nat(65_535).map(String),
+  classid: fc
+    .tuple(fc.integer({ min: 1, max: 0xffff }), fc.integer({ min: 1, max: 0xffff }), fc.boolean())
+    .map(([major, minor, none]) => (none ? 'none' : classText(major, minor))),
   ifname: fc.stringMatching(/^[a-z0-9.-]{1,15}$/).map((name) => `"${name}"`),
   'ip saddr': bytes(4).map((at) => ipv4Text(at, 0)),
   'ip6 saddr': bytes(16).map((at) => ipv6Text(at, 0)),
@@ -40,6 +43,9 @@ const texts: Record<string, fc.Arbitrary<string>> = {
 const verdicts = fc.constantFrom('drop', 'accept', 'return', 'continue', 'goto leaf_1', 'jump leaf_2');
 const limits = {
   rate: fc.integer({ min: 1, max: 1e9 - 1 }).map((n) => `limit rate over ${n}/second burst ${n} packets`),
+  bytes: fc
+    .tuple(fc.integer({ min: 1, max: 100e9 }), fc.integer({ min: 0, max: 1e9 - 1 }))
+    .map(([rate, burst]) => bytesLimitText(rate, burst)),
   connections: fc.integer({ min: 0, max: 1e9 - 1 }).map((n) => `ct count over ${n}`),
 };
 

@@ -39,6 +39,13 @@ for (const name of NAMESPACES) {
       `external ${name}/${service}`,
       { ...spec, spec: { addresses: ['198.51.100.80'] } },
       { ...spec, spec: { addresses: ['198.51.100.0/24'], ports: [{ name: 'x', protocol: 'TCP', port: '443' }] } },
+      {
+        ...spec,
+        spec: {
+          addresses: ['198.51.100.80'],
+          ports: [{ name: 'x', protocol: 'TCP', port: '443', bandwidth: '9Mbit' }],
+        },
+      },
       { ...spec, spec: { addressesFrom: [{ configMapRef: { name: 'list' }, format: 'Text' }] } },
     );
   }
@@ -79,7 +86,7 @@ function egressIPs(name: string): object[] {
   const egressIP = (spec: object) => ({ kind: 'EgressIP', metadata: { name }, spec: { pool: 'd', ...spec } });
   return [
     egressIP({ count: 1, namespaces: [name] }),
-    egressIP({ count: 2, namespaceSelector: {}, priority: 5 }),
+    egressIP({ count: 2, namespaceSelector: {}, priority: 5, bandwidth: { egress: '7Mbit' } }),
     egressIP({ addresses: ['203.0.113.2'], namespaces: [name], podSelector: { matchLabels: { app: 'x' } } }),
   ];
 }
@@ -131,7 +138,7 @@ function rules(kind: string, namespace: string | undefined, n: number): object[]
     },
   });
   return [
-    rule({ connectionsPerSecond: 5 }),
+    rule({ connectionsPerSecond: 5, ...(n === 1 && { bandwidth: '5Mbit' }) }),
     rule({ action: 'drop', externalServices: ['feed', ...(namespace === undefined ? ['a/web'] : [])] }),
     rule({ podSelector: { matchLabels: { app: 'x' } }, schedule: [{ from: '00:01', to: '12:00', timezone: 'UTC' }] }),
     rule({ podSelector: { matchExpressions: [{ key: 'only-1', operator: 'Exists' }] }, serviceAccounts: ['default'] }),
@@ -235,7 +242,7 @@ function copiesIn<P extends GatewayPlan | NodePlan>(
 }
 
 t.test('planner: what it keeps changes nothing but the identity of what stays', async (t) => {
-  const seen = { workloads: 0, limits: 0, forbidden: 0, held: 0, kept: 0 };
+  const seen = { workloads: 0, limits: 0, ports: 0, egressIPs: 0, forbidden: 0, held: 0, kept: 0 };
   fc.assert(
     fc.property(steps, ({ start, steps: list }) => {
       const forms = new Map(names.map((name, at) => [name, start[at] ?? 0]));
@@ -274,7 +281,11 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
             else if (sameJson(was, status)) throw new Error(`a status that did not change is another: ${key}`);
           }
         }
-        for (const { workloads, rules } of result.pools.values()) {
+        for (const { workloads, rules, services, egressIPs } of result.pools.values()) {
+          seen.egressIPs += Object.keys(egressIPs).length;
+          for (const { limits = [] } of Object.values(services)) {
+            seen.ports += limits.filter(({ shards = [] }) => shards.length > 0).length;
+          }
           seen.workloads += Object.keys(workloads).length;
           for (const rule of Object.values(rules)) {
             if ((rule.limits?.shards?.length ?? 0) > 0) seen.limits++;

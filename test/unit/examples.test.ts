@@ -124,6 +124,12 @@ const examples: Record<string, Row[]> = {
     ['reviews/reviews-1', '198.51.100.62', TCP, 22, 'drop default-action', 'nothing else'],
     ['batch/report-29', '198.51.100.62', TCP, 5432, 'drop default-action', 'of another namespace'],
   ],
+  'bandwidth.yaml': [
+    ['reviews/reviews-1', '198.51.100.63', TCP, 9000, 'accept service/reviews/backup', 'the store'],
+    ['reviews/reviews-1', '2001:db8:100::63', TCP, 9001, 'accept service/reviews/backup', 'another port of it'],
+    ['reviews/reviews-1', '198.51.100.63', TCP, 22, 'drop default-action', 'nothing else'],
+    ['batch/report-29', '198.51.100.63', TCP, 9000, 'drop default-action', 'of another namespace'],
+  ],
   'partner-lists.yaml': [
     ['reviews/reviews-1', '198.51.100.32', TCP, 22, 'accept service/reviews/partners', 'of the ConfigMap'],
     ['reviews/reviews-1', '2001:db8:100:32::9', TCP, 22, 'accept service/reviews/partners', 'by IPv6'],
@@ -269,6 +275,16 @@ t.test('limits.yaml: whose limits a flow is under', async (t) => {
   t.same(limits('reviews/reviews-1', 5432), ['cluster/slowly', 'service/reviews/few-at-once']);
   t.same(limits('batch/report-29', 5432), ['cluster/slowly']);
   t.same(limits('reviews/reviews-1', 22), undefined);
+});
+
+t.test('bandwidth.yaml: whose limits a flow is under', async (t) => {
+  const limited = mainPlan([...base, 'bandwidth.yaml']);
+  const met = (port: number) => {
+    const { limits, ports } = decide(limited, 'reviews/reviews-1', '198.51.100.63', TCP, port);
+    return [limits, ports];
+  };
+  t.same(met(9000), [['service/reviews/backup'], { 'port s3 of reviews/store': 500e6 }]);
+  t.same(met(9001), [['service/reviews/backup'], undefined]);
 });
 
 t.test('all together: an accept stays one, and the veto comes first', async (t) => {

@@ -23,6 +23,8 @@ import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 
 /** Field → file of tests of its own, for fields that do not choose flows. */
 const elsewhere: Record<string, string> = {
+  bandwidth: 'unit/bandwidth.test.ts',
+  'ports[].bandwidth': 'unit/bandwidth.test.ts',
   connectionsPerSecond: 'unit/limits.test.ts',
   logging: 'unit/logging.test.ts, netns/logging.test.ts',
   maxConnections: 'unit/limits.test.ts',

@@ -163,6 +163,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     edited((p) => makeDirect(p)),
     edited((p) => addRedirects(p)),
     edited((p) => Object.assign(p.rules['service/billing/web'] ?? {}, { limits: { maxConnections: 1 } })),
+    edited((p) => Object.assign(p.rules['service/billing/web'] ?? {}, { limits: { bandwidth: 1e6 } })),
   ]) {
     const { chains, sets, counters } = rulesetOf(plan);
     const texts = [
@@ -196,6 +197,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     // The other reasons are a node's.
     const elsewhere: string[] = ['tunnel-port', 'unassigned'];
     if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
+    if (Object.values(plan.rules).every(({ limits }) => !limits?.bandwidth)) elsewhere.push('bandwidth');
     const reasons = countedReasons.filter((reason) => !elsewhere.includes(reason));
     const drops = [...used].filter((name) => !name.startsWith('audit_'));
     t.same(drops.sort(), reasons.map(counterName).sort(), 'every reason can be met');

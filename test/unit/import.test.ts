@@ -246,7 +246,7 @@ const reasons = (report: Report, list: 'notCarried' | 'changed'): string[] =>
   );
 
 /** Nothing that another version of the schema may carry out. */
-const nothing: Takes = { names: false, bandwidth: false };
+const nothing: Takes = { names: false };
 
 t.test('what of a destination is not carried over, and what that does', async (t) => {
   const user = (action: string, name: string): string => ces('NamespaceEgressRule', `shop/${action}`, to(action, name));
@@ -349,7 +349,7 @@ t.test('what of a destination is not carried over, and what that does', async (t
   t.equal(report.notCarried[0]?.effect, 'permits less here and more there');
 });
 
-t.test('names and bandwidth go along exactly if the schema takes them; logging always', async (t) => {
+t.test('names go along exactly if the schema takes them; bandwidth and logging always', async (t) => {
   const takes = schemaTakes();
   const { manifests, report } = converted(
     ces(
@@ -367,7 +367,7 @@ t.test('names and bandwidth go along exactly if the schema takes them; logging a
   const port = (service?.spec.ports as { bandwidth?: string }[] | undefined)?.[0];
   t.equal(said.has('NameAddress'), !takes.names);
   t.equal(String(service?.spec.addresses).includes('api.example.com'), takes.names);
-  t.same([port?.bandwidth, said.has('Bandwidth')], takes.bandwidth ? ['12Mbit', false] : [undefined, true]);
+  t.same([port?.bandwidth, said.has('Bandwidth')], ['12Mbit', false]);
   t.same(
     rules.map(({ metadata: { name }, spec }) => [name, spec.logging]),
     [

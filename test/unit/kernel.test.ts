@@ -28,12 +28,15 @@ import { FakeNft } from '../../kernel/nft-fake.ts';
 import { digestOf, rulesOf } from '../../kernel/nft-state.ts';
 import { run } from '../../kernel/run.ts';
 import { applySysctls, readSysctl } from '../../kernel/sysctl.ts';
+import { FakeTc } from '../../kernel/tc-fake.ts';
 import { ipSuite } from '../ip-suite.ts';
 import { nftSuite } from '../nft-suite.ts';
+import { tcSuite } from '../tc-suite.ts';
 
 t.test('the fakes do what the kernel does', async (t) => {
   await nftSuite(t, new FakeNft());
   await ipSuite(t, new FakeIp(['eth0']), async () => '');
+  await tcSuite(t, new FakeTc({ eth0: 'free', peer: { kind: 'htb', handle: '1:' } }), true);
 });
 
 t.test('FakeNft keeps scripts, fails on demand, plays traffic', async (t) => {

@@ -72,7 +72,7 @@ t.test('what a rule may say', async (t) => {
     const text = JSON.stringify(crdOf(info));
     t.match(
       text,
-      /'accept-decisively'\] \|\| !\(has\(self.connectionsPerSecond\) \|\| has\(self.maxConnections\)\)/,
+      /'accept-decisively'\] \|\| !\(has\(self.connectionsPerSecond\) \|\| has\(self.maxConnections\) \|\| has\(self.bandwidth\)\)/,
       `${info.kind}: the API server too`,
     );
   }
