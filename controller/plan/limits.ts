@@ -88,6 +88,12 @@ export function dividedPorts(
   return Object.keys(divided).length === 0 ? services : { ...services, ...divided };
 }
 
+/** Without the division of its ports' limits, in which other namespaces have a part. */
+export function undivided(service: ServiceEntry | undefined): ServiceEntry | undefined {
+  if (service?.limits === undefined) return service;
+  return { ...service, limits: service.limits.map(({ shards: _, ...limit }) => limit) };
+}
+
 const PORTS_OF = 'ports of ';
 /** No id of a rule has a space. */
 export const portsKey = (service: string): string => `${PORTS_OF}${service}`;

@@ -8,6 +8,7 @@ import { sameJson } from '../../api/plan-delta.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import type { CarriedNamespace } from './carried.ts';
 import type { Condition } from './condition.ts';
+import { undivided } from './limits.ts';
 import type { Peers } from './peers.ts';
 import type { Pool } from './pools.ts';
 
@@ -147,6 +148,6 @@ function sameRule(id: string, before: GatewayPlan, now: GatewayPlan): boolean {
   if (is === undefined || is.services === '*') return true;
   return is.services.every((key) => {
     const [had, has] = [before.services[key], now.services[key]];
-    return had === has || sameJson(had, has);
+    return had === has || sameJson(undivided(had), undivided(has));
   });
 }
