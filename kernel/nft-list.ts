@@ -15,7 +15,7 @@ import {
   readGeneration,
   readRule,
 } from '../wire/nft-listing.ts';
-import { readSet } from '../wire/nft-shape.ts';
+import { type ListedSet, readSet, type SetLayout } from '../wire/nft-shape.ts';
 import {
   messageErrno,
   messageFlags,
@@ -35,6 +35,8 @@ import { emptyState } from './nft-state.ts';
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
 const ATTEMPTS = 20;
+/** The kernel moves a hundred thousand elements in some milliseconds. */
+const ROOM_MS = 20;
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 interface Where {
@@ -126,23 +128,31 @@ class Lister {
       // Its first one: without rules it has an empty digest.
       if (state.chains.get(chain) === '') state.chains.set(chain, digestIn(comment));
     });
-    const readers = new Map<string, { shape: string; reader: ElementReader | undefined }>();
+    const sets: ListedSet[] = [];
     await this.dump('sets', table, (message) => {
       const set = read(readSet(message));
-      if (set === undefined) return;
-      const { name, shape, layout } = set;
-      readers.set(name, { shape, reader: layout && new ElementReader(layout) });
+      if (set !== undefined) sets.push(set);
     });
-    for (const [name, { shape, reader }] of readers) {
+    for (const set of sets) {
+      const { name, shape, layout } = set;
       // Of a shape that is not understood: it is none of ours.
-      if (reader === undefined) state.sets.set(name, { shape, elements: new Map() });
-      else {
-        await this.dump('elements', table, (message) => read(reader.read(message)), name);
-        state.sets.set(name, { shape, elements: reader.finish() });
-      }
+      const elements = layout === undefined ? new Map() : await this.#elements(table, name, layout, set.count ?? 0);
+      state.sets.set(name, { shape, elements });
     }
     if (this.#generation() !== generation) throw new Changed();
     return state;
+  }
+
+  /** While the kernel gives a set that has grown more room, a listing misses some of its elements. */
+  async #elements(table: string, set: string, layout: SetLayout, count: number): Promise<Map<string, string>> {
+    for (let attempt = 1; ; attempt++) {
+      const reader = new ElementReader(layout);
+      await this.dump('elements', table, (message) => read(reader.read(message)), set);
+      const elements = reader.finish();
+      if (elements.size >= count) return elements;
+      if (attempt === ATTEMPTS) throw new Changed();
+      await new Promise((resolve) => setTimeout(resolve, ROOM_MS));
+    }
   }
 
   async dump(of: Listing, table: string, each: (message: Uint8Array) => void, set?: string): Promise<void> {

@@ -161,6 +161,19 @@ export class ExpressionWriter {
     });
   }
 
+  // hash reg 1 = jhash(reg 2, 8, 0x5) % mod 3 offset 7
+  hash(register: number, bytes: number, modulus: number, seed: number, offset: number): void {
+    this.#expression('hash', (w) => {
+      w.putU32(1, REGISTER_BASE + register);
+      w.putU32(2, REGISTER_BASE);
+      w.putU32(3, bytes);
+      w.putU32(4, modulus);
+      w.putU32(5, seed);
+      w.putU32(6, offset);
+      w.putU32(7, 0);
+    });
+  }
+
   // nat dnat ip addr_min reg 1 proto_min reg 2 flags 0x2
   nat(kind: 'snat' | 'dnat', family: number, portRegister?: number): void {
     this.#expression('nat', (w) => {

@@ -22,6 +22,7 @@ export interface Key {
 
 export const AF_INET = 2;
 export const AF_INET6 = 10;
+export const META_PRIORITY = 2;
 export const META_MARK = 3;
 export const META_NFPROTO = 15;
 export const META_L4PROTO = 16;
@@ -90,13 +91,24 @@ const meta = (key: number, bytes: number, value: Key['value']): Key => ({
   value,
 });
 
-/** Which address of a flow's first direction. */
-const original = (family: typeof AF_INET | typeof AF_INET6, key: number): Key => ({
+/** An address of a flow, as one direction has it. */
+const flow = (direction: 0 | 1, family: typeof AF_INET | typeof AF_INET6, key: number): Key => ({
   bytes: address[family].bytes,
   host: false,
-  load: (write, register) => write.ctLoad(key, register, 0),
+  load: (write, register) => write.ctLoad(key, register, direction),
   value: readerOf(address[family]),
 });
+const flowKeys = Object.fromEntries(
+  (['original', 'reply'] as const).flatMap((word, at): [string, Key][] => {
+    const direction = at === 0 ? 0 : 1;
+    return [
+      [`ct ${word} ip saddr`, flow(direction, AF_INET, 19)],
+      [`ct ${word} ip daddr`, flow(direction, AF_INET, 20)],
+      [`ct ${word} ip6 saddr`, flow(direction, AF_INET6, 21)],
+      [`ct ${word} ip6 daddr`, flow(direction, AF_INET6, 22)],
+    ];
+  }),
+);
 
 const ct = (key: number, bytes: number, value: Key['value']): Key => ({
   bytes,
@@ -109,6 +121,12 @@ const ct = (key: number, bytes: number, value: Key['value']): Key => ({
 const mark: Key['value'] = (text) => {
   const number = /^(0x[0-9a-f]{1,8}|\d{1,10})$/.test(text) ? Number(text) : Number.NaN;
   return number <= 0xffffffff ? new Uint8Array(Uint32Array.of(number).buffer) : undefined;
+};
+/** A class of a queueing discipline: `1:a`, `none`. */
+const classId: Key['value'] = (text) => {
+  if (text === 'none') return mark('0');
+  const [, major, minor] = /^([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(text) ?? [];
+  return major === undefined ? undefined : mark(`0x${major}${minor?.padStart(4, '0')}`);
 };
 const interfaceName = readerOf(typed('ifname'));
 const quoted: Key['value'] = (text) => (text.endsWith('*"') ? undefined : interfaceName(text));
@@ -138,16 +156,15 @@ const keys: Record<string, Key> = {
     host: false,
   },
   'meta mark': { ...meta(META_MARK, markType.bytes, mark), mark: true },
+  'meta length': meta(0, 4, mark),
+  'meta priority': meta(META_PRIORITY, 4, classId),
   'meta iif': meta(4, 4, index),
   'meta nfproto': meta(META_NFPROTO, 1, (text) => (Object.hasOwn(nfprotos, text) ? named(nfprotos)(text) : undefined)),
   'meta l4proto': meta(META_L4PROTO, 1, named(protocols)),
   'ct direction': ct(1, 1, named({ original: 0, reply: 1 })),
   'ct mark': { ...ct(CT_MARK, markType.bytes, mark), mark: true },
   'ct state': { ...ct(0, 4, mark), states: true },
-  'ct original ip saddr': original(AF_INET, 19),
-  'ct original ip daddr': original(AF_INET, 20),
-  'ct original ip6 saddr': original(AF_INET6, 21),
-  'ct original ip6 daddr': original(AF_INET6, 22),
+  ...flowKeys,
 };
 const single: Record<string, Key> = { iifname: meta(6, 16, quoted), oifname: meta(7, 16, quoted) };
 
@@ -155,17 +172,17 @@ const single: Record<string, Key> = { iifname: meta(6, 16, quoted), oifname: met
 export function keyAt(words: readonly string[], at: number): { key: Key; words: number } | undefined {
   const word = words[at] ?? '';
   if (Object.hasOwn(single, word)) return { key: single[word] as Key, words: 1 };
-  const [, base, offset, length] = /^@(th|nh),(\d+),(\d+)$/.exec(word) ?? [];
+  const [, base, offset, length] = (word.startsWith('@') && /^@(th|nh),(\d+),(\d+)$/.exec(word)) || [];
   if (base !== undefined) {
     const type = typeOfExpression(word);
     return (
       type && { key: rawKey(type, base === 'th' ? 'transport' : 'network', Number(offset), Number(length)), words: 1 }
     );
   }
-  for (const count of [2, 4]) {
-    const name = words.slice(at, at + count).join(' ');
-    if (Object.hasOwn(keys, name)) return { key: keys[name] as Key, words: count };
-  }
+  const two = `${word} ${words[at + 1]}`;
+  if (Object.hasOwn(keys, two)) return { key: keys[two] as Key, words: 2 };
+  const four = `${two} ${words[at + 2]} ${words[at + 3]}`;
+  if (Object.hasOwn(keys, four)) return { key: keys[four] as Key, words: 4 };
   return undefined;
 }
 

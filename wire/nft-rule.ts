@@ -16,6 +16,7 @@ import {
   META_L4PROTO,
   META_MARK,
   META_NFPROTO,
+  META_PRIORITY,
   TCP,
   targetOf,
   tcpFlags,
@@ -100,11 +101,11 @@ class RuleCompiler {
         this.#nat(word);
         return;
     }
-    if ((word === 'meta' || word === 'ct') && this.#words.peek(1) === 'mark' && this.#words.peek(2) === 'set') {
+    const set = this.#words.peek(2) === 'set' ? settable[`${word} ${this.#words.peek(1)}`] : undefined;
+    if (set !== undefined) {
       this.#words.at += 3;
-      this.#value();
-      if (word === 'meta') this.#write.metaSet(META_MARK);
-      else this.#write.ctSet(CT_MARK);
+      this.#value(set.key);
+      set.write(this.#write);
       return;
     }
     this.#match();
@@ -160,10 +161,16 @@ class RuleCompiler {
     this.#write.nat(kind, network, register);
   }
 
-  /** What a mark is set to, in the first register. */
-  #value(): void {
-    if (this.#words.isNumber) {
-      this.#write.immediate(bytesOf(this.#words.number()));
+  /** What a mark or the priority is set to, in the first register. */
+  #value(target: Key): void {
+    const fixed = target.value(this.#words.peek());
+    if (fixed !== undefined) {
+      this.#words.next();
+      this.#write.immediate(fixed);
+      return;
+    }
+    if (this.#words.takes('jhash')) {
+      this.#hash();
       return;
     }
     const { key, words } = this.#key();
@@ -178,6 +185,21 @@ class RuleCompiler {
     if (and === undefined && or === undefined) return;
     const bits = or ?? 0;
     this.#write.bitwise(bytesOf((and ?? 0xffffffff) & ~bits), bytesOf(bits));
+  }
+
+  /** `jhash KEY . KEY mod 3 seed 0x5 offset 7` */
+  #hash(): void {
+    const keys = this.#keys();
+    this.#words.expect('mod');
+    const modulus = this.#words.number();
+    this.#words.expect('seed');
+    const seed = this.#words.number();
+    const offset = this.#words.takes('offset') ? this.#words.number() : 0;
+    // As nft does, behind the first four registers, which the result is for.
+    const register = 4;
+    this.#load(keys, { register });
+    const bytes = keys.reduce((sum, { bytes }) => sum + ((bytes + 3) & ~3), 0);
+    this.#write.hash(register, bytes, modulus, seed, offset);
   }
 
   /** `KEY . KEY map @m`, its value in the first register. */
@@ -229,14 +251,14 @@ class RuleCompiler {
       throw new Outside();
     }
     if (layout.interval && keys.length === 1 && keys[0]?.host && keys[0].bytes > 1) throw new Outside();
-    this.#load(keys, layout.interval && keys.length > 1);
+    this.#load(keys, { turned: layout.interval && keys.length > 1 });
     this.#write.lookup(set, gives);
   }
 
   /** Asks for the protocols first, then loads one key behind the other. */
-  #load(keys: Key[], turned = false): void {
+  #load(keys: Key[], { turned = false, register: first = 0 } = {}): void {
     for (const key of keys) this.#presuppose(key);
-    let register = 0;
+    let register = first;
     for (const key of keys) {
       if (register + Math.ceil(key.bytes / 4) > REGISTERS) throw new Outside();
       key.load(this.#write, register);
@@ -300,10 +322,11 @@ class RuleCompiler {
 
   #compareRange(key: Key, comparison: Comparison, first: string, last: string, mask: number | undefined): void {
     const [from, to] = [key.value(first), key.value(last)];
-    if (from === undefined || to === undefined || mask !== undefined || (key.host && key.bytes > 1))
-      throw new Outside();
+    if (from === undefined || to === undefined || mask !== undefined) throw new Outside();
     if (comparison !== '==' && comparison !== '!=') throw new Outside();
-    this.#load([key]);
+    const turned = key.host && key.bytes > 1;
+    this.#load([key], { turned });
+    if (turned) for (const bytes of [from, to]) bytes.reverse();
     if (comparison === '!=') {
       this.#write.notInRange(from, to);
       return;
@@ -355,5 +378,19 @@ class RuleCompiler {
   }
 }
 
-const nfproto = keyAt(['meta', 'nfproto'], 0)?.key;
-const l4proto = keyAt(['meta', 'l4proto'], 0)?.key;
+/** What a rule may give another value. */
+const settable: Record<string, { key: Key; write(to: ExpressionWriter): void }> = {
+  __proto__: null as never,
+  'meta mark': { key: keyNamed('meta', 'mark'), write: (to) => to.metaSet(META_MARK) },
+  'meta priority': { key: keyNamed('meta', 'priority'), write: (to) => to.metaSet(META_PRIORITY) },
+  'ct mark': { key: keyNamed('ct', 'mark'), write: (to) => to.ctSet(CT_MARK) },
+};
+
+function keyNamed(...words: string[]): Key {
+  const found = keyAt(words, 0);
+  if (found === undefined) throw new TypeError(`no key ${words.join(' ')}`);
+  return found.key;
+}
+
+const nfproto = keyNamed('meta', 'nfproto');
+const l4proto = keyNamed('meta', 'l4proto');

@@ -258,6 +258,8 @@ export interface ListedSet {
   shape: string;
   /** Absent: a shape that is not understood. */
   layout?: SetLayout;
+  /** How many elements it has; older kernels do not say. */
+  count?: number;
 }
 
 export function encodeGetSet(table: string, set: string): Uint8Array {
@@ -276,6 +278,7 @@ export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
   if (messageType(message) !== ((NFNL_SUBSYS_NFTABLES << 8) | nft.NFT_MSG_NEWSET)) return malformed('bad-type');
   const told = { name: '', flags: 0, keyType: 0, keyBytes: 0, dataType: 0, dataBytes: 0, size: 0 };
   let notes: Uint8Array = NOTHING;
+  let count: number | undefined;
   const expressions: string[] = [];
   const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
   const number = (): number => (cursor.length === 4 ? u32(message, cursor.start) : 0);
@@ -299,6 +302,9 @@ export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
       case nft.NFTA_SET_DATA_LEN:
         told.dataBytes = number();
         break;
+      case nft.NFTA_SET_COUNT:
+        count = number();
+        break;
       case nft.NFTA_SET_USERDATA:
         notes = cursor.bytes();
         break;
@@ -321,17 +327,13 @@ export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
   if ((told.flags & nft.NFT_SET_ANONYMOUS) !== 0) return { ok: true, value: undefined };
   const shape = shapeText(told, notesIn(notes), expressions);
   const layout = layoutOf(shape);
-  const bytes = layout?.value === undefined || layout.value === 'verdict' ? 0 : layout.value.bytes;
-  // A verdict's length is the kernel's own matter.
-  const fits = layout?.keyBytes === told.keyBytes && (layout.value === 'verdict' || bytes === told.dataBytes);
   const { name } = told;
-  return {
-    ok: true,
-    value:
-      layout === undefined || !fits
-        ? { name, shape: fits ? shape : `${shape} other lengths;` }
-        : { name, shape, layout },
-  };
+  if (layout === undefined) return { ok: true, value: { name, shape } };
+  const { keyBytes, value } = layout;
+  // A verdict's length is the kernel's own matter.
+  const valueFits = value === 'verdict' || (value?.bytes ?? 0) === told.dataBytes;
+  if (keyBytes !== told.keyBytes || !valueFits) return { ok: true, value: { name, shape: `${shape} other lengths;` } };
+  return { ok: true, value: { name, shape, layout, ...(count !== undefined && { count }) } };
 }
 
 function shapeText(

@@ -5,7 +5,14 @@ import type { ExpressionWriter } from './nft-expressions.ts';
 import { Outside, type WordReader } from './nft-words.ts';
 
 /** In host order. */
-export const bytesOf = (value: number): Uint8Array => new Uint8Array(Uint32Array.of(value).buffer);
+export function bytesOf(value: number): Uint8Array {
+  const bytes = new Uint8Array(4);
+  bytes[0] = value;
+  bytes[1] = value >>> 8;
+  bytes[2] = value >>> 16;
+  bytes[3] = value >>> 24;
+  return bytes;
+}
 
 /** Reads and writes the next statement, if it is one of these. */
 export function writeSimple(write: ExpressionWriter, words: WordReader): boolean {

@@ -112,6 +112,8 @@ add set inet ${TABLE} marks { type mark; }
 add set inet ${TABLE} hits { type mark; size 1024; flags dynamic; counter; }
 add map inet ${TABLE} group { type ipv4_addr : mark; }
 add map inet ${TABLE} box_mark { type ipv4_addr . inet_proto . inet_service : mark; flags interval; }
+add map inet ${TABLE} marked_box { type mark . ipv4_addr . inet_proto : mark; flags interval; }
+add map inet ${TABLE} spread { type mark : ipv4_addr; }
 add map inet ${TABLE} snat4 { type ipv4_addr : ipv4_addr; }
 add map inet ${TABLE} snat6 { type ipv6_addr : ipv6_addr; }
 add map inet ${TABLE} next { type mark : verdict; }
@@ -198,6 +200,18 @@ const forms: Record<string, string[]> = {
     'ct state new drop',
     'ct direction reply return',
     'ct original ip saddr 10.0.0.1 drop',
+    'meta mark 5-9 drop',
+    'meta priority set none',
+    'meta priority set 1:a return',
+    'meta priority 1:2 drop',
+    'meta length 0-80 drop',
+    'meta nfproto ipv4 meta length 0-80 tcp flags & (fin | syn | rst | ack) == ack meta priority set none return',
+    'ct reply ip daddr 10.0.0.1 drop',
+    'ct reply ip6 saddr fd00::1 drop',
+    'meta mark set jhash ip saddr . ip daddr mod 3 seed 0x5 offset 7',
+    'meta mark set jhash ct original ip6 saddr . ct original ip6 daddr . th sport mod 3 seed 0x5',
+    'meta mark set jhash ct original ip saddr . ct original ip daddr . th sport mod 2 seed 0x51 goto leaf',
+    'meta mark set meta mark . ct original ip daddr . meta l4proto map @marked_box goto leaf',
     'ct original ip saddr @s4 ct original ip saddr != @r4 goto leaf',
     'ct original ip saddr . ip saddr @pairs ct mark set ct mark or 0x80000000 accept',
     'fib saddr type local return',
@@ -255,7 +269,6 @@ t.test('what is not understood is left to the command, which understands it or s
   for (const rule of [
     'fib daddr type { local, broadcast } return',
     'ip daddr { 10.0.0.1, 10.0.0.2 } drop',
-    'meta mark 5-9 drop',
     'iifname "eth*" drop',
     'tcp option maxseg size set 1360',
     'limit rate over 10/minute drop',
