@@ -32,7 +32,7 @@ import {
 import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/nft.ts';
 import type { Tc } from '../kernel/tc.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
-import { type Changed, GatewayCompiler, type Machine } from './compile.ts';
+import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
 import { compileNet, deviceSysctls, heldShards, sysctls, workloadRoutes } from './compile-net.ts';
 import { endedBy, touchesFlows } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
@@ -69,8 +69,8 @@ export class GatewayApply {
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
   readonly #shaping: Shaping;
-  readonly #watch: NumbersWatch | undefined;
-  #compiler = new GatewayCompiler();
+  readonly #options: CompilerOptions & { watch?: NumbersWatch };
+  #compiler: GatewayCompiler;
   /** The compiler has taken in the plan that apply() was given last. */
   #compiled = false;
   /** The kernel's table is as the compiler's was when it was taken last. */
@@ -84,12 +84,18 @@ export class GatewayApply {
   /** Settings of devices, as last written. */
   #settled = '';
 
-  constructor(self: string, kernel: GatewayKernel, stateDirectory: string, watch?: NumbersWatch) {
+  constructor(
+    self: string,
+    kernel: GatewayKernel,
+    stateDirectory: string,
+    options: CompilerOptions & { watch?: NumbersWatch } = {},
+  ) {
     this.#self = self;
     this.#kernel = kernel;
     this.#shaping = new Shaping(kernel.tc);
     this.#owned = new OwnedAddresses(join(stateDirectory, 'addresses.json'));
-    this.#watch = watch;
+    this.#options = options;
+    this.#compiler = new GatewayCompiler(options);
   }
 
   /** Who is there and what is numbered how, of the plan that was applied last. */
@@ -126,7 +132,7 @@ export class GatewayApply {
     });
     const touches = tableListed || touchesFlows(changed);
     const numbers = tableListed ? undefined : changed.numbers;
-    await this.#watch?.before(numbers);
+    await this.#options.watch?.before(numbers);
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
       nftChanges = await this.#applyRules(!touches);
@@ -151,7 +157,7 @@ export class GatewayApply {
       this.#compiled = true;
       return changed;
     } catch (error) {
-      this.#compiler = new GatewayCompiler();
+      this.#compiler = new GatewayCompiler(this.#options);
       throw error;
     }
   }

@@ -14,7 +14,6 @@ import { redirectContexts } from '../policy/redirect.ts';
 import type { PolicyView } from './destination-sets.ts';
 import { limitElements } from './limits.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
-import { Redirects } from './redirect.ts';
 import { RuleLines, type RuleLinesOptions } from './rule-lines.ts';
 import { Scope, type Table } from './table.ts';
 import { HITS_SET, HITS_SIZE } from './verdict.ts';
@@ -331,12 +330,7 @@ export class PolicyCompiler implements PolicyView {
 
   #compileList(list: RuleList): void {
     const scope = new Scope(this.#options.table);
-    const redirects = new Redirects(this, scope);
-    const rules = list.group.rules[list.context].flatMap((id) => {
-      const rule = this.rules.get(id);
-      if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
-      return this.#ruleLines.of(id, rule, list.group, scope, redirects);
-    });
+    const rules = this.#ruleLines.of(list.chain, list.group.rules[list.context], list.group, scope);
     scope.chain(list.chain, { rules });
     // What both want stays as it is.
     list.scope.release();

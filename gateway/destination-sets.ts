@@ -10,11 +10,10 @@ import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf, type PortBox } from '../policy/boxes.ts';
-import type { Scope } from './table.ts';
 
 export const addressType = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 export const header = { 4: 'ip', 6: 'ip6' } as const;
-const icmpHeader = { 4: 'icmp', 6: 'icmpv6' } as const;
+export const icmpHeader = { 4: 'icmp', 6: 'icmpv6' } as const;
 
 /** The rules and services of a plan, as they are now. */
 export interface PolicyView {
@@ -27,36 +26,29 @@ const COMPARED = 8;
 /** Lists whose matches are remembered. */
 const REMEMBERED = 1_000;
 
-interface Destinations {
+export interface Destinations {
+  /** A packet goes to one of them if any of these matches. */
   matches: string[];
+  /** Sets that these ask. */
   sets: [name: string, set: NftSet][];
 }
 
-interface Made extends Record<Family, Destinations> {
+/** By family; `entries`: what was found under the names. */
+export interface Found extends Record<Family, Destinations> {
   entries: (ServiceEntry | undefined)[];
 }
 
 export class DestinationSets {
   readonly #policy: PolicyView;
   /** A long list that many rules name is cut into boxes once. */
-  readonly #made = new Map<string, Made>();
+  readonly #made = new Map<string, Found>();
 
   constructor(policy: PolicyView) {
     this.#policy = policy;
   }
 
-  /** A rule matches if any of these does. `only`: of one family. */
-  matches(scope: Scope, services: string[] | '*', only?: Family): string[] {
-    if (services === '*') return [''];
-    const made = this.#of(services);
-    return (only === undefined ? families : [only]).flatMap((family) => {
-      const { matches, sets } = made[family];
-      for (const [name, set] of sets) scope.set(name, set);
-      return matches;
-    });
-  }
-
-  #of(services: string[]): Made {
+  /** Of a list of external services. */
+  find(services: string[]): Found {
     const names = [...services].sort();
     const key = names.join(',');
     const entries = names.map((name) => this.#policy.services.get(name));
@@ -160,7 +152,7 @@ function typesOf(ports: PortBox[], family: Family): (Block & { range: Range })[]
 }
 
 /** A range of type * 256 + code as nft takes it, with types and codes apart: types in part, and those with every code. */
-function typeBlocks(first: number, last: number): Block[] {
+export function typeBlocks(first: number, last: number): Block[] {
   const [type, code] = [first >>> 8, first & 0xff];
   const [lastType, lastCode] = [last >>> 8, last & 0xff];
   if (type === lastType || (code === 0 && lastCode === 0xff))

@@ -52,7 +52,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   await mkdir(options.state, { recursive: true });
   const kernel = hostKernel(log.warn.bind(log));
   const gateway = new GatewayApply(options.name, kernel, options.state, {
-    before: (numbers) => hits.before(numbers),
+    watch: { before: (numbers) => hits.before(numbers) },
   });
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');

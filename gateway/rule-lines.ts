@@ -1,21 +1,50 @@
 /**
  * Rules as lines of a chain: for each way in which a packet may match one, the match and what becomes of the packet
- * (verdict.ts), with its redirect (redirect.ts), its limits, and audit.
+ * (verdict.ts), with its redirect (redirect.ts), its limits, and audit. Many in a row become maps (rule-run.ts).
  */
-import type { GroupEntry, RuleEntry } from '../api/plan.ts';
+import { type Family, families, type GroupEntry, type RuleEntry } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
 import { limitsConnections } from '../policy/limits.ts';
 import { compileRedirect } from '../policy/redirect.ts';
-import { DestinationSets, type PolicyView } from './destination-sets.ts';
+import { DestinationSets, type Destinations, type Found, type PolicyView } from './destination-sets.ts';
 import type { VerdictsFor } from './logging.ts';
 import { DEFAULT_ACTION, type Numbers, ruleMark } from './marks.ts';
-import type { Redirects, RedirectVerdicts } from './redirect.ts';
+import { Redirects, type RedirectVerdicts } from './redirect.ts';
+import { runLines } from './rule-run.ts';
 import type { Scope } from './table.ts';
 import { auditLines, decide, decideRedirected, letPass, verdictOf, withLimits } from './verdict.ts';
 
 export interface RuleLinesOptions {
   verdictsFor: VerdictsFor;
   defaultAction: 'Drop' | 'Accept';
+  /** Of rules one after another: matches that are compared one by one. More become maps. */
+  compared: number;
+}
+
+interface Row {
+  id: string;
+  rule: RuleEntry;
+  /** undefined: any destination. */
+  found: Found | undefined;
+}
+
+const matchesOf = (found: Found | undefined, only?: Family): string[] =>
+  found === undefined ? [''] : (only === undefined ? families : [only]).flatMap((family) => found[family].matches);
+const setsOf = (found: Found | undefined, only?: Family): Destinations['sets'] =>
+  found === undefined ? [] : (only === undefined ? families : [only]).flatMap((family) => found[family].sets);
+
+/** Rules that could be looked up together; one that leaves the walk going, or asks sets of its own, stands alone. */
+function inRuns(rows: readonly Row[]): Row[][] {
+  const runs: Row[][] = [];
+  let open: Row[] | undefined;
+  for (const row of rows) {
+    const { rule, found } = row;
+    const alone = rule.mode === 'Audit' || rule.redirect !== undefined || setsOf(found).length > 0;
+    if (!alone && open !== undefined) open.push(row);
+    else runs.push([row]);
+    open = alone ? undefined : runs.at(-1);
+  }
+  return runs;
 }
 
 export class RuleLines {
@@ -29,24 +58,60 @@ export class RuleLines {
     this.#destinations = new DestinationSets(policy);
   }
 
-  /** What a rule does to a packet of a group that has come to it. */
-  of(id: string, rule: RuleEntry, group: GroupEntry, scope: Scope, redirects: Redirects): string[] {
-    const { verdictsFor } = this.#options;
-    const number = this.#numberOf(id);
+  /** The rules of a list, in their order. `name`: of what is the list's own. */
+  of(name: string, ids: readonly string[], group: GroupEntry, scope: Scope): string[] {
+    const redirects = new Redirects(this.#policy, scope);
+    const rows = ids.map((id): Row => {
+      const rule = this.#policy.rules.get(id);
+      if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
+      return { id, rule, found: rule.services === '*' ? undefined : this.#destinations.find(rule.services) };
+    });
+    return inRuns(rows).flatMap((run, at) => {
+      const one = (row: Row): string[] => this.#lines(row, group, scope, redirects);
+      const many = run.reduce((sum, { found }) => sum + matchesOf(found).length, 0) > this.#options.compared;
+      return (many && this.#run(`${name}_${at}`, run, group, scope, redirects)) || run.flatMap(one);
+    });
+  }
+
+  #run(
+    name: string,
+    rows: readonly Row[],
+    group: GroupEntry,
+    scope: Scope,
+    redirects: Redirects,
+  ): string[] | undefined {
+    const rules = rows.map((row) => ({
+      services: row.found === undefined ? ('*' as const) : row.found.entries.filter((entry) => entry !== undefined),
+      chain: scope.add('verdict', [this.#verdict(row, group, scope, redirects)]),
+    }));
+    return runLines(scope, name, rules);
+  }
+
+  #lines(row: Row, group: GroupEntry, scope: Scope, redirects: Redirects): string[] {
+    const { id, rule, found } = row;
     const redirect = rule.redirect && compileRedirect(rule.redirect);
     const guard = redirect === undefined ? '' : redirects.guard(redirect);
     const family = redirect?.address.family;
-    const matches = this.#destinations.matches(scope, rule.services, family).map((match) => `${guard}${match}`);
-    if (rule.mode === 'Audit') return auditLines(matches, number, rule.limits, verdictsFor(undefined), scope);
+    for (const [name, set] of setsOf(found, family)) scope.set(name, set);
+    const matches = matchesOf(found, family).map((match) => `${guard}${match}`);
+    if (rule.mode === 'Audit') {
+      return auditLines(matches, this.#numberOf(id), rule.limits, this.#options.verdictsFor(undefined), scope);
+    }
+    const verdict = this.#verdict(row, group, scope, redirects);
+    return matches.map((match) => `${match}${verdict}`.trim());
+  }
+
+  /** What becomes of a packet that the rule matches. */
+  #verdict({ id, rule }: Row, group: GroupEntry, scope: Scope, redirects: Redirects): string {
+    const redirect = rule.redirect && compileRedirect(rule.redirect);
     const permits = rule.action === 'accept-decisively' || (rule.action === 'accept' && rule.context === 'service');
     const unlimited =
       redirect !== undefined && permits
         ? redirects.verdict(id, redirect, group, this.#redirectVerdicts(group, scope))
         : this.#denied(id, rule, group, scope);
-    const verdict = !limitsConnections(rule.limits)
-      ? unlimited
-      : withLimits(rule.limits, number, unlimited, verdictsFor(rule), scope, group.audit === true);
-    return matches.map((match) => `${match}${verdict}`.trim());
+    if (!limitsConnections(rule.limits)) return unlimited;
+    const verdicts = this.#options.verdictsFor(rule);
+    return withLimits(rule.limits, this.#numberOf(id), unlimited, verdicts, scope, group.audit === true);
   }
 
   /** Of a rule that denies; of others what they do anyway. */

@@ -14,6 +14,7 @@ import { promisify } from 'node:util';
 import { TUNNEL_MAC_GATEWAY, TUNNEL_MAC_NODE } from '../../api/names.ts';
 import type { Family, GatewayPlan, SteeringMode } from '../../api/plan.ts';
 import { decidedMark, GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
+import type { CompilerOptions } from '../../gateway/compile.ts';
 import { endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { HostIp } from '../../kernel/iproute-host.ts';
 import { scriptOf } from '../../kernel/nft.ts';
@@ -89,6 +90,7 @@ export class GatewayRig {
   readonly #outsideMac: string;
   #apply: GatewayApply;
   readonly #state: string;
+  #options: CompilerOptions;
   /** Changes the scripts on their way to nft: how a wrong compiler would have written them. */
   mutate: ((script: string) => string) | undefined;
   /** Looking through the connection table fails. */
@@ -103,6 +105,7 @@ export class GatewayRig {
     macs: [string, string],
     state: string,
     mode: SteeringMode,
+    options: CompilerOptions,
   ) {
     this.mode = mode;
     this.#names = names;
@@ -111,10 +114,16 @@ export class GatewayRig {
     [this.#insideMac, this.#outsideMac] = macs;
     this.nft = new HostNft({ namespace: names.gateway });
     this.#state = state;
-    this.#apply = new GatewayApply('gw-a', this.#kernel(), state);
+    this.#options = options;
+    this.#apply = new GatewayApply('gw-a', this.#kernel(), state, options);
   }
 
-  static async create(tag: string, state: string, mode: SteeringMode = 'VXLAN'): Promise<GatewayRig> {
+  static async create(
+    tag: string,
+    state: string,
+    mode: SteeringMode = 'VXLAN',
+    options: CompilerOptions = {},
+  ): Promise<GatewayRig> {
     const names = { gateway: `t-${tag}-gw-${process.pid}`, wires: `t-${tag}-wire-${process.pid}` };
     await exec('ip', ['netns', 'add', names.gateway]);
     await exec('ip', ['netns', 'add', names.wires]);
@@ -159,7 +168,15 @@ export class GatewayRig {
       };
       const open = (device: string): PacketSocket =>
         PacketSocket.open({ device, namespace: names.wires, timeoutMs: 1 });
-      return new GatewayRig(names, open('inside'), open('outside'), [macOf('inside'), macOf('outside')], state, mode);
+      return new GatewayRig(
+        names,
+        open('inside'),
+        open('outside'),
+        [macOf('inside'), macOf('outside')],
+        state,
+        mode,
+        options,
+      );
     } catch (error) {
       await remove(names);
       throw error;
@@ -207,14 +224,20 @@ export class GatewayRig {
 
   /** A gateway program that starts anew on the same kernel. */
   restarted(state: string): GatewayApply {
-    return new GatewayApply('gw-a', this.#kernel(), state);
+    return new GatewayApply('gw-a', this.#kernel(), state, this.#options);
+  }
+
+  /** From now on it compiles otherwise. */
+  recompile(options: CompilerOptions): void {
+    this.#options = options;
+    this.#apply = this.restarted(this.#state);
   }
 
   /** Empty table, no connections, a program without memory. */
   async reset(): Promise<void> {
     await this.nft.drop('sluice');
     await endFlows(() => true, { namespace: this.#names.gateway });
-    this.#apply = new GatewayApply('gw-a', this.wrap(this.#kernel()), this.#state);
+    this.#apply = new GatewayApply('gw-a', this.wrap(this.#kernel()), this.#state, this.#options);
   }
 
   /** The machine itself looks for a neighbour on the internal interface that is not there. */
