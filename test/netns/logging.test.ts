@@ -76,12 +76,30 @@ async function send(family: Family, ports: number[]): Promise<string[]> {
   return seen.filter((s) => s.where === 'outside' && markers.has(s.marker)).map(({ packet }) => packet.source);
 }
 
-/** Until the kernel, which gathers records for up to 100 ms, has none left. */
+/** Nobody's packet: its denial is logged after all that was logged before. */
+const sentinel = { source: '10.244.9.9', destination: WEB[4], protocol: PROTOCOL_UDP, destinationPort: 9, marker: 0 };
+const isSentinel = ({ reason }: FlowRecord): boolean => reason === 'unknown-source';
+
+/** All so far: the kernel gathers logged packets for up to 100 ms, and a busy machine may take longer to read them. */
 async function records(): Promise<FlowRecord[]> {
-  await new Promise((resolve) => setTimeout(resolve, 120));
-  return (await recorder.ask('wait')).flatMap(({ record }) => record ?? []);
+  rig.fromNode(probePacket(sentinel));
+  const all: FlowRecord[] = [];
+  let quiet = false;
+  for (const until = Date.now() + 5_000; !(quiet && all.some(isSentinel)) && Date.now() < until; ) {
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    const more = (await recorder.ask('wait')).flatMap(({ record }) => record ?? []);
+    quiet = more.length === 0;
+    all.push(...more);
+  }
+  return all.filter((record) => !isSentinel(record));
 }
 const endAll = (): Promise<number> => endFlows(({ original }) => /^(10|fd)/.test(original.source), options);
+/** Nothing that was before is heard of any more. */
+async function anew(): Promise<void> {
+  await endAll();
+  await records();
+  await rig.reset();
+}
 /** Of one value's port: `EVENT VERDICT RULE or REASON`, sorted. */
 const briefOf = (found: FlowRecord[], logging: Logging): string[] =>
   found
@@ -233,8 +251,7 @@ t.test('with limits, redirects and audit', async (t) => {
     ],
   ];
   for (const [name, make, expected, counted] of rows) {
-    await rig.reset();
-    await records();
+    await anew();
     await inForce(planWith(make));
     await send(
       4,
@@ -267,8 +284,7 @@ t.test('a rule without the field has the same chains beside one with it', async 
 });
 
 t.test('a change of it ends no flow; what began with a record ends with one', async (t) => {
-  await rig.reset();
-  await records();
+  await anew();
   const plan = (logging: Logging): GatewayPlan => {
     const made = basePlan();
     addRule(made, 'g-pay', { context: 'service', name: 'app', action: 'accept', services: '*' });
