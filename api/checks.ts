@@ -4,7 +4,7 @@
  * Kubernetes objects into the one form that the rest of the program reads.
  */
 
-import { formatAddress, parseAddress, parseRange, type Range } from './address.ts';
+import { formatAddress, formatPrefix, parseAddress, parsePrefix, parseRange, type Range } from './address.ts';
 import { parseAuthority, parseListUrl } from './list-url.ts';
 import { LABEL_NAMESPACE_NAME, NODE_SHARDS_MAX } from './names.ts';
 import { type Family, families } from './plan.ts';
@@ -124,11 +124,29 @@ function egressIP(o: ObjectOf<'EgressIP'>, report: Report): void {
     report('spec', 'namespaces or namespaceSelector ({} is every namespace)', 'neither');
   }
   checkUnicast(addresses ?? [], 'spec.addresses', report);
-  const { bandwidth } = o.spec;
+  const { bandwidth, destinations = [] } = o.spec;
   if (bandwidth !== undefined && bandwidth.egress === undefined && bandwidth.ingress === undefined) {
     report('spec.bandwidth', 'egress or ingress', 'neither');
   }
+  const seen = new Map<string, number>();
+  for (const [i, text] of destinations.entries()) {
+    const at = `spec.destinations[${i}]`;
+    if (isPrefixText(text)) {
+      const prefix = parsePrefix(text);
+      if (!prefix.ok) {
+        report(at, `a CIDR: ${prefix.error}`, show(text));
+        continue;
+      }
+      destinations[i] = formatPrefix(prefix.value);
+    }
+    const first = seen.get(destinations[i] ?? '');
+    if (first !== undefined) report(at, `other than spec.destinations[${first}]`, show(text));
+    else seen.set(destinations[i] ?? '', i);
+  }
 }
+
+/** Of a text that may also be `NAMESPACE/NAME`, where no namespace has a dot or a colon. */
+export const isPrefixText = (text: string): boolean => /^[^/]*[.:]/.test(text);
 
 function externalService(o: ObjectOf<'ExternalService'>, report: Report): void {
   if (o.spec.addresses === undefined && o.spec.addressesFrom === undefined) {

@@ -143,7 +143,11 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
       'x-kubernetes-list-type': 'atomic',
     },
     namespaces: count('Namespaces that leave with it'),
-    limits: division('What each shard lets through, in bits per second', ['egress', 'ingress']),
+    limits: division('What each shard lets through: connections at once, and bits per second', [
+      'maxConnections',
+      'egress',
+      'ingress',
+    ]),
   },
   ExternalService: {
     lists: {

@@ -85,6 +85,15 @@ export const GATEWAY_CHECKED_MARK = 0x00000100;
 export const GATEWAY_RESET_MARK = 0x00000200;
 export const GATEWAY_PROHIBIT_MARK = 0x00000400;
 
+/**
+ * Gateway: packet marks of EgressIPs while the source of a flow's first packet is chosen, and of a flow that one of them
+ * limits: this bit, a number of the EgressIP, and in the low bits the place of an address among those that it spreads over.
+ */
+export const GATEWAY_EGRESS_MARK = 0x80000000;
+export const GATEWAY_SLOT_BITS = 6;
+/** Where nodes and gateways begin the hash by which a flow chooses among several addresses. */
+export const FLOW_HASH_SEED = 0x736c7563;
+
 /** Gateway: the packet mark of its own tunnel packets, which the last hook does not ask for their source. */
 export const GATEWAY_TUNNEL_MARK = 0x00000800;
 

@@ -59,9 +59,25 @@ export interface Egress {
   shard: string;
 }
 
-/** What an EgressIP says beyond which address each workload has of it; one that says nothing more is absent. Keyed by its name. */
+/**
+ * What an EgressIP says beyond which address each workload has of it; one that says nothing more is absent. Keyed by its
+ * name.
+ */
 export interface EgressIPEntry {
+  /** Spread Connection: all its addresses; a flow's hash modulo their number chooses one (kernel/flow-hash.ts). */
+  spread?: PerFamily<Egress[]>;
+  /** It serves only these: canonical prefixes, sorted. */
+  destinations?: string[];
+  /** Of all flows that leave with one of its addresses. */
+  limits?: EgressLimits;
   bandwidth?: EgressBandwidth;
+}
+
+export interface EgressLimits {
+  /** Connections that live at once. */
+  maxConnections: number;
+  /** `pool/shard` of its addresses, over which the limit is divided; sorted. */
+  shards: string[];
 }
 
 /** Of all that leaves with any of its addresses, and of what comes back to them; bits per second. */
@@ -71,6 +87,12 @@ export interface EgressBandwidth {
   addresses: string[];
   /** `pool/shard` of its addresses, over which the limits are divided; sorted. */
   shards: string[];
+}
+
+/** EgressIPs with destinations that serve the same workloads, in the order in which they win a prefix that several name. */
+export interface DestinationTable {
+  /** Keys into `egressIPs`. */
+  egressIPs: string[];
 }
 
 /** A pod that the pool carries. Keyed by uid. */
@@ -84,7 +106,14 @@ export interface WorkloadEntry {
   addresses: string[];
   /** Key into `groups`. */
   group: string;
+  /** With what it leaves where no EgressIP of `destinations` says otherwise; none of spread Connection. */
   egress: PerFamily<Egress>;
+  /** The EgressIP that `egress` is of, or whose addresses it spreads over: a key into `egressIPs`, absent if that has none. */
+  egressIP?: string;
+  /** Key into `destinations`. */
+  destinations?: string;
+  /** By EgressIP of `destinations` that spreads by pod: with what it leaves there. */
+  elsewhere?: Record<string, PerFamily<Egress>>;
 }
 
 /** Workloads that no selector of a rule tells apart: the rules that can apply to them, in the order in which they are walked. */
@@ -171,6 +200,7 @@ export interface GatewayPlan {
   shards: Record<string, ShardEntry>;
   workloads: Record<string, WorkloadEntry>;
   egressIPs: Record<string, EgressIPEntry>;
+  destinations: Record<string, DestinationTable>;
   groups: Record<string, GroupEntry>;
   rules: Record<string, RuleEntry>;
   services: Record<string, ServiceEntry>;
@@ -197,8 +227,14 @@ export interface NodeShardEntry {
   nextHops: PerFamily<string>;
 }
 
-/** Where a workload's off-cluster packets of one family go. */
-export type Steer = { shard: string } | 'bypass' | 'drop';
+/** An EgressIPEntry as a node sees it: shards (`pool/shard`) instead of addresses. */
+export interface NodeEgressIPEntry {
+  spread?: PerFamily<string[]>;
+  destinations?: string[];
+}
+
+/** Where a workload's off-cluster packets of one family go; `spread`: a key into `egressIPs`. */
+export type Steer = { shard: string } | { spread: string } | 'bypass' | 'drop';
 
 /**
  * A pod of this node. A pod that the pool carries appears only after the gateways of its shard acknowledged it
@@ -210,6 +246,10 @@ export interface NodeWorkloadEntry {
   uid: string;
   addresses: string[];
   steer: PerFamily<Steer>;
+  /** Key into `destinations`, which go elsewhere than `steer` says. */
+  destinations?: string;
+  /** By EgressIP of `destinations` that spreads by pod. */
+  elsewhere?: Record<string, PerFamily<Steer>>;
 }
 
 export interface NodePlan {
@@ -218,6 +258,8 @@ export interface NodePlan {
   /** Gateways' addresses: tunnel packets may come from them; workloads may not send to them. */
   gateways: Record<string, GatewayEntry>;
   workloads: Record<string, NodeWorkloadEntry>;
+  egressIPs: Record<string, NodeEgressIPEntry>;
+  destinations: Record<string, DestinationTable>;
 }
 
 export type PlanRole = 'gateway' | 'node';
@@ -233,8 +275,16 @@ export const emptyGatewayPlan = (): GatewayPlan => ({
   shards: {},
   workloads: {},
   egressIPs: {},
+  destinations: {},
   groups: {},
   rules: {},
   services: {},
 });
-export const emptyNodePlan = (): NodePlan => ({ settings: {}, shards: {}, gateways: {}, workloads: {} });
+export const emptyNodePlan = (): NodePlan => ({
+  settings: {},
+  shards: {},
+  gateways: {},
+  workloads: {},
+  egressIPs: {},
+  destinations: {},
+});

@@ -51,21 +51,26 @@ export interface Answer {
   policy?: Explanation;
   /** Rules of the pod's namespace and of the cluster that do not speak of the pod, and why. */
   excluded?: Excluded[];
-  egress?: {
-    pool: string;
-    address: string;
-    shard: string;
-    gateway?: string;
-    nextHop?: string;
-    /** Of the EgressIP; bits per second. */
-    bandwidth?: { egressIP: string; egress?: number; ingress?: number };
-  };
+  egress?: Leaving;
+  /** Instead of `egress`, of an EgressIP of spread Connection: one of these, by connection. */
+  spread?: Leaving[];
+  /** Where it says more than an address: the EgressIP. */
+  egressIP?: { name: string; destination?: string; maxConnections?: number };
   /** Lists that are not known here, or not as they are now. */
   lists?: string[];
   /** Which flow records it leaves, where rules say so. */
   records?: string[];
   /** Host that the permitting rule's webhook tells of the flow. */
   webhook?: string;
+}
+interface Leaving {
+  pool: string;
+  address: string;
+  shard: string;
+  gateway?: string;
+  nextHop?: string;
+  /** Of the EgressIP; bits per second. */
+  bandwidth?: { egressIP: string; egress?: number; ingress?: number };
 }
 interface Excluded {
   context: Context;
@@ -195,14 +200,20 @@ function answerOf(
   const destination = { address: must(parseAddress(address)), protocol: base.protocol };
   const settled = carriage.settled(workload, { ...destination, ...(port === undefined ? {} : { port }) });
   if (settled !== undefined) return { ...head, ...settled, summary: settledText(settled, address, pool) };
-  const egress = workload.egress[family];
-  if (egress === undefined) throw new TypeError(`${base.from} is judged and has no egress IP`);
+  const choice = carriage.egress.towards(workload, destination.address);
+  const ways = choice.addresses.map((egress): Leaving => {
+    const shard = gatewayPlan.shards[egress.shard];
+    const gateway = shard?.order[0];
+    const nextHop = shard?.nextHops[family];
+    const at = { ...(gateway !== undefined && { gateway }), ...(nextHop !== undefined && { nextHop }) };
+    return { pool, ...egress, ...at, ...egressBandwidth(gatewayPlan, egress.address) };
+  });
+  const [only, ...others] = ways;
+  const { egressIP: name, prefix } = choice;
+  const limit = name === undefined ? undefined : gatewayPlan.egressIPs[name]?.limits?.maxConnections;
   const policy = carriage.evaluator.explain(flow);
   const { decision, summary } = policy;
   const records = describeLogging(policy, gatewayPlan.rules);
-  const shard = gatewayPlan.shards[egress.shard];
-  const gateway = shard?.order[0];
-  const nextHop = shard?.nextHops[family];
   return {
     ...head,
     verdict: decision.verdict,
@@ -211,13 +222,14 @@ function answerOf(
     policy,
     ...(records.length > 0 && { records }),
     ...(decision.verdict === 'accept' && {
-      egress: {
-        pool,
-        ...egress,
-        ...(gateway === undefined ? {} : { gateway }),
-        ...(nextHop === undefined ? {} : { nextHop }),
-        ...egressBandwidth(gatewayPlan, egress.address),
-      },
+      ...(only !== undefined && others.length === 0 ? { egress: only } : { spread: ways }),
+      ...(name !== undefined && {
+        egressIP: {
+          name,
+          ...(prefix !== undefined && { destination: prefix }),
+          ...(limit !== undefined && { maxConnections: limit }),
+        },
+      }),
     }),
   };
 }
@@ -227,7 +239,7 @@ function settledText({ verdict, reason }: Settled, address: string, pool: string
     return `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`;
   }
   return reason === 'unassigned'
-    ? 'Not steered: no EgressIP selects the pod, and the pool says unassigned: Bypass; no rule applies.'
+    ? 'Not steered: no EgressIP serves the pod there, and the pool says unassigned: Bypass; no rule applies.'
     : `Not steered: ${address} lies in ${reason} of GatewayPool ${pool}.`;
 }
 
@@ -250,8 +262,20 @@ function stepTable(rows: string[][]): string {
   return table(['  ', 'rule', 'action', 'why'], rows).split('\n').slice(1).join('\n');
 }
 
+function leavingText({ address, shard, pool, gateway }: Leaving, paint: Paint): string {
+  const by = gateway === undefined ? 'no gateway' : `gateway ${gateway}`;
+  return `${paint('bold', address)}: shard ${shard} of pool ${pool}, ${by}`;
+}
+
+function egressIPText({ name, destination, maxConnections }: NonNullable<Answer['egressIP']>): string {
+  const by = destination === undefined ? `EgressIP ${name}` : `EgressIP ${name}, which serves ${destination}`;
+  const limit =
+    maxConnections === undefined ? '' : `; ${maxConnections} connections at once, what is beyond is dropped (limit)`;
+  return `By ${by}${limit}.`;
+}
+
 export function answerText(answer: Answer, paint: Paint): string {
-  const { policy, egress } = answer;
+  const { policy, egress, spread, egressIP } = answer;
   const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
   const type = answer.icmpType === undefined ? '' : `, type ${answer.icmpType}/${answer.icmpCode}`;
   const lines = [`${printable(from)} to ${answer.to}, protocol ${answer.protocol}${type}\n`];
@@ -278,11 +302,14 @@ export function answerText(answer: Answer, paint: Paint): string {
   }
   const style = answer.verdict === 'accept' ? 'green' : answer.verdict === 'bypass' ? 'yellow' : 'red';
   lines.push(`${paint(style, answer.verdict)} (${answer.reason})\n${printable(answer.summary)}\n`);
-  if (egress !== undefined) {
-    const by = egress.gateway === undefined ? 'no gateway' : `gateway ${egress.gateway}`;
-    lines.push(`Leaves as ${paint('bold', egress.address)}: shard ${egress.shard} of pool ${egress.pool}, ${by}.\n`);
-    if (egress.bandwidth !== undefined) lines.push(`${egressBandwidthText(egress.bandwidth)}\n`);
+  if (egress !== undefined) lines.push(`Leaves as ${leavingText(egress, paint)}.\n`);
+  if (spread !== undefined) {
+    lines.push('Leaves as one of these, by connection:\n');
+    for (const way of spread) lines.push(`  ${leavingText(way, paint)}\n`);
   }
+  if (egressIP !== undefined) lines.push(`${egressIPText(egressIP)}\n`);
+  const bandwidth = (egress ?? spread?.[0])?.bandwidth;
+  if (bandwidth !== undefined) lines.push(`${egressBandwidthText(bandwidth)}\n`);
   if (answer.records !== undefined) lines.push(`Flow records: ${answer.records.join('; ')}.\n`);
   if (answer.webhook !== undefined) lines.push(`Told to the rule's webhook at ${printable(answer.webhook)}.\n`);
   for (const note of answer.lists ?? []) {

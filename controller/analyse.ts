@@ -5,16 +5,18 @@
  * A schedule does not matter: what is wrong with a manifest must not depend on the hour.
  */
 import { type AnyObject, type EgressIP, type GatewayPool, objectKey } from '../api/kinds.ts';
-import type { GatewayPlan } from '../api/plan.ts';
+import { families, type GatewayPlan } from '../api/plan.ts';
 import { judgeRules, objectKeyOfRule, type RuleCode, type RuleFinding } from '../policy/analysis/rules.ts';
 import { certainGroups, type ScopedRule } from '../policy/analysis/scope.ts';
 import type { AnyRule } from '../policy/applies.ts';
 import type { Binding } from '../policy/bind.ts';
+import { compileEgress } from '../policy/egress.ts';
 import { isSource } from '../policy/endpoints.ts';
 import { type KnownLists, unreadLists } from '../policy/external-service.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { serviceName } from '../policy/reference.ts';
 import { matches } from '../policy/selector.ts';
+import { hasAddress } from './plan/egress.ts';
 import { emptyMemory } from './plan/memory.ts';
 import { noPeers } from './plan/peers.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
@@ -232,7 +234,7 @@ function* egressIPFindings(snapshot: Snapshot, result: PlanResult): Generator<Ob
   const egressIPs = ofKind(snapshot, 'EgressIP');
   const namespaces = new Set(ofKind(snapshot, 'Namespace').map(({ metadata }) => metadata.name));
   const workloads = workloadsOf(result);
-  const inUse = new Set(workloads.flatMap(({ egress }) => Object.values(egress).map(({ address }) => address)));
+  const { addresses: inUse, egressIPs: winners } = leftWith(result);
   for (const egressIP of egressIPs) {
     const object = objectKey(egressIP);
     for (const name of namespaces.size === 0 ? [] : (egressIP.spec.namespaces ?? [])) {
@@ -242,10 +244,32 @@ function* egressIPFindings(snapshot: Snapshot, result: PlanResult): Generator<Ob
     }
     // Every pod that an EgressIP with an address serves leaves with one of its addresses.
     const addresses = assignedAddresses(egressIP, result);
-    if (workloads.length === 0 || addresses.length === 0 || addresses.some((address) => inUse.has(address))) continue;
-    const message = 'no pod leaves with it: compare its namespaces and podSelector with the pods, or remove it';
+    if (workloads.length === 0 || addresses.length === 0 || winners.has(egressIP.metadata.name)) continue;
+    if (addresses.some((address) => inUse.has(address))) continue;
+    const what = egressIP.spec.destinations === undefined ? '' : ', and its destinations with those of others';
+    const message = `no pod leaves with it: compare its namespaces and podSelector with the pods${what}, or remove it`;
     yield { object, severity: 'warning', code: 'ServesNoPod', message };
   }
+}
+
+/** With what pods leave where no EgressIP names the destination, and the EgressIPs that serve some by their destinations. */
+function leftWith({ pools }: PlanResult): { addresses: Set<string>; egressIPs: Set<string> } {
+  const addresses = new Set<string>();
+  const egressIPs = new Set<string>();
+  for (const plan of pools.values()) {
+    const map = compileEgress(plan);
+    const tables = new Set<string>();
+    for (const workload of Object.values(plan.workloads)) {
+      const { destinations } = workload;
+      const seen = destinations === undefined || tables.has(destinations);
+      if (destinations !== undefined) tables.add(destinations);
+      for (const family of families) {
+        for (const { address } of map.choices(workload, family)[0]?.addresses ?? []) addresses.add(address);
+        if (!seen) for (const { egressIP } of map.ranges(workload, family)) egressIPs.add(egressIP);
+      }
+    }
+  }
+  return { addresses, egressIPs };
 }
 
 /** Addresses that are on a shard. */
@@ -279,10 +303,10 @@ function* namespaceFindings(snapshot: Snapshot, result: PlanResult): Generator<O
       continue;
     }
     const own = workloads.filter((workload) => workload.namespace === name);
-    const without = own.filter(({ egress }) => Object.keys(egress).length === 0);
+    const [pool] = [...result.pools.values()].filter((one) => Object.hasOwn(one.workloads, own[0]?.uid ?? ''));
+    const without = own.filter((workload) => pool !== undefined && !hasAddress(workload, pool));
     if (without.length === 0) continue;
     const who = without.length === own.length ? 'its pods' : `${without.length} of its ${own.length} pods`;
-    const [pool] = [...result.pools.values()].filter((one) => Object.hasOwn(one.workloads, without[0]?.uid ?? ''));
     const drops = pool !== undefined && 'pool' in pool.settings && pool.settings.pool.unassigned === 'Drop';
     const effect = drops ? 'are let out nowhere' : 'leave as if Sluice were absent, whatever the rules say';
     const message = `${who} have no EgressIP and ${effect}: give namespace ${name} an EgressIP`;

@@ -228,7 +228,7 @@ function keep(
   const nodes = new Map(result.nodes);
   const frozenNodes = new Set(frozen.nodes);
   const itsNodes = Object.entries(memory.released).flatMap(([node, pods]) =>
-    Object.entries(pods).some(([uid, { entry }]) => isOf(pool, uid, entry)) ? node : [],
+    Object.entries(pods).some(([uid, { entry }]) => isOf(pool, uid, entry, memory.shared)) ? node : [],
   );
   for (const name of new Set([...nodes.keys(), ...itsNodes])) {
     const was = nodePlan(name);

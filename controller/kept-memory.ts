@@ -61,7 +61,7 @@ export class KeptMemory {
       parts.some((part) => last[part] !== next[part] && !sameJson(last[part], next[part]));
     const first = generation >= this.#reserved || changed(['allocations', 'shardIndices', 'lastServices']);
     if (generation >= this.#reserved) this.#reserved = generation + GENERATION_BLOCK;
-    if (first || changed(['gatewayAddresses'])) {
+    if (first || changed(['gatewayAddresses', 'shared'])) {
       const { released: _, ...memory } = next;
       const content = { generation: this.#reserved, memory };
       this.#saving = this.#saving

@@ -58,7 +58,7 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
     simulation.compared++;
     const place = { namespace: pod.metadata.namespace ?? 'default', pods: [pod.metadata.name] };
     const moves = families.map((family) => {
-      const pair = [side, other.side].map((one) => one?.workload.egress[family]?.address);
+      const pair = [side, other.side].map((one) => one && leavesWith(one, family));
       if (pair[0] === pair[1]) return null;
       gather(egress, [place.namespace, family, ...pair], {
         ...place,
@@ -135,6 +135,13 @@ function gather<T extends PodGroup>(groups: Map<string, T>, key: unknown, item: 
   else known.pods.push(...item.pods);
 }
 
+/** Where no EgressIP of its destinations says otherwise; absent: with nothing. */
+function leavesWith({ carriage, workload }: Side, family: Family): string | undefined {
+  const [otherwise] = carriage.egress.choices(workload, family);
+  const addresses = new Set((otherwise?.addresses ?? []).map(({ address }) => address));
+  return addresses.size === 0 ? undefined : [...addresses].join(' or ');
+}
+
 interface PodSide {
   pod: Pod;
   side: Side | undefined;
@@ -163,7 +170,7 @@ function sidesOf({ snapshot, result }: SimulatedState, namespace: string | undef
 }
 
 /** A short text per content, made once per group. */
-function contentsOf(plan: GatewayPlan, { boundaries }: Carriage): (workload: WorkloadEntry) => string {
+function contentsOf(plan: GatewayPlan, { boundaries, egress }: Carriage): (workload: WorkloadEntry) => string {
   const base = JSON.stringify([plan.settings, boundaries]);
   const services = new Map<string, string>();
   const serviceText = (key: string): string => {
@@ -187,7 +194,12 @@ function contentsOf(plan: GatewayPlan, { boundaries }: Carriage): (workload: Wor
         .digest('hex');
       groups.set(group, text);
     }
-    return [text, ...familiesOf(workload), 'leaves', ...Object.keys(workload.egress)].join(' ');
+    // Where destinations tell, so do their EgressIPs; else the address is compared by itself.
+    const { destinations: table } = workload;
+    const names = table === undefined ? [] : (plan.destinations[table]?.egressIPs ?? []);
+    const by = names.map((name) => [name, plan.egressIPs[name], workload.elsewhere?.[name]]);
+    const ways = families.filter((family) => egress.everything(workload, family).length > 0);
+    return [text, ...familiesOf(workload), 'leaves', ...ways, ...(by.length > 0 ? [JSON.stringify(by)] : [])].join(' ');
   };
 }
 

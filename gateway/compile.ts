@@ -1,7 +1,8 @@
 /**
  * GatewayPlan → the gateway's nftables table, kept up to date: it takes in what of a plan has changed, and the table
  * (table.ts) says what in the kernel is to change for it. Parts: the chains that every packet may meet (frame.ts), sets
- * of who is there (membership.ts), the policy (compile-policy.ts), bandwidths (bandwidth-part.ts). Other settings of the pool make all of it anew.
+ * of who is there (membership.ts), sources (source-nat.ts), the policy (compile-policy.ts), bandwidths
+ * (bandwidth-part.ts). Other settings of the pool make all of it anew.
  * Which shards this machine holds changes addresses (compile-net.ts), and of the rules only its share of their limits.
  */
 import { NFT_TABLE_GATEWAY } from '../api/names.ts';
@@ -18,11 +19,12 @@ import { auditCounterName, auditReasons, countedReasons, counterName } from '../
 import type { Ruleset } from '../kernel/nft.ts';
 import type { Bandwidths } from './bandwidth.ts';
 import { BandwidthPart } from './bandwidth-part.ts';
-import { type Changes, GROUPS_SET, type PolicyChanged, type PolicyChanges, PolicyCompiler } from './compile-policy.ts';
+import { type Changes, GROUPS_SET, type PolicyChanges, PolicyCompiler } from './compile-policy.ts';
 import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
 import { type Numbers, ruleNumbers } from './marks.ts';
 import { placeSets, workloadElements, workloadSets } from './membership.ts';
+import { type EgressDifference, SourceNat } from './source-nat.ts';
 import { type EachElement, Scope, Table } from './table.ts';
 import { HITS_SET, hitsHead } from './verdict.ts';
 
@@ -37,7 +39,7 @@ export interface Machine {
 export interface Changed {
   /** Groups for which the policy may say something else; undefined: all. */
   groups: ReadonlySet<string> | undefined;
-  /** Each workload that came, went or is another; undefined: all are new. */
+  /** Each workload that came, went, is another or may leave with other addresses; undefined: all are new. */
   workloads: [before: WorkloadEntry | undefined, after: WorkloadEntry | undefined][] | undefined;
   /** Settings, gateways, nodes or shards are others. */
   places: boolean;
@@ -58,9 +60,21 @@ interface Pool {
   held: ReadonlySet<string>;
   frame: Frame;
   frameScope: Scope;
+  nat: SourceNat;
+  natScope: Scope;
   policy: PolicyCompiler;
   bandwidth: BandwidthPart;
 }
+
+/** Of workloads that are the same, what makes their elements others: their group's mark, their node, their EgressIPs. */
+interface Remade {
+  marked: ReadonlySet<string>;
+  moved: ReadonlySet<string>;
+  egress: EgressDifference | undefined;
+}
+
+const natOf = (plan: GatewayPlan, { settings, held }: Pick<Pool, 'settings' | 'held'>): SourceNat =>
+  new SourceNat(plan, settings.pool, (shard) => held.has(shard));
 
 const placeParts = ['settings', 'gateways', 'nodes', 'shards'] as const;
 type Places = Pick<GatewayPlan, (typeof placeParts)[number]>;
@@ -136,13 +150,17 @@ export class GatewayCompiler {
     }
     if (places) this.#setPlaces(plan, pool.settings);
     this.#reframe(pool, plan, reversePathFilter);
-    this.#reshare(pool, heldShards);
+    const reshared = this.#reshare(pool, heldShards);
+    const { nat: natBefore } = pool;
+    const egress = this.#changeEgress(pool, plan, delta, reshared);
     const changes = delta ?? this.#difference(plan, pool);
     const policy = policyChanges(changes);
     const changed = pool.policy.change(policy);
     this.#limit(pool, plan, policy, heldShards);
     const moved = places ? movedNodes(before.nodes, plan.nodes) : new Set<string>();
-    const workloads = this.#changeWorkloads(changesOf(changes, 'workloads'), changed, before.nodes, moved, pool);
+    const was = { nodes: before.nodes, nat: natBefore };
+    const others = { marked: changed.marked, moved, egress };
+    const workloads = this.#changeWorkloads(changesOf(changes, 'workloads'), was, others, pool);
     return { groups: changed.groups, workloads, places, numbers: changed.numbers };
   }
 
@@ -167,9 +185,12 @@ export class GatewayCompiler {
 
   #enter(plan: GatewayPlan, settings: PoolSettings, reversePathFilter: boolean, heldShards: readonly string[]): void {
     const { table } = this;
+    const held = new Set(heldShards.map((shard) => `${settings.pool}/${shard}`));
+    const nat = natOf(plan, { settings, held });
     table.setCounters([...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)]);
     table.derive(workloadSets(settings), (each) => {
-      for (const held of this.#workloads.values()) this.#elements(held, this.#places.nodes, settings, each);
+      const now = this.#pool?.nat ?? nat;
+      for (const held of this.#workloads.values()) this.#elements(held, this.#places.nodes, settings, now, each);
     });
     const heads = { ...limitHeads, [HITS_SET]: hitsHead };
     for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
@@ -177,15 +198,19 @@ export class GatewayCompiler {
     this.#setPlaces(plan, settings);
     const frameScope = new Scope(table);
     const frame = compileFrame(frameScope, plan.nodes, settings, reversePathFilter);
+    const natScope = new Scope(table);
+    nat.compile(natScope, frame.refusals);
     const pool: Pool = {
       settings,
       reversePathFilter,
       outer: outerFamilies(plan.nodes).join(),
       heldShards: heldShards.join(),
-      held: new Set(heldShards.map((shard) => `${settings.pool}/${shard}`)),
+      held,
       frame,
       frameScope,
       bandwidth: new BandwidthPart(table),
+      nat,
+      natScope,
       policy: new PolicyCompiler({
         table,
         verdictsFor: frame.verdictsFor,
@@ -202,7 +227,8 @@ export class GatewayCompiler {
     const changed = pool.policy.change(policy);
     this.#limit(pool, plan, policy, heldShards);
     changed.marked.clear();
-    this.#changeWorkloads(all(plan.workloads), changed, plan.nodes, new Set(), pool);
+    const nothing = { marked: changed.marked, moved: new Set<string>(), egress: undefined };
+    this.#changeWorkloads(all(plan.workloads), { nodes: plan.nodes, nat }, nothing, pool);
   }
 
   #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
@@ -224,19 +250,38 @@ export class GatewayCompiler {
     Object.assign(pool, { outer, reversePathFilter, frameScope: scope });
   }
 
-  #reshare(pool: Pool, heldShards: readonly string[]): void {
-    if (heldShards.join() === pool.heldShards) return;
+  /** undefined: EgressIPs are as they were, for all workloads. */
+  #changeEgress(
+    pool: Pool,
+    plan: GatewayPlan,
+    delta: PlanDelta | undefined,
+    reshared: boolean,
+  ): EgressDifference | undefined {
+    const changed =
+      delta === undefined ? !pool.nat.isOf(plan) : isTouched(delta, 'egressIPs') || isTouched(delta, 'destinations');
+    if (!changed && !reshared) return undefined;
+    const before = pool.nat;
+    pool.nat = natOf(plan, pool);
+    const scope = new Scope(this.table);
+    pool.nat.compile(scope, pool.frame.refusals);
+    pool.natScope.release();
+    pool.natScope = scope;
+    return changed ? pool.nat.differenceFrom(before) : undefined;
+  }
+
+  #reshare(pool: Pool, heldShards: readonly string[]): boolean {
+    if (heldShards.join() === pool.heldShards) return false;
     pool.heldShards = heldShards.join();
     pool.held = new Set(heldShards.map((shard) => `${pool.settings.pool}/${shard}`));
     pool.policy.reshare();
+    return true;
   }
 
-  /** `nodesBefore`: by which the elements that are there were made. `moved`: nodes with other addresses. */
+  /** `before`: by which the elements that are there were made. `others`: what made of them is made anew. */
   #changeWorkloads(
     changes: Changes<WorkloadEntry>,
-    { marked }: PolicyChanged,
-    nodesBefore: Record<string, NodeEntry>,
-    moved: ReadonlySet<string>,
+    before: { nodes: Record<string, NodeEntry>; nat: SourceNat },
+    { marked, moved, egress }: Remade,
     pool: Pool,
   ): [WorkloadEntry | undefined, WorkloadEntry | undefined][] {
     const changed = new Map<string, WorkloadEntry | undefined>();
@@ -245,31 +290,41 @@ export class GatewayCompiler {
     const found: [WorkloadEntry | undefined, WorkloadEntry | undefined][] = [];
     for (const [uid, after] of changed) found.push([this.#workloads.get(uid)?.entry, after]);
     // What is the same is made anew where what it is made of is another.
-    if (marked.size > 0 || moved.size > 0) {
+    if (marked.size > 0 || moved.size > 0 || egress !== undefined) {
       for (const [uid, { entry }] of this.#workloads) {
-        if (!changed.has(uid) && (marked.has(entry.group) || moved.has(entry.node))) changed.set(uid, entry);
+        if (changed.has(uid)) continue;
+        if (egress?.touched(entry)) found.push([entry, entry]);
+        if (marked.has(entry.group) || moved.has(entry.node) || egress?.remade(entry)) changed.set(uid, entry);
       }
     }
     const { table } = this;
     for (const uid of changed.keys()) {
       const was = this.#workloads.get(uid);
       if (was === undefined) continue;
-      this.#elements(was, nodesBefore, pool.settings, (set, key, value) => table.go(set, key, value));
+      this.#elements(was, before.nodes, pool.settings, before.nat, (set, key, value) => table.go(set, key, value));
       for (const address of was.entry.addresses) this.#byAddress.delete(address);
       this.#workloads.delete(uid);
     }
     for (const [uid, entry] of changed) {
       if (entry === undefined) continue;
       const held = { entry, mark: pool.policy.groupMark(entry.group) };
-      this.#elements(held, this.#places.nodes, pool.settings, (set, key, value) => table.come(set, key, value));
+      this.#elements(held, this.#places.nodes, pool.settings, pool.nat, (set, key, value) =>
+        table.come(set, key, value),
+      );
       for (const address of entry.addresses) this.#byAddress.set(address, entry);
       this.#workloads.set(uid, held);
     }
     return found;
   }
 
-  #elements({ entry, mark }: Held, nodes: GatewayPlan['nodes'], settings: PoolSettings, each: EachElement): void {
-    workloadElements(entry, mark, nodes[entry.node]?.addresses ?? [], settings, each);
+  #elements(
+    { entry, mark }: Held,
+    nodes: GatewayPlan['nodes'],
+    settings: PoolSettings,
+    nat: SourceNat,
+    each: EachElement,
+  ): void {
+    workloadElements(entry, mark, nodes[entry.node]?.addresses ?? [], settings, nat, each);
   }
 }
 

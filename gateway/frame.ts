@@ -6,7 +6,7 @@
  *                    from the tunnel, nor the tunnel by another way; TCP that policy rejects is led here and reset
  *   nat prerouting   first packets only: source → group, contexts in order, default action. What is permitted goes on
  *                    with its rule in the ct mark
- *   nat postrouting  first packets only: source → egress IP
+ *   nat postrouting  first packets only: source, and where EgressIPs say so destination and flow → egress IP (source-nat.ts)
  *   output           tunnel packets of our own: not tracked
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
  *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
@@ -32,13 +32,16 @@ import { ingressOf, isTunnelled } from './compile-net.ts';
 import { header } from './destination-sets.ts';
 import { type VerdictsFor, verdictsByLogging } from './logging.ts';
 import { etherType, familyOf, heldKey, innerSource, innerType, vni, vniText } from './membership.ts';
-import { AUDIT_LIMIT, MATCH } from './record/flow-record.ts';
+import { AUDIT_LIMIT, EGRESS_LIMIT, MATCH } from './record/flow-record.ts';
+import type { Refusals } from './source-nat.ts';
 import type { Scope } from './table.ts';
 import type { Denials } from './verdict.ts';
 
 export interface Frame {
   /** Chains that end a walk of the policy. */
   verdictsFor: VerdictsFor;
+  /** Of the choice of a source (source-nat.ts). */
+  refusals: Refusals;
   /**
    * The chain of the last hook; `settled`: for when no flow is left that is translated otherwise than the plan says.
    * `bandwidth`: the chain that every packet passes before, if anything is limited (bandwidth-chains.ts).
@@ -94,14 +97,16 @@ export function compileFrame(
         families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${refused}`)),
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
   ]);
-  base('nat', 'type nat hook postrouting priority srcnat; policy accept;', [
-    ...families.map((family) => `snat ${header[family]} to ${header[family]} saddr map @snat${family}`),
-  ]);
   base('output', 'type filter hook output priority raw; policy accept;', outputRules(pool, dropped('stray')));
   const undecided = undecidedPackets(chain, ingress, dropped);
   const leak = dropped('leak');
+  const refusals = {
+    noAddress: dropped('no-egress-ip'),
+    overLimit: chain('drop_egress_limit', [`counter name ${counterName('limit')}`, log(EGRESS_LIMIT), 'drop']),
+  };
   return {
     verdictsFor,
+    refusals,
     lastHook: (settled, bandwidth) => lastHook(ingress, leak, undecided, tunnelled, settled, bandwidth),
   };
 }
@@ -129,7 +134,7 @@ function onDevice(scope: Scope, noun: string, device: string, rules: string[]): 
 
 /**
  * What leaves without the permission of a rule. Not all of it is a workload's: the machine may be a router to others. A
- * workload without an egress IP may be one that is not steered.
+ * workload without an egress IP, or with one for some destinations only, may be one that is not steered.
  */
 function undecidedPackets(chain: AddChain, ingress: string, dropped: (reason: DropReason) => string): string {
   const invalid = chain('invalid_packets', [
@@ -148,7 +153,8 @@ function undecidedPackets(chain: AddChain, ingress: string, dropped: (reason: Dr
     // By another way than workloads come.
     ...families.map((f) => {
       const source = `ct original ${header[f]} saddr`;
-      return `${source} @sources${f} ${source} != @noegress${f} goto ${dropped('spoofed-source')}`;
+      const steered = `${source} != @noegress${f} ${source} != @partly${f}`;
+      return `${source} @sources${f} ${steered} goto ${dropped('spoofed-source')}`;
     }),
   ]);
 }

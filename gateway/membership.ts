@@ -9,6 +9,7 @@ import { must } from '../api/result.ts';
 import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
 import { addressType, header } from './destination-sets.ts';
+import { type SourceNat, sourceHeads } from './source-nat.ts';
 import type { EachElement, SetHead } from './table.ts';
 
 /** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
@@ -26,15 +27,12 @@ export const familyOf = (address: string): Family => (address.includes(':') ? 6 
 
 /** The sets of workloads. `known`, `held`: for what comes through the tunnel. */
 export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
-  const sets: Record<string, SetHead> = {};
+  const sets = sourceHeads();
   const tunnelled = isTunnelled(pool);
   for (const family of families) {
     const type = addressType[family];
     sets[`sources${family}`] = { type };
     sets[`group${family}`] = { type, value: 'mark' };
-    sets[`noegress${family}`] = { type };
-    sets[`snat${family}`] = { type, value: type };
-    sets[`own${family}`] = { type: `${type} . ${type}` };
     if (!tunnelled) continue;
     sets[`known${family}`] = { type: { typeof: innerSource[family] } };
     for (const outer of families) sets[`held${outer}${family}`] = { type: { typeof: heldKey(outer, family) } };
@@ -43,29 +41,26 @@ export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
 }
 
 /**
- * The elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses.
+ * The elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses. `nat`: of
+ * the plan's EgressIPs.
  * Two workloads have none in common, since no two have one address.
  */
 export function workloadElements(
-  { addresses, egress }: WorkloadEntry,
+  workload: WorkloadEntry,
   mark: string,
   outer: readonly string[],
   pool: PoolSettings,
+  nat: SourceNat,
   each: EachElement,
 ): void {
   const tunnelled = isTunnelled(pool);
-  for (const address of addresses) {
+  for (const address of workload.addresses) {
     const parsed = parseAddress(address);
     if (!parsed.ok) continue;
     const { family, value } = parsed.value;
     each(`sources${family}`, address, '');
     each(`group${family}`, address, mark);
-    const source = egress[family]?.address;
-    if (source === undefined) each(`noegress${family}`, address, '');
-    else {
-      each(`snat${family}`, address, source);
-      each(`own${family}`, concat(address, source), '');
-    }
+    nat.elementsOf(workload, address, family, each);
     if (!tunnelled) continue;
     const raw = rawText(value);
     each(`known${family}`, raw, '');

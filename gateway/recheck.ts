@@ -1,10 +1,13 @@
 /**
  * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
- * translated to an address that is not the workload's own now, those that the policy no longer permits, and those that
- * it would now send elsewhere. The evaluator walks the flow's original tuple again; nothing else is disturbed. After it
+ * translated to an address with which the workload does not leave for that destination now, those that the policy no
+ * longer permits, and those that it would now send elsewhere. The evaluator walks the flow's original tuple again; nothing else is disturbed. After it
  * the last hook may trust a decided flow's translation.
  */
+import { parseAddress } from '../api/address.ts';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import { must } from '../api/result.ts';
+import { compileEgress } from '../policy/egress.ts';
 import { compilePolicy, type Decision, workloadsByAddress } from '../policy/evaluate.ts';
 import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
 import type { Changed } from './compile.ts';
@@ -21,12 +24,18 @@ export function endedBy(
   const evaluator = compilePolicy(plan, workloadOf);
   /** A group's workloads have one policy, and many flows go to few places. As many as the table has flows, and as long. */
   const decisions = new Map<string, Pick<Decision, 'verdict' | 'redirect'>>();
+  const egress = compileEgress(plan);
+  /** Nearly all have one address, wherever they send. */
+  const leavesWith = (workload: WorkloadEntry, destination: string, source: string): boolean =>
+    workload.egressIP === undefined && workload.destinations === undefined
+      ? workload.egress[4]?.address === source || workload.egress[6]?.address === source
+      : egress.towards(workload, must(parseAddress(destination))).addresses.some(({ address }) => address === source);
   const touched = changed === undefined ? () => true : touchedBy(changed);
-  return ({ family, original, reply, protocol }) => {
+  return ({ original, reply, protocol }) => {
     const workload = workloadOf(original.source);
     if (workload === undefined) return true;
     if (!touched(workload)) return false;
-    if (workload.egress[family]?.address !== reply.destination) return true;
+    if (!leavesWith(workload, original.destination, reply.destination)) return true;
     const { destination, destinationPort, icmpType, icmpCode } = original;
     const key = `${workload.group} ${destination} ${protocol} ${destinationPort ?? `${icmpType}/${icmpCode}`}`;
     let decision = decisions.get(key);

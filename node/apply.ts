@@ -8,14 +8,16 @@
 
 import { parseAddress } from '../api/address.ts';
 import { NFT_TABLE_NODE, NODE_MARK_MASK } from '../api/names.ts';
-import { families, type NodePlan } from '../api/plan.ts';
-import type { PrefixSet } from '../api/prefix-set.ts';
+import { type Family, families, type NodePlan, type NodeWorkloadEntry } from '../api/plan.ts';
+import { PrefixSet } from '../api/prefix-set.ts';
 import type { ConntrackEntry } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
+import { servedRanges } from '../policy/egress.ts';
 import { compileNode, directNextHops, isTunnelled, outerFamily, outerNextHop, settingsOf } from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
 import { localDestinations } from './ruleset.ts';
+import { destinationSetOf, isWaySet, steeringOf } from './ways.ts';
 
 export interface Applied {
   /** Sources that are in force. */
@@ -30,6 +32,8 @@ export interface Endings {
   withdrawn: Set<string>;
   /** Newly steered: flows that were translated on this node before (a gateway would see the node's address). */
   assigned: Set<string>;
+  /** The same of sources that are steered to some destinations only: of flows to these. */
+  partly: Map<string, PrefixSet>;
 }
 
 export class Steering {
@@ -130,31 +134,32 @@ export class Steering {
   }
 
   /** Only now: with the elements gone, no packet makes such an entry again. */
-  async #end({ withdrawn, assigned }: Endings, settings: Parameters<typeof localDestinations>[0]): Promise<number> {
-    if (withdrawn.size === 0 && assigned.size === 0) return 0;
+  async #end(endings: Endings, settings: Parameters<typeof localDestinations>[0]): Promise<number> {
+    if (Object.values(endings).every(({ size }) => size === 0)) return 0;
     const local = localDestinations(settings);
-    return this.#kernel.endFlows((entry) => endsWith(entry, withdrawn, assigned, local));
+    return this.#kernel.endFlows((entry) => endsWith(entry, endings, local));
   }
 }
 
 export function endsWith(
   { original, reply, mark }: Pick<ConntrackEntry, 'original' | 'reply' | 'mark'>,
-  withdrawn: ReadonlySet<string>,
-  assigned: ReadonlySet<string>,
+  { withdrawn, assigned, partly }: Endings,
   local: PrefixSet,
 ): boolean {
   if (withdrawn.has(original.source) || withdrawn.has(original.destination) || withdrawn.has(reply.source)) return true;
-  if (!assigned.has(original.source) || ((mark ?? 0) & NODE_MARK_MASK) !== 0) return false;
+  const only = partly.get(original.source);
+  if ((only === undefined && !assigned.has(original.source)) || ((mark ?? 0) & NODE_MARK_MASK) !== 0) return false;
   if (reply.destination === original.source) return false;
   const destination = parseAddress(reply.source);
-  return destination.ok && !local.has(destination.value);
+  return destination.ok && !local.has(destination.value) && only?.has(destination.value) !== false;
 }
 
 /** Compares what the kernel has with what it will have, and the owners of addresses in two plans. */
 export function endingsOf(now: NftState, next: Ruleset, before: NodePlan | undefined, after: NodePlan): Endings {
   const withdrawn = new Set<string>();
   const assigned = new Set<string>();
-  const toShard = (verdict: string | undefined): boolean => verdict !== undefined && /^goto s\d+_/.test(verdict);
+  const partly = new Map<string, PrefixSet>();
+  const served = new ServedDestinations(now, next, after);
   for (const family of families) {
     const known = next.sets[`known${family}`]?.elements;
     for (const address of now.sets.get(`known${family}`)?.elements.keys() ?? []) {
@@ -163,9 +168,13 @@ export function endingsOf(now: NftState, next: Ruleset, before: NodePlan | undef
     const steeredNow = now.sets.get(`steer${family}`)?.elements;
     for (const [address, verdict] of next.sets[`steer${family}`]?.elements ?? []) {
       const was = steeredNow?.get(address);
-      if (toShard(was) && !toShard(verdict)) withdrawn.add(address);
+      const [before, after] = [steeringOf(was), steeringOf(verdict)];
+      if (before !== undefined && after !== before && after !== 'whole') withdrawn.add(address);
       // An address that was unknown while our table stood had its packets held: it has no translated flows.
-      if (toShard(verdict) && !toShard(was) && (was !== undefined || !now.exists)) assigned.add(address);
+      const newly = after !== undefined && after !== before && (was !== undefined || !now.exists);
+      if (newly && after === 'whole') assigned.add(address);
+      if (after === 'part' && (newly || served.changed(address, family)))
+        partly.set(address, served.of(address, family));
     }
   }
   const owners = new Map<string, string>();
@@ -175,7 +184,52 @@ export function endingsOf(now: NftState, next: Ruleset, before: NodePlan | undef
   for (const { uid, addresses } of Object.values(before?.workloads ?? {})) {
     for (const address of addresses) if (owners.get(address) !== uid) withdrawn.add(address);
   }
-  return { withdrawn, assigned };
+  return { withdrawn, assigned, partly };
+}
+
+/** Destinations of workloads that are steered to these only. */
+class ServedDestinations {
+  readonly #now: NftState;
+  readonly #next: Ruleset;
+  readonly #plan: NodePlan;
+  readonly #workloads: Map<string, NodeWorkloadEntry>;
+  readonly #sets = new Map<string, PrefixSet>();
+  readonly #changed = new Map<string, boolean>();
+
+  constructor(now: NftState, next: Ruleset, plan: NodePlan) {
+    this.#now = now;
+    this.#next = next;
+    this.#plan = plan;
+    this.#workloads = new Map(
+      Object.values(plan.workloads).flatMap((workload) =>
+        workload.destinations === undefined ? [] : workload.addresses.map((address) => [address, workload] as const),
+      ),
+    );
+  }
+
+  changed(address: string, family: Family): boolean {
+    const workload = this.#workloads.get(address);
+    const name = workload === undefined ? undefined : destinationSetOf(workload, family);
+    if (name === undefined) return false;
+    let changed = this.#changed.get(name);
+    if (changed === undefined) {
+      const was = this.#now.sets.get(name)?.elements;
+      const is = this.#next.sets[name]?.elements ?? new Map<string, string>();
+      changed = was !== undefined && [...is.keys()].some((key) => !was.has(key));
+      this.#changed.set(name, changed);
+    }
+    return changed;
+  }
+
+  of(address: string, family: Family): PrefixSet {
+    const key = this.#workloads.get(address)?.destinations ?? '';
+    let set = this.#sets.get(`${family} ${key}`);
+    if (set === undefined) {
+      set = PrefixSet.of(servedRanges(this.#plan.destinations[key]?.egressIPs ?? [], this.#plan.egressIPs, family));
+      this.#sets.set(`${family} ${key}`, set);
+    }
+    return set;
+  }
 }
 
 function knownOf(ruleset: Ruleset): Set<string> {
@@ -202,13 +256,12 @@ function keepOthers(current: NetState, desired: NetState): NetState {
 /** The ruleset without any source that is not in force already just so: nothing new is let out. */
 function onlyForbidding(now: NftState, next: Ruleset): Ruleset {
   const sets = { ...next.sets };
-  for (const family of families) {
-    for (const name of [`known${family}`, `steer${family}`]) {
-      const set = next.sets[name];
-      const have = now.sets.get(name)?.elements;
-      if (set === undefined) continue;
-      sets[name] = { ...set, elements: new Map([...set.elements].filter(([key, value]) => have?.get(key) === value)) };
-    }
+  const names = families.flatMap((family) => [`known${family}`, `steer${family}`]);
+  for (const name of [...names, ...Object.keys(sets).filter(isWaySet)]) {
+    const set = next.sets[name];
+    const have = now.sets.get(name)?.elements;
+    if (set === undefined) continue;
+    sets[name] = { ...set, elements: new Map([...set.elements].filter(([key, value]) => have?.get(key) === value)) };
   }
   return { ...next, sets };
 }

@@ -5,13 +5,14 @@
  * → steer (-90) → forward → null binding (before the CNI's masquerade). What only the tunnel needs (raw, clamping, the
  * guard of its port) is there if a shard is VXLAN.
  */
-import { createHash } from 'node:crypto';
 import { formatAddress, parseAddress, parsePrefix, prefixRange, type Range } from '../api/address.ts';
 import { NFT_TABLE_NODE, NODE_MARK_HELD, NODE_MARK_MASK, TUNNEL_DEVICE } from '../api/names.ts';
 import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { counterName, type DropReason } from '../api/reasons.ts';
 import { markText, type NftSet, type Ruleset, rangeText } from '../kernel/nft.ts';
+import { Chains, words } from './chains.ts';
+import { Ways } from './ways.ts';
 
 /** Every reason for which a node drops. */
 export const nodeDropReasons = [
@@ -23,12 +24,6 @@ export const nodeDropReasons = [
   'invalid',
   'leak',
 ] as const satisfies readonly DropReason[];
-
-/** nft's words per family. */
-const words = {
-  4: { ip: 'ip', type: 'ipv4_addr', nfproto: 'ipv4' },
-  6: { ip: 'ip6', type: 'ipv6_addr', nfproto: 'ipv6' },
-} as const;
 
 /** Never off-cluster, whatever the plan says: unspecified, loopback, link-local, multicast, broadcast. */
 const neverSteered = [
@@ -73,21 +68,6 @@ export function familyOf(address: string): Family {
   const parsed = parseAddress(address);
   if (!parsed.ok) throw new TypeError(`plan: ${parsed.error}`);
   return parsed.value.family;
-}
-
-/** Chains under construction; a chain's name is its noun and a hash of its rules. */
-class Chains {
-  readonly chains: Ruleset['chains'] = {};
-
-  add(noun: string, rules: string[]): string {
-    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 10)}`;
-    this.chains[name] = { rules };
-    return name;
-  }
-
-  base(name: string, hook: string, target: string): void {
-    this.chains[name] = { hook: `${hook}; policy accept;`, rules: [`jump ${target}`] };
-  }
 }
 
 export interface RulesetInput {
@@ -147,20 +127,15 @@ export function compileRuleset({ plan, settings, workloadInterfaces, mtu, device
       put('gateways', nextHop);
     }
   }
+  const ways = new Ways(plan, chains, sets, (steer) => {
+    if (steer === undefined) return verdictChain.familyless;
+    if (steer === 'drop') return verdictChain.unassigned;
+    return steer === 'bypass' ? verdictChain.bypass : shardChain.get(steer.shard);
+  });
   for (const workload of Object.values(plan.workloads)) {
     for (const address of workload.addresses) {
-      const steer = workload.steer[familyOf(address)];
-      const target =
-        steer === undefined
-          ? verdictChain.familyless
-          : steer === 'drop'
-            ? verdictChain.unassigned
-            : steer === 'bypass'
-              ? verdictChain.bypass
-              : shardChain.get(steer.shard);
-      if (target === undefined) throw new TypeError(`plan: workload ${workload.uid} names a shard that is not there`);
       put('known', address);
-      put('steer', address, `goto ${target}`);
+      put('steer', address, `goto ${ways.of(workload, address, familyOf(address))}`);
     }
   }
 
@@ -168,9 +143,9 @@ export function compileRuleset({ plan, settings, workloadInterfaces, mtu, device
   const vnis = [...new Set(tunnelled.map(([, { vni }]) => vni))].sort((a, b) => a - b);
   if (tunnelled.length > 0) tunnelChains(chains, settings.port, vnis, workloadInterfaces);
   workloadChains(chains, tunnelled.length > 0 ? settings.port : undefined, workloadInterfaces);
-  const ways = new Map(shards.map(([, shard]) => [shard.index, devicesOf(shard)]));
+  const devices = new Map(shards.map(([, shard]) => [shard.index, devicesOf(shard)]));
   sets.ways = { type: 'mark', value: 'verdict', elements: new Map() };
-  forwardChains(chains, tunnelled.length > 0 ? mtu : undefined, ways, sets.ways.elements);
+  forwardChains(chains, tunnelled.length > 0 ? mtu : undefined, devices, sets.ways.elements);
   return {
     family: 'inet',
     table: NFT_TABLE_NODE,

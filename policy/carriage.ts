@@ -5,14 +5,16 @@
  */
 
 import type { Address } from '../api/address.ts';
-import { formatAddress, parseRange } from '../api/address.ts';
+import { formatAddress, formatRange, parseRange } from '../api/address.ts';
 import { isIcmp } from '../api/kinds.ts';
-import type { Egress, GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
+import type { GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import { families } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import type { Decision, Flow } from './decision.ts';
 import type { Destination } from './destination.ts';
+import type { EgressChoice, EgressMap } from './egress.ts';
+import { compileEgress } from './egress.ts';
 import type { Evaluator } from './evaluate.ts';
 import { compilePolicy } from './evaluate.ts';
 
@@ -27,16 +29,22 @@ export interface Carriage {
   evaluator: Evaluator;
   /** undefined: the rules decide. */
   settled(workload: WorkloadEntry, destination: Destination): Settled | undefined;
-  /** undefined: the workload has no address of the destination's family. */
-  decide(workload: WorkloadEntry, destination: Destination): Settled | (Decision & { egress?: Egress }) | undefined;
-  /** What `settled` tells apart, in the form of destinations. */
+  egress: EgressMap;
+  /** undefined: the workload has no address of the destination's family. `egress`: the flow leaves with one of these. */
+  decide(
+    workload: WorkloadEntry,
+    destination: Destination,
+  ): Settled | (Decision & { egress?: EgressChoice }) | undefined;
+  /** What `settled` tells apart, in the form of destinations; for any workload, and beyond that for this one. */
   boundaries: ServiceEntry[];
+  boundariesOf(workload: WorkloadEntry): ServiceEntry[];
 }
 
 export function compileCarriage(plan: GatewayPlan): Carriage {
   if (!('pool' in plan.settings)) throw new TypeError('carriage: the plan has no settings');
   const settings = plan.settings.pool;
   const evaluator = compilePolicy(plan);
+  const egress = compileEgress(plan);
   const guarded = [
     ...Object.values(plan.shards).flatMap(({ nextHops }) => families.flatMap((family) => nextHops[family] ?? [])),
     ...Object.values(plan.gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
@@ -56,25 +64,46 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
     if (tunnelled || sets.guarded.has(address)) return { verdict: 'drop', reason: 'tunnel-port' };
     if (sets.cluster.has(address)) return { verdict: 'bypass', reason: 'clusterCIDRs' };
     if (sets.excluded.has(address)) return { verdict: 'bypass', reason: 'excludedCIDRs' };
-    if (workload.egress[address.family] === undefined) {
-      if (Object.keys(workload.egress).length > 0) return { verdict: 'drop', reason: 'no-egress-ip' };
+    const choice = egress.towards(workload, address);
+    if (choice.addresses.length === 0) {
+      if (choice.assigned) return { verdict: 'drop', reason: 'no-egress-ip' };
       return { verdict: settings.unassigned === 'Drop' ? 'drop' : 'bypass', reason: 'unassigned' };
     }
     return sets.egress.has(address) ? { verdict: 'reject', reason: 'hairpin' } : undefined;
   }
 
+  const served = new Map<string, ServiceEntry[]>();
+  function boundariesOf(workload: WorkloadEntry): ServiceEntry[] {
+    const key = workload.destinations;
+    if (key === undefined) return [];
+    let found = served.get(key);
+    if (found === undefined) {
+      const lists = new Map<string, string[]>();
+      for (const range of families.flatMap((family) => egress.ranges(workload, family))) {
+        const list = lists.get(range.egressIP) ?? [];
+        lists.set(range.egressIP, list);
+        list.push(formatRange(range));
+      }
+      found = [...lists.values()].map((addresses) => ({ addresses, ports: null }));
+      served.set(key, found);
+    }
+    return found;
+  }
+
   return {
     plan,
     evaluator,
+    egress,
     settled,
+    boundariesOf,
     decide(workload, destination) {
       const source = sourceOf(workload, destination.address);
       if (source === undefined) return undefined;
       const early = settled(workload, destination);
       if (early !== undefined) return early;
       const decision = evaluator.decide(flowOf(source, destination));
-      const egress = workload.egress[destination.address.family];
-      return { ...decision, ...(decision.verdict === 'accept' && egress !== undefined && { egress }) };
+      const choice = egress.towards(workload, destination.address);
+      return { ...decision, ...(decision.verdict === 'accept' && { egress: choice }) };
     },
     boundaries: [
       ...[guarded, settings.clusterCIDRs, settings.excludedCIDRs, egressIPs].map((addresses) => ({

@@ -72,6 +72,16 @@ export const rangeText = (options: object = {}) =>
     ...options,
   });
 
+/** A CIDR, or `NAMESPACE/NAME`: no namespace has a dot or a colon, so that neither can be taken for the other (checks.ts). */
+export const destinationText = (options: object = {}) =>
+  Type.String({
+    pattern: `^(${v4}/${length4}|${v6}/${length6}|[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?)$`,
+    minLength: 3,
+    maxLength: 317,
+    expected: 'a CIDR, or NAMESPACE/NAME of an ExternalService',
+    ...options,
+  });
+
 export const oneOf = <Values extends string[]>(values: readonly [...Values], options: object = {}) =>
   Type.Enum<Values>(values, { ...options });
 

@@ -5,7 +5,7 @@
 
 import { Type } from 'typebox';
 import { bandwidthText } from '../bandwidth.ts';
-import { addressText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
+import { addressText, destinationText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
 
 const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${field} cannot be changed` }];
 
@@ -39,7 +39,26 @@ export const egressIPSpec = Type.Object(
     namespaces: Type.Optional(Type.Array(label(), { minItems: 1, maxItems: 256, listType: 'set' })),
     namespaceSelector: Type.Optional(labelSelectorSchema()),
     podSelector: Type.Optional(labelSelectorSchema()),
-    spread: oneOf(['Pod'], { default: 'Pod' }),
+    destinations: Type.Optional(
+      Type.Array(destinationText(), {
+        minItems: 1,
+        maxItems: 256,
+        listType: 'set',
+        description:
+          'CIDRs, and NAMESPACE/NAME of ExternalServices, of which the addresses count; of several EgressIPs the longest prefix wins. Absent: all that no other names',
+      }),
+    ),
+    spread: oneOf(['Pod', 'Connection'], {
+      default: 'Pod',
+      description: 'Of several addresses a pod keeps one, or uses all, by connection',
+    }),
+    maxConnections: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: 10_000,
+        description: 'Connections at once of all its addresses together; what is beyond is dropped',
+      }),
+    ),
     bandwidth: Type.Optional(
       Type.Object(
         {
@@ -66,5 +85,3 @@ export const egressIPSpec = Type.Object(
     ],
   },
 );
-
-export const egressIPAbsent = ['destinations', 'maxConnections'] as const;

@@ -6,7 +6,7 @@
 import { Type } from 'typebox';
 import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
-import { egressIPAbsent, egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
+import { egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, serviceEgressRuleSpec } from './egress-rule.ts';
 import { externalServiceSpec, servicePortAbsent } from './external-service.ts';
 import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
@@ -137,6 +137,7 @@ export const sluiceKinds: readonly KindInfo[] = [
     columns: [
       spec('Pool', 'pool'),
       { name: 'Addresses', type: 'string', jsonPath: '.status.addresses' },
+      { name: 'Destinations', type: 'string', jsonPath: '.spec.destinations', priority: 1 },
       condition('Conflicted'),
       ...states,
     ],
@@ -230,10 +231,9 @@ export const kindScopes: Readonly<Record<KindName, Scope>> = {
  */
 export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
   GatewayPool: { spec: gatewayPoolAbsent },
-  EgressIP: { spec: egressIPAbsent },
   ExternalService: { 'spec.ports[]': servicePortAbsent },
 };
 /** The same for single values of an enum: kind, path of the field, values. */
 export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
-  EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'], 'spec.spread': ['Connection'] },
+  EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'] },
 };

@@ -1,6 +1,7 @@
 /**
- * Which EgressIP serves a pod, and with which of its addresses (design §3). Precedence: one with a podSelector that
- * matches, then one that lists the namespace, then one whose namespaceSelector matches; within that `priority` (lower
+ * Which EgressIPs serve a pod, and with which of their addresses (design §3). Precedence: where an EgressIP has
+ * `destinations`, the longest prefix (policy/egress.ts, which is given the order found here); then one whose podSelector
+ * matches, then one that lists the namespace before one whose namespaceSelector matches; within that `priority` (lower
  * first), age, name. Only an EgressIP of the pod's own gateway pool counts, and only where its EgressIPPool lets the
  * namespace draw. Spread Pod: rendezvous of the pod over the addresses, so that few pods move when one is added.
  */
@@ -8,20 +9,34 @@ import { type EgressIP, type EgressIPPool, type Namespace, objectKey } from '../
 import { type Egress, families, type PerFamily } from '../../api/plan.ts';
 import { matches } from '../../policy/selector.ts';
 import type { Findings } from './condition.ts';
+import type { Destinations } from './destinations.ts';
 import { sameList } from './memo.ts';
 import type { CountedPod } from './pods.ts';
 import { labelsOf, type Pool } from './pools.ts';
 import { rendezvousPick } from './rendezvous.ts';
 
-interface Candidate {
+/** Lower first. WITHOUT_POD is added where there is no podSelector. */
+const LISTED = 0;
+const SELECTED = 1;
+const WITHOUT_POD = 2;
+
+export interface Candidate {
   egressIP: EgressIP;
-  /** 0: podSelector, 1: namespaces, 2: namespaceSelector. */
   rank: number;
+  /** Of one that serves only these. */
+  prefixes?: readonly string[];
 }
 
 /** A candidate with its addresses and their shards; absent: it has none. A value. */
-export interface Serving extends Candidate {
+export interface Serving extends Pick<Candidate, 'egressIP' | 'rank'> {
   addresses: PerFamily<Egress[]> | undefined;
+}
+
+export interface Assignment {
+  /** What serves the pod where no other says otherwise. */
+  otherwise?: Serving;
+  /** Those with destinations, in order of precedence. */
+  destinations: readonly Serving[];
 }
 
 export interface Assigner {
@@ -37,8 +52,10 @@ export function assigner(
   drawPools: ReadonlyMap<string, EgressIPPool>,
   namespaces: readonly Namespace[],
   poolOfNamespace: ReadonlyMap<string, Pool>,
+  destinations: Destinations,
   findings: Findings,
 ): Assigner {
+  const conflicts = new Conflicts();
   const candidates = new Map<string, Candidate[]>();
   const served = new Map<string, number>();
   // Most EgressIPs list their namespaces: those are found by name, and only selectors are tried on each namespace.
@@ -69,14 +86,21 @@ export function assigner(
         findings.add(objectKey(egressIP), 'Programmed', 'False', 'NamespaceNotAllowed', message);
         continue;
       }
-      list.push({ egressIP, rank: spec.podSelector !== undefined ? 0 : listed ? 1 : 2 });
+      const prefixes = destinations.get(egressIP.metadata.name);
+      if (prefixes === null) continue;
+      const rank = (listed ? LISTED : SELECTED) + (spec.podSelector === undefined ? WITHOUT_POD : 0);
+      list.push({ egressIP, rank, ...(prefixes !== undefined && { prefixes }) });
     }
     const age = ({ egressIP }: Candidate): number => ageOf.get(egressIP) ?? 0;
     list.sort((a, b) => a.rank - b.rank || priority(a.egressIP) - priority(b.egressIP) || age(a) - age(b));
-    reportConflicts(name, list, findings);
+    const wholly = list.filter(({ rank }) => rank >= WITHOUT_POD);
+    for (const { object, reason, message } of conflicts.among(`namespace ${name}`, 'NamespaceTaken', wholly)) {
+      findings.conflict(object, reason, message);
+    }
     candidates.set(name, list);
-    const whole = list.findIndex(({ rank }) => rank > 0);
-    for (const { egressIP } of whole === -1 ? list : list.slice(0, whole + 1)) {
+    const whole = list.findIndex(({ rank, prefixes }) => rank >= WITHOUT_POD && prefixes === undefined);
+    for (const [at, { egressIP, prefixes }] of list.entries()) {
+      if (whole !== -1 && at > whole && prefixes === undefined) continue;
       served.set(egressIP.metadata.name, (served.get(egressIP.metadata.name) ?? 0) + 1);
     }
   }
@@ -86,9 +110,29 @@ export function assigner(
   };
 }
 
-/** The EgressIP that a pod leaves with. */
-export const servingOf = (serving: readonly Serving[], { pod }: CountedPod): Serving | undefined =>
-  serving.find(({ egressIP, rank }) => rank > 0 || matches(egressIP.spec.podSelector, pod.metadata.labels));
+/** The EgressIPs that a pod leaves with. */
+export function assignmentOf(serving: readonly Serving[], { pod }: CountedPod): Assignment {
+  const own = serving.filter(
+    ({ egressIP, rank }) => rank >= WITHOUT_POD || matches(egressIP.spec.podSelector, pod.metadata.labels),
+  );
+  const otherwise = own.find(({ egressIP }) => egressIP.spec.destinations === undefined);
+  return {
+    ...(otherwise !== undefined && { otherwise }),
+    destinations: own.filter(({ egressIP }) => egressIP.spec.destinations !== undefined),
+  };
+}
+
+/** Of podSelectors only the pods can tell. */
+export function podConflicts(candidates: readonly Candidate[], pods: readonly CountedPod[]): Conflict[] {
+  const selecting = candidates.filter(({ rank }) => rank < WITHOUT_POD);
+  if (selecting.length < 2) return [];
+  const conflicts = new Conflicts();
+  return pods.flatMap(({ namespace, pod }) => {
+    const { name, labels } = pod.metadata;
+    const chosen = selecting.filter(({ egressIP }) => matches(egressIP.spec.podSelector, labels));
+    return conflicts.among(`pod ${namespace}/${name}`, 'PodTaken', chosen);
+  });
+}
 
 /** By namespace; lists that are what they were are the same lists. */
 export function servingsOf(
@@ -115,18 +159,58 @@ export function servingsOf(
 
 const priority = (egressIP: EgressIP): number => egressIP.spec.priority ?? 1000;
 
+/** An EgressIP that another comes before, though nothing but priority, age or name tells them apart. */
+export interface Conflict {
+  /** Key of the loser. */
+  object: string;
+  reason: 'NamespaceTaken' | 'PodTaken' | 'DestinationTaken';
+  message: string;
+}
+
 /**
- * A more specific EgressIP beside a fallback is how they are meant to be used; two of the same rank that select one
- * namespace as a whole is not, and the loser says who won. (Of podSelectors only the pods could tell.)
+ * A more specific EgressIP beside a fallback is how they are meant to be used; two of the same rank that select the same
+ * for the same destinations are not, and the loser says who won.
  */
-function reportConflicts(namespace: string, list: readonly Candidate[], findings: Findings): void {
-  for (const rank of [1, 2]) {
-    const [winner, ...losers] = list.filter((candidate) => candidate.rank === rank);
-    if (winner === undefined) continue;
-    for (const { egressIP } of losers) {
-      const message = `namespace ${namespace} is served by EgressIP ${winner.egressIP.metadata.name}`;
-      findings.conflict(objectKey(egressIP), 'NamespaceTaken', message);
+class Conflicts {
+  /** By winner and loser: a prefix that both name. */
+  readonly #common = new Map<string, string | undefined>();
+  /** Namespaces and pods with the same EgressIPs have the same conflicts, of which one is shown. */
+  readonly #seen = new Set<string>();
+
+  /** `list` in order of precedence; `what` it is that all of them select. */
+  among(what: string, reason: 'NamespaceTaken' | 'PodTaken', list: readonly Candidate[]): Conflict[] {
+    if (list.length < 2) return [];
+    const all = list.map(({ egressIP, rank }) => `${rank} ${egressIP.metadata.name}`).join(' ');
+    if (this.#seen.has(all)) return [];
+    this.#seen.add(all);
+    return list.flatMap((loser, at): Conflict[] => {
+      const object = objectKey(loser.egressIP);
+      for (const winner of list.slice(0, at)) {
+        if (winner.rank !== loser.rank) continue;
+        const { name } = winner.egressIP.metadata;
+        if (winner.prefixes === undefined && loser.prefixes === undefined) {
+          return [{ object, reason, message: `${what} is served by EgressIP ${name}` }];
+        }
+        const prefix = this.#commonPrefix(winner, loser);
+        if (prefix === undefined) continue;
+        const message = `destination ${prefix} of ${what} is served by EgressIP ${name}`;
+        return [{ object, reason: 'DestinationTaken', message }];
+      }
+      return [];
+    });
+  }
+
+  #commonPrefix(winner: Candidate, loser: Candidate): string | undefined {
+    if (winner.prefixes === undefined || loser.prefixes === undefined) return undefined;
+    const key = `${winner.egressIP.metadata.name} ${loser.egressIP.metadata.name}`;
+    if (!this.#common.has(key)) {
+      const taken = new Set(winner.prefixes);
+      this.#common.set(
+        key,
+        loser.prefixes.find((prefix) => taken.has(prefix)),
+      );
     }
+    return this.#common.get(key);
   }
 }
 

@@ -10,6 +10,7 @@ import type { Assigner, Serving } from './assign.ts';
 import type { CarriedNamespace } from './carried.ts';
 import { ClusterRuleIndex } from './cluster-rules.ts';
 import type { Findings } from './condition.ts';
+import { DestinationIndex } from './destinations.ts';
 import { RedirectBans } from './forbidden.ts';
 import { ServedIndex } from './loss.ts';
 import { Memo, type Part, Union } from './memo.ts';
@@ -67,6 +68,7 @@ export class PlanParts {
   readonly warnings = new Memo<Warning[]>();
   readonly pools = new Memo<ReturnType<typeof poolsOf> & { findings: Findings }>();
   readonly addresses = new AddressPlanner();
+  readonly destinations = new DestinationIndex();
   readonly assigner = new Memo<{ assign: Assigner; findings: Findings }>();
   readonly servings = new Memo<Map<string, readonly Serving[]>>();
   readonly pods = new PodIndex();
@@ -84,6 +86,7 @@ export class PlanParts {
   readonly releases = new Map<string, { from: readonly unknown[]; releases: Releases }>();
   /** As the last run left it. */
   released: PlannerMemory['released'] | undefined;
+  shared: PlannerMemory['shared'] | undefined;
   readonly nodes = new NodeIndex();
   /** How many count. */
   readonly podsOfNode = new Map<string, number>();

@@ -3,11 +3,21 @@
  * what of that a gateway's plan has. Nothing here depends on another namespace. With the last result at hand only what
  * something changed for is made again, and what comes out equal is the same object.
  */
-import { contexts, type GroupEntry, type RuleEntry, type ServiceEntry, type WorkloadEntry } from '../../api/plan.ts';
+import {
+  contexts,
+  type DestinationTable,
+  type EgressIPEntry,
+  type GroupEntry,
+  type RuleEntry,
+  type ServiceEntry,
+  type WorkloadEntry,
+} from '../../api/plan.ts';
 import type { AdmittedRules, BoundRule } from '../../policy/admit.ts';
 import { bindingHolds, bindNamespace, type NamespaceBinding, type Surroundings } from '../../policy/bind-namespace.ts';
 import { serviceName } from '../../policy/reference.ts';
-import { egressOf, type Serving, servingOf } from './assign.ts';
+import { type Assigner, assignmentOf, podConflicts, type Serving } from './assign.ts';
+import { Findings } from './condition.ts';
+import { leaves, NamespaceEgress } from './egress.ts';
 import { divided, hasLimits, limitShards } from './limits.ts';
 import { type Part, sameList, sameRecord } from './memo.ts';
 import type { NamespaceObjects } from './objects.ts';
@@ -38,6 +48,7 @@ export interface CarriedNamespace {
   workloads: Part<WorkloadEntry>;
   /** Those of them that have an egress IP. */
   served: number;
+  tables: Part<DestinationTable>;
   groups: Part<GroupEntry>;
   rules: Part<RuleEntry>;
   services: Part<ServiceEntry>;
@@ -65,22 +76,24 @@ export function carryNamespace(
     same('pods', 'pool', 'serving') &&
     binding.groupOf === last?.binding.groupOf &&
     binding.servicesOf === last.binding.servicesOf;
-  const { workloads, assigned, served } = sameWorkloads ? last : workloadsOf(state, binding, last);
+  const egress = sameWorkloads ? last : workloadsOf(state, binding, last);
+  const { workloads, assigned, served, tables } = egress;
   const own = binding.own;
   if (
     last !== undefined &&
-    same('pool', 'limited', 'limitedServices') &&
+    // Of addresses that are spread over, a workload says nothing.
+    same('pool', 'limited', 'limitedServices', 'serving') &&
     workloads === last.workloads &&
     binding.groups === last.binding.groups &&
     own === last.binding.own
   ) {
-    return { ...last, state, binding, assigned, served };
+    return { ...last, state, binding, assigned, served, tables };
   }
   const groups = state.pool === undefined ? {} : binding.groups;
   const rules = { ...own.namespace.rules, ...own.service.rules };
   const services = { ...own.namespace.services, ...own.service.services };
   const named = { ...services, ...state.limitedServices };
-  const shards = limitsIn(state, { ...rules, ...state.limited }, named, workloads, groups);
+  const shards = limitsIn(state, { ...rules, ...state.limited }, named, workloads, groups, tables);
   const used = new Set(Object.values(groups).flatMap((group) => contexts.flatMap((context) => group.rules[context])));
   const [ownRules, clusterIds] = [Object.keys(rules).filter((id) => used.has(id)), [] as string[]];
   for (const id of used) if (!Object.hasOwn(rules, id)) clusterIds.push(id);
@@ -91,6 +104,7 @@ export function carryNamespace(
     assigned,
     workloads,
     served,
+    tables,
     groups,
     rules: sameRecord(last?.rules, Object.fromEntries(entries)),
     services: sameRecord(last?.services, servicesOf(entries, services)),
@@ -114,7 +128,8 @@ function workloadsOf(
   { pods, pool, serving }: NamespaceState,
   binding: NamespaceBinding,
   last: CarriedNamespace | undefined,
-): Pick<CarriedNamespace, 'workloads' | 'assigned' | 'served'> {
+): Pick<CarriedNamespace, 'workloads' | 'assigned' | 'served' | 'tables'> {
+  const egress = new NamespaceEgress();
   const workloads: Record<string, WorkloadEntry> = {};
   const assigned = new Set<string>();
   let served = 0;
@@ -122,10 +137,9 @@ function workloadsOf(
     const { uid, namespace, node, addresses } = counted;
     const group = binding.groupOf.get(uid);
     if (group === undefined) continue;
-    const by = servingOf(serving, counted);
-    if (by !== undefined) assigned.add(uid);
-    const egress = egressOf(counted, by?.addresses);
-    if (egress[4] !== undefined || egress[6] !== undefined) served++;
+    const assignment = assignmentOf(serving, counted);
+    if (assignment.otherwise !== undefined) assigned.add(uid);
+    if (leaves(assignment)) served++;
     workloads[uid] = {
       namespace,
       name: counted.pod.metadata.name,
@@ -134,23 +148,34 @@ function workloadsOf(
       services: binding.servicesOf.get(uid) ?? [],
       addresses,
       group,
-      egress,
+      ...egress.fieldsOf(counted, assignment),
     };
   }
   const unchanged =
     last !== undefined && last.assigned.size === assigned.size && [...assigned].every((uid) => last.assigned.has(uid));
-  return { workloads: sameRecord(last?.workloads, workloads), assigned: unchanged ? last.assigned : assigned, served };
+  return {
+    workloads: sameRecord(last?.workloads, workloads),
+    assigned: unchanged ? last.assigned : assigned,
+    served,
+    tables: sameRecord(last?.tables, egress.tables),
+  };
 }
 
 function limitsIn(
-  { pool }: NamespaceState,
+  { pool, serving }: NamespaceState,
   rules: Part<RuleEntry>,
   services: Part<ServiceEntry>,
   workloads: Part<WorkloadEntry>,
   groups: Part<GroupEntry>,
+  destinations: Part<DestinationTable>,
 ): Map<string, string[]> {
   if (pool === undefined || !Object.values(rules).some((rule) => hasLimits(rule, services))) return new Map();
-  return new Map(limitShards(new Map([[pool, { workloads }]]), { rules, groups, services }));
+  const egressIPs = serving.map(({ egressIP: { metadata, spec }, addresses = {} }): [string, EgressIPEntry] => [
+    metadata.name,
+    spec.spread === 'Connection' ? { spread: addresses } : {},
+  ]);
+  const plan = { workloads, destinations, egressIPs: Object.fromEntries(egressIPs) };
+  return new Map(limitShards(new Map([[pool, plan]]), { rules, groups, services }));
 }
 
 /** Of the rules that a plan has, the services that it has. */
@@ -184,4 +209,14 @@ export function vetoesOf(
     }
   }
   return sameRecord(last, vetoes);
+}
+
+/** Conflicts of EgressIPs that only pods tell. */
+export function podFindings(assign: Assigner, carried: readonly CarriedNamespace[]): Findings {
+  const findings = new Findings();
+  for (const { state } of carried) {
+    const conflicts = podConflicts(assign.candidates(state.objects.name), state.pods.counted);
+    for (const { object, reason, message } of conflicts) findings.conflict(object, reason, message);
+  }
+  return findings;
 }

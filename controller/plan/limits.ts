@@ -1,4 +1,5 @@
 /**
+/**
  * Limits: over which shards each is divided, and what status tells of that. A limit counts the sources of a rule or of a
  * port together, wherever their egress IPs are; a gateway sees those of the shards that it holds.
  */
@@ -6,12 +7,14 @@ import { parseBandwidth } from '../../api/bandwidth.ts';
 import type { EgressIP, ExternalService } from '../../api/kinds.ts';
 import {
   contexts,
+  type EgressBandwidth,
   type EgressIPEntry,
   families,
   type GatewayPlan,
   type RuleEntry,
   type ServiceEntry,
 } from '../../api/plan.ts';
+import { compileEgress } from '../../policy/egress.ts';
 import { allLimitFields, divideLimit } from '../../policy/limits.ts';
 import type { Part } from './memo.ts';
 
@@ -19,7 +22,7 @@ import type { Part } from './memo.ts';
 export type LimitShards = ReadonlyMap<string, string[]>;
 
 export function limitShards(
-  plans: ReadonlyMap<string, Pick<GatewayPlan, 'workloads'>>,
+  plans: ReadonlyMap<string, Pick<GatewayPlan, 'workloads' | 'egressIPs' | 'destinations'>>,
   { rules, groups, services }: Pick<GatewayPlan, 'rules' | 'groups' | 'services'>,
 ): LimitShards {
   const found = new Map<string, Set<string>>();
@@ -42,12 +45,15 @@ export function limitShards(
     if (rule === undefined) return [];
     return [...(rule.limits === undefined ? [] : [id]), ...limitedServices(rule, services).map(portsKey)];
   }
-  for (const [pool, { workloads }] of plans) {
-    for (const { group, egress } of Object.values(workloads)) {
-      for (const set of ofGroup(group)) {
-        for (const family of families) {
-          const shard = egress[family]?.shard;
-          if (shard !== undefined) set.add(`${pool}/${shard}`);
+  for (const [pool, gatewayPlan] of plans) {
+    const egress = compileEgress(gatewayPlan);
+    for (const workload of Object.values(gatewayPlan.workloads)) {
+      const sets = ofGroup(workload.group);
+      if (sets.length === 0) continue;
+      const used = families.flatMap((family) => egress.everything(workload, family));
+      for (const set of sets) {
+        for (const { shard } of used) {
+          set.add(`${pool}/${shard}`);
         }
       }
     }
@@ -115,23 +121,19 @@ export function clusterLimitShards(
   return new Map([...shards].map(([name, set]) => [name, [...set].sort()]));
 }
 
-/** What the plan of its pool says of an EgressIP with these addresses; undefined: nothing. */
-export function egressIPEntry(
+/** What a plan says of an EgressIP's bandwidth; undefined: nothing. `shards`: `pool/shard` of its addresses. */
+export function egressBandwidthOf(
   { spec }: EgressIP,
-  addresses: string[],
-  pool: string,
-  shardOf: ReadonlyMap<string, string>,
-): EgressIPEntry | undefined {
+  addresses: readonly string[],
+  shards: string[],
+): EgressBandwidth | undefined {
   const { egress, ingress } = spec.bandwidth ?? {};
   if (egress === undefined && ingress === undefined) return undefined;
-  const shards = new Set(addresses.flatMap((address) => shardOf.get(address) ?? []));
   return {
-    bandwidth: {
-      ...(egress !== undefined && { egress: parseBandwidth(egress) }),
-      ...(ingress !== undefined && { ingress: parseBandwidth(ingress) }),
-      addresses: [...addresses].sort(),
-      shards: [...shards].map((shard) => `${pool}/${shard}`).sort(),
-    },
+    ...(egress !== undefined && { egress: parseBandwidth(egress) }),
+    ...(ingress !== undefined && { ingress: parseBandwidth(ingress) }),
+    addresses: [...addresses].sort(),
+    shards,
   };
 }
 
@@ -156,8 +158,10 @@ export function portFacts({ spec }: ExternalService, shards: readonly string[] =
 }
 
 /** `status.limits` of an EgressIP. */
-export function egressFacts({ bandwidth }: EgressIPEntry = {}): Record<string, unknown> {
-  return bandwidth === undefined ? {} : { limits: divisionOf(bandwidth, ['egress', 'ingress'], bandwidth.shards) };
+export function egressFacts({ bandwidth, limits }: EgressIPEntry = {}): Record<string, unknown> {
+  const shards = (limits ?? bandwidth)?.shards;
+  if (shards === undefined) return {};
+  return { limits: divisionOf({ ...limits, ...bandwidth }, ['maxConnections', 'egress', 'ingress'], shards) };
 }
 
 function divisionOf<Field extends string>(

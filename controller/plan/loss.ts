@@ -4,8 +4,9 @@
  * their namespace replace (a rollout) are no loss. Pure.
  */
 import { createHash } from 'node:crypto';
-import type { GatewayPlan, NodePlan, NodeWorkloadEntry } from '../../api/plan.ts';
-import type { PlannerMemory } from './memory.ts';
+import { families, type GatewayPlan, type NodePlan, type NodeWorkloadEntry } from '../../api/plan.ts';
+import type { PlannerMemory, Shared } from './memory.ts';
+import { sharedOf } from './release-shared.ts';
 
 /** Namespace → workloads that have an egress IP. */
 export type Served = ReadonlyMap<string, number>;
@@ -127,9 +128,19 @@ export interface InForce {
 }
 
 /** Whether a node's entry is one of the pool's. Of a plan that is not known, those that are steered to its shards. */
-export function isOf({ pool, plan }: Pick<InForce, 'pool' | 'plan'>, uid: string, entry: NodeWorkloadEntry): boolean {
+export function isOf(
+  { pool, plan }: Pick<InForce, 'pool' | 'plan'>,
+  uid: string,
+  entry: NodeWorkloadEntry,
+  shared: Shared,
+): boolean {
   if (plan?.workloads[uid] !== undefined) return true;
-  return Object.values(entry.steer).some((way) => typeof way === 'object' && way.shard.startsWith(`${pool}/`));
+  const ways = [entry.steer, ...Object.values(entry.elsewhere ?? {})].flatMap((perFamily) => Object.values(perFamily));
+  const single = ways.flatMap((way) => (typeof way === 'object' && 'shard' in way ? way.shard : []));
+  const spread = Object.values(sharedOf([entry], shared).egressIPs).flatMap(({ spread: perFamily = {} }) =>
+    families.flatMap((family) => perFamily[family] ?? []),
+  );
+  return [...single, ...spread].some((shard) => shard.startsWith(`${pool}/`));
 }
 
 /**
@@ -140,15 +151,17 @@ export function keepInNode(was: NodePlan | undefined, next: NodePlan, pool: InFo
   const workloads: NodePlan['workloads'] = {};
   const taken = new Set<string>();
   for (const [uid, entry] of Object.entries(next.workloads)) {
-    if (was?.workloads[uid] !== undefined && isOf(pool, uid, was.workloads[uid])) continue;
+    if (was?.workloads[uid] !== undefined && isOf(pool, uid, was.workloads[uid], was)) continue;
     if (was?.workloads[uid] === undefined && (pool.served.get(entry.namespace) ?? 0) > 0) continue;
     workloads[uid] = entry;
     for (const address of entry.addresses) taken.add(address);
   }
   if (was === undefined) return { ...next, workloads };
+  const kept: NodePlan['workloads'] = {};
   for (const [uid, entry] of Object.entries(was.workloads)) {
-    if (isOf(pool, uid, entry) && !entry.addresses.some((address) => taken.has(address))) workloads[uid] = entry;
+    if (isOf(pool, uid, entry, was) && !entry.addresses.some((address) => taken.has(address))) kept[uid] = entry;
   }
+  Object.assign(workloads, kept);
   const shards = { ...next.shards };
   for (const [key, shard] of Object.entries(was.shards)) if (key.startsWith(`${pool.pool}/`)) shards[key] = shard;
   return {
@@ -156,6 +169,16 @@ export function keepInNode(was: NodePlan | undefined, next: NodePlan, pool: InFo
     shards,
     gateways: { ...next.gateways, ...(pool.plan?.gateways ?? was.gateways) },
     workloads,
+    ...keepShared(was, next, Object.values(kept)),
+  };
+}
+
+/** What the entries that are kept name, as it was. */
+function keepShared(was: Shared, next: Shared, kept: NodeWorkloadEntry[]): Shared {
+  const { egressIPs, destinations } = sharedOf(kept, was);
+  return {
+    egressIPs: { ...next.egressIPs, ...egressIPs },
+    destinations: { ...next.destinations, ...destinations },
   };
 }
 
@@ -176,13 +199,18 @@ export function keepInMemory(was: PlannerMemory, next: PlannerMemory, pool: InFo
     (_, { pool: from, releasedAt }) => releasedAt === undefined && pool.egressIPPools.includes(from),
   );
   const released = Object.entries(was.released).flatMap(([node, pods]) => {
-    const own = kept(pods, (uid, { entry }) => isOf(pool, uid, entry));
+    const own = kept(pods, (uid, { entry }) => isOf(pool, uid, entry, was.shared));
     return Object.keys(own).length === 0 ? [] : [[node, { ...next.released[node], ...own }] as const];
   });
   return {
     allocations: { ...next.allocations, ...inUse },
     shardIndices: next.shardIndices,
     released: { ...next.released, ...Object.fromEntries(released) },
+    shared: keepShared(
+      was.shared,
+      next.shared,
+      released.flatMap(([, pods]) => Object.values(pods).map(({ entry }) => entry)),
+    ),
     lastServices: { ...was.lastServices, ...next.lastServices },
     gatewayAddresses: { ...was.gatewayAddresses, ...next.gatewayAddresses },
   };

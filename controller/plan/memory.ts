@@ -3,7 +3,7 @@
  * objects: who was given which address, when an address was given back, shard numbers, which pods are released, and
  * the last lists that drop and reject rules enforced. Plain JSON; a file that does not hold it is read as empty.
  */
-import type { NodeWorkloadEntry, ServiceEntry } from '../../api/plan.ts';
+import type { NodePlan, NodeWorkloadEntry, ServiceEntry } from '../../api/plan.ts';
 import { isRecord } from '../../api/plan-delta.ts';
 
 /** An address that is given out, or was and is in quarantine. Keyed by canonical address. */
@@ -22,12 +22,16 @@ export interface Release {
   entry: NodeWorkloadEntry;
 }
 
+/** What the entries of released pods name: as nodes have it. */
+export type Shared = Pick<NodePlan, 'egressIPs' | 'destinations'>;
+
 export interface PlannerMemory {
   allocations: Record<string, Allocation>;
   /** `pool/shard` → 1 to 253. Shards that are gone keep their number until it is needed. */
   shardIndices: Record<string, number>;
   /** By node and uid, so that a change at one node is a small part of it all. */
   released: Record<string, Record<string, Release>>;
+  shared: Shared;
   lastServices: Record<string, ServiceEntry>;
   /** Own addresses that a gateway or node last reported, so that plans do not change when it disconnects. */
   gatewayAddresses: Record<string, string[]>;
@@ -37,6 +41,7 @@ export const emptyMemory = (): PlannerMemory => ({
   allocations: {},
   shardIndices: {},
   released: {},
+  shared: { egressIPs: {}, destinations: {} },
   lastServices: {},
   gatewayAddresses: {},
 });
@@ -44,6 +49,8 @@ export const emptyMemory = (): PlannerMemory => ({
 /** Shape check of our own file: enough that a damaged one cannot crash the planner. */
 export function readMemory(input: unknown): PlannerMemory | undefined {
   if (!isRecord(input)) return undefined;
+  // Of before there was anything to share.
+  input.shared ??= emptyMemory().shared;
   const names = Object.keys(emptyMemory()) as (keyof PlannerMemory)[];
   if (!names.every((name) => isRecord(input[name]))) return undefined;
   const memory = input as unknown as PlannerMemory;
@@ -51,6 +58,8 @@ export function readMemory(input: unknown): PlannerMemory | undefined {
     Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
     Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
     isReleased(memory.released) &&
+    isRecord(memory.shared.egressIPs) &&
+    isRecord(memory.shared.destinations) &&
     Object.values(memory.gatewayAddresses).every(Array.isArray);
   return sound ? memory : undefined;
 }

@@ -5,20 +5,20 @@
  * pool-plan, release, status. Of a change in one namespace that one is planned again, and the rest is looked over.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import { type EgressIP, type Node, objectKey } from '../../api/kinds.ts';
+import { type Node, objectKey } from '../../api/kinds.ts';
 import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
-import { type EgressIPEntry, families, type GatewayPlan, type NodeEntry, type NodePlan } from '../../api/plan.ts';
+import type { GatewayPlan, NodeEntry, NodePlan } from '../../api/plan.ts';
 import { type AdmittedRules, stable } from '../../policy/admit.ts';
 import { type Binding, bindCluster, joinBindings } from '../../policy/bind.ts';
 import type { Surroundings } from '../../policy/bind-namespace.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
 import { lendsServices, serviceCatalog } from '../../policy/reference.ts';
-import type { PlannedAddresses } from './addresses.ts';
 import { assigner, servingsOf } from './assign.ts';
 import { PlanCache, type PlanParts } from './cache.ts';
-import { type CarriedNamespace, carryNamespace, vetoesOf } from './carried.ts';
+import { type CarriedNamespace, carryNamespace, podFindings, vetoesOf } from './carried.ts';
 import { Findings, type Status } from './condition.ts';
-import { clusterLimitShards, egressIPEntry, hasLimits } from './limits.ts';
+import { egressEntries, shardsOf } from './egress.ts';
+import { clusterLimitShards, hasLimits } from './limits.ts';
 import type { Served } from './loss.ts';
 import { type Part, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
@@ -27,6 +27,7 @@ import type { Peers } from './peers.ts';
 import { PoolPlan } from './pool-plan.ts';
 import { modeOf, type Pool, poolsOf } from './pools.ts';
 import { type NodeSurroundings, nodePlanFor, nodeSurroundings, releases } from './release.ts';
+import { releasedShared, type SharedInput, sameShared, sharedBy, sharedByAll } from './release-shared.ts';
 import { compareText, type Snapshot } from './snapshot.ts';
 import { statusesOf } from './status.ts';
 import { type WebhookTarget, webhooksOf } from './webhooks.ts';
@@ -99,10 +100,12 @@ function planned(
   const { poolOfNamespace } = found;
   const addresses = parts.addresses.look(objects, found.pools, memory, peers, now);
   const { pools, allocation, shardOf, placed, gatewayPoolOf } = addresses;
-  const assigned = parts.assigner.get([egressIPs, drawPools, namespaces, poolOfNamespace], () => {
+  const { destinations, findings: destinationFindings } = parts.destinations.look(objects, lists);
+  const entries = egressEntries(egressIPs, placed, destinations, (egressIP) => gatewayPoolOf(egressIP)?.name ?? '');
+  const assigned = parts.assigner.get([egressIPs, drawPools, namespaces, poolOfNamespace, destinations], () => {
     const findings = new Findings();
     const drawPoolOf = new Map(drawPools.map((pool) => [pool.metadata.name, pool]));
-    return { assign: assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, findings), findings };
+    return { assign: assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, destinations, findings), findings };
   });
   const { assign } = assigned;
   const servings = parts.servings.get([assign, placed, namespaces], (last) =>
@@ -147,7 +150,6 @@ function planned(
   // Pools.
   const limitShards = clusterLimitShards(carried, parts.limited);
   const nodeEntries = parts.nodeEntries.get([objects.Node], (last) => sameRecord(last, nodesOf(objects.Node)));
-  const entries = egressIPEntries(egressIPs, addresses);
   const plans = new Map<string, GatewayPlan>();
   for (const { name, settings, gateways, shards } of pools) {
     const fixed = {
@@ -166,9 +168,17 @@ function planned(
   warnings.push(...withoutNode(parts, carried, nodeEntries));
 
   // Nodes: what is released.
-  const held = releaseAll(parts, carried, pools, memory, peers);
+  const sharing: SharedInput = {
+    plans,
+    shards: new Set(pools.flatMap(({ name, shards }) => Object.keys(shards).map((shard) => `${name}/${shard}`))),
+    shardsOf: (egressIP) => shardsOf(placed.get(egressIP)),
+    peers,
+    shared: memory.shared,
+  };
+  const held = releaseAll(parts, carried, pools, memory, sharing);
   parts.released = parts.nodes.released();
-  const nodes = nodePlans(parts, nodeEntries, pools, peers);
+  parts.shared = sameShared(memory.shared, sharedByAll(parts.nodes, releasedShared(sharing)));
+  const nodes = nodePlans(parts, nodeEntries, pools, peers, parts.shared);
 
   const vetoes = vetoesOf([cluster], parts.clusterVetoes);
   parts.vetoes.replace(parts.clusterVetoes, vetoes);
@@ -183,8 +193,11 @@ function planned(
     served: parts.served.look(),
     nodes,
     get statuses() {
-      const findings = Findings.join([found.findings, addresses.findings, assigned.findings]);
-      const input = { objects, lists, pools, plans, peers, allocation, shardOf, gatewayPoolOf, assign, cluster };
+      const contested = podFindings(assign, carried);
+      const all = [found.findings, addresses.findings, destinationFindings, assigned.findings, contested];
+      const findings = Findings.join(all);
+      const where = { allocation, shardOf, gatewayPoolOf, assign };
+      const input = { objects, lists, pools, plans, peers, ...where, cluster };
       const more = { namespaces: carried, webhooks, limitShards, findings, history: parts.history };
       statuses ??= statusesOf({ ...input, ...more }, parts.statuses);
       return statuses;
@@ -194,6 +207,7 @@ function planned(
       allocations: allocation.allocations,
       shardIndices: sameRecord(memory.shardIndices, found.indices),
       released: parts.released,
+      shared: parts.shared,
       lastServices: parts.vetoes.record,
       gatewayAddresses: addresses.gatewayAddresses,
     },
@@ -259,24 +273,6 @@ function count(counts: Map<string, number>, key: string, by: number): void {
   else counts.set(key, now);
 }
 
-/** By pool: what plans say of EgressIPs beyond who has which address. */
-function egressIPEntries(
-  egressIPs: readonly EgressIP[],
-  { allocation, shardOf, gatewayPoolOf }: PlannedAddresses,
-): Map<string, Record<string, EgressIPEntry>> {
-  const entries = new Map<string, Record<string, EgressIPEntry>>();
-  for (const egressIP of egressIPs) {
-    if (egressIP.spec.bandwidth === undefined) continue;
-    const pool = gatewayPoolOf(egressIP)?.name ?? '';
-    const { name } = egressIP.metadata;
-    const addresses = allocation.addresses.get(name) ?? {};
-    const list = families.flatMap((family) => addresses[family] ?? []);
-    const entry = egressIPEntry(egressIP, list, pool, shardOf);
-    if (entry !== undefined) entries.set(pool, { ...entries.get(pool), [name]: entry });
-  }
-  return entries;
-}
-
 function withoutNode(parts: PlanParts, carried: readonly CarriedNamespace[], nodes: Part<NodeEntry>): Warning[] {
   const missing = new Set([...parts.podsOfNode.keys()].filter((node) => !Object.hasOwn(nodes, node)));
   if (missing.size === 0) return [];
@@ -295,23 +291,22 @@ function releaseAll(
   parts: PlanParts,
   carried: readonly CarriedNamespace[],
   pools: readonly Pool[],
-  memory: PlannerMemory,
-  peers: Peers,
+  { released }: PlannerMemory,
+  sharing: SharedInput,
 ): number {
   const poolByName = new Map(pools.map((pool) => [pool.name, pool]));
-  const shards = new Set(pools.flatMap(({ name, shards }) => Object.keys(shards).map((shard) => `${name}/${shard}`)));
-  const { released } = memory;
   let held = 0;
   for (const { state, workloads, assigned } of carried) {
     const { name } = state.objects;
     const pods = state.pods.counted;
     const pool = poolByName.get(state.pool ?? '');
-    const from = [pods, workloads, assigned, pool?.name, pool?.settings.unassigned];
+    // Where addresses are spread over, it is their families that a workload does not tell.
+    const from = [pods, workloads, assigned, pool?.name, pool?.settings.unassigned, state.serving];
     const last = parts.releases.get(name);
     // Where nobody waits, and what is remembered is what came out last, no gateway has anything to say.
     const settled = released === parts.released && last?.releases.held === 0 && sameItems(last.from, from);
     if (settled) continue;
-    const made = releases({ pods, pool, assigned, workloads, shards, peers, released });
+    const made = releases({ ...sharing, pods, pool, assigned, workloads, released });
     const now = { ...made, released: sameRecord(last?.releases.released, made.released) };
     held += now.held;
     parts.nodes.replace(last?.releases, now);
@@ -325,16 +320,18 @@ function nodePlans(
   entries: Part<NodeEntry>,
   pools: readonly Pool[],
   peers: Peers,
+  shared: PlannerMemory['shared'],
 ): Map<string, NodePlan> {
   const around = parts.nodeSurroundings.get([pools], (last) => sameSurroundings(last, nodeSurroundings(pools)));
   const plans = new Map<string, NodePlan>();
   for (const node of new Set([...Object.keys(entries), ...parts.podsOfNode.keys(), ...peers.nodes.keys()])) {
     const [podCIDRs, workloads] = [entries[node]?.podCIDRs ?? nothing, parts.nodes.workloads(node)];
-    const from = [around, podCIDRs, workloads];
+    const from = [around, podCIDRs, workloads, shared];
     const last = parts.nodePlans.get(node);
     let plan = last?.plan;
     if (plan === undefined || !sameItems(last?.from ?? [], from)) {
-      const made = nodePlanFor(node, [...podCIDRs], around, workloads);
+      const own = sameShared(plan, sharedBy(workloads, shared));
+      const made = nodePlanFor(node, [...podCIDRs], around, workloads, own);
       made.settings = stable(plan?.settings, made.settings);
       if (plan === undefined || !sameItems(Object.values(plan), Object.values(made))) plan = made;
     }

@@ -2,7 +2,14 @@
  * A pool's plan, put together from what its namespaces add, with the rules of the cluster that these use and the services
  * that those name. What nothing changed for is the same object from plan to plan, the whole plan too.
  */
-import type { GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import type {
+  DestinationTable,
+  GatewayPlan,
+  GroupEntry,
+  RuleEntry,
+  ServiceEntry,
+  WorkloadEntry,
+} from '../../api/plan.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import { stable } from '../../policy/admit.ts';
 import { type CarriedNamespace, servicesOf } from './carried.ts';
@@ -14,6 +21,7 @@ export class PoolPlan {
   readonly #groups = new Union<GroupEntry>();
   readonly #rules = new Union<RuleEntry>();
   readonly #services = new Union<ServiceEntry>();
+  readonly #tables = new Union<DestinationTable>();
   /** Id of a rule of the cluster → how many namespaces use it. */
   readonly #uses = new Map<string, number>();
   #cluster: { rules: Part<RuleEntry>; services: Part<ServiceEntry> } | undefined;
@@ -25,15 +33,10 @@ export class PoolPlan {
     this.#groups.replace(before?.groups, now?.groups);
     this.#rules.replace(before?.rules, now?.rules);
     this.#services.replace(before?.services, now?.services);
+    this.#tables.replace(before?.tables, now?.tables);
     if (before?.usedClusterRules === now?.usedClusterRules) return;
-    for (const id of before?.usedClusterRules ?? []) this.#use(id, -1);
-    for (const id of now?.usedClusterRules ?? []) this.#use(id, 1);
-  }
-
-  #use(id: string, by: number): void {
-    const uses = (this.#uses.get(id) ?? 0) + by;
-    if (uses === 0) this.#uses.delete(id);
-    else this.#uses.set(id, uses);
+    for (const id of before?.usedClusterRules ?? []) use(this.#uses, id, -1);
+    for (const id of now?.usedClusterRules ?? []) use(this.#uses, id, 1);
   }
 
   /** After all replacements. `fixed`: what is the same whatever the namespaces are. */
@@ -58,6 +61,7 @@ export class PoolPlan {
       settings: stable(this.#plan?.settings, fixed.settings),
       egressIPs: sameRecord(this.#plan?.egressIPs, fixed.egressIPs),
       workloads: this.#workloads.record,
+      destinations: this.#tables.record,
       groups: this.#groups.record,
       rules: this.#rules.record,
       services: this.#divided(this.#services.record, shardsOfLimits),
@@ -70,4 +74,10 @@ export class PoolPlan {
     const divided = dividedPorts(services, shards);
     return divided === services ? services : sameRecord(this.#plan?.services, divided);
   }
+}
+
+function use(uses: Map<string, number>, key: string, by: number): void {
+  const now = (uses.get(key) ?? 0) + by;
+  if (now === 0) uses.delete(key);
+  else uses.set(key, now);
 }

@@ -1,10 +1,11 @@
 /**
- * Node plans. A pod's presence there is its release (design §6): steered to a shard only once the gateway that holds
- * the shard has acknowledged a plan with exactly this entry. Until then a new pod is absent (the node holds its
+ * Node plans. A pod's presence there is its release (design §6): steered to a shard only once the gateways that
+ * hold the shards it may be led to have acknowledged a plan with exactly this entry. Until then a new pod is absent (the node holds its
  * packets), and a pod that was steered before keeps its old steering, except that a family which may no longer leave
  * is dropped at once. A release is remembered, so that a restart of the controller withdraws nothing.
  */
 import {
+  type Egress,
   families,
   type NodePlan,
   type NodeSettings,
@@ -14,13 +15,14 @@ import {
   type WorkloadEntry,
 } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
+import { compileEgress } from '../../policy/egress.ts';
 import { sameRecord } from './memo.ts';
-import type { PlannerMemory, Release } from './memory.ts';
-import type { Peers } from './peers.ts';
+import type { PlannerMemory, Release, Shared } from './memory.ts';
 import type { CountedPod } from './pods.ts';
 import { type Pool, tunnelled } from './pools.ts';
+import { acknowledgedEgressIP, type SharedInput, standsOn } from './release-shared.ts';
 
-export interface ReleaseInput {
+export interface ReleaseInput extends SharedInput {
   pods: readonly CountedPod[];
   /** That carries them. */
   pool: Pool | undefined;
@@ -28,9 +30,6 @@ export interface ReleaseInput {
   assigned: ReadonlySet<string>;
   /** Of the pool's plan. */
   workloads: Readonly<Record<string, WorkloadEntry>>;
-  /** `pool/shard` of every pool. */
-  shards: ReadonlySet<string>;
-  peers: Peers;
   released: PlannerMemory['released'];
 }
 
@@ -54,7 +53,7 @@ export function releases(input: ReleaseInput): Releases {
       name: counted.pod.metadata.name,
       uid,
       addresses: counted.addresses,
-      steer: steerOf(pool, workload, input.assigned.has(uid)),
+      ...waysOf(pool, workload, input.assigned.has(uid), input.plans),
     };
     const fingerprint = fingerprintOf(pool, workload, entry);
     const known = releaseOf(input.released, node, uid);
@@ -62,16 +61,12 @@ export function releases(input: ReleaseInput): Releases {
     const before = known?.entry.namespace === entry.namespace && known.entry.name === entry.name ? known : undefined;
     let next: NodeWorkloadEntry | undefined;
     let fingerprintNow = fingerprint;
-    if (before?.fingerprint === fingerprint || acknowledged(pool, workload, entry, input.peers)) {
+    if (before?.fingerprint === fingerprint || acknowledged(pool, workload, entry, input)) {
       next = entry;
     } else {
       held++;
       // Steering by other addresses than the pod has now would be worth nothing.
-      if (
-        before !== undefined &&
-        sameJson(before.entry.addresses, entry.addresses) &&
-        exists(before.entry, input.shards)
-      ) {
+      if (before !== undefined && sameJson(before.entry.addresses, entry.addresses) && standsOn(before.entry, input)) {
         next = { ...before.entry, steer: { ...before.entry.steer, ...dropsOf(entry) } };
         fingerprintNow = before.fingerprint;
       }
@@ -148,15 +143,28 @@ export class NodeIndex {
 
 const nobody: Record<string, NodeWorkloadEntry> = {};
 
-function steerOf(pool: Pool | undefined, workload: WorkloadEntry | undefined, assigned: boolean): PerFamily<Steer> {
+function waysOf(
+  pool: Pool | undefined,
+  workload: WorkloadEntry | undefined,
+  assigned: boolean,
+  plans: ReleaseInput['plans'],
+): Pick<NodeWorkloadEntry, 'steer' | 'destinations' | 'elsewhere'> {
+  const { egressIP, destinations, elsewhere } = workload ?? {};
+  const spread = egressIP === undefined ? undefined : plans.get(pool?.name ?? '')?.egressIPs[egressIP]?.spread;
+  const shardOf = (egress: Egress | undefined): Steer =>
+    egress === undefined ? 'drop' : { shard: `${pool?.name}/${egress.shard}` };
   const steer: PerFamily<Steer> = {};
   for (const family of families) {
-    const egress = workload?.egress[family];
     if (pool === undefined) steer[family] = 'bypass';
     else if (!assigned) steer[family] = pool.settings.unassigned === 'Drop' ? 'drop' : 'bypass';
-    else steer[family] = egress === undefined ? 'drop' : { shard: `${pool.name}/${egress.shard}` };
+    else if (egressIP !== undefined && spread?.[family] !== undefined) steer[family] = { spread: egressIP };
+    else steer[family] = shardOf(workload?.egress[family]);
   }
-  return steer;
+  if (destinations === undefined) return { steer };
+  const ways = Object.entries(elsewhere ?? {}).map(
+    ([name, egress]) => [name, { 4: shardOf(egress[4]), 6: shardOf(egress[6]) }] as const,
+  );
+  return { steer, destinations, ...(ways.length > 0 && { elsewhere: Object.fromEntries(ways) }) };
 }
 
 function dropsOf(entry: NodeWorkloadEntry): PerFamily<Steer> {
@@ -165,43 +173,49 @@ function dropsOf(entry: NodeWorkloadEntry): PerFamily<Steer> {
   return drops;
 }
 
-function exists({ steer }: NodeWorkloadEntry, shards: ReadonlySet<string>): boolean {
-  return families.every((family) => {
-    const way = steer[family];
-    return typeof way !== 'object' || shards.has(way.shard);
-  });
-}
-
 /**
- * What a release is of: the pod's addresses, and per family the pool, shard and source address. All are made here in
- * one order of keys, so plain JSON text is the same for the same content.
+ * What a release is of: the pod's addresses, and per family the pool, shard and source address, of each EgressIP that serves
+ * it. All are made here in one order of keys, so plain JSON text is the same for the same content.
  */
 function fingerprintOf(pool: Pool | undefined, workload: WorkloadEntry | undefined, entry: NodeWorkloadEntry): string {
-  return JSON.stringify([entry.addresses, entry.steer, pool?.name ?? null, workload?.egress ?? null]);
+  const { egress, ...more } = egressFields(workload);
+  const parts = [entry.addresses, entry.steer, pool?.name ?? null, egress ?? null];
+  return JSON.stringify(Object.values(more).some((field) => field !== undefined) ? [...parts, more] : parts);
 }
+
+const egressFields = ({ egress, egressIP, destinations, elsewhere }: Partial<WorkloadEntry> = {}) => ({
+  egress,
+  egressIP,
+  destinations,
+  elsewhere,
+});
 
 function acknowledged(
   pool: Pool | undefined,
   workload: WorkloadEntry | undefined,
   entry: NodeWorkloadEntry,
-  peers: Peers,
+  input: ReleaseInput,
 ): boolean {
-  return families.every((family) => {
-    const steer = entry.steer[family];
-    const egress = workload?.egress[family];
-    if (typeof steer !== 'object' || egress === undefined) return true;
-    const holder = pool?.shards[egress.shard]?.order[0];
-    const inForce = holder === undefined ? undefined : peers.gateways.get(holder)?.inForce;
-    const theirs = inForce?.workloads[entry.uid];
-    return (
-      theirs !== undefined &&
-      workload !== undefined &&
-      sameJson(theirs.addresses, workload.addresses) &&
-      sameJson(theirs.egress, workload.egress) &&
-      // The holder must have the address under this shard and hold the shard by its own plan.
-      inForce?.shards[egress.shard]?.order[0] === holder
-    );
-  });
+  const plan = pool === undefined ? undefined : input.plans.get(pool.name);
+  if (pool === undefined || plan === undefined || workload === undefined) return true;
+  const map = compileEgress(plan);
+  const itsShards = families.flatMap((family) => map.everything(workload, family).map(({ shard }) => shard));
+  const wanted = egressFields(workload);
+  const names = [workload.egressIP ?? [], plan.destinations[workload.destinations ?? '']?.egressIPs ?? []].flat();
+  return (
+    [...new Set(itsShards)].every((shard) => {
+      const holder = plan.shards[shard]?.order[0];
+      const inForce = holder === undefined ? undefined : input.peers.gateways.get(holder)?.inForce;
+      const theirs = inForce?.workloads[entry.uid];
+      return (
+        theirs !== undefined &&
+        sameJson(theirs.addresses, workload.addresses) &&
+        sameJson(egressFields(theirs), wanted) &&
+        // The holder must have the address under this shard and hold the shard by its own plan.
+        inForce?.shards[shard]?.order[0] === holder
+      );
+    }) && names.every((name) => acknowledgedEgressIP(pool.name, name, input))
+  );
 }
 
 /** What all nodes have, whatever pods run there. */
@@ -237,11 +251,14 @@ export function nodePlanFor(
   podCIDRs: string[],
   { settings, gateways, shards }: NodeSurroundings,
   workloads: Record<string, NodeWorkloadEntry>,
+  { egressIPs, destinations }: Shared,
 ): NodePlan {
   return {
     settings: settings === undefined ? {} : { node: { node, podCIDRs, ...settings } },
     gateways,
     shards,
     workloads,
+    egressIPs,
+    destinations,
   };
 }

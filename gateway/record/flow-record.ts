@@ -3,10 +3,12 @@
  * rule that wants one, as plain data. Pure:
  * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
-import type { Action, Context, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import type { Action, Context, Family, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import { compileEgress } from '../../policy/egress.ts';
 import { workloadsByAddress } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
 import { DEFAULT_ACTION, type Numbers, ruleNumberOf } from '../marks.ts';
+import { egressMarks } from '../source-nat.ts';
 
 export interface FlowRecord {
   /** RFC 3339. */
@@ -33,6 +35,8 @@ export interface FlowRecord {
   icmpCode?: number;
   egressIP?: string;
   egressPort?: number;
+  /** Name of the EgressIP whose limit the flow was over; of another limit the rule stands here. */
+  limitedBy?: string;
   /** Where a rule sent the flow instead of its destination; the port if it is another. */
   redirectedTo?: string;
   redirectedPort?: number;
@@ -49,6 +53,10 @@ export interface RecordView {
   gateway: string;
   workload(address: string): WorkloadEntry | undefined;
   rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: Action };
+  /** The shard of an egress IP with which a workload leaves. */
+  shardOf(workload: WorkloadEntry, family: Family, address: string): string | undefined;
+  /** Name of the EgressIP of a packet's mark. */
+  egressIP(mark: number): string | undefined;
   /** Whether what this rule decides leaves no record. */
   silent(number: number): boolean;
 }
@@ -61,8 +69,15 @@ export function viewOf(
   workload: (address: string) => WorkloadEntry | undefined = workloadsByAddress(plan),
 ): RecordView {
   const drops = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Drop';
+  const egress = compileEgress(plan);
+  let egressIPs: Map<number, string> | undefined;
   return {
     gateway,
+    shardOf: (from, family, address) => egress.everything(from, family).find((one) => one.address === address)?.shard,
+    egressIP(mark) {
+      egressIPs ??= new Map([...egressMarks(plan)].map(([name, its]) => [its, name]));
+      return egressIPs.get(mark);
+    },
     silent: (number) => plan.rules[numbers.nameOf(number) ?? '']?.logging === 'None',
     workload,
     rule(number) {
@@ -90,7 +105,7 @@ const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord
 export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date): FlowRecord {
   const workload = view.workload(flow.original.source);
   const { action, ...rule } = view.rule(ruleNumberOf(flow.mark));
-  const shard = workload?.egress[flow.family]?.shard;
+  const shard = workload && view.shardOf(workload, flow.family, flow.reply.destination);
   return {
     time: time.toISOString(),
     event: 'start',
@@ -130,13 +145,15 @@ export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date)
 
 /** Prefix of logged hits of audit that were over a limit of the rule in the mark. */
 export const AUDIT_LIMIT = 'audit-limit';
+/** Prefix of what was over the limit of the EgressIP in the mark. */
+export const EGRESS_LIMIT = 'egress-limit';
 /** Prefix of what a rule handed on and wants a record of. */
 export const MATCH = 'match';
 
 export interface LoggedPacket {
   /**
    * The word that the rule logs: a drop reason, `match`, or one of audit. Of these, and of `rule`, `limit`, `redirect`, the
-   * mark has the rule's number.
+   * mark has the rule's number; of `egress-limit` it is the EgressIP's.
    */
   prefix: string;
   mark: number;
@@ -197,13 +214,15 @@ export function denyRecord(packet: LoggedPacket, view: RecordView, time: Date): 
   const byPolicy = ['rule', 'redirect', 'limit'].includes(prefix);
   const { action, ...rule } = byPolicy ? view.rule(ruleNumberOf(packet.mark)) : { reason: prefix };
   const rejected = prefix === 'hairpin' || action === 'reject';
+  const limitedBy = prefix === EGRESS_LIMIT ? view.egressIP(packet.mark) : undefined;
   return {
     time: time.toISOString(),
     event: 'deny',
     verdict: rejected ? 'reject' : 'drop',
     ...rule,
     // Its rule permits; what is forbidden is the way, or how much.
-    ...(prefix !== 'rule' && { reason: prefix }),
+    ...(prefix !== 'rule' && { reason: prefix === EGRESS_LIMIT ? 'limit' : prefix }),
+    ...(limitedBy !== undefined && { limitedBy }),
     ...workloadFields(view.workload(packet.source)),
     protocol: protocolName(packet.protocol),
     ...tuple(packet),

@@ -4,7 +4,7 @@
  * Left out: what rules in audit would count, since they decide nothing; and packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
  */
 
-import type { Range } from '../../api/address.ts';
+import type { Address, Range } from '../../api/address.ts';
 import { portProtocols } from '../../api/kinds.ts';
 import type { Family, Policy, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
@@ -32,7 +32,7 @@ export interface Outcome {
   redirect?: string;
   /** Of a flow that is accepted: the limits that it is under, in words. */
   limits?: string;
-  /** Source address outside; only where the two sides differ in it. */
+  /** Source address outside, or all that it may be; only where the two sides differ in it. */
   egress?: string;
 }
 
@@ -59,9 +59,9 @@ export function changesOf(before: Side | undefined, after: Side | undefined, bud
     const { addresses, traffic } = cellsOf(services, family);
     budget.cells -= addresses.length * traffic.length;
     if (budget.cells < 0) throw new TooLarge(`${addresses.length} kinds of addresses with ${traffic.length} of ports`);
-    const egress = [before, after].map((side) => side?.workload.egress[family]?.address);
-    const moved = egress[0] !== egress[1];
     for (const address of addresses) {
+      const [left, right] = [before, after].map((side) => side && egressText(side, address.sample));
+      const moved = left !== right;
       const differing = new Map<string, { before: Outcome; after: Outcome; traffic: TrafficClass[] }>();
       for (const kind of traffic) {
         if (kind.spans.length === 0) continue;
@@ -105,13 +105,14 @@ function mergeRanges(ranges: readonly Range[]): Range[] {
 function servicesOf(side: Side | undefined): ServiceEntry[] {
   if (side === undefined) return [];
   const { plan, boundaries } = side.carriage;
+  const own = side.carriage.boundariesOf(side.workload);
   const rules = plan.groups[side.workload.group]?.rules;
   const entries = contexts.flatMap((context) => rules?.[context] ?? []).flatMap((id) => plan.rules[id] ?? []);
   const keys = new Set(entries.flatMap(({ services }) => (services === '*' ? [] : services)));
   const named = [...keys].flatMap((key) => plan.services[key] ?? []);
   // A port with a limit may lie within others.
   const limited = named.flatMap((entry) => (entry.limits ?? []).map((limit) => ({ ...entry, ports: [limit] })));
-  return [...named, ...limited, ...boundaries, ...redirectBoundaries(entries)];
+  return [...named, ...limited, ...boundaries, ...own, ...redirectBoundaries(entries)];
 }
 
 /** A rule with a redirect tells protocols with ports from others, and on the second walk perhaps its own port. */
@@ -139,8 +140,14 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   }
   const limits = decision.verdict === 'accept' ? limitsText(decision, side.carriage.plan) : '';
   if (limits !== '') outcome.limits = limits;
-  if (withEgress && 'egress' in decision && decision.egress !== undefined) outcome.egress = decision.egress.address;
+  if (withEgress && 'egress' in decision) outcome.egress = egressText(side, destination.address);
   return outcome;
+}
+
+/** All that a flow may leave with. */
+export function egressText({ carriage, workload }: Side, destination: Address): string {
+  const { addresses } = carriage.egress.towards(workload, destination);
+  return [...new Set(addresses.map(({ address }) => address))].join(' or ');
 }
 
 function limitsText(decision: Settled | Decision, { rules }: Policy): string {

@@ -17,6 +17,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { NFT_TABLE_NODE, TUNNEL_MAC_GATEWAY, TUNNEL_MAC_NODE, TUNNEL_PEER, TUNNEL_PORT } from '../../api/names.ts';
 import {
+  emptyNodePlan,
   type Family,
   families,
   type NodePlan,
@@ -219,6 +220,7 @@ function planOf(workloads: Partial<Record<Pod, PerFamily<Steer>>>, uids: Partial
     return { namespace: 'a', name: key, uid, addresses: [pod[key][4], pod[key][6]], steer };
   });
   return {
+    ...emptyNodePlan(),
     settings: {
       node: {
         node: 'node-a',

@@ -4,7 +4,15 @@
  */
 import fc from 'fast-check';
 import t from 'tap';
-import type { Context, GatewayPlan, GroupEntry, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
+import type {
+  Context,
+  EgressIPEntry,
+  GatewayPlan,
+  GroupEntry,
+  RuleEntry,
+  ServiceEntry,
+  WorkloadEntry,
+} from '../../api/plan.ts';
 import { changePlan, copyPlan, diffPlan } from '../../api/plan-delta.ts';
 import { compileGateway, GatewayCompiler, type Machine } from '../../gateway/compile.ts';
 import { LAST_HOOK } from '../../gateway/frame.ts';
@@ -157,6 +165,49 @@ const workloadEdit = fc
       },
   );
 
+/** An EgressIP changes, comes or goes, and a table; of some workloads. What workloads name stays. */
+const egressIPEdit = fc
+  .record({
+    name: fc.constantFrom('e', 'f', 'g'),
+    spread: fc.option(fc.subarray(['203.0.113.101', '203.0.113.102', '203.0.113.110']), { nil: undefined }),
+    destinations: fc.option(fc.subarray(['198.51.100.0/24', '198.51.100.80/32', '0.0.0.0/0', '2001:db8:100::/64']), {
+      nil: undefined,
+    }),
+    limit: fc.option(fc.integer({ min: 1, max: 9 }), { nil: undefined }),
+    names: fc.subarray(['e', 'f', 'g']),
+    table: fc.constantFrom('t', 'u'),
+    uses: fc.record({ at: fc.nat(5), egressIP: fc.boolean(), table: fc.boolean() }),
+  })
+  .map(
+    ({ name, spread, destinations, limit, names, table, uses }): Edit =>
+      (plan) => {
+        const entry: EgressIPEntry = {
+          ...(destinations && { destinations }),
+          ...(limit !== undefined && { limits: { maxConnections: limit, shards: ['edge/s0', 'edge/s1'] } }),
+        };
+        if (spread !== undefined) entry.spread = { 4: spread.map((address, at) => ({ address, shard: `s${at % 2}` })) };
+        plan.egressIPs[name] = entry;
+        plan.destinations[table] = { egressIPs: names.filter((other) => plan.egressIPs[other] !== undefined) };
+        const workload = plan.workloads[`uid-${uses.at}`];
+        if (workload === undefined) return;
+        const { egressIP: _, destinations: __, elsewhere: ___, ...rest } = workload;
+        plan.workloads[workload.uid] = {
+          ...rest,
+          ...(uses.egressIP && { egressIP: name }),
+          ...(uses.table && {
+            destinations: table,
+            elsewhere: { [name]: { 4: { address: '203.0.113.103', shard: 's0' } } },
+          }),
+        };
+        const kept = Object.values(plan.workloads).flatMap(({ egressIP, elsewhere }) => [
+          egressIP ?? [],
+          Object.keys(elsewhere ?? {}),
+        ]);
+        const used = new Set([...kept.flat(2), ...Object.values(plan.destinations).flatMap((t) => t.egressIPs)]);
+        for (const other of ['e', 'f', 'g']) if (!used.has(other)) delete plan.egressIPs[other];
+      },
+  );
+
 const ruleEdit = fc.record({ rule, gone: fc.boolean() }).map(
   ({ rule: entry, gone }): Edit =>
     (plan) => {
@@ -227,6 +278,7 @@ const edit = fc.oneof(
   { weight: 4, arbitrary: groupEdit },
   { weight: 4, arbitrary: workloadEdit },
   { weight: 1, arbitrary: egressEdit },
+  { weight: 3, arbitrary: egressIPEdit },
   { weight: 1, arbitrary: placeEdit },
 );
 const machine: fc.Arbitrary<Machine> = fc.record({

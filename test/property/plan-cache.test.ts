@@ -13,6 +13,7 @@ import type { Peer, Peers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
 
+t.setTimeout(120_000);
 const NOW = Date.parse('2026-06-01T00:00:00Z');
 const NAMESPACES = ['a', 'b', 'sluice-system'] as const;
 const GATEWAYS = ['g1', 'g2'] as const;
@@ -88,6 +89,15 @@ function egressIPs(name: string): object[] {
     egressIP({ count: 1, namespaces: [name] }),
     egressIP({ count: 2, namespaceSelector: {}, priority: 5, bandwidth: { egress: '7Mbit' } }),
     egressIP({ addresses: ['203.0.113.2'], namespaces: [name], podSelector: { matchLabels: { app: 'x' } } }),
+    egressIP({ count: 2, namespaceSelector: {}, spread: 'Connection', maxConnections: 9 }),
+    egressIP({ count: 1, namespaceSelector: {}, destinations: ['198.51.100.0/24', 'a/web', 'b/feed'] }),
+    egressIP({
+      count: 2,
+      namespaces: [name],
+      podSelector: { matchLabels: { app: 'z' } },
+      destinations: ['198.51.100.80/32', '2001:db8:5::/48'],
+      spread: 'Connection',
+    }),
   ];
 }
 

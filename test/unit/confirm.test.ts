@@ -62,6 +62,7 @@ t.test('what a node keeps', async (t) => {
   });
   const shard = { index: 1, mode: 'VXLAN' as const, vni: 1, nextHops: {} };
   const was: NodePlan = {
+    ...emptyNodePlan(),
     settings: settings(['10.1.0.0/16']),
     shards: { 'p/s0': shard, 'q/s0': { ...shard, index: 2 } },
     gateways: { g: { internalAddress: '10.0.0.1', addresses: [] } },
@@ -73,6 +74,7 @@ t.test('what a node keeps', async (t) => {
     },
   };
   const next: NodePlan = {
+    ...emptyNodePlan(),
     settings: settings(['10.2.0.0/16']),
     shards: { 'q/s0': { ...shard, index: 2, vni: 9 } },
     gateways: {},
@@ -87,6 +89,7 @@ t.test('what a node keeps', async (t) => {
   t.same(
     keepInNode(was, next, pool),
     {
+      ...emptyNodePlan(),
       settings: settings(['10.1.0.0/16', '10.2.0.0/16']),
       shards: { 'p/s0': shard, 'q/s0': { ...shard, index: 2, vni: 9 } },
       gateways: was.gateways,
@@ -99,6 +102,18 @@ t.test('what a node keeps', async (t) => {
     'its pods as they were but one whose address another has; no new ones; those of another pool as they are now',
   );
   t.same(keepInNode(was, emptyNodePlan(), pool).settings, was.settings);
+  const spread = { ...entry('one', '10.1.0.1'), steer: { 4: { spread: 'many' } }, destinations: 't' };
+  const sharing: NodePlan = {
+    ...was,
+    workloads: { one: spread },
+    egressIPs: { many: { spread: { 4: ['p/s0'] } }, some: { destinations: ['198.51.100.0/24'] }, unused: {} },
+    destinations: { t: { egressIPs: ['some'] } },
+  };
+  const { unused: _, ...used } = sharing.egressIPs;
+  for (const known of [pool, { pool: 'p', served: pool.served, egressIPPools: [] }]) {
+    const { workloads, egressIPs, destinations } = keepInNode(sharing, { ...next, workloads: {} }, known);
+    t.same([workloads, egressIPs, destinations], [{ one: spread }, used, sharing.destinations], 'with what it names');
+  }
   t.same(Object.keys(keepInNode(undefined, next, pool).workloads), ['newcomer'], 'a node that had nothing');
 });
 

@@ -8,14 +8,17 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import t from 'tap';
+import { parseAddress } from '../../api/address.ts';
 import { crdOf } from '../../api/crd.ts';
 import { type AnyObject, sluiceKinds } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
+import { must } from '../../api/result.ts';
 import { readDocuments } from '../../controller/observe/document.ts';
 import { readLists } from '../../controller/observe/lists.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
+import { compileEgress } from '../../policy/egress.ts';
 import { compilePolicy, type Decision } from '../../policy/evaluate.ts';
 
 type Json = Record<string, unknown>;
@@ -117,6 +120,12 @@ const examples: Record<string, Row[]> = {
     ['batch/report-29', '2001:db8:100::60', TCP, 443, 'accept namespace/batch/report-may-upload', 'by IPv6'],
     ['batch/report-29', '198.51.100.60', TCP, 22, 'drop default-action', 'by HTTPS only'],
     ['batch/cleanup-7', '198.51.100.60', TCP, 443, 'drop default-action', 'another Job may not'],
+  ],
+  'egress-ip-by-destination.yaml': [
+    ['batch/report-29', '198.51.100.161', TCP, 22, 'accept cluster/partner-sftp', 'the partner'],
+    ['batch/cleanup-7', '2001:db8:100:160::9', TCP, 22, 'accept cluster/partner-sftp', 'by IPv6'],
+    ['batch/report-29', '198.51.100.192', TCP, 22, 'drop default-action', 'the next network'],
+    ['reviews/reviews-1', '198.51.100.161', TCP, 22, 'drop default-action', 'another namespace'],
   ],
   'limits.yaml': [
     ['reviews/reviews-1', '198.51.100.62', TCP, 5432, 'accept service/reviews/few-at-once', 'the database'],
@@ -285,6 +294,20 @@ t.test('bandwidth.yaml: whose limits a flow is under', async (t) => {
   };
   t.same(met(9000), [['service/reviews/backup'], { 'port s3 of reviews/store': 500e6 }]);
   t.same(met(9001), [['service/reviews/backup'], undefined]);
+});
+
+t.test('egress-ip-by-destination.yaml: with which addresses the Jobs leave', async (t) => {
+  const made = mainPlan([...base, 'egress-ip-by-destination.yaml']);
+  const egress = compileEgress(made);
+  const leaves = (name: string, destination: string) => {
+    const workload = Object.values(made.workloads).find((one) => `${one.namespace}/${one.name}` === name);
+    if (workload === undefined) throw new Error(name);
+    return egress.towards(workload, must(parseAddress(destination))).addresses.map(({ address }) => address);
+  };
+  t.same(leaves('batch/report-29', '198.51.100.161'), ['203.0.113.120', '203.0.113.121']);
+  t.same(leaves('batch/cleanup-7', '2001:db8:100:160::9'), ['2001:db8:113::120', '2001:db8:113::121']);
+  t.same(leaves('batch/report-29', '198.51.100.192'), leaves('reviews/reviews-1', '198.51.100.161'), 'as all others');
+  t.equal(made.egressIPs.partner?.limits?.maxConnections, 200);
 });
 
 t.test('all together: an accept stays one, and the veto comes first', async (t) => {

@@ -8,6 +8,7 @@ import {
   families,
   type NodePlan,
   type NodeSettings,
+  type NodeWorkloadEntry,
   type PerFamily,
   type Steer,
 } from '../../api/plan.ts';
@@ -38,8 +39,11 @@ const underlays = {
 };
 const toS1: PerFamily<Steer> = { 4: { shard: 'p/1' }, 6: { shard: 'p/1' } };
 
-function planOf(workloads: Record<string, { addresses: string[]; steer: PerFamily<Steer> }>): NodePlan {
+type Entry = Pick<NodeWorkloadEntry, 'addresses' | 'steer' | 'destinations' | 'elsewhere'>;
+function planOf(workloads: Record<string, Entry>, shared: Partial<NodePlan> = {}): NodePlan {
   return {
+    ...emptyNodePlan(),
+    ...shared,
     settings: { node: settings },
     shards: {
       'p/1': { index: 1, mode: 'VXLAN', vni: 100, nextHops: { 4: '10.0.0.64', 6: 'fd00:10::64' } },
@@ -358,7 +362,7 @@ t.test('endings: whose flows may not go on', async (t) => {
     ['another program marked it', flow(pod, '198.51.100.1', node, 0x4000), none, true],
     ['translated, in the cluster', flow(pod, '10.244.2.9', node), none, false],
   ] as const) {
-    t.equal(endsWith(entry, gone, assigned, local), expected, `a flow ${what}`);
+    t.equal(endsWith(entry, { withdrawn: gone, assigned, partly: new Map() }, local), expected, `a flow ${what}`);
   }
 });
 
