@@ -12,15 +12,24 @@ export interface ScaleSize {
   pods: number;
   namespaceRules: number;
   serviceRules: number;
+  /** Of each family; fewer than namespaces: they share. */
+  egressIPs: number;
 }
 
-export const issueSize: ScaleSize = { namespaces: 10_000, pods: 10, namespaceRules: 7, serviceRules: 3 };
+export const issueSize: ScaleSize = {
+  namespaces: 10_000,
+  pods: 10,
+  namespaceRules: 7,
+  serviceRules: 3,
+  egressIPs: 10_000,
+};
 
 /** Rules for all. */
 export const CLUSTER_RULES = 20;
 const applications = ['api', 'jobs'] as const;
 
-export function generateScalePlan({ namespaces, pods, namespaceRules, serviceRules }: ScaleSize): GatewayPlan {
+export function generateScalePlan(size: ScaleSize): GatewayPlan {
+  const { namespaces, pods, namespaceRules, serviceRules, egressIPs } = size;
   const plan = emptyPool();
   const cluster = Array.from({ length: CLUSTER_RULES }, (_, at) =>
     at === 0
@@ -46,8 +55,9 @@ export function generateScalePlan({ namespaces, pods, namespaceRules, serviceRul
         rules: { cluster, namespace: open, service: byApplication[application] ?? [] },
       };
     }
-    const egress = { 4: `100.64.${(at + 1) >> 8}.${(at + 1) & 255}`, 6: `2001:db8:e::${(at + 1).toString(16)}` };
-    plan.shards.s0?.egressIPs.push(egress[4], egress[6]);
+    const number = (at % egressIPs) + 1;
+    const egress = { 4: `100.64.${number >> 8}.${number & 255}`, 6: `2001:db8:e::${number.toString(16)}` };
+    if (at < egressIPs) plan.shards.s0?.egressIPs.push(egress[4], egress[6]);
     for (let pod = 0; pod < pods; pod++) {
       const application = applications[pod % 2] ?? 'api';
       addPod(plan, at, pod, at * pods + pod, egress, application, `${namespace}/${application}`);

@@ -2,7 +2,8 @@
  * The real gateway program with the plan of a large cluster (scale-plan.ts), fed over the real plan stream: the first
  * load until it is ready, then single changes, there and back, each from publishing until a packet sees it in force and
  * until it is acknowledged; memory of the process; a restart with nothing to do. Printed: medians, least and most.
- *   node dist/bench/scale.js [--namespaces 10000] [--pods 10] [--rules 7,3] [--rounds 9] [--cpu-prof DIR] [--output FILE]
+ *   node dist/bench/scale.js [--namespaces 10000] [--pods 10] [--rules 7,3] [--egress-ips N] [--rounds 9] [--cpu-prof DIR]
+ *                            [--output FILE]
  * Needs root, nft, iproute2. Docs: docs/bench.md.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -29,6 +30,7 @@ const { values } = parseArgs({
     namespaces: { type: 'string', default: '10000' },
     pods: { type: 'string', default: '10' },
     rules: { type: 'string', default: '7,3' },
+    'egress-ips': { type: 'string' },
     rounds: { type: 'string', default: '9' },
     'cpu-prof': { type: 'string' },
     output: { type: 'string', default: 'bench/results/scale.json' },
@@ -40,6 +42,7 @@ const size: ScaleSize = {
   pods: Number(values.pods),
   namespaceRules,
   serviceRules,
+  egressIPs: Number(values['egress-ips'] ?? values.namespaces),
 };
 const rounds = Number(values.rounds);
 const METRICS = '127.0.0.1:7792';
