@@ -1,6 +1,6 @@
 /**
  * What a Tc must do, be it the kernel (test/netns/kernel.test.ts) or the fake (test/unit/kernel.test.ts): every row of the
- * table is led to from every other, or where that would take long from those beside it. The interface `eth0` has nothing at
+ * table is led to from every other, or where that would take long there and back in their order. The interface `eth0` has nothing at
  * its root, `peer` another program's qdisc.
  */
 import type { Test } from 'tap';
@@ -34,18 +34,21 @@ export async function tcSuite(t: Test, tc: Tc, fromEvery: boolean): Promise<void
     await tc.apply(lines);
     return lines.length;
   };
-  for (const [at, [from, before]] of tcStates.entries()) {
-    for (const [to, after] of fromEvery ? tcStates : tcStates.slice(Math.max(0, at - 1), at + 2)) {
-      await apply(before);
-      await apply(after);
-      const state = await tc.list();
-      const { root, classes = [] } = state.get('eth0') ?? {};
-      t.same([root, sorted(classes)], [after.length > 0 ? 'ours' : 'free', sorted(after)], `${from} → ${to}`);
-      t.equal(await apply(after), 0, `${to}: applied twice changes nothing`);
-      const peer = state.get('peer')?.root;
-      t.ok(peer !== undefined && isForeign(peer), 'nothing of others');
-      t.same(await tc.dropped(), after.length > 0 ? { eth0: 0 } : {});
-    }
+  const forth = tcStates.map(([to, classes]) => ({ to, classes }));
+  const path = fromEvery
+    ? forth.flatMap((from) => forth.flatMap((to) => [from, to]))
+    : [...forth, ...forth.toReversed()];
+  for (const { to, classes: after } of path) {
+    await apply(after);
+    const state = await tc.list();
+    const { root, classes = [] } = state.get('eth0') ?? {};
+    t.same([root, sorted(classes)], [after.length > 0 ? 'ours' : 'free', sorted(after)], to);
+    t.equal(await apply(after), 0, `${to}: applied twice changes nothing`);
+    const peer = state.get('peer')?.root;
+    t.ok(peer !== undefined && isForeign(peer), 'nothing of others');
   }
+  const last = tcStates.find(([, classes]) => classes.length > 0)?.[1] ?? [];
+  await apply(last);
+  t.same(await tc.dropped(), { eth0: 0 });
   await t.rejects(tc.apply(['class change dev eth0 parent 1e6e:0 classid 1e6e:9 htb rate 1000bit ceil 1000bit']));
 }
