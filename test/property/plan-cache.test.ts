@@ -309,5 +309,5 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
     }),
     { numRuns: 80 },
   );
-  for (const [what, count] of Object.entries(seen)) t.ok(count > 50, `the worlds were not empty: ${count} ${what}`);
+  for (const [what, count] of Object.entries(seen)) t.ok(count > 10, `the worlds were not empty: ${count} ${what}`);
 });

@@ -423,6 +423,15 @@ t.test('release: a pod waits for the gateways of all its shards, a change of wha
     'and nothing is kept for nobody',
   );
 
+  t.equal(condition(run(objects(5), { peers: acknowledged(grown) }), 'partner', 'Programmed')?.status, 'True');
+  const moved = objects(5).map((o) =>
+    o.kind === 'EgressIP' && o.metadata.name === 'partner'
+      ? { ...o, spec: { ...o.spec, destinations: ['203.0.113.0/24'] } }
+      : o,
+  );
+  const waiting = condition(run(moved, { peers: acknowledged(grown) }), 'partner', 'Programmed');
+  t.match(waiting, { status: 'False', reason: 'NotAcknowledged' }, 'other destinations are not there yet');
+
   const { shared: _, ...older } = JSON.parse(JSON.stringify(released.memory)) as PlannerMemory;
   t.same(readMemory(older)?.shared, { egressIPs: {}, destinations: {} }, 'the memory of an older version is read');
 });
