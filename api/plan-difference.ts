@@ -24,7 +24,11 @@ export function hashOf(plan: object): string {
 export function differenceOf<P extends object>(from: P, to: P): Difference {
   const known = differences.get(from);
   if (known?.to.deref() === to) return known.difference;
-  const delta = diffPlan(from, to);
+  return knowDifference(from, to, diffPlan(from, to));
+}
+
+/** Of who made one plan from the other and kept count: to find it again is to look at every entry of both. */
+export function knowDifference(from: object, to: object, delta: PlanDelta): Difference {
   const difference = { delta, empty: isEmptyDelta(delta) };
   differences.set(from, { to: new WeakRef(to), difference });
   const hash = hashes.get(from);

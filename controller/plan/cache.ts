@@ -66,11 +66,18 @@ class History implements PlanHistory {
 export class PlanParts {
   readonly history = new History();
   readonly warnings = new Memo<Warning[]>();
-  readonly pools = new Memo<ReturnType<typeof poolsOf> & { findings: Findings }>();
+  readonly pools = new Memo<ReturnType<typeof poolsOf> & { audited: ReadonlySet<string>; findings: Findings }>();
   readonly addresses = new AddressPlanner();
   readonly destinations = new DestinationIndex();
   readonly assigner = new Memo<{ assign: Assigner; findings: Findings }>();
   readonly servings = new Memo<Map<string, readonly Serving[]>>();
+  lastServings: ReadonlyMap<string, readonly Serving[]> = new Map();
+  /** As the last run saw them. */
+  namespaces: Objects['namespaces'] = new Map();
+  /** What the state of every namespace is made of. */
+  everywhere: readonly unknown[] = [];
+  /** Namespaces whose rules ask of the time, of lists or of addresses. */
+  readonly asking = new Set<string>();
   readonly pods = new PodIndex();
   readonly bans = new RedirectBans();
   cluster: AdmittedRules | undefined;
@@ -84,6 +91,8 @@ export class PlanParts {
   readonly nodeEntries = new Memo<Record<string, NodeEntry>>();
   /** By namespace. */
   readonly releases = new Map<string, { from: readonly unknown[]; releases: Releases }>();
+  /** Pods that wait, by namespace. */
+  readonly waiting = new Map<string, number>();
   /** As the last run left it. */
   released: PlannerMemory['released'] | undefined;
   shared: PlannerMemory['shared'] | undefined;

@@ -11,8 +11,12 @@ export class ClusterRuleIndex {
   #bound: Rules = [];
   readonly #namespaces = new Map<string, { object: Namespace | undefined; rules: Rules }>();
 
-  /** `bound`: all, in walking order; one that did not change is the same object. */
-  look(bound: Rules, objects: Objects['namespaces']): void {
+  /**
+   * `bound`: all, in walking order; one that did not change is the same object. `touched`: namespaces that are not what
+   * they were. Returns those whose rules are not.
+   */
+  look(bound: Rules, objects: Objects['namespaces'], touched: ReadonlySet<string>): ReadonlySet<string> {
+    const changed = new Set<string>();
     const place = new Map(bound.map((rule, at) => [rule, at]));
     const known = new Set(this.#bound);
     const come = bound.filter((rule) => !known.has(rule));
@@ -20,8 +24,12 @@ export class ClusterRuleIndex {
     /** Most namespaces have the same rules, and then the same list. */
     const made = new Map<Rules, Map<string, Rules>>();
     const all: Rules = [];
-    for (const name of this.#namespaces.keys()) if (!objects.has(name)) this.#namespaces.delete(name);
-    for (const [name, { namespace: object }] of objects) {
+    for (const name of unchanged ? touched : new Set([...objects.keys(), ...touched])) {
+      if (!objects.has(name)) {
+        this.#namespaces.delete(name);
+        continue;
+      }
+      const object = objects.get(name)?.namespace;
       const last = this.#namespaces.get(name);
       const stays = last !== undefined && last.object === object;
       if (stays && unchanged) continue;
@@ -40,9 +48,12 @@ export class ClusterRuleIndex {
         );
         alike.set(key, rules);
       }
-      this.#namespaces.set(name, { object, rules: sameList(last?.rules, rules) });
+      rules = sameList(last?.rules, rules);
+      if (rules !== last?.rules) changed.add(name);
+      this.#namespaces.set(name, { object, rules });
     }
     this.#bound = bound;
+    return changed;
   }
 
   of(namespace: string): Rules {

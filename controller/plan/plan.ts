@@ -8,7 +8,7 @@ import { formatAddress, parseAddress } from '../../api/address.ts';
 import { type Node, objectKey } from '../../api/kinds.ts';
 import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
 import type { GatewayPlan, NodeEntry, NodePlan } from '../../api/plan.ts';
-import { type AdmittedRules, stable } from '../../policy/admit.ts';
+import type { AdmittedRules } from '../../policy/admit.ts';
 import { type Binding, bindCluster, joinBindings } from '../../policy/bind.ts';
 import type { Surroundings } from '../../policy/bind-namespace.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
@@ -20,14 +20,14 @@ import { Findings, type Status } from './condition.ts';
 import { egressEntries, shardsOf } from './egress.ts';
 import { clusterLimitShards, hasLimits } from './limits.ts';
 import type { Served } from './loss.ts';
-import { type Part, sameItems, sameList, sameRecord } from './memo.ts';
+import { changedKeys, type Part, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
+import { nodePlans, releaseAll } from './node-plans.ts';
 import { type Objects, serviceNamed } from './objects.ts';
 import type { Peers } from './peers.ts';
 import { PoolPlan } from './pool-plan.ts';
-import { modeOf, type Pool, poolsOf } from './pools.ts';
-import { type NodeSurroundings, nodePlanFor, nodeSurroundings, releases } from './release.ts';
-import { releasedShared, type SharedInput, sameShared, sharedBy, sharedByAll } from './release-shared.ts';
+import { modeOf, poolsOf } from './pools.ts';
+import { releasedShared, type SharedInput, sameShared, sharedByAll } from './release-shared.ts';
 import { compareText, type Snapshot } from './snapshot.ts';
 import { statusesOf } from './status.ts';
 import { type WebhookTarget, webhooksOf } from './webhooks.ts';
@@ -95,7 +95,8 @@ function planned(
   const { Namespace: namespaces, EgressIPPool: drawPools, EgressIP: egressIPs } = objects;
   const found = parts.pools.get([objects.GatewayPool, namespaces, memory.shardIndices], () => {
     const findings = new Findings();
-    return { ...poolsOf(objects.GatewayPool, namespaces, memory.shardIndices, findings), findings };
+    const made = poolsOf(objects.GatewayPool, namespaces, memory.shardIndices, findings);
+    return { ...made, audited: new Set(made.pools.flatMap((pool) => pool.audited)), findings };
   });
   const { poolOfNamespace } = found;
   const addresses = parts.addresses.look(objects, found.pools, memory, peers, now);
@@ -113,22 +114,34 @@ function planned(
   );
 
   // Namespaces: what applies to each pod, and what a gateway's plan has of it.
-  parts.pods.look(objects.namespaces, warnings);
+  const touched = changedKeys(parts.namespaces, objects.namespaces);
+  parts.namespaces = objects.namespaces;
+  const withPods = parts.pods.look(objects.namespaces, touched, warnings);
   const around = { known: { lastServices: memory.lastServices, lists }, forbids: parts.bans.look(objects, pools), now };
   const cluster = clusterRules(parts, objects, around);
-  parts.clusterRules.look(cluster.bound, objects.namespaces);
+  const withRules = parts.clusterRules.look(cluster.bound, objects.namespaces, touched);
   const limited = Object.entries(cluster.rules).filter(([, rule]) => hasLimits(rule, cluster.services));
   parts.limited = sameRecord(parts.limited, Object.fromEntries(limited));
   const lent = Object.entries(cluster.services).filter(([, { limits }]) => limits !== undefined);
   parts.limitedServices = sameRecord(parts.limitedServices, Object.fromEntries(lent));
-  const audited = new Set(pools.flatMap((pool) => pool.audited));
+  const { audited } = found;
   for (const { name } of pools) if (!parts.poolPlans.has(name)) parts.poolPlans.set(name, new PoolPlan());
-  for (const [name, last] of parts.carried) {
-    if (objects.namespaces.has(name)) continue;
-    replaceNamespace(parts, last, undefined);
-    parts.carried.delete(name);
-  }
-  for (const [name, place] of objects.namespaces) {
+  // Beside what changed by namespace: what all are made of, and what some ask of the time, of lists and of addresses.
+  const everywhere = [found, parts.limited, parts.limitedServices];
+  const all = !sameItems(parts.everywhere, everywhere);
+  parts.everywhere = everywhere;
+  const served = changedKeys(parts.lastServings, servings);
+  parts.lastServings = servings;
+  const names = new Set([...touched, ...withPods, ...withRules, ...served, ...parts.asking]);
+  if (all) for (const name of objects.namespaces.keys()) names.add(name);
+  for (const name of names) {
+    const place = objects.namespaces.get(name);
+    const last = parts.carried.get(name);
+    if (place === undefined) {
+      parts.carried.delete(name);
+      replaceNamespace(parts, last, undefined);
+      continue;
+    }
     const state = {
       objects: place,
       pods: parts.pods.of(name),
@@ -139,7 +152,6 @@ function planned(
       limited: parts.limited,
       limitedServices: parts.limitedServices,
     };
-    const last = parts.carried.get(name);
     const next = carryNamespace(state, around, last);
     if (next === last) continue;
     parts.carried.set(name, next);
@@ -175,7 +187,7 @@ function planned(
     peers,
     shared: memory.shared,
   };
-  const held = releaseAll(parts, carried, pools, memory, sharing);
+  const held = releaseAll(parts, names, pools, memory, sharing);
   parts.released = parts.nodes.released();
   parts.shared = sameShared(memory.shared, sharedByAll(parts.nodes, releasedShared(sharing)));
   const nodes = nodePlans(parts, nodeEntries, pools, peers, parts.shared);
@@ -184,7 +196,7 @@ function planned(
   parts.vetoes.replace(parts.clusterVetoes, vetoes);
   parts.clusterVetoes = vetoes;
   const webhooks = parts.webhooks.get([objects.webhookRules, objects.GatewayPool], () => webhooksOf(objects));
-  const wakeAt = Math.min(allocation.wakeAt ?? Number.POSITIVE_INFINITY, nextEdge(cluster, carried));
+  const wakeAt = Math.min(allocation.wakeAt ?? Number.POSITIVE_INFINITY, nextEdge(parts, cluster));
   let statuses: Map<string, Status> | undefined;
   let binding: Binding | undefined;
   return {
@@ -256,6 +268,7 @@ function replaceNamespace(parts: PlanParts, last: CarriedNamespace | undefined, 
   parts.vetoes.replace(last?.vetoes, next?.vetoes);
   parts.served.replace(last, next);
   parts.history.replace(last, next);
+  ask(parts, last, next);
   const [before, now] = [last?.state.pods.counted ?? nothing, next?.state.pods.counted ?? nothing];
   if (before !== now) {
     for (const { node } of before) count(parts.podsOfNode, node, -1);
@@ -265,6 +278,17 @@ function replaceNamespace(parts: PlanParts, last: CarriedNamespace | undefined, 
   const { name } = last.state.objects;
   parts.nodes.replace(parts.releases.get(name)?.releases, undefined);
   parts.releases.delete(name);
+}
+
+/** Whether a namespace is to be looked at though nothing in it changed. */
+function ask({ asking }: PlanParts, last: CarriedNamespace | undefined, next: CarriedNamespace | undefined): void {
+  const name = (next ?? last)?.state.objects.name ?? '';
+  const { namespace, service } = next?.binding.own ?? {};
+  const asks = [namespace, service].some(
+    (own) => own !== undefined && own.schedules.length + own.redirects.length + own.watched.length > 0,
+  );
+  if (asks) asking.add(name);
+  else asking.delete(name);
 }
 
 function count(counts: Map<string, number>, key: string, by: number): void {
@@ -286,81 +310,17 @@ function withoutNode(parts: PlanParts, carried: readonly CarriedNamespace[], nod
   return warnings.sort((a, b) => compareText(a.object, b.object));
 }
 
-/** Returns how many pods wait. */
-function releaseAll(
-  parts: PlanParts,
-  carried: readonly CarriedNamespace[],
-  pools: readonly Pool[],
-  { released }: PlannerMemory,
-  sharing: SharedInput,
-): number {
-  const poolByName = new Map(pools.map((pool) => [pool.name, pool]));
-  let held = 0;
-  for (const { state, workloads, assigned } of carried) {
-    const { name } = state.objects;
-    const pods = state.pods.counted;
-    const pool = poolByName.get(state.pool ?? '');
-    // Where addresses are spread over, it is their families that a workload does not tell.
-    const from = [pods, workloads, assigned, pool?.name, pool?.settings.unassigned, state.serving];
-    const last = parts.releases.get(name);
-    // Where nobody waits, and what is remembered is what came out last, no gateway has anything to say.
-    const settled = released === parts.released && last?.releases.held === 0 && sameItems(last.from, from);
-    if (settled) continue;
-    const made = releases({ ...sharing, pods, pool, assigned, workloads, released });
-    const now = { ...made, released: sameRecord(last?.releases.released, made.released) };
-    held += now.held;
-    parts.nodes.replace(last?.releases, now);
-    parts.releases.set(name, { from, releases: now });
-  }
-  return held;
-}
-
-function nodePlans(
-  parts: PlanParts,
-  entries: Part<NodeEntry>,
-  pools: readonly Pool[],
-  peers: Peers,
-  shared: PlannerMemory['shared'],
-): Map<string, NodePlan> {
-  const around = parts.nodeSurroundings.get([pools], (last) => sameSurroundings(last, nodeSurroundings(pools)));
-  const plans = new Map<string, NodePlan>();
-  for (const node of new Set([...Object.keys(entries), ...parts.podsOfNode.keys(), ...peers.nodes.keys()])) {
-    const [podCIDRs, workloads] = [entries[node]?.podCIDRs ?? nothing, parts.nodes.workloads(node)];
-    const from = [around, podCIDRs, workloads, shared];
-    const last = parts.nodePlans.get(node);
-    let plan = last?.plan;
-    if (plan === undefined || !sameItems(last?.from ?? [], from)) {
-      const own = sameShared(plan, sharedBy(workloads, shared));
-      const made = nodePlanFor(node, [...podCIDRs], around, workloads, own);
-      made.settings = stable(plan?.settings, made.settings);
-      if (plan === undefined || !sameItems(Object.values(plan), Object.values(made))) plan = made;
-    }
-    parts.nodePlans.set(node, { from, plan });
-    plans.set(node, plan);
-  }
-  for (const node of parts.nodePlans.keys()) if (!plans.has(node)) parts.nodePlans.delete(node);
-  return plans;
-}
-
-function sameSurroundings(last: NodeSurroundings | undefined, now: NodeSurroundings): NodeSurroundings {
-  if (last === undefined) return now;
-  const gateways = sameRecord(last.gateways, now.gateways);
-  const shards = sameRecord(last.shards, now.shards);
-  const settings = stable(last.settings, now.settings);
-  return gateways === last.gateways && shards === last.shards && settings === last.settings
-    ? last
-    : { gateways, shards, settings };
-}
-
-function nextEdge(cluster: AdmittedRules, carried: readonly CarriedNamespace[]): number {
+function nextEdge(parts: PlanParts, cluster: AdmittedRules): number {
   let next = Number.POSITIVE_INFINITY;
   const look = ({ schedules }: AdmittedRules): void => {
     for (const [, state] of schedules) next = Math.min(next, state?.nextChange ?? next);
   };
   look(cluster);
-  for (const { binding } of carried) {
-    look(binding.own.namespace);
-    look(binding.own.service);
+  for (const name of parts.asking) {
+    const own = parts.carried.get(name)?.binding.own;
+    if (own === undefined) continue;
+    look(own.namespace);
+    look(own.service);
   }
   return next;
 }

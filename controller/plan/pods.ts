@@ -40,28 +40,32 @@ export interface NamespacePods {
   bound: readonly Pod[];
 }
 
+const nobody: NamespacePods = { counted: [], bound: [] };
+
 /** The same namespace by namespace, from what it was before. */
 export class PodIndex {
   readonly #claims = new Claims();
   readonly #namespaces = new Map<string, { pods: readonly Pod[]; candidates: CountedPod[]; result: NamespacePods }>();
   #losers: ReadonlyMap<CountedPod, CountedPod> = new Map();
 
-  look(objects: ReadonlyMap<string, NamespaceObjects>, warnings: Warning[]): void {
+  /** `touched`: namespaces that are not what they were. Returns those whose pods are not. */
+  look(
+    objects: ReadonlyMap<string, NamespaceObjects>,
+    touched: ReadonlySet<string>,
+    warnings: Warning[],
+  ): ReadonlySet<string> {
     const changed = new Set<string>();
-    for (const [name, { candidates }] of this.#namespaces) {
-      if (objects.has(name)) continue;
-      for (const pod of candidates) this.#claims.remove(pod);
-      this.#namespaces.delete(name);
-    }
-    for (const [name, { pods }] of objects) {
+    for (const name of touched) {
       const last = this.#namespaces.get(name);
+      const pods = objects.get(name)?.pods ?? [];
       if (last?.pods === pods) continue;
       const known = new Map(last?.candidates.map((candidate) => [candidate.pod, candidate]));
       const candidates = pods.flatMap((pod) => known.get(pod) ?? countedPod(pod) ?? []);
       const stay = new Set(candidates);
       for (const candidate of known.values()) if (!stay.has(candidate)) this.#claims.remove(candidate);
       for (const candidate of candidates) if (!known.has(candidate.pod)) this.#claims.add(candidate);
-      this.#namespaces.set(name, { pods, candidates, result: last?.result ?? { counted: [], bound: [] } });
+      if (objects.has(name)) this.#namespaces.set(name, { pods, candidates, result: last?.result ?? nobody });
+      else this.#namespaces.delete(name);
       changed.add(name);
     }
     const losers = this.#claims.losers();
@@ -79,10 +83,11 @@ export class PodIndex {
       const bound = sameList(place.result.bound, [...counted.map(({ pod }) => pod), ...host]);
       if (counted !== place.result.counted || bound !== place.result.bound) place.result = { counted, bound };
     }
+    return changed;
   }
 
   of(namespace: string): NamespacePods {
-    return this.#namespaces.get(namespace)?.result ?? { counted: [], bound: [] };
+    return this.#namespaces.get(namespace)?.result ?? nobody;
   }
 }
 

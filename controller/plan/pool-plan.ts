@@ -10,11 +10,15 @@ import type {
   ServiceEntry,
   WorkloadEntry,
 } from '../../api/plan.ts';
+import { diffPlan } from '../../api/plan-delta.ts';
+import { knowDifference } from '../../api/plan-difference.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import { stable } from '../../policy/admit.ts';
 import { type CarriedNamespace, servicesOf } from './carried.ts';
 import { divided, dividedPorts, type LimitShards } from './limits.ts';
 import { type Part, sameItems, sameRecord, Union } from './memo.ts';
+
+const nothing = { workloads: {}, groups: {}, rules: {}, services: {} };
 
 export class PoolPlan {
   readonly #workloads = new Union<WorkloadEntry>();
@@ -66,8 +70,32 @@ export class PoolPlan {
       rules: this.#rules.record,
       services: this.#divided(this.#services.record, shardsOfLimits),
     };
-    if (this.#plan === undefined || !sameItems(Object.values(this.#plan), Object.values(plan))) this.#plan = plan;
+    if (this.#plan !== undefined) {
+      if (sameItems(Object.values(this.#plan), Object.values(plan))) return this.#plan;
+      this.#tellDifference(this.#plan, plan);
+    }
+    this.#plan = plan;
     return this.#plan;
+  }
+
+  /** To the plan stream, which would else compare all entries of both. */
+  #tellDifference(from: GatewayPlan, to: GatewayPlan): void {
+    const unions: Record<keyof typeof nothing, Union<unknown>> = {
+      workloads: this.#workloads,
+      groups: this.#groups,
+      rules: this.#rules,
+      services: this.#services,
+    };
+    // What is long is left out here.
+    const delta = diffPlan({ ...from, ...nothing }, { ...to, ...nothing });
+    for (const name of Object.keys(unions) as (keyof typeof unions)[]) {
+      if (from[name] === to[name]) continue;
+      const changes = to[name] === unions[name].record ? unions[name].changesFrom(from[name]) : undefined;
+      if (changes === undefined) return;
+      if (Object.keys(changes.set).length > 0) delta.set[name] = changes.set;
+      if (changes.gone.length > 0) delta.delete[name] = changes.gone;
+    }
+    knowDifference(from, to, delta);
   }
 
   #divided(services: Record<string, ServiceEntry>, shards: LimitShards): Record<string, ServiceEntry> {

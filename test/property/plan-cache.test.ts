@@ -6,7 +6,8 @@ import fc from 'fast-check';
 import t from 'tap';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import type { GatewayPlan, NodePlan } from '../../api/plan.ts';
-import { sameJson } from '../../api/plan-delta.ts';
+import { diffPlan, type PlanDelta, sameJson } from '../../api/plan-delta.ts';
+import { differenceOf } from '../../api/plan-difference.ts';
 import { PlanCache } from '../../controller/plan/cache.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import type { Peer, Peers } from '../../controller/plan/peers.ts';
@@ -228,6 +229,11 @@ const asData = ({ pools, nodes, statuses, gateways, served, webhooks, binding, .
   },
 });
 
+const sorted = (delta: PlanDelta): PlanDelta => ({
+  ...delta,
+  delete: Object.fromEntries(Object.entries(delta.delete).map(([name, keys]) => [name, keys.toSorted()])),
+});
+
 /** What is equal and not the same, as paths. */
 function copies(before: object, now: object, path: string): string[] {
   return Object.entries(now).flatMap(([name, collection]: [string, Record<string, unknown>]) => {
@@ -283,6 +289,13 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
           throw new Error('the cache changes the result');
         }
         if (last !== undefined) {
+          for (const [name, is] of result.pools) {
+            const was = last.pools.get(name);
+            if (was === undefined || was === is) continue;
+            // Of the same values, as the stream sends it.
+            if (!sameJson(sorted(differenceOf(was, is).delta), sorted(diffPlan(was, is))))
+              throw new Error('difference');
+          }
           const found = [...copiesIn(last.pools, result.pools), ...copiesIn(last.nodes, result.nodes)];
           if (found.length > 0) throw new Error(`copied though it is the same: ${found.join(', ')}`);
           for (const [key, status] of result.statuses) {
@@ -307,7 +320,7 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
         last = result;
       }
     }),
-    { numRuns: 80 },
+    { numRuns: 60 },
   );
-  for (const [what, count] of Object.entries(seen)) t.ok(count > 10, `the worlds were not empty: ${count} ${what}`);
+  for (const [what, count] of Object.entries(seen)) t.ok(count > 5, `the worlds were not empty: ${count} ${what}`);
 });
