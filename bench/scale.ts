@@ -67,6 +67,12 @@ interface Row {
 const state = await mkdtemp(join(tmpdir(), 'sluice-scale-'));
 const children = new Set<ChildProcess>();
 let topology: Topology | undefined;
+// Whoever waits for a child then hears that it is gone, and what was made is taken away.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    for (const child of children) child.kill('SIGKILL');
+  });
+}
 try {
   topology = await Topology.create('sluice', undefined, PROBE_SOURCES, state);
   const server = topology.namespace('server');
@@ -137,7 +143,7 @@ async function measure(within: Topology) {
   const began = process.hrtime.bigint();
   let gateway = startGateway(inGateway, listening.listening);
   const acknowledged = answered(generation, began, FIRST_LOAD_MS);
-  await untilReady(inGateway, FIRST_LOAD_MS);
+  await untilReady(gateway, inGateway, FIRST_LOAD_MS);
   const firstLoad = { readyMs: milliseconds(began), acknowledgedMs: await acknowledged };
   const memoryAfterLoad = memoryOf(gateway);
   console.log('first load', firstLoad, memoryAfterLoad);
@@ -172,7 +178,7 @@ async function measure(within: Topology) {
   const restarted = process.hrtime.bigint();
   gateway = startGateway(inGateway, listening.listening);
   const again = answered(publishedLast(), restarted, FIRST_LOAD_MS);
-  await untilReady(inGateway, FIRST_LOAD_MS);
+  await untilReady(gateway, inGateway, FIRST_LOAD_MS);
   const restart = { readyMs: milliseconds(restarted), acknowledgedMs: await again, ...memoryOf(gateway) };
   console.log('restart with nothing to do', restart);
   await stop(gateway, 'SIGTERM');
@@ -230,10 +236,10 @@ async function stop(child: ChildProcess, signal: NodeJS.Signals): Promise<void> 
   await once(child, 'exit');
 }
 
-async function untilReady(inGateway: string[], limitMs: number): Promise<void> {
+async function untilReady(gateway: ChildProcess, inGateway: string[], limitMs: number): Promise<void> {
   const end = performance.now() + limitMs;
   const ask = [...inGateway, 'curl', '-sf', '-m', '2', '-o', '/dev/null', `http://${METRICS}/readyz`];
-  while (performance.now() < end) {
+  while (performance.now() < end && gateway.exitCode === null && gateway.signalCode === null) {
     const ready = await run(ask, { op: 'readyz', timeoutMs: 5_000 }).then(
       () => true,
       () => false,
@@ -241,7 +247,7 @@ async function untilReady(inGateway: string[], limitMs: number): Promise<void> {
     if (ready) return;
     await sleep(50);
   }
-  throw new Error(`the gateway is not ready after ${limitMs} ms`);
+  throw new Error(`the gateway is gone, or not ready after ${limitMs} ms`);
 }
 
 /** Megabytes resident: now, and at most so far. */

@@ -23,7 +23,9 @@ export class Talk<T> {
         const picked = pick(message);
         if (picked !== false) return picked;
       }
-      if (performance.now() > end || this.child.exitCode !== null) throw new Error(`nothing heard in ${limitMs} ms`);
+      const { exitCode, signalCode } = this.child;
+      if (performance.now() > end || exitCode !== null || signalCode !== null)
+        throw new Error(`nothing heard in ${limitMs} ms`);
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
         setTimeout(resolve, 100);
