@@ -6,7 +6,7 @@
 import { type KernelCode, KernelError } from './errors.ts';
 import type { CounterValue, Nft, NftState } from './nft.ts';
 import { isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
-import { emptyState, isLimitShape, withoutDigest } from './nft-state.ts';
+import { digestIfWhole, emptyState, isLimitShape, withoutDigest } from './nft-state.ts';
 
 interface FakeTable {
   counters: Map<string, CounterValue>;
@@ -14,7 +14,8 @@ interface FakeTable {
   chains: Map<string, { rules: string[] }>;
 }
 
-const digestIn = ([first]: string[]): string | undefined => (first === undefined ? '' : withoutDigest(first)[1]);
+const digestIn = (rules: string[]): string | undefined =>
+  rules[0] === undefined ? '' : digestIfWhole(withoutDigest(rules[0])[1], rules.length);
 const fail = (code: KernelCode, line: string): never => {
   throw new KernelError('nft run', code, line.slice(0, 200));
 };

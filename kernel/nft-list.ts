@@ -30,7 +30,7 @@ import { KernelError } from './errors.ts';
 import { EINTR, ENOENT, errnoName } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, NftState } from './nft.ts';
-import { emptyState } from './nft-state.ts';
+import { digestIfWhole, emptyState } from './nft-state.ts';
 
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
@@ -123,11 +123,14 @@ class Lister {
       const chain = read(readChain(message));
       if (chain.table === table) state.chains.set(chain.name, '');
     });
+    const rules = new Map<string, number>();
     await this.dump('rules', table, (message) => {
       const { chain, comment } = read(readRule(message));
       // Its first one: without rules it has an empty digest.
       if (state.chains.get(chain) === '') state.chains.set(chain, digestIn(comment));
+      rules.set(chain, (rules.get(chain) ?? 0) + 1);
     });
+    for (const [chain, count] of rules) state.chains.set(chain, digestIfWhole(state.chains.get(chain), count));
     const sets: ListedSet[] = [];
     await this.dump('sets', table, (message) => {
       const set = read(readSet(message));

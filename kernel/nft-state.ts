@@ -42,10 +42,16 @@ export const isMapShape = (shape: string): boolean => shape.includes(' : ');
 export const isLimitShape = (shape: string): boolean =>
   Object.values(limitExample).some((text) => shape.includes(text));
 
-/** By which two chains of one name are compared; '' for one without rules. */
+/** By which two chains of one name are compared; '' for one without rules. It ends with how many rules there are. */
 export function digestOf({ rules }: Pick<NftChain, 'rules'>): string {
-  return rules.length === 0 ? '' : hash('sha256', rules.join('\n')).slice(0, 16);
+  return rules.length === 0 ? '' : `${hash('sha256', rules.join('\n')).slice(0, 12)}${countText(rules.length)}`;
 }
+
+const countText = (rules: number): string => (rules & 0xffff).toString(16).padStart(4, '0');
+
+/** What a listed chain's digest says, if it has as many rules as that says: somebody may have added or deleted one. */
+export const digestIfWhole = (digest: string | undefined, rules: number): string | undefined =>
+  digest?.endsWith(countText(rules)) ? digest : undefined;
 
 /** The kernel keeps a chain's digest as the comment of its first rule: rules and comment come and go together. */
 export function rulesOf(name: string, chain: NftChain): [chain: string, rule: string][] {

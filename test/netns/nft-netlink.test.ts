@@ -136,7 +136,7 @@ const forms: Record<string, string[]> = {
     'goto leaf',
     'counter name c_1',
     'counter name "c_1" drop',
-    'jump leaf comment "0123456789abcdef"',
+    'jump leaf comment "0123456789ab0001"',
     'ip saddr 10.0.0.1 drop comment "another"',
     'limit rate 1000/second burst 1000 packets log prefix "default-action" group 7790 snaplen 96',
     'update @hits { meta mark }',
@@ -369,7 +369,7 @@ add element inet ${TABLE} states { new : goto leaf }
 add set inet ${TABLE} everything { type ipv4_addr; }
 add element inet ${TABLE} everything { 10.0.0.1, * }
 add quota inet ${TABLE} q { 10 mbytes }
-add rule inet ${TABLE} plain jump leaf comment "0123456789abcdef"
+add rule inet ${TABLE} plain jump leaf comment "0123456789ab0001"
 add rule inet ${TABLE} leaf drop comment "by hand"
 add rule inet ${TABLE} answers ip daddr { 10.0.0.1, 10.0.0.2 } drop
 add table inet other
@@ -381,12 +381,14 @@ add set inet other foreign { type mark; }
   t.equal(state.exists, true);
   t.same([...state.counters], ['c_1'], 'a quota is no counter');
   const chains: [string, string | undefined][] = [
-    ['plain', '0123456789abcdef'],
+    ['plain', '0123456789ab0001'],
     ['leaf', undefined],
     ['answers', undefined],
     ['before', ''],
   ];
   for (const [name, digest] of chains) t.equal(state.chains.get(name), digest, name);
+  await own.runScript(`add rule inet ${TABLE} plain accept\n`);
+  t.equal((await own.list('inet', TABLE)).chains.get('plain'), undefined, 'a rule more than the digest knows of');
   t.equal(state.chains.has('foreign'), false, 'another table');
   t.equal(state.sets.has('foreign'), false);
   t.equal(
