@@ -56,7 +56,10 @@ export const portName = (service: string, port: string): string => `port ${servi
 /** `name` absent: what meets no other limit than the EgressIP's. */
 export const pairName = (egress: string, name = ''): string => `${egress} > ${name}`;
 
-type Plan = Pick<GatewayPlan, 'settings' | 'workloads' | 'egressIPs' | 'groups' | 'rules' | 'services'>;
+type Plan = Pick<
+  GatewayPlan,
+  'settings' | 'workloads' | 'egressIPs' | 'destinations' | 'groups' | 'rules' | 'services'
+>;
 
 /** undefined: the plan limits no bandwidth. `heldShards`: of this gateway. */
 export function bandwidthsOf(plan: Plan, heldShards: readonly string[]): Bandwidths | undefined {
@@ -130,18 +133,20 @@ function bandwidthShare(limit: number, shards: readonly string[], isHeld: (shard
 
 /** Limit of an EgressIP → the other limits that workloads which leave with it may meet; '': none of them. */
 function met(
-  { workloads }: Plan,
+  { workloads, destinations }: Plan,
   egress: ReadonlyMap<string, string>,
   groups: ReadonlyMap<string, string[]>,
 ): Map<string, Set<string>> {
   const below = new Map<string, Set<string>>();
   for (const name of egress.values()) below.set(name, new Set(['']));
   if (below.size === 0 || groups.size === 0) return below;
-  for (const { group, egress: own } of Object.values(workloads)) {
+  for (const { group, egress: own, egressIP, destinations: table = '' } of Object.values(workloads)) {
     const names = groups.get(group);
     if (names === undefined) continue;
-    for (const address of [own[4]?.address, own[6]?.address]) {
-      const set = below.get(egress.get(address ?? '') ?? '');
+    const addresses = [own[4]?.address, own[6]?.address].map((address) => egress.get(address ?? '') ?? '');
+    const others = [egressIP ?? '', ...(destinations[table]?.egressIPs ?? [])].map(egressName);
+    for (const serving of new Set([...addresses, ...others])) {
+      const set = below.get(serving);
       if (set !== undefined) for (const name of names) set.add(name);
     }
   }

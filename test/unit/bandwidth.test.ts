@@ -6,7 +6,7 @@ import t from 'tap';
 import { formatBandwidth, parseBandwidth } from '../../api/bandwidth.ts';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import { TC_MAJOR } from '../../api/names.ts';
-import { emptyGatewayPlan, type GatewayPlan, type RuleEntry } from '../../api/plan.ts';
+import { emptyGatewayPlan, type GatewayPlan, type RuleEntry, type WorkloadEntry } from '../../api/plan.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
@@ -313,6 +313,17 @@ t.test('limits of a gateway: its shares, classes below the EgressIP, nothing of 
     const audit = policyOf([rule], rule === web ? { audit: true } : {});
     t.equal(bandwidthsOf(audit, held)?.groups.size, 0, 'in audit nothing is met');
   }
+  const spread = policyOf([web], { egress: 20e6 });
+  const pod = spread.workloads.u;
+  const pair = pairName(egressName('own'), ruleName('service/web'));
+  const pairs = (more: Partial<WorkloadEntry>): boolean => {
+    spread.workloads.u = { ...(pod as WorkloadEntry), egress: {}, ...more };
+    return bandwidthsOf(spread, held)?.classes.has(pair) === true;
+  };
+  t.notOk(pairs({}), 'who leaves with another EgressIP has no class below this one');
+  t.ok(pairs({ egressIP: 'own' }), 'one that spreads by connection has');
+  spread.destinations.d = { egressIPs: ['own'] };
+  t.ok(pairs({ destinations: 'd' }), 'and one that is for some destinations');
   const shards = ['edge/s0', 'edge/s1', 'edge/s2'];
   const shared = policyOf([{ ...web, limits: { bandwidth: 90e6, shards } }]);
   const share = (of: string[]): number | undefined =>
