@@ -34,6 +34,7 @@ import { Steering } from '../../node/apply.ts';
 import { startHoldQueue } from '../../node/hold-queue.ts';
 import { HostKernel } from '../../node/kernel.ts';
 
+t.setTimeout(120_000);
 const name = (host: string): string => `t-node-${host}-${process.pid}`;
 const [NODE, GW, P1, P2] = [name('n'), name('g'), name('p1'), name('p2')];
 const VNI = 100;
