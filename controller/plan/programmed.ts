@@ -83,6 +83,8 @@ export class ProgrammedRules {
   /** `pool`: that carries its namespace; absent: none, or it is a rule of the cluster. */
   ofRule(id: string, pool?: string): Condition {
     if (this.#pools.length === 0) return notProgrammed('NoGatewayPool', 'there is no GatewayPool');
+    // Asked for every rule.
+    if (pool !== undefined && this.#behind.get(pool)?.length === 0) return everywhere;
     const lists = pool === undefined ? [...this.#behind.values()] : [this.#behind.get(pool) ?? []];
     const concerns = ({ changed }: BehindRules): boolean => changed === undefined || changed.has(id);
     if (!lists.some((list) => list.some(concerns))) return everywhere;

@@ -4,7 +4,7 @@
  */
 import { hitsIdOfObject } from '../../api/hits.ts';
 import { type AnyObject, type EgressIP, type EgressRule, type GatewayPool, objectKey } from '../../api/kinds.ts';
-import { families } from '../../api/plan.ts';
+import { families, type ShardEntry } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
@@ -219,6 +219,16 @@ function scheduleFacts({ open, nextChange }: ScheduleState): Record<string, unkn
   };
 }
 
+/** Of lists in plans, which are long, and nobody changes. */
+const addressSets = new WeakMap<readonly string[], ReadonlySet<string>>();
+
+function holdsAddress(shard: ShardEntry | undefined, address: string): boolean {
+  if (shard === undefined) return false;
+  const known = addressSets.get(shard.egressIPs) ?? new Set(shard.egressIPs);
+  addressSets.set(shard.egressIPs, known);
+  return known.has(address);
+}
+
 function egressIPFacts(
   object: EgressIP,
   { plans, allocation, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
@@ -234,7 +244,7 @@ function egressIPFacts(
     if (shard === undefined) return [];
     const gateway = pool?.shards[shard]?.order[0];
     const inForce = gateway === undefined ? undefined : peers.gateways.get(gateway)?.inForce;
-    const there = inForce?.shards[shard]?.egressIPs.includes(address) === true;
+    const there = holdsAddress(inForce?.shards[shard], address);
     if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${gateway}`);
     return [{ address, shard, ...(gateway === undefined ? {} : { gateway }) }];
   });
