@@ -244,7 +244,7 @@ function egressIPFacts(
     if (shard === undefined) return [];
     const gateway = pool?.shards[shard]?.order[0];
     const inForce = gateway === undefined ? undefined : peers.gateways.get(gateway)?.inForce;
-    const there = holdsAddress(inForce?.shards[shard], address);
+    const there = inForce !== undefined && holdsAddress(inForce.shards[shard], address);
     if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${gateway}`);
     return [{ address, shard, ...(gateway === undefined ? {} : { gateway }) }];
   });
