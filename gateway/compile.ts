@@ -353,8 +353,11 @@ export interface CompilerOptions {
   compared?: number;
 }
 
-/** A comparison costs a packet some 10 ns, a look-up in a map of ranges some 100, of which there are up to three. */
-const COMPARED = 64;
+/**
+ * About as many comparisons cost a packet what the look-ups cost that stand for any number of them: measured here, 75 ns
+ * each of its own family and 16 of the other, against 1.5 µs.
+ */
+const COMPARED = 32;
 
 export interface CompiledGateway {
   /** Asks every packet for its source. */

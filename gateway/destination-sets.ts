@@ -5,7 +5,7 @@
  * types of ICMP need one each, since they stand in different places of a header.
  */
 import { hash } from 'node:crypto';
-import { formatAddress, type Range } from '../api/address.ts';
+import { formatAddress, formatPrefix, type Range, rangeToPrefixes } from '../api/address.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
@@ -21,7 +21,7 @@ export interface PolicyView {
   services: ReadonlyMap<string, ServiceEntry>;
 }
 
-/** Boxes of one family that are compared one after another. */
+/** Boxes of one family that are compared one after another: as long as that costs a packet less than a look-up. */
 const COMPARED = 8;
 /** Lists whose matches are remembered. */
 const REMEMBERED = 1_000;
@@ -74,7 +74,7 @@ const span = ({ family, first, last }: Range): string =>
 
 function comparisons(boxes: Boxes, family: Family): string[] {
   const daddr = (range: Range): string =>
-    isWhole(range) ? `meta nfproto ipv${family} ` : `${header[family]} daddr ${span(range)} `;
+    isWhole(range) ? `meta nfproto ipv${family} ` : `${header[family]} daddr ${compared(range)} `;
   return [
     ...boxes.addresses.map((range) => daddr(range)),
     ...boxes.protocols.map(({ range, protocol }) => `${daddr(range)}meta l4proto ${protocolText(protocol)} `),
@@ -88,6 +88,12 @@ function comparisons(boxes: Boxes, family: Family): string[] {
         `${daddr(range)}${icmpHeader[family]} type ${portsText(...types)} ${icmpHeader[family]} code ${portsText(...codes)} `,
     ),
   ];
+}
+
+/** A prefix is one comparison, which the kernel does in line; a range is two calls. */
+function compared(range: Range): string {
+  const [prefix, more] = rangeToPrefixes(range, 2);
+  return prefix === undefined || more !== undefined || range.first === range.last ? span(range) : formatPrefix(prefix);
 }
 
 function isWhole({ family, first, last }: Range): boolean {
