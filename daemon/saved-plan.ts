@@ -57,6 +57,8 @@ export class SavedPlanFile<R extends PlanRole> {
   readonly #leastChanges: number;
   /** What changes are appended to; undefined: the next plan is written as a whole. */
   #open: Open | undefined;
+  /** A change that is being appended. */
+  #appending: Promise<number> | undefined;
   /** Changes that came while the next file is being written. */
   #since: Change[] | undefined;
   #renewal: Promise<void> = Promise.resolve();
@@ -96,12 +98,15 @@ export class SavedPlanFile<R extends PlanRole> {
     const change: Change = { type: 'delta', from: file.generation, generation, hash, deltas: [delta] };
     this.#since?.push(change);
     try {
-      file.changeBytes += await append(file.handle, change);
+      this.#appending = append(file.handle, change);
+      file.changeBytes += await this.#appending;
       file.generation = generation;
     } catch (error) {
       // It may end with half a line, after which nothing would be read.
       await this.#close();
       throw error;
+    } finally {
+      this.#appending = undefined;
     }
     if (file.changeBytes < Math.max(file.snapshotBytes, this.#leastChanges) || this.#since !== undefined) return;
     this.#since = [];
@@ -115,7 +120,13 @@ export class SavedPlanFile<R extends PlanRole> {
     let next: Open | undefined;
     try {
       next = await this.#write(plan, generation, hash, () => this.#since !== since);
-      for (let change = since.shift(); change !== undefined && this.#since === since; change = since.shift()) {
+      while ((since.length > 0 || this.#appending !== undefined) && this.#since === since) {
+        const change = since.shift();
+        if (change === undefined) {
+          // The old file is not closed under a change that is on its way into it.
+          await this.#appending?.catch(() => undefined);
+          continue;
+        }
         next.changeBytes += await append(next.handle, change);
         next.generation = change.generation;
       }
@@ -124,7 +135,7 @@ export class SavedPlanFile<R extends PlanRole> {
       const old = this.#open;
       this.#replace(next);
       this.#open = next;
-      await old?.handle.close();
+      await old?.handle.close().catch(() => undefined);
     } catch (error) {
       await next?.handle.close().catch(() => undefined);
       await rm(`${this.#path}.new`, { force: true }).catch(() => undefined);

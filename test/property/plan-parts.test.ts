@@ -17,6 +17,7 @@ const value = fc.dictionary(key, fc.jsonValue({ maxDepth: 2 }), { noNullPrototyp
 const collection = fc.dictionary(key, value, { noNullPrototype: true });
 const plan = fc
   .record({ settings: collection, shards: collection, gateways: collection, workloads: collection })
+  .map((of) => ({ ...(emptyNodePlan() as object), ...of }))
   .filter((made) => !JSON.stringify(made).includes('__proto__'));
 const textLength = (of: unknown): number => JSON.stringify(of).length;
 const HASH = '0f'.repeat(32);

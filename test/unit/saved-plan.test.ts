@@ -183,9 +183,10 @@ t.test('killed in the middle, again and again', async (t) => {
   const program = `
     import { SavedPlanFile } from ${JSON.stringify(new URL('../../daemon/saved-plan.js', import.meta.url).href)};
     import { hashPlan } from ${JSON.stringify(new URL('../../api/plan-hash.js', import.meta.url).href)};
+    import { emptyNodePlan } from ${JSON.stringify(new URL('../../api/plan.js', import.meta.url).href)};
     import { silentLog } from ${JSON.stringify(new URL('../../daemon/log.js', import.meta.url).href)};
     const file = await SavedPlanFile.open(${JSON.stringify(state)}, 'node', { log: silentLog(), leastChanges: 3000 });
-    const plan = file.saved?.plan ?? { settings: {}, shards: {}, gateways: {}, workloads: {} };
+    const plan = file.saved?.plan ?? emptyNodePlan();
     let generation = file.saved?.generation ?? 0;
     let known = file.saved !== undefined;
     for (;;) {
