@@ -100,7 +100,9 @@ t.test('wherever a writer died, the plan before or after a change is read', asyn
   await writer.file.close();
   const whole = readFileSync(fileIn(state));
   const cut = join(dir, 'cut');
-  await (await openIn(cut)).save(planOf(), 1, hashPlan(planOf()));
+  const other = await openIn(cut);
+  await other.save(planOf(), 1, hashPlan(planOf()));
+  await other.close();
   let wrong = 0;
   for (let bytes = 0; bytes <= whole.length; bytes++) {
     writeFileSync(fileIn(cut), whole.subarray(0, bytes));
