@@ -72,7 +72,7 @@ const udp = (...ports: number[]): PortEntry => ({ ...tcp(...ports), protocol: 17
 /** Number `index` of a namespace: two things that its owners do not permit, and what they do. */
 function namespaceRule(plan: GatewayPlan, at: number, index: number): string {
   const [network4, network6] = own(at);
-  const some = [...hosts(network4, index, 3), ...hosts(network6, index, 2)];
+  const some = [...hosts(network4, index, 1), ...hosts(network6, index, 1)];
   const rows: [name: string, action: RuleEntry['action'], service: ServiceEntry][] = [
     ['no-mail', 'drop', { addresses: ['0.0.0.0/0', '::/0'], ports: [tcp(25)] }],
     ['closed', 'drop', { addresses: some, ports: null }],
@@ -80,7 +80,7 @@ function namespaceRule(plan: GatewayPlan, at: number, index: number): string {
   const [name, action, service] = rows[index] ?? [
     `partner-${index}`,
     'accept' as const,
-    { addresses: some, ports: [tcp(5432 + index, 8443)] },
+    { addresses: some, ports: [tcp(5432 + index)] },
   ];
   return addRule(plan, 'namespace', `team-${at}`, name, action, service);
 }
@@ -90,11 +90,11 @@ function serviceRule(plan: GatewayPlan, at: number, index: number): string {
   const service =
     index === 0
       ? {
-          addresses: [`${SERVER[4]}/32`, `${SERVER[6]}/128`, ...hosts(network4, 20, 2)],
-          ports: [tcp(443, TCP_PORT), udp(443, UDP_PORT)],
+          addresses: [`${SERVER[4]}/32`, `${SERVER[6]}/128`],
+          ports: [tcp(TCP_PORT), udp(UDP_PORT)],
         }
       : {
-          addresses: [...hosts(network4, 20 + index, 2), ...hosts(network6, 20 + index, 2)],
+          addresses: [...hosts(network4, 20 + index, 1), ...hosts(network6, 20 + index, 1)],
           ports: index === 1 ? null : [tcp(443)],
         };
   return addRule(plan, 'service', `team-${at}`, `app-${index}`, 'accept', service);

@@ -33,8 +33,8 @@ import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/n
 import type { Tc } from '../kernel/tc.ts';
 import type { ConntrackEntry } from '../wire/conntrack.ts';
 import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
-import { compileNet, deviceSysctls, heldShards, sysctls, workloadRoutes } from './compile-net.ts';
-import { endedBy, touchesFlows } from './recheck.ts';
+import { compileNet, deviceSysctls, heldShards, isTunnelled, sysctls, workloadRoutes } from './compile-net.ts';
+import { endedBy, retranslates, touchesFlows } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
 export interface GatewayKernel {
@@ -131,11 +131,13 @@ export class GatewayApply {
       heldShards: heldShards(plan, this.#self),
     });
     const touches = tableListed || touchesFlows(changed);
+    // To ask every packet costs two rules, for each of which the kernel looks through all chains.
+    const asked = tableListed || this.#retranslates(plan, changed);
     const numbers = tableListed ? undefined : changed.numbers;
     await this.#options.watch?.before(numbers);
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
-      nftChanges = await this.#applyRules(!touches);
+      nftChanges = await this.#applyRules(!asked);
     };
     const net = (): Promise<void> => this.#applyNet(plan, changed, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
@@ -144,7 +146,7 @@ export class GatewayApply {
 
     const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
     // Every flow that is left now, or was made since, has its own translation.
-    if (touches) nftChanges += await this.#applyRules(true);
+    if (asked) nftChanges += await this.#applyRules(true);
     const unshaped = await this.#shaping.apply(desiredClasses(plan, this.#compiler.bandwidths));
     return { flowsEnded: ended, unshaped, nftChanges, numbers };
   }
@@ -160,6 +162,11 @@ export class GatewayApply {
       this.#compiler = new GatewayCompiler(this.#options);
       throw error;
     }
+  }
+
+  #retranslates({ settings }: GatewayPlan, changed: Changed): boolean {
+    const tunnelled = 'pool' in settings && isTunnelled(settings.pool);
+    return retranslates(changed, (address) => this.#compiler.workloadOf(address), tunnelled);
   }
 
   #endFlows(plan: GatewayPlan, changed: Changed | undefined): Promise<number> {

@@ -10,8 +10,8 @@
  *   output           tunnel packets of our own: not tracked
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
  *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
- *                    asked until the connection table has been looked through for flows that a change ends; after
- *                    that only those of flows that are not decided, since a flow keeps its translation
+ *                    asked while the connection table may hold flows that are translated otherwise than the plan says;
+ *                    else only those of flows that are not decided, since a flow keeps its translation
  * Membership lives in sets and maps (membership.ts). The checks that every packet pays are two short chains.
  * Direct mode has no tunnel: workloads' packets come by the internal interface as they are, among those of nodes and
  * of whoever else is on that segment, which is trusted. Then a source is a workload's if the plan says so.

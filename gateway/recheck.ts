@@ -6,6 +6,7 @@
  */
 import { parseAddress } from '../api/address.ts';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import { sameJson } from '../api/plan-delta.ts';
 import { must } from '../api/result.ts';
 import { compileEgress } from '../policy/egress.ts';
 import { compilePolicy, type Decision, workloadsByAddress } from '../policy/evaluate.ts';
@@ -61,6 +62,30 @@ function touchedBy({ groups, workloads }: Changed): (workload: WorkloadEntry) =>
   if (groups === undefined || workloads === undefined) return () => true;
   const others = new Set(workloads.map(([, after]) => after?.uid));
   return ({ uid, group }) => groups.has(group) || others.has(uid);
+}
+
+/**
+ * Whether a packet of a flow that is there may carry a source that is not its workload's own any more: somebody leaves with
+ * another address, or has one that was another's. Of a workload that only went nothing comes through the tunnel; where
+ * there is none, it may.
+ */
+export function retranslates({ groups, workloads }: Changed, workloadOf: WorkloadOf, tunnelled: boolean): boolean {
+  if (groups === undefined || workloads === undefined) return true;
+  return workloads.some(([before, after]) => {
+    if (before === undefined) return false;
+    if (after === undefined) return !tunnelled || before.addresses.some((address) => workloadOf(address) !== undefined);
+    return before === after || !sameWay(before, after) || !sameJson(before.addresses, after.addresses);
+  });
+}
+
+function sameWay(a: WorkloadEntry, b: WorkloadEntry): boolean {
+  const of = ({ egress, egressIP, destinations, elsewhere }: WorkloadEntry) => [
+    egress,
+    egressIP,
+    destinations,
+    elsewhere,
+  ];
+  return sameJson(of(a), of(b));
 }
 
 /**
