@@ -4,30 +4,34 @@
  * client keeps it with the plan and says it when it comes back. Equal hashes are equal plans, unless one of the two
  * ends is hostile: both have shown certificates.
  */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { isRecord, type PlanDelta } from './plan-delta.ts';
 
 type Collections = Record<string, Record<string, unknown>>;
 
+/** Text that JSON leaves as it is, which is nearly all of a plan's: to ask is cheaper than to call. */
+const plain = /^[ !#-[\]-~]*$/;
+const quoted = (text: string): string => (plain.test(text) ? `"${text}"` : JSON.stringify(text));
+
 /** JSON text with the keys of every object in code-unit order: equal values give equal text. */
 export function canonicalJson(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map((item) => canonicalJson(item ?? null)).join(',')}]`;
-  if (!isRecord(value)) return JSON.stringify(value) ?? 'null';
-  const parts: string[] = [];
-  for (const key of Object.keys(value).sort()) {
-    if (value[key] !== undefined) parts.push(`${JSON.stringify(key)}:${canonicalJson(value[key])}`);
+  if (typeof value === 'string') return quoted(value);
+  let text = '';
+  if (Array.isArray(value)) {
+    for (const item of value) text += `${text && ','}${canonicalJson(item ?? null)}`;
+    return `[${text}]`;
   }
-  return `{${parts.join(',')}}`;
+  if (!isRecord(value)) return JSON.stringify(value) ?? 'null';
+  for (const key of Object.keys(value).sort()) {
+    if (value[key] !== undefined) text += `${text && ','}${quoted(key)}:${canonicalJson(value[key])}`;
+  }
+  return `{${text}}`;
 }
 
 const BITS = 256;
 
 const digestOf = (name: string, key: string, value: unknown): bigint =>
-  BigInt(
-    `0x${createHash('sha256')
-      .update(canonicalJson([name, key, value]))
-      .digest('hex')}`,
-  );
+  BigInt(`0x${hash('sha256', canonicalJson([name, key, value]), 'hex')}`);
 
 const textOf = (sum: bigint): string =>
   BigInt.asUintN(BITS, sum)

@@ -1,9 +1,10 @@
 /**
  * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), on two topologies that are
  * alike but for the nft table (topology.ts), in interleaved rounds: each round measures both, every second round in
- * reverse order; of udp in slices, taken in turn, since what else the machine does changes within a second. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
- *   node dist/bench/forwarding.js [--rounds 9] [--seconds 1] [--namespaces 1000] [--pods 5] [--flows 64]
- *                                 [--slices 10] [--families 4,6] [--loads udp,tcp,tcp-packets] [--floor]
+ * reverse order; of udp and connect in slices, taken in turn, since what else the machine does changes within a second. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
+ *   node dist/bench/forwarding.js [--rounds 9] [--seconds 1] [--plan small|scale] [--namespaces 1000] [--pods 5]
+ *                                 [--flows 64] [--sources 25] [--slices 10] [--families 4,6]
+ *                                 [--loads udp,tcp,tcp-packets,connect] [--floor]
  * Needs root, and iperf3, ethtool, nft, iproute2. Docs: docs/bench.md.
  */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -12,13 +13,11 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Family } from '../api/plan.ts';
 import { CpuMeter } from './cpu.ts';
-import { type Count, type Load, LoadGenerator, type Sample, sampleOf, unitOf } from './load.ts';
-import { generatePlan, podAddresses } from './plan.ts';
+import { type Count, type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from './load.ts';
+import { generatePlan, PODS_PER_NODE, podAddresses } from './plan.ts';
+import { generateScalePlan, issueSize } from './scale-plan.ts';
 import { median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { type Subject, Topology } from './topology.ts';
-
-/** Pods that the load comes from: five namespaces of five. */
-const SOURCES = 25;
 
 interface Row {
   load: Load;
@@ -35,21 +34,29 @@ const { values } = parseArgs({
   options: {
     rounds: { type: 'string', default: '9' },
     seconds: { type: 'string', default: '1' },
-    namespaces: { type: 'string', default: '1000' },
-    pods: { type: 'string', default: '5' },
+    plan: { type: 'string', default: 'small' },
+    namespaces: { type: 'string' },
+    pods: { type: 'string' },
+    /** Pods that the load comes from, of the first node; by default five namespaces of five. */
+    sources: { type: 'string', default: '25' },
     flows: { type: 'string', default: '64' },
     slices: { type: 'string', default: '10' },
     families: { type: 'string', default: '4,6' },
-    loads: { type: 'string', default: 'udp,tcp,tcp-packets' },
+    loads: { type: 'string', default: 'udp,tcp,tcp-packets,connect' },
     floor: { type: 'boolean', default: false },
-    output: { type: 'string', default: 'bench/results/forwarding.json' },
+    output: { type: 'string' },
   },
 });
+if (values.plan !== 'small' && values.plan !== 'scale') throw new Error('--plan: expected small or scale');
+const large = values.plan === 'scale';
+const output = values.output ?? `bench/results/forwarding${large ? '-scale' : ''}.json`;
 const options = {
   rounds: Number(values.rounds),
   seconds: Number(values.seconds),
-  namespaces: Number(values.namespaces),
-  pods: Number(values.pods),
+  plan: values.plan,
+  namespaces: Number(values.namespaces ?? (large ? issueSize.namespaces : 1000)),
+  pods: Number(values.pods ?? (large ? issueSize.pods : 5)),
+  sources: Number(values.sources),
   flows: Number(values.flows),
   slices: Number(values.slices),
 };
@@ -62,10 +69,9 @@ const meter = new CpuMeter(`sluice-bench-${process.pid}`);
 const topologies: Topology[] = [];
 const generators: LoadGenerator[] = [];
 try {
-  const plan = generatePlan(options);
-  const places = Array.from({ length: Math.min(SOURCES, options.namespaces * options.pods) }, (_, at) =>
-    podAddresses(at),
-  );
+  const plan = large ? generateScalePlan({ ...issueSize, ...options }) : generatePlan(options);
+  const length = Math.min(options.sources, PODS_PER_NODE, options.namespaces * options.pods);
+  const places = Array.from({ length }, (_, at) => podAddresses(at));
   const pods = { 4: places.map((of) => of[4]), 6: places.map((of) => of[6]) };
   for (const subject of subjects) {
     const topology = await Topology.create(subject, plan, [...pods[4], ...pods[6]], state);
@@ -79,13 +85,10 @@ try {
   );
   const rows: Row[] = [];
   for (const family of familiesAsked) for (const load of loads) rows.push(await compare(load, family));
-  await mkdir(join(values.output, '..'), { recursive: true });
+  await mkdir(join(output, '..'), { recursive: true });
   const machine = { kernel: release(), cpu: cpus()[0]?.model, cpus: cpus().length, load: loadavg() };
-  await writeFile(
-    values.output,
-    `${JSON.stringify({ date: new Date().toISOString(), machine, options, rows }, null, 2)}\n`,
-  );
-  console.log(`written: ${values.output}`);
+  await writeFile(output, `${JSON.stringify({ date: new Date().toISOString(), machine, options, rows }, null, 2)}\n`);
+  console.log(`written: ${output}`);
 } finally {
   for (const generator of generators) await generator.close();
   for (const topology of topologies) await topology.close();
@@ -105,7 +108,7 @@ async function compare(load: Load, family: Family): Promise<Row> {
     const taken = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
     for (const { generator } of taken) await generator.prepare();
     // Not of the first round, in which neighbours are found.
-    const slices = load === 'udp' && round >= 0 ? options.slices : 1;
+    const slices = sliced.includes(load) && round >= 0 ? options.slices : 1;
     for (let slice = 0; slice < slices; slice++) {
       const order = (round + slice) % 2 === 0 ? taken : taken.toReversed();
       for (const { generator, subject } of order) {

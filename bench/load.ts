@@ -1,6 +1,6 @@
 /**
- * The three loads: one TCP stream of 64 KB segments, one of MTU-sized packets, a flood of small UDP datagrams. Client
- * and sender run on CPU 0, the TCP server on CPU 1, on a machine that has two: where threads land changes the figures.
+ * The loads: one TCP stream of 64 KB segments, one of MTU-sized packets, a flood of small UDP datagrams in flows that
+ * stand, and TCP connections that are opened and closed. Client, connector and sender run on CPU 0, the TCP server on CPU 1, on a machine that has two: where threads land changes the figures.
  * `iperf3 -C cubic`: the kernel's default (bbr here) halves and spreads TCP's rate on veth.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -13,11 +13,15 @@ import type { CpuMeter } from './cpu.ts';
 import { SERVER, TCP_PORT, UDP_PORT } from './plan.ts';
 import type { Topology } from './topology.ts';
 
-export type Load = 'tcp' | 'tcp-packets' | 'udp';
-export const unitOf = { tcp: 'Gbit', 'tcp-packets': 'Gbit', udp: 'kpackets' } as const;
+export type Load = 'tcp' | 'tcp-packets' | 'udp' | 'connect';
+export const unitOf = { tcp: 'Gbit', 'tcp-packets': 'Gbit', udp: 'kpackets', connect: 'kconnections' } as const;
+/** Loads that can be measured in slices of a fraction of a second. */
+export const sliced: readonly Load[] = ['udp', 'connect'];
+/** A rule of every namespace permits it to the server. */
+const CONNECT_PORT = 443;
 
 export interface Sample {
-  /** Gbit or thousand packets that arrived, per second of wall clock and per CPU second. */
+  /** Gbit, thousand packets that arrived or thousand connections, per second of wall clock and per CPU second. */
   perSecond: number;
   perCpuSecond: number;
   /** Share of the datagrams that did not arrive. */
@@ -26,7 +30,7 @@ export interface Sample {
 
 /** What was counted in some seconds; counts of several slices add up. */
 export interface Count {
-  /** Gbit or thousand packets that arrived. */
+  /** Gbit, thousand packets that arrived or thousand connections. */
   amount: number;
   /** The same of what did not. */
   lost: number;
@@ -52,6 +56,7 @@ export class LoadGenerator {
   readonly #meter: CpuMeter;
   readonly #pods: Record<Family, string[]>;
   readonly #senders = new Map<Family, ChildProcess>();
+  readonly #connectors = new Map<Family, ChildProcess>();
   #server: ChildProcess | undefined;
 
   constructor(topology: Topology, meter: CpuMeter, pods: Record<Family, string[]>) {
@@ -75,12 +80,20 @@ export class LoadGenerator {
       this.#server = this.#counted([...pin(1), ...server]);
       await this.#untilListening();
     }
-    const program = fileURLToPath(new URL('./udp-sender.js', import.meta.url));
     for (const family of families) {
       const where = [this.#topology.namespace('client'), SERVER[family], String(UDP_PORT), String(flows)];
-      const sender = this.#counted([...pin(0), process.execPath, program, ...where, ...this.#pods[family]], true);
+      const sender = this.#counted(
+        [...pin(0), process.execPath, programOf('udp-sender'), ...where, ...this.#pods[family]],
+        true,
+      );
       this.#senders.set(family, sender);
       await answer(sender, 10_000);
+      if (this.#topology.subject === 'floor') continue;
+      const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
+      const to = [SERVER[family], String(CONNECT_PORT), ...this.#pods[family]];
+      const connector = this.#counted([...pin(0), process.execPath, programOf('connector'), ...ends, ...to], true);
+      this.#connectors.set(family, connector);
+      await answer(connector, 10_000);
     }
   }
 
@@ -90,7 +103,18 @@ export class LoadGenerator {
   }
 
   measure(load: Load, family: Family, seconds: number): Promise<Count> {
-    return load === 'udp' ? this.#flood(family, seconds) : this.#stream(load, family, seconds);
+    if (load === 'udp') return this.#flood(family, seconds);
+    return load === 'connect' ? this.#connect(family, seconds) : this.#stream(load, family, seconds);
+  }
+
+  async #connect(family: Family, seconds: number): Promise<Count> {
+    const connector = this.#connectors.get(family);
+    if (connector === undefined) throw new TypeError('connector not started');
+    const cpuBefore = this.#meter.seconds();
+    connector.send({ seconds });
+    const made = (await answer(connector, 1000 * seconds + 10_000)) as { connections: number; seconds: number };
+    const cpu = this.#meter.seconds() - cpuBefore;
+    return { amount: made.connections / 1000, lost: 0, seconds: made.seconds, cpuSeconds: cpu };
   }
 
   async #flood(family: Family, seconds: number): Promise<Count> {
@@ -132,7 +156,8 @@ export class LoadGenerator {
   }
 
   async close(): Promise<void> {
-    for (const child of [...this.#senders.values(), ...(this.#server ? [this.#server] : [])]) {
+    const server = this.#server === undefined ? [] : [this.#server];
+    for (const child of [...this.#senders.values(), ...this.#connectors.values(), ...server]) {
       if (child.exitCode !== null) continue;
       child.kill('SIGKILL');
       await once(child, 'exit');
@@ -166,6 +191,8 @@ export class LoadGenerator {
     throw new Error('iperf3 -s does not listen');
   }
 }
+
+const programOf = (name: string): string => fileURLToPath(new URL(`./${name}.js`, import.meta.url));
 
 async function answer(child: ChildProcess, timeoutMs: number): Promise<unknown> {
   const [message] = await once(child, 'message', { signal: AbortSignal.timeout(timeoutMs) });

@@ -19,7 +19,7 @@ export const UDP_PORT = 9000;
 /** All egress IPs lie in these. */
 export const EGRESS = { 4: '100.64.0.0/16', 6: '2001:db8:e::/64' } as const;
 
-const PODS_PER_NODE = 250;
+export const PODS_PER_NODE = 250;
 
 export interface PlanSize {
   namespaces: number;

@@ -7,6 +7,7 @@
  */
 import koffi from 'koffi';
 import { EAGAIN, enterNamespace, MSG_DONTWAIT, receive, SOL_SOCKET, setOption, withNamespace } from '../kernel/libc.ts';
+import { AF_INET, SOCK_DGRAM, socketAddress } from './socket-address.ts';
 
 export interface Watch {
   source: string;
@@ -24,8 +25,6 @@ export interface Seen {
   sent: number;
 }
 
-const AF_INET = 2;
-const SOCK_DGRAM = 2;
 const SO_REUSEADDR = 2;
 const INTERVAL_MS = 0.5;
 /** So many in a row do not pass until it is no accident. */
@@ -38,15 +37,6 @@ const socket = libc.func('int socket(int, int, int)');
 const bind = libc.func('int bind(int, void*, uint32_t)');
 const sendto = libc.func('int64_t sendto(int, void*, size_t, int, void*, uint32_t)');
 const close = libc.func('int close(int)');
-
-function socketAddress(address: string, port: number): Uint8Array {
-  const bytes = new Uint8Array(16);
-  const view = new DataView(bytes.buffer);
-  view.setUint16(0, AF_INET, true);
-  view.setUint16(2, port);
-  for (const [at, octet] of address.split('.').entries()) bytes[4 + at] = Number(octet);
-  return bytes;
-}
 
 const [client = '', server = '', port = ''] = process.argv.slice(2);
 const receiver = withNamespace(server, () => {

@@ -5,11 +5,9 @@
  */
 import { isIPv6 } from 'node:net';
 import koffi from 'koffi';
-import { parseAddress } from '../api/address.ts';
 import { AF_INET6, enterNamespace, socket } from '../kernel/libc.ts';
+import { AF_INET, SOCK_DGRAM, socketAddress } from './socket-address.ts';
 
-const AF_INET = 2;
-const SOCK_DGRAM = 2;
 const BATCH = 64;
 /** 14 + 20 + 8 + 18 = 60 bytes: the smallest Ethernet frame over IPv4. */
 const PAYLOAD = 18;
@@ -20,23 +18,6 @@ const libc = koffi.load('libc.so.6');
 const bind = libc.func('int bind(int, void*, uint32_t)');
 const connect = libc.func('int connect(int, void*, uint32_t)');
 const sendmmsg = libc.func('int sendmmsg(int, void*, unsigned int, int)');
-
-/** struct sockaddr_in or sockaddr_in6. */
-function socketAddress(text: string, port: number): Uint8Array {
-  const parsed = parseAddress(text);
-  if (!parsed.ok) throw new TypeError(parsed.error);
-  const { family, value } = parsed.value;
-  const bytes = new Uint8Array(family === 4 ? 16 : 28);
-  const view = new DataView(bytes.buffer);
-  view.setUint16(0, family === 4 ? AF_INET : AF_INET6, true);
-  view.setUint16(2, port);
-  if (family === 4) view.setUint32(4, Number(value));
-  else {
-    view.setBigUint64(8, value >> 64n);
-    view.setBigUint64(16, value & 0xffff_ffff_ffff_ffffn);
-  }
-  return bytes;
-}
 
 function openFlow(source: string, destination: string, port: number): number {
   const fd = socket(isIPv6(source) ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);

