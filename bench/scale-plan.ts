@@ -91,7 +91,7 @@ function serviceRule(plan: GatewayPlan, at: number, index: number): string {
     index === 0
       ? {
           addresses: [`${SERVER[4]}/32`, `${SERVER[6]}/128`],
-          ports: [tcp(TCP_PORT), udp(UDP_PORT)],
+          ports: [tcp(443, TCP_PORT), udp(443, UDP_PORT)],
         }
       : {
           addresses: [...hosts(network4, 20 + index, 1), ...hosts(network6, 20 + index, 1)],
