@@ -178,9 +178,10 @@ export class Table {
       } else if (before === undefined) change.addChain(name, chain);
       else if (!sameChain(before, chain)) change.rewriteChain(name, chain);
     }
-    const derived = [...this.#setsBefore.keys()].some((name) => this.#derived.heads[name]) && this.#derivedSets();
+    const isDerived = [...this.#setsBefore.keys()].some((name) => this.#derived.heads[name] !== undefined);
+    const derived = isDerived ? this.#derivedSets() : undefined;
     for (const [name, before] of this.#setsBefore) {
-      const set = this.#sets.get(name) ?? (derived || undefined)?.get(name);
+      const set = this.#sets.get(name) ?? derived?.get(name);
       if (before !== undefined && set !== undefined && shapeOf(before) === shapeOf(set)) {
         for (const element of before.elements) {
           if (set.elements.get(element[0]) !== element[1]) change.deleteElement(name, set, element);

@@ -9,7 +9,6 @@ import type { Policy, RuleLimits } from '../api/plan.ts';
 /** Those that a flow must keep to when it begins. */
 export const limitFields = ['connectionsPerSecond', 'maxConnections'] as const;
 export const allLimitFields = [...limitFields, 'bandwidth'] as const;
-export type LimitField = (typeof allLimitFields)[number];
 
 /** Whether a flow may be over one of them when it begins. */
 export const limitsConnections = (limits: RuleLimits | undefined): limits is RuleLimits =>

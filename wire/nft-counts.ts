@@ -46,34 +46,28 @@ const text = (value: string): Uint8Array => join([new TextEncoder().encode(value
 export function encodeSetGet(sequence: number, table: string, set: string, mark: number): Uint8Array {
   const key = new Uint8Array(4);
   new DataView(key.buffer).setUint32(0, mark, true);
-  return nfnlMessage(
-    {
-      subsystem: NFNL_SUBSYS_NFTABLES,
-      message: NFT_MSG_GETSETELEM,
-      flags: NLM_F_REQUEST | NLM_F_ACK,
-      sequence,
-      family: NFPROTO_INET,
-    },
-    attribute(NFTA_SET_ELEM_LIST_TABLE, text(table)),
-    attribute(NFTA_SET_ELEM_LIST_SET, text(set)),
-    nested(
-      NFTA_SET_ELEM_LIST_ELEMENTS,
-      nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))),
-    ),
+  const elements = nested(
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))),
   );
+  return request(NLM_F_ACK, sequence, table, set, elements);
 }
 
-export function encodeSetDump(sequence: number, table: string, set: string): Uint8Array {
+export const encodeSetDump = (sequence: number, table: string, set: string): Uint8Array =>
+  request(NLM_F_DUMP, sequence, table, set);
+
+function request(how: number, sequence: number, table: string, set: string, ...more: Uint8Array[]): Uint8Array {
   return nfnlMessage(
     {
       subsystem: NFNL_SUBSYS_NFTABLES,
       message: NFT_MSG_GETSETELEM,
-      flags: NLM_F_REQUEST | NLM_F_DUMP,
+      flags: NLM_F_REQUEST | how,
       sequence,
       family: NFPROTO_INET,
     },
     attribute(NFTA_SET_ELEM_LIST_TABLE, text(table)),
     attribute(NFTA_SET_ELEM_LIST_SET, text(set)),
+    ...more,
   );
 }
 
