@@ -32,7 +32,10 @@ export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'count
   const named = typeof set.type === 'string';
   const key = typeof set.type === 'string' ? `type ${set.type}` : `typeof ${set.type.typeof}`;
   const value = set.value === undefined ? '' : ` : ${named ? set.value : valueExpression[set.value]}`;
-  const counted = set.counted === undefined ? '' : ` size ${set.counted}; flags dynamic; counter;`;
+  // No element ever times out. But only where one could may be said how often the kernel walks the whole set to see; it
+  // does so of each dynamic set, otherwise every second.
+  const counting = ' flags dynamic,timeout; gc-interval 1d; counter;';
+  const counted = set.counted === undefined ? '' : ` size ${set.counted};${counting}`;
   // Not dynamic: of such a set the kernel takes away elements that count no connection.
   const limited = set.limited === undefined ? '' : ` ${limitExample[set.limited]};`;
   return `${key}${value};${set.interval ? ' flags interval;' : ''}${counted}${limited}`;

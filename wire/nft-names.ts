@@ -54,6 +54,7 @@ export const NFTA_SET_DATA_TYPE = 6;
 export const NFTA_SET_DATA_LEN = 7;
 export const NFTA_SET_DESC = 9;
 export const NFTA_SET_ID = 10;
+export const NFTA_SET_GC_INTERVAL = 12;
 export const NFTA_SET_USERDATA = 13;
 export const NFTA_SET_EXPR = 17;
 export const NFTA_SET_EXPRESSIONS = 18;
@@ -66,6 +67,7 @@ export const NFTA_SET_FIELD_LEN = 1;
 export const NFT_SET_ANONYMOUS = 0x1;
 export const NFT_SET_INTERVAL = 0x4;
 export const NFT_SET_MAP = 0x8;
+export const NFT_SET_TIMEOUT = 0x10;
 export const NFT_SET_EVAL = 0x20;
 export const NFT_SET_CONCAT = 0x80;
 /** The type of a map's values that are verdicts. */

@@ -1,21 +1,13 @@
 /**
  * The shape of a set (kernel/nft-state.ts, shapeOf()) between its text, its layout in bytes and the messages that make
- * and list it. What nft notes in a set's user data (udata.h of libnftnl: by which expressions its keys are told, and
- * their byte order) is written as nft does, so that `nft list` prints such a set as one of its own, and is read back to
- * tell a shape. A text that is not understood has no layout; a set that is not gets a text that equals no other.
+ * and list it. What `nft` notes in a set (nft-set-notes.ts) is written as it does, so that `nft list` prints such a set
+ * as one of its own, and is read back to tell a shape. A text that is not understood has no layout; a set that is not gets a text that equals no other.
  */
 import type { Decoded } from './bytes.ts';
-import { malformed, u8, u32 } from './bytes.ts';
+import { malformed, u32 } from './bytes.ts';
 import * as nft from './nft-names.ts';
-import {
-  INTEGER,
-  type NftExpression,
-  type NftType,
-  typeNamed,
-  typeNumbered,
-  typeOfExpression,
-  typeOfNote,
-} from './nft-types.ts';
+import { NOTE_DATA, NOTE_KEY, namesNoted, notesIn, notesOf } from './nft-set-notes.ts';
+import { INTEGER, type NftType, typeNamed, typeNumbered, typeOfExpression } from './nft-types.ts';
 import { AttributeCursor, messageType, NFNL_HEADER, NFNL_SUBSYS_NFTABLES, NLM_F_REQUEST } from './nlattr.ts';
 import { NetlinkWriter } from './nlwriter.ts';
 
@@ -67,7 +59,7 @@ function parseShape(shape: string): SetLayout | undefined {
   const words = rest.split(';').map((word) => word.trim());
   const size = /^size (\d+)$/.exec(words[0] ?? '')?.[1];
   if (size !== undefined) {
-    if (words.join() !== `size ${size},flags dynamic,counter,`) return undefined;
+    if (words.join() !== `size ${size},flags dynamic,timeout,gc-interval 1d,counter,`) return undefined;
     layout.counted = Number(size);
     return layout;
   }
@@ -78,6 +70,8 @@ function parseShape(shape: string): SetLayout | undefined {
   }
   return layout;
 }
+
+const DAY_MS = 86_400_000;
 
 export const isConcatenation = ({ fields }: SetLayout): boolean => fields.length > 1;
 
@@ -91,7 +85,7 @@ export function writeSet(writer: NetlinkWriter, table: string, name: string, id:
     (interval ? nft.NFT_SET_INTERVAL : 0) |
       (ranges ? nft.NFT_SET_CONCAT : 0) |
       (value === undefined ? 0 : nft.NFT_SET_MAP) |
-      (counted === undefined ? 0 : nft.NFT_SET_EVAL),
+      (counted === undefined ? 0 : nft.NFT_SET_EVAL | nft.NFT_SET_TIMEOUT),
   );
   writer.putU32(
     nft.NFTA_SET_KEY_TYPE,
@@ -117,6 +111,7 @@ export function writeSet(writer: NetlinkWriter, table: string, name: string, id:
     }
     writer.close(description);
   }
+  if (counted !== undefined) writer.putU32(nft.NFTA_SET_GC_INTERVAL, DAY_MS);
   writer.putBytes(nft.NFTA_SET_USERDATA, Uint8Array.from(notesOf(layout)));
   if (counted === undefined && limited === undefined) return;
   const expression = writer.open(nft.NFTA_SET_EXPR);
@@ -160,99 +155,6 @@ export function writeConnectionLimit(writer: NetlinkWriter, connections: number)
   writer.close(data);
 }
 
-// User data: type, length, value; numbers in host order.
-const NOTE_KEY_ORDER = 0;
-const NOTE_DATA_ORDER = 1;
-const NOTE_KEY = 3;
-const NOTE_DATA = 4;
-const NOTE_DATA_INTERVAL = 6;
-const EXPR_VERDICT = 1;
-const EXPR_PAYLOAD = 7;
-const EXPR_META = 9;
-const EXPR_CONCAT = 13;
-
-const note = (type: number, value: number[]): number[] => [type, value.length, ...value];
-const number = (type: number, value: number): number[] =>
-  note(type, [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24]);
-
-function notesOf({ fields, value, expressions }: SetLayout): number[] {
-  const [first] = fields;
-  const single = fields.length === 1 ? first?.type : undefined;
-  const notes = number(NOTE_KEY_ORDER, single?.order ?? 0);
-  if (value !== undefined) notes.push(...number(NOTE_DATA_ORDER, value === 'verdict' ? 0 : value.order));
-  if (single === undefined) {
-    const parts = expressions ? fields.flatMap(({ type }, index) => note(index, noteOf(type))) : [];
-    notes.push(...note(NOTE_KEY, [...number(0, EXPR_CONCAT), ...note(1, parts)]));
-  } else if (expressions) notes.push(...note(NOTE_KEY, noteOf(single)));
-  if (value === undefined) return notes;
-  if (expressions) notes.push(...note(NOTE_DATA, noteOf(value)));
-  return [...notes, ...number(NOTE_DATA_INTERVAL, 0)];
-}
-
-function noteOf(type: NftType | 'verdict'): number[] {
-  const expression = type === 'verdict' ? undefined : type.expression;
-  if (expression === undefined) return [...number(0, EXPR_VERDICT), ...note(1, [])];
-  switch (expression.kind) {
-    case 'payload':
-      return [
-        ...number(0, EXPR_PAYLOAD),
-        ...note(1, [...number(0, expression.protocol), ...number(1, expression.field)]),
-      ];
-    case 'raw': {
-      const { base, offset, length } = expression;
-      const told = [0, 0, base, offset, length].flatMap((value, index) => number(index, value));
-      return [...number(0, EXPR_PAYLOAD), ...note(1, told)];
-    }
-    case 'meta':
-      return [...number(0, EXPR_META), ...note(1, number(0, expression.key))];
-  }
-}
-
-/** The notes of one level, by type; those that do not fit are left out. */
-function notesIn(bytes: Uint8Array): Map<number, Uint8Array> {
-  const found = new Map<number, Uint8Array>();
-  for (let at = 0; at + 2 <= bytes.length; ) {
-    const end = at + 2 + u8(bytes, at + 1);
-    if (end > bytes.length) break;
-    found.set(u8(bytes, at), bytes.subarray(at + 2, end));
-    at = end;
-  }
-  return found;
-}
-
-const NOTHING = new Uint8Array(0);
-function numberIn(notes: Map<number, Uint8Array>, type: number): number | undefined {
-  const bytes = notes.get(type);
-  return bytes?.length === 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : undefined;
-}
-
-/** The names of what an expression stands for; [] where nothing is noted, undefined where it is not understood. */
-function namesNoted(bytes: Uint8Array | undefined): string[] | undefined {
-  if (bytes === undefined) return [];
-  const notes = notesIn(bytes);
-  const inside = notesIn(notes.get(1) ?? NOTHING);
-  const kind = numberIn(notes, 0);
-  if (kind !== EXPR_CONCAT) {
-    const name = kind === EXPR_VERDICT ? 'verdict' : typeOfNote(expressionIn(kind, inside))?.name;
-    return name === undefined ? undefined : [name];
-  }
-  const names: string[] = [];
-  for (const [, part] of [...inside].sort(([a], [b]) => a - b)) {
-    const of = namesNoted(part);
-    if (of?.length !== 1) return undefined;
-    names.push(...of);
-  }
-  return names;
-}
-
-function expressionIn(kind: number | undefined, notes: Map<number, Uint8Array>): NftExpression {
-  const of = (type: number): number => numberIn(notes, type) ?? -1;
-  if (kind === EXPR_META) return { kind: 'meta', key: of(0) };
-  if (kind === EXPR_PAYLOAD && of(0) > 0) return { kind: 'payload', protocol: of(0), field: of(1) };
-  if (kind === EXPR_PAYLOAD) return { kind: 'raw', base: of(2), offset: of(3), length: of(4) };
-  return { kind: 'meta', key: -1 };
-}
-
 export interface ListedSet {
   name: string;
   shape: string;
@@ -276,8 +178,8 @@ export function encodeGetSet(table: string, set: string): Uint8Array {
 export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
   if (message.length < NFNL_HEADER) return malformed('truncated');
   if (messageType(message) !== ((NFNL_SUBSYS_NFTABLES << 8) | nft.NFT_MSG_NEWSET)) return malformed('bad-type');
-  const told = { name: '', flags: 0, keyType: 0, keyBytes: 0, dataType: 0, dataBytes: 0, size: 0 };
-  let notes: Uint8Array = NOTHING;
+  const told = { name: '', flags: 0, keyType: 0, keyBytes: 0, dataType: 0, dataBytes: 0, size: 0, gcMs: 0 };
+  let notes: Uint8Array = new Uint8Array(0);
   let count: number | undefined;
   const expressions: string[] = [];
   const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
@@ -304,6 +206,9 @@ export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
         break;
       case nft.NFTA_SET_COUNT:
         count = number();
+        break;
+      case nft.NFTA_SET_GC_INTERVAL:
+        told.gcMs = number();
         break;
       case nft.NFTA_SET_USERDATA:
         notes = cursor.bytes();
@@ -337,7 +242,7 @@ export function readSet(message: Uint8Array): Decoded<ListedSet | undefined> {
 }
 
 function shapeText(
-  told: { flags: number; keyType: number; dataType: number; size: number },
+  told: { flags: number; keyType: number; dataType: number; size: number; gcMs: number },
   notes: Map<number, Uint8Array>,
   expressions: string[],
 ): string {
@@ -352,16 +257,20 @@ function shapeText(
     const of = namesNoted(notes.get(NOTE_DATA))?.[0];
     value = ` : ${of ?? (told.dataType === nft.NFT_DATA_VERDICT ? 'verdict' : typeName(told.dataType))}`;
   }
-  const known = nft.NFT_SET_MAP | nft.NFT_SET_INTERVAL | nft.NFT_SET_CONCAT | nft.NFT_SET_EVAL;
+  const names = Object.entries(flagNames).flatMap(([name, flag]) => ((told.flags & flag) === 0 ? [] : [name]));
+  const rest = Object.values(flagNames).reduce((flags, flag) => flags & ~flag, told.flags & ~hiddenFlags);
   return [
     `${how} ${keys}${value};`,
     told.size > 0 ? ` size ${told.size};` : '',
-    (told.flags & nft.NFT_SET_INTERVAL) !== 0 ? ' flags interval;' : '',
-    (told.flags & nft.NFT_SET_EVAL) !== 0 ? ' flags dynamic;' : '',
-    (told.flags & ~known) !== 0 ? ` flags 0x${(told.flags & ~known).toString(16)};` : '',
+    names.length > 0 ? ` flags ${names.join()};` : '',
+    told.gcMs > 0 ? ` gc-interval ${told.gcMs === DAY_MS ? '1d' : `${told.gcMs}ms`};` : '',
+    rest !== 0 ? ` flags 0x${rest.toString(16)};` : '',
     ...expressions.map((name) => ` ${exampleOf[name] ?? name};`),
   ].join('');
 }
+
+const flagNames = { interval: nft.NFT_SET_INTERVAL, dynamic: nft.NFT_SET_EVAL, timeout: nft.NFT_SET_TIMEOUT };
+const hiddenFlags = nft.NFT_SET_MAP | nft.NFT_SET_CONCAT;
 
 /** What a set's elements have, told by the example that shapeOf() gives. */
 const exampleOf: Record<string, string> = {

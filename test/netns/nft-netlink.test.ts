@@ -109,7 +109,7 @@ add set inet ${TABLE} types6 { type ipv6_addr . icmpv6_type . icmpv6_code; flags
 add set inet ${TABLE} inner { typeof ip saddr . udp dport . @th,96,32 . @th,304,128; }
 add set inet ${TABLE} raw { typeof @th,336,32; }
 add set inet ${TABLE} marks { type mark; }
-add set inet ${TABLE} hits { type mark; size 1024; flags dynamic; counter; }
+add set inet ${TABLE} hits { type mark; size 1024; flags dynamic,timeout; gc-interval 1d; counter; }
 add map inet ${TABLE} group { type ipv4_addr : mark; }
 add map inet ${TABLE} box_mark { type ipv4_addr . inet_proto . inet_service : mark; flags interval; }
 add map inet ${TABLE} marked_box { type mark . ipv4_addr . inet_proto : mark; flags interval; }
@@ -396,7 +396,7 @@ add set inet other foreign { type mark; }
     false,
     'no anonymous set',
   );
-  t.match(state.sets.get('timed')?.shape, /flags 0x10;/);
+  t.match(state.sets.get('timed')?.shape, /flags timeout;/);
   t.match(state.sets.get('vlans')?.shape, /^typeof unknown;/);
   t.match(state.sets.get('states')?.shape, /^type type-\d+ : verdict;/);
   t.same([...(state.sets.get('everything')?.elements.keys() ?? [])].sort(), ['*', '10.0.0.1']);
