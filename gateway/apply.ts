@@ -189,8 +189,9 @@ export class GatewayApply {
     let change: TableChange;
     if (this.#tableKnown) change = table.take();
     else {
-      change = diffRuleset(await nft.list('inet', NFT_TABLE_GATEWAY), table.ruleset());
+      const ruleset = table.ruleset();
       table.taken();
+      change = diffRuleset(await nft.list('inet', NFT_TABLE_GATEWAY, ruleset), ruleset);
     }
     this.#tableKnown = false;
     await nft.run(change);

@@ -11,13 +11,11 @@ import { encodeNflogConfig } from '../wire/nflog.ts';
 import { encodeQueueConfig } from '../wire/nfqueue.ts';
 import type { EventWorkerData, EventWorkerReport } from './event-worker.ts';
 import * as libc from './libc.ts';
-import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
+import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT } from './netlink-socket.ts';
 
 export type ConntrackGroup = 'new' | 'update' | 'destroy';
 /** NFNLGRP_CONNTRACK_*, as bits. */
 const groupBits: Record<ConntrackGroup, number> = { new: 1, update: 2, destroy: 4 };
-/** NFNLGRP_NFTABLES is group 7. */
-const NFTABLES_BIT = 1 << 6;
 
 export type EventSource =
   | { kind: 'conntrack'; groups: readonly ConntrackGroup[] }

@@ -9,6 +9,8 @@ import { messageErrno, messageSequence, messageType, NLMSG_ERROR, splitMessages 
 import * as libc from './libc.ts';
 
 export const NETLINK_NETFILTER = 12;
+/** NFNLGRP_NFTABLES is group 7. */
+export const NFTABLES_BIT = 1 << 6;
 const SOL_NETLINK = 270;
 const NETLINK_NO_ENOBUFS = 5;
 const NETLINK_CAP_ACK = 10;

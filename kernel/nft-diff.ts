@@ -1,7 +1,7 @@
 /**
  * The difference between two states of one table: nft-change.ts.
  */
-import type { NftState, Ruleset } from './nft.ts';
+import type { NftChain, NftState, Ruleset } from './nft.ts';
 import { emptyChange, type NftElement, type TableChange } from './nft-change.ts';
 import { digestOf, rulesOf, shapeOf } from './nft-state.ts';
 
@@ -10,10 +10,13 @@ export function diffRuleset(current: NftState, desired: Ruleset): TableChange {
   const change = emptyChange(desired.family, desired.table);
   change.create = !current.exists;
   change.chainsOut = [...current.chains.keys()].filter((name) => desired.chains[name] === undefined);
-  const newChains = Object.entries(desired.chains).filter(([name]) => !current.chains.has(name));
-  const rewritten = Object.entries(desired.chains).filter(
-    ([name, chain]) => current.chains.has(name) && current.chains.get(name) !== digestOf(chain),
-  );
+  const newChains: [name: string, chain: NftChain][] = [];
+  const rewritten: typeof newChains = [];
+  for (const entry of Object.entries(desired.chains)) {
+    const [name, chain] = entry;
+    if (!current.chains.has(name)) newChains.push(entry);
+    else if (current.chains.get(name) !== digestOf(chain)) rewritten.push(entry);
+  }
   change.flushed = [...change.chainsOut, ...rewritten.map(([name]) => name)];
   for (const [name, set] of current.sets) {
     const wanted = desired.sets[name];
@@ -37,8 +40,9 @@ export function diffRuleset(current: NftState, desired: Ruleset): TableChange {
     if (set.elements.size > 0) change.elementsIn.push({ set: name, shape, elements: [...set.elements] });
   }
   change.chains = newChains.map(([name, { hook }]) => (hook === undefined ? { name } : { name, hook }));
-  for (const [name, chain] of [...newChains, ...rewritten])
-    for (const rule of rulesOf(name, chain)) change.rules.push(rule);
+  for (const chains of [newChains, rewritten]) {
+    for (const [name, chain] of chains) for (const rule of rulesOf(name, chain)) change.rules.push(rule);
+  }
   return change;
 }
 

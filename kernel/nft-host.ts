@@ -5,7 +5,7 @@
  */
 import type { NftBatch } from '../wire/nft-batch.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
-import type { CounterValue, Nft, NftState } from './nft.ts';
+import type { CounterValue, Nft, NftState, Ruleset } from './nft.ts';
 import { changeSize, isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
 import { creation } from './nft-create.ts';
 import { listCounters, listTable } from './nft-list.ts';
@@ -71,8 +71,8 @@ export class HostNft implements Nft {
     if (this.#commands.length > COMMANDS_MAX) this.#commands.shift();
   }
 
-  list(_family: 'inet', table: string): Promise<NftState> {
-    return listTable(table, this.#where);
+  list(_family: 'inet', table: string, like?: Ruleset): Promise<NftState> {
+    return listTable(table, this.#where, like);
   }
 
   counters(table: string): Promise<Record<string, CounterValue>> {

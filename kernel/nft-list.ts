@@ -1,7 +1,10 @@
 /**
- * What one table holds, as the kernel lists it (own codec, wire/nft-*.ts): some hundred thousand elements a second, and
- * no more memory than the state itself takes. A long listing yields to the event loop between datagrams. One that somebody
- * changed the table in is begun anew.
+ * What one table holds, as the kernel lists it (own codec, wire/nft-*.ts): some hundred thousand elements or rules a
+ * second, and no more memory than the state itself takes. A long listing yields to the event loop between datagrams. One
+ * that somebody changed the table in is begun anew, a part of it that a change of another table interrupted is done again.
+ * Rules are listed chain by chain: the kernel answers in parts of 32 KiB, and for each it counts from the first of what
+ * was asked for (`s_idx` of __nf_tables_dump_rules()), which for all rules of a big table takes minutes. A chain it finds
+ * by its name. Elements it counts so too, but in one set.
  */
 import type { Decoded } from '../wire/bytes.ts';
 import { ElementReader } from '../wire/nft-elements.ts';
@@ -11,11 +14,11 @@ import {
   encodeListing,
   type Listing,
   readChain,
+  readComment,
   readCounter,
   readGeneration,
-  readRule,
 } from '../wire/nft-listing.ts';
-import { type ListedSet, readSet, type SetLayout } from '../wire/nft-shape.ts';
+import { readSet, type SetLayout } from '../wire/nft-shape.ts';
 import {
   messageErrno,
   messageFlags,
@@ -29,11 +32,13 @@ import {
 import { KernelError } from './errors.ts';
 import { EINTR, ENOENT, errnoName } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
-import type { CounterValue, NftState } from './nft.ts';
+import type { CounterValue, NftState, Ruleset } from './nft.ts';
+import { Commits } from './nft-commits.ts';
 import { digestIfWhole, emptyState } from './nft-state.ts';
 
 const RECEIVE_SIZE = 64 * 1024;
-const DATAGRAMS_PER_TURN = 16;
+/** For so long others wait for this thread. */
+const TURN_MS = 10;
 const ATTEMPTS = 20;
 /** The kernel moves a hundred thousand elements in some milliseconds. */
 const ROOM_MS = 20;
@@ -43,44 +48,50 @@ interface Where {
   namespace?: string;
 }
 
-/** Thrown and caught in this file: the table changed meanwhile. */
+/** Thrown and caught in this file: something changed meanwhile. */
 class Changed extends Error {}
 
-export async function listTable(table: string, where: Where = {}): Promise<NftState> {
+async function unbroken<T>(list: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await list();
+    } catch (error) {
+      if (!(error instanceof Changed) || attempt === ATTEMPTS) throw error;
+    }
+  }
+}
+
+async function withLister<T>(op: string, where: Where, list: (lister: Lister) => Promise<T>): Promise<T> {
   const lister = new Lister(where);
   try {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        return await lister.state(table);
-      } catch (error) {
-        if (!(error instanceof Changed)) throw error;
-        if (attempt === ATTEMPTS) throw new KernelError('nft list', 'EBUSY', `table ${table} changes all the time`);
-      }
-    }
+    return await list(lister);
   } catch (error) {
-    throw KernelError.from('nft list', error);
+    if (error instanceof Changed) throw new KernelError(op, 'EBUSY', 'the table changes all the time');
+    throw KernelError.from(op, error);
   } finally {
     lister.close();
   }
 }
 
-export async function listCounters(table: string, where: Where = {}): Promise<Record<string, CounterValue>> {
-  const lister = new Lister(where);
-  const counters: Record<string, CounterValue> = {};
-  try {
-    // What is changed meanwhile is another counter.
-    await lister.dump('objects', table, (message) => {
-      const counter = read(readCounter(message));
-      if (counter !== undefined) counters[counter.name] = { packets: counter.packets, bytes: counter.bytes };
-    });
+/** `like`: what the table may hold; of a set that has its elements the state has the very map of `like`. */
+export const listTable = (table: string, where: Where = {}, like?: Ruleset): Promise<NftState> =>
+  withLister('nft list', where, async (lister) => {
+    const commits = new Commits(where);
+    try {
+      return await unbroken(() => lister.state(table, commits, like));
+    } finally {
+      commits.close();
+    }
+  });
+
+export const listCounters = (table: string, where: Where = {}): Promise<Record<string, CounterValue>> =>
+  withLister('nft counters', where, async (lister) => {
+    const counters: Record<string, CounterValue> = {};
+    for (const { name, packets, bytes } of await lister.list('objects', table, readCounter)) {
+      counters[name] = { packets, bytes };
+    }
     return counters;
-  } catch (error) {
-    if (error instanceof Changed) return counters;
-    throw KernelError.from('nft counters', error);
-  } finally {
-    lister.close();
-  }
-}
+  });
 
 /** Rules that somebody else wrote have another comment, or none. */
 const digestIn = (comment: string | undefined): string | undefined =>
@@ -91,77 +102,88 @@ function read<T>(decoded: Decoded<T>): T {
   return decoded.value;
 }
 
+function isSame(elements: Map<string, string>, wanted: Map<string, string>): boolean {
+  if (elements.size !== wanted.size) return false;
+  for (const [key, value] of elements) if (wanted.get(key) !== value) return false;
+  return true;
+}
+
 class Lister {
   readonly #socket: NetlinkSocket;
   readonly #buffer = new Uint8Array(RECEIVE_SIZE);
   #sequence = 0;
+  #turned = performance.now();
 
-  constructor({ namespace }: Where) {
-    this.#socket = NetlinkSocket.open({
-      protocol: NETLINK_NETFILTER,
-      receiveBuffer: 1 << 20,
-      ...(namespace === undefined ? {} : { namespace }),
-    });
+  constructor(where: Where) {
+    this.#socket = NetlinkSocket.open({ protocol: NETLINK_NETFILTER, receiveBuffer: 1 << 20, ...where });
   }
 
   close(): void {
     this.#socket.close();
   }
 
-  async state(table: string): Promise<NftState> {
+  async state(table: string, commits: Commits, like?: Ruleset): Promise<NftState> {
     const state = emptyState();
     const generation = this.#generation();
     // However short the listing, whoever lists in a loop lets others have their turn.
     await turn();
     if (this.#ask(encodeGetTable(++this.#sequence, table)) === undefined) return state;
     state.exists = true;
-    await this.dump('objects', table, (message) => {
-      const counter = read(readCounter(message));
-      if (counter !== undefined) state.counters.add(counter.name);
-    });
-    await this.dump('chains', table, (message) => {
-      const chain = read(readChain(message));
-      if (chain.table === table) state.chains.set(chain.name, '');
-    });
-    const rules = new Map<string, number>();
-    await this.dump('rules', table, (message) => {
-      const { chain, comment } = read(readRule(message));
-      // Its first one: without rules it has an empty digest.
-      if (state.chains.get(chain) === '') state.chains.set(chain, digestIn(comment));
-      rules.set(chain, (rules.get(chain) ?? 0) + 1);
-    });
-    for (const [chain, count] of rules) state.chains.set(chain, digestIfWhole(state.chains.get(chain), count));
-    const sets: ListedSet[] = [];
-    await this.dump('sets', table, (message) => {
-      const set = read(readSet(message));
-      if (set !== undefined) sets.push(set);
-    });
-    for (const set of sets) {
-      const { name, shape, layout } = set;
-      // Of a shape that is not understood: it is none of ours.
-      const elements = layout === undefined ? new Map() : await this.#elements(table, name, layout, set.count ?? 0);
-      state.sets.set(name, { shape, elements });
+    for (const { name } of await this.list('objects', table, readCounter)) state.counters.add(name);
+    // The kernel lists the chains of every table.
+    for (const chain of await this.list('chains', table, readChain)) {
+      if (chain.table === table) state.chains.set(chain.name, await this.#digest(table, chain.name));
     }
-    if (this.#generation() !== generation) throw new Changed();
+    for (const { name, shape, layout, count } of await this.list('sets', table, readSet)) {
+      // Of a shape that is not understood: it is none of ours.
+      const elements = layout === undefined ? new Map() : await this.#elements(table, name, layout, count ?? 0);
+      const wanted = like?.sets[name]?.elements;
+      state.sets.set(name, { shape, elements: wanted !== undefined && isSame(elements, wanted) ? wanted : elements });
+    }
+    const last = this.#generation();
+    if (last !== generation && commits.touched(table, last)) throw new Changed();
     return state;
   }
 
-  /** While the kernel gives a set that has grown more room, a listing misses some of its elements. */
-  async #elements(table: string, set: string, layout: SetLayout, count: number): Promise<Map<string, string>> {
-    for (let attempt = 1; ; attempt++) {
-      const reader = new ElementReader(layout);
-      await this.dump('elements', table, (message) => read(reader.read(message)), set);
-      const elements = reader.finish();
-      if (elements.size >= count) return elements;
-      if (attempt === ATTEMPTS) throw new Changed();
-      await new Promise((resolve) => setTimeout(resolve, ROOM_MS));
-    }
+  async #digest(table: string, chain: string): Promise<string | undefined> {
+    const comments = await this.list('rules', table, readComment, chain);
+    return comments.length === 0 ? '' : digestIfWhole(digestIn(comments[0]), comments.length);
   }
 
-  async dump(of: Listing, table: string, each: (message: Uint8Array) => void, set?: string): Promise<void> {
+  /** While the kernel gives a set that has grown more room, a listing misses some of its elements. */
+  #elements(table: string, set: string, layout: SetLayout, count: number): Promise<Map<string, string>> {
+    return unbroken(async () => {
+      const reader = new ElementReader(layout);
+      await this.#dump('elements', table, (message) => read(reader.read(message)), set);
+      const elements = reader.finish();
+      if (elements.size >= count) return elements;
+      await new Promise((resolve) => setTimeout(resolve, ROOM_MS));
+      throw new Changed();
+    });
+  }
+
+  /** What a reader makes of each message, but for nothing. `within`: of which chain the rules. */
+  list<T>(
+    of: Listing,
+    table: string,
+    reader: (message: Uint8Array) => Decoded<T | undefined>,
+    within?: string,
+  ): Promise<T[]> {
+    return unbroken(async () => {
+      const found: T[] = [];
+      const each = (message: Uint8Array): void => {
+        const value = read(reader(message));
+        if (value !== undefined) found.push(value);
+      };
+      await this.#dump(of, table, each, within);
+      return found;
+    });
+  }
+
+  async #dump(of: Listing, table: string, each: (message: Uint8Array) => void, within?: string): Promise<void> {
     const sequence = ++this.#sequence;
-    this.#socket.send(encodeListing(of, sequence, table, set));
-    for (let datagrams = 1; ; datagrams++) {
+    this.#socket.send(encodeListing(of, sequence, table, within));
+    for (;;) {
       const messages = this.#receive(sequence);
       if (messages.some((message) => (messageFlags(message) & NLM_F_DUMP_INTR) !== 0)) {
         throw this.#drained(sequence, messages);
@@ -178,7 +200,10 @@ class Lister {
         if (errno === EINTR) throw new Changed();
         throw new KernelError('nft list', 'failed', `${of} of ${table}: ${errnoName(errno)}`);
       }
-      if (datagrams % DATAGRAMS_PER_TURN === 0) await turn();
+      if (performance.now() - this.#turned > TURN_MS) {
+        await turn();
+        this.#turned = performance.now();
+      }
     }
   }
 

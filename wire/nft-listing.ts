@@ -18,13 +18,13 @@ import { NetlinkWriter } from './nlwriter.ts';
 const NFTA_GEN_ID = 1;
 const NOTE_COMMENT = 0;
 
-/** Whatever is asked for, the first attribute names the table; of elements the second names the set. */
-function encode(message: number, flags: number, sequence: number, table?: string, set?: string): Uint8Array {
+/** Whatever is asked for, the first attribute names the table; the second, of elements the set, of rules the chain. */
+function encode(message: number, flags: number, sequence: number, table?: string, within?: string): Uint8Array {
   const writer = new NetlinkWriter(256);
   const subsystem = NFNL_SUBSYS_NFTABLES;
   writer.beginMessage({ subsystem, message, flags: NLM_F_REQUEST | flags, sequence, family: nft.NFPROTO_INET });
   if (table !== undefined) writer.putText(1, table);
-  if (set !== undefined) writer.putText(nft.NFTA_SET_ELEM_LIST_SET, set);
+  if (within !== undefined) writer.putText(2, within);
   writer.endMessage();
   return writer.written();
 }
@@ -38,9 +38,9 @@ const listings = {
 };
 export type Listing = keyof typeof listings;
 
-/** `set`: of whose elements. */
-export const encodeListing = (of: Listing, sequence: number, table: string, set?: string): Uint8Array =>
-  encode(listings[of], NLM_F_DUMP, sequence, table, set);
+/** `within`: the set of which the elements, the chain of which the rules. */
+export const encodeListing = (of: Listing, sequence: number, table: string, within?: string): Uint8Array =>
+  encode(listings[of], NLM_F_DUMP, sequence, table, within);
 export const encodeGetTable = (sequence: number, table: string): Uint8Array =>
   encode(nft.NFT_MSG_GETTABLE, 0, sequence, table);
 export const encodeGetGeneration = (sequence: number): Uint8Array => encode(nft.NFT_MSG_GETGEN, 0, sequence);
@@ -57,7 +57,6 @@ export function readGeneration(message: Uint8Array): Decoded<number> {
   return malformed('bad-attribute');
 }
 
-/** The kernel lists the chains of every table. */
 export function readChain(message: Uint8Array): Decoded<{ table: string; name: string }> {
   if (!isNft(message, nft.NFT_MSG_NEWCHAIN)) return malformed('bad-type');
   const chain = { table: '', name: '' };
@@ -69,34 +68,24 @@ export function readChain(message: Uint8Array): Decoded<{ table: string; name: s
   return cursor.malformed || chain.name === '' ? malformed('bad-attribute') : { ok: true, value: chain };
 }
 
-export interface ListedRule {
-  chain: string;
-  comment?: string;
-}
-
-export function readRule(message: Uint8Array): Decoded<ListedRule> {
+/** Of a rule; '' if it has none. */
+export function readComment(message: Uint8Array): Decoded<string> {
   if (!isNft(message, nft.NFT_MSG_NEWRULE)) return malformed('bad-type');
-  const rule: ListedRule = { chain: '' };
+  let comment = '';
   const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
-  while (cursor.next()) {
-    if (cursor.type === nft.NFTA_RULE_CHAIN) rule.chain = textIn(cursor);
-    else if (cursor.type === nft.NFTA_RULE_USERDATA) {
-      const comment = commentIn(cursor.bytes());
-      if (comment !== undefined) rule.comment = comment;
-    }
-  }
-  return cursor.malformed || rule.chain === '' ? malformed('bad-attribute') : { ok: true, value: rule };
+  while (cursor.next()) if (cursor.type === nft.NFTA_RULE_USERDATA) comment = commentIn(cursor.bytes());
+  return cursor.malformed ? malformed('bad-attribute') : { ok: true, value: comment };
 }
 
 /** Notes are a type, a length and a value each. */
-function commentIn(notes: Uint8Array): string | undefined {
+function commentIn(notes: Uint8Array): string {
   for (let at = 0; at + 2 <= notes.length; at += 2 + u8(notes, at + 1)) {
     if (u8(notes, at) !== NOTE_COMMENT) continue;
     const bytes = notes.subarray(at + 2, at + 2 + u8(notes, at + 1));
     const end = bytes.indexOf(0);
     return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
   }
-  return undefined;
+  return '';
 }
 
 export interface ListedCounter {

@@ -12,6 +12,7 @@ import {
   emptyState,
   markText,
   type NftSet,
+  type NftState,
   type Ruleset,
   scriptOf,
   stateOf,
@@ -423,6 +424,24 @@ t.test('100,000 elements', async (t) => {
   t.comment(`listed in ${Math.round(performance.now() - began)} ms`);
   t.equal(sets.get('m')?.elements.size, elements.length);
   t.ok(elements.every(([key, value]) => sets.get('m')?.elements.get(key) === value));
+  const like = (elements: Map<string, string>): Ruleset => ({
+    family: 'inet',
+    table: TABLE,
+    counters: [],
+    sets: { m: { type: 'ipv4_addr', value: 'mark', elements } },
+    chains: {},
+  });
+  const same = like(new Map(elements));
+  t.equal((await own.list('inet', TABLE, same)).sets.get('m')?.elements, same.sets.m?.elements, 'as expected: its map');
+  const [first, ...others] = elements;
+  for (const [title, unlike] of Object.entries({
+    'an element more': new Map(others),
+    'an element less': new Map([...elements, ['10.200.0.1', markText(1)]]),
+    'another value': new Map([...elements, [first?.[0] ?? '', markText(1 << 20)]]),
+  })) {
+    const found = (await own.list('inet', TABLE, like(unlike))).sets.get('m')?.elements;
+    t.same([found === unlike, found?.size, found?.get('10.0.0.0')], [false, elements.length, markText(0)], title);
+  }
   const one = {
     ...emptyChange('inet', TABLE),
     elementsIn: [{ set: 'm', shape, elements: [['10.200.0.1', markText(1)]] }],
@@ -430,6 +449,85 @@ t.test('100,000 elements', async (t) => {
   const start = performance.now();
   await own.run(one as TableChange);
   t.comment(`one element in ${(performance.now() - start).toFixed(1)} ms`);
+});
+
+/** Chains of a hundred rules that fill some parts of the kernel's answer. */
+const manyChains = (count: number): Ruleset => ({
+  family: 'inet',
+  table: TABLE,
+  counters: [],
+  sets: {},
+  chains: Object.fromEntries(
+    Array.from({ length: count }, (_, chain) => [
+      `c_${chain}`,
+      {
+        rules: Array.from({ length: 100 }, (_, rule) => {
+          const address = `10.${chain >> 8}.${chain & 255}.${rule}`;
+          return `ip saddr ${address} ip daddr ${address} ip saddr ${address} ip daddr ${address} drop`;
+        }),
+      },
+    ]),
+  ),
+});
+
+t.test('40,000 rules are listed in a time that grows with their number', async (t) => {
+  const cost = async (chains: number): Promise<number> => {
+    const ruleset = manyChains(chains);
+    await begin(TABLE);
+    await own.run(diffRuleset(emptyState(), ruleset));
+    const before = process.cpuUsage();
+    const state = await own.list('inet', TABLE);
+    const { user, system } = process.cpuUsage(before);
+    t.same(state, stateOf(ruleset), `${chains} chains: all of them, whole`);
+    return (user + system) / chains;
+  };
+  await cost(40);
+  const [few, many] = [await cost(40), await cost(400)];
+  t.ok(many < 2 * few, `µs a chain: ${few} of few, ${many} of many`);
+});
+
+t.test('what changes while it is listed', async (t) => {
+  await begin(TABLE, 'add table inet other\nadd set inet other s { type mark; }\n');
+  const shape = 'type mark;';
+  const marks = Array.from({ length: 100_000 }, (_, n): [string, string] => [markText(n), '']);
+  await own.run({
+    ...emptyChange('inet', TABLE),
+    sets: [{ name: 's', shape }],
+    elementsIn: [{ set: 's', shape, elements: marks }],
+  });
+  const set = (table: string, round: number): Promise<void> => {
+    const change = { set: 's', shape, elements: [[markText(1 << 20), '']] as [string, string][] };
+    return own.run({ ...emptyChange('inet', table), [round % 2 === 0 ? 'elementsIn' : 'elementsOut']: [change] });
+  };
+  /** Each time that the listing lets others have their turn. */
+  const listing = async (commit: (round: number) => Promise<void>): Promise<{ state: NftState; commits: number }> => {
+    let done = false;
+    const commits = (async () => {
+      for (let round = 0; ; round++) {
+        if (done) return round;
+        await commit(round);
+      }
+    })();
+    try {
+      const state = await own.list('inet', TABLE);
+      done = true;
+      return { state, commits: await commits };
+    } finally {
+      done = true;
+      await commits;
+    }
+  };
+  const other = await listing((round) => set('other', round));
+  t.equal(other.state.sets.get('s')?.elements.size, marks.length, 'another table: never mind');
+  t.ok(other.commits > 3, `${other.commits} commits`);
+  const touched = await listing((round) =>
+    round === 3 ? own.run({ ...emptyChange('inet', TABLE), chains: [{ name: 'late' }] }) : set('other', round),
+  );
+  t.same([...touched.state.chains], [['late', '']], 'the table itself: begun anew');
+  await begin(TABLE, `add set inet ${TABLE} s { type mark; }\nadd table inet other\n`);
+  const never = listing((round) => set(TABLE, round));
+  await t.rejects(never, { name: 'KernelError', code: 'EBUSY' }, 'the table itself, all the time');
+  await own.drop('other');
 });
 
 /** What of a ruleset the command must make: base chains without their rules, plain interval sets. */

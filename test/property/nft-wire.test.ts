@@ -11,7 +11,7 @@ import { decodeAck } from '../../wire/netlink-ack.ts';
 import { NftBatch } from '../../wire/nft-batch.ts';
 import { ElementReader } from '../../wire/nft-elements.ts';
 import { tableEvent } from '../../wire/nft-event.ts';
-import { readChain, readCounter, readGeneration, readRule } from '../../wire/nft-listing.ts';
+import { readChain, readComment, readCounter, readGeneration } from '../../wire/nft-listing.ts';
 import { layoutOf, readSet, type SetLayout } from '../../wire/nft-shape.ts';
 import { attribute, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
 import { everySet } from '../nft-suite.ts';
@@ -240,7 +240,8 @@ t.test('hostile bytes', async (t) => {
   const object = message(18, table, name(2), number(3, 1), nested(4, long(1, 90), long(2, 3)));
   const generation = message(15, number(1, 7), number(2, 9));
   t.same(readChain(chain), { ok: true, value: { table: 't', name: 'name' } });
-  t.same(readRule(rule), { ok: true, value: { chain: 'name', comment: 'hi' } });
+  t.same(readComment(rule), { ok: true, value: 'hi' });
+  t.same(readComment(message(6, table, name(2))), { ok: true, value: '' }, 'a rule without a comment');
   t.same(readCounter(object), { ok: true, value: { name: 'name', packets: 3, bytes: 90 } });
   t.same(readCounter(message(18, table, name(2), number(3, 2))), { ok: true, value: undefined }, 'not a counter');
   t.same(readGeneration(generation), { ok: true, value: 7 });
@@ -250,14 +251,14 @@ t.test('hostile bytes', async (t) => {
   const elsewhere = chain.slice();
   elsewhere[16] = 2;
   t.equal(tableEvent(elsewhere), undefined, 'family ip');
-  for (const read of [readChain, readRule, readCounter, readGeneration, readSet]) {
+  for (const read of [readChain, readComment, readCounter, readGeneration, readSet]) {
     t.notOk(read(message(9, table)).ok, 'without a name');
     t.notOk(read(new Uint8Array(19)).ok, 'too short');
   }
   const subjects: [string, fc.Arbitrary<Uint8Array>, (bytes: Uint8Array) => unknown][] = [
     ['readSet', sets, readSet],
     ['readChain', fc.constant(chain), readChain],
-    ['readRule', fc.constant(rule), readRule],
+    ['readComment', fc.constant(rule), readComment],
     ['readCounter', fc.constant(object), readCounter],
     ['readGeneration', fc.constant(generation), readGeneration],
     ['tableEvent', fc.constantFrom(chain, rule, object, generation), tableEvent],
