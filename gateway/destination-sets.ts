@@ -26,9 +26,16 @@ const COMPARED = 8;
 /** Lists whose matches are remembered. */
 const REMEMBERED = 1_000;
 
+/** Both match, as nftables text with a space behind it, or are '' where all does. */
+export interface Match {
+  address: string;
+  /** Protocol, and ports or types. */
+  ports: string;
+}
+
 export interface Destinations {
   /** A packet goes to one of them if any of these matches. */
-  matches: string[];
+  matches: Match[];
   /** Sets that these ask. */
   sets: [name: string, set: NftSet][];
 }
@@ -72,23 +79,28 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
 const span = ({ family, first, last }: Range): string =>
   rangeText(formatAddress({ family, value: first }), formatAddress({ family, value: last }));
 
-function comparisons(boxes: Boxes, family: Family): string[] {
-  const daddr = (range: Range): string =>
-    isWhole(range) ? `meta nfproto ipv${family} ` : `${header[family]} daddr ${compared(range)} `;
+function comparisons(boxes: Boxes, family: Family): Match[] {
+  const match = (range: Range, ports: string): Match => ({
+    address: isWhole(range) ? ofFamily(family) : `${header[family]} daddr ${compared(range)} `,
+    ports,
+  });
+  const icmp = icmpHeader[family];
   return [
-    ...boxes.addresses.map((range) => daddr(range)),
-    ...boxes.protocols.map(({ range, protocol }) => `${daddr(range)}meta l4proto ${protocolText(protocol)} `),
+    ...boxes.addresses.map((range) => match(range, '')),
+    ...boxes.protocols.map(({ range, protocol }) => match(range, `meta l4proto ${protocolText(protocol)} `)),
     ...boxes.ports.flatMap(({ range, protocol, first, last }) =>
       portProtocols.has(protocol)
-        ? [`${daddr(range)}meta l4proto ${protocolText(protocol)} th dport ${portsText(first, last)} `]
+        ? [match(range, `meta l4proto ${protocolText(protocol)} th dport ${portsText(first, last)} `)]
         : [],
     ),
-    ...typesOf(boxes.ports, family).map(
-      ({ range, types, codes }) =>
-        `${daddr(range)}${icmpHeader[family]} type ${portsText(...types)} ${icmpHeader[family]} code ${portsText(...codes)} `,
+    ...typesOf(boxes.ports, family).map(({ range, types, codes }) =>
+      match(range, `${icmp} type ${portsText(...types)} ${icmp} code ${portsText(...codes)} `),
     ),
   ];
 }
+
+/** Matches all addresses of a family. */
+export const ofFamily = (family: Family): string => `meta nfproto ipv${family} `;
 
 /** A prefix is one comparison, which the kernel does in line; a range is two calls. */
 function compared(range: Range): string {
@@ -110,7 +122,7 @@ function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
     if (keys.length === 0) return;
     const name = `${base}_${suffix}${family}`;
     made.sets.push([name, { type, interval: true, elements: new Map(keys.map((text) => [text, ''])) }]);
-    made.matches.push(`${match} @${name} `);
+    made.matches.push({ address: `${match} @${name} `, ports: '' });
   };
   // Not a plain interval set: before it touches anything, nft reads the elements of every one of those in the table.
   make(

@@ -9,6 +9,7 @@ import { compileRedirect } from '../policy/redirect.ts';
 import { DestinationSets, type Destinations, type Found, type PolicyView } from './destination-sets.ts';
 import type { VerdictsFor } from './logging.ts';
 import { DEFAULT_ACTION, type Numbers, ruleMark } from './marks.ts';
+import { matchesOf, matchLines } from './match-lines.ts';
 import { Redirects, type RedirectVerdicts } from './redirect.ts';
 import { runLines } from './rule-run.ts';
 import type { Scope } from './table.ts';
@@ -28,8 +29,6 @@ interface Row {
   found: Found | undefined;
 }
 
-const matchesOf = (found: Found | undefined, only?: Family): string[] =>
-  found === undefined ? [''] : (only === undefined ? families : [only]).flatMap((family) => found[family].matches);
 const setsOf = (found: Found | undefined, only?: Family): Destinations['sets'] =>
   found === undefined ? [] : (only === undefined ? families : [only]).flatMap((family) => found[family].sets);
 
@@ -93,12 +92,16 @@ export class RuleLines {
     const guard = redirect === undefined ? '' : redirects.guard(redirect);
     const family = redirect?.address.family;
     for (const [name, set] of setsOf(found, family)) scope.set(name, set);
-    const matches = matchesOf(found, family).map((match) => `${guard}${match}`);
+    const matches = matchesOf(found, family);
     if (rule.mode === 'Audit') {
-      return auditLines(matches, this.#numberOf(id), rule.limits, this.#options.verdictsFor(undefined), scope);
+      const texts = matches.map(({ address, ports }) => `${guard}${address}${ports}`);
+      return auditLines(texts, this.#numberOf(id), rule.limits, this.#options.verdictsFor(undefined), scope);
     }
     const verdict = this.#verdict(row, group, scope, redirects);
-    return matches.map((match) => `${match}${verdict}`.trim());
+    // What passes on goes back to where the list was asked, which a chain within the list could not; and a redirect's
+    // last chain may have no verdict.
+    const ends = rule.redirect === undefined && !(rule.action === 'accept' && rule.context !== 'service');
+    return matchLines(matches, verdict, ends, scope).map((line) => `${guard}${line}`);
   }
 
   /** What becomes of a packet that the rule matches. */

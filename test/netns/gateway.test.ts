@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import { families, type GatewayPlan } from '../../api/plan.ts';
+import { contexts, families, type GatewayPlan } from '../../api/plan.ts';
 import { counterName, type DropReason } from '../../api/reasons.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK } from '../../wire/ip.ts';
@@ -106,6 +106,25 @@ t.test('evaluator and kernel agree, for random policies and for changes from one
       { numRuns: runs, endOnFailure: true },
     );
     t.pass(`${on.mode}: ${runs} policies, each reached from the one before`);
+  }
+});
+
+t.test('several addresses with several ports, in every context and with every action', async (t) => {
+  for (const context of contexts) {
+    for (const action of ['accept', 'accept-decisively', 'drop', 'reject'] as const) {
+      const plan = basePlan();
+      plan.services['x/both'] = {
+        addresses: ['198.51.100.80/32', '2001:db8:100::80/128'],
+        ports: [6, 17].map((protocol) => ({
+          protocol,
+          ports: [[80, 80] as [number, number], [443, 443] as [number, number]],
+        })),
+      };
+      addRule(plan, 'g-pay', { context, action, services: ['x/both'], name: 'both' });
+      addRule(plan, 'g-pay', { context, action: 'drop', services: '*', name: 'last' });
+      addRule(plan, 'g-pay', { context: 'service', action: 'accept', services: '*', name: 'open' });
+      t.equal(await round(plan, 0), undefined, `${context} ${action}`);
+    }
   }
 });
 

@@ -355,7 +355,7 @@ t.test('compile: types and codes of ICMP', async (t) => {
       const rules = Object.values(chains).flatMap((chain) => chain.rules);
       if (addresses === 1) {
         t.equal(set, undefined, 'no set for a few');
-        const compared = new RegExp(` daddr \\S+ ${icmp} type (\\S+) ${icmp} code (\\S+) `);
+        const compared = new RegExp(`(?:^| daddr \\S+ )${icmp} type (\\S+) ${icmp} code (\\S+) `);
         return rules.flatMap((rule) => compared.exec(rule)?.slice(1).join(' . ') ?? []);
       }
       t.match(set, { type: `ipv${family}_addr . ${icmp}_type . ${icmp}_code`, interval: true });

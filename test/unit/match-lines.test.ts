@@ -1,0 +1,61 @@
+/** gateway/match-lines.ts: which lines a rule's destinations are. That packets meet them so: test/netns/gateway.test.ts. */
+import t from 'tap';
+import type { ServiceEntry } from '../../api/plan.ts';
+import { DestinationSets } from '../../gateway/destination-sets.ts';
+import { matchesOf, matchLines } from '../../gateway/match-lines.ts';
+import { Scope, Table } from '../../gateway/table.ts';
+
+const tcp = (...ports: number[]): ServiceEntry['ports'] => [{ protocol: 6, ports: ports.map((port) => [port, port]) }];
+const two = ['198.51.100.80/32', '2001:db8:100::80/128'];
+
+function compiled(services: ServiceEntry[], ends = true): { lines: string[]; chains: Record<string, string[]> } {
+  const table = new Table('sluice');
+  const named = new Map(services.map((service, at) => [`s${at}`, service]));
+  const found = new DestinationSets({ rules: new Map(), services: named }).find([...named.keys()]);
+  const lines = matchLines(matchesOf(found), 'goto verdict', ends, new Scope(table));
+  const chains = Object.entries(table.ruleset().chains).map(([name, { rules }]) => [name, rules]);
+  return { lines, chains: Object.fromEntries(chains) };
+}
+
+t.test('ports that several addresses share are compared behind them, once', async (t) => {
+  const { lines, chains } = compiled([{ addresses: two, ports: tcp(80, 443) }]);
+  const [name = ''] = Object.keys(chains);
+  t.same(lines, [`ip daddr 198.51.100.80 jump ${name}`, `ip6 daddr 2001:db8:100::80 jump ${name}`]);
+  t.same(chains, {
+    [name]: ['meta l4proto 6 th dport 80 goto verdict', 'meta l4proto 6 th dport 443 goto verdict'],
+  });
+});
+
+t.test('in one line each, where a chain would save nothing or not lead back', async (t) => {
+  const flat = (services: ServiceEntry[], ends?: boolean): number => {
+    const { lines, chains } = compiled(services, ends);
+    t.same(chains, {});
+    t.notMatch(lines.join('\n'), /jump/);
+    return lines.length;
+  };
+  t.equal(flat([{ addresses: two, ports: tcp(80, 443) }], false), 4, 'the walk goes on after the verdict');
+  t.equal(flat([{ addresses: two, ports: tcp(80) }]), 2, 'one port');
+  t.equal(flat([{ addresses: two.slice(0, 1), ports: tcp(80, 443) }]), 2, 'one address');
+  t.equal(flat([{ addresses: two, ports: null }]), 2, 'any port');
+  const [four = '', six = ''] = two;
+  const others = [
+    { addresses: [four], ports: tcp(80, 443) },
+    { addresses: [six], ports: tcp(80, 8443) },
+  ];
+  t.equal(flat(others), 4, 'other ports');
+});
+
+t.test('every address of both families is one line', async (t) => {
+  const all = ['0.0.0.0/0', '::/0'];
+  t.same(compiled([{ addresses: all, ports: tcp(25) }]).lines, ['meta l4proto 6 th dport 25 goto verdict']);
+  t.same(compiled([{ addresses: all, ports: null }]).lines, ['goto verdict']);
+  t.same(compiled([{ addresses: all.slice(1), ports: null }]).lines, ['meta nfproto ipv6 goto verdict']);
+  const mixed = [
+    { addresses: all, ports: tcp(25) },
+    { addresses: ['0.0.0.0/0'], ports: [{ protocol: 17, ports: null }] },
+  ];
+  t.same(compiled(mixed).lines, [
+    'meta l4proto 6 th dport 25 goto verdict',
+    'meta nfproto ipv4 meta l4proto 17 goto verdict',
+  ]);
+});
