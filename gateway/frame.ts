@@ -94,7 +94,7 @@ export function compileFrame(
     ...(tunnelled
       ? [`iifname "${ingress}" goto ${refused}`]
       : // Not all that comes from there: nodes, the controller and the other gateways talk to this machine too.
-        families.map((f) => `iifname "${ingress}" ${header[f]} saddr @sources${f} goto ${refused}`)),
+        families.map((f) => `iifname "${ingress}" ${ofWorkload(f)} goto ${refused}`)),
     ...families.map((family) => `${header[family]} daddr @egress${family} goto ${dropped('stray')}`),
   ]);
   base('output', 'type filter hook output priority raw; policy accept;', outputRules(pool, dropped('stray')));
@@ -117,6 +117,13 @@ export function outerFamilies(nodes: GatewayPlan['nodes']): Family[] {
     Object.values(nodes).some(({ addresses }) => addresses.some((address) => familyOf(address) === family)),
   );
 }
+
+/**
+ * Matches a source that is a workload's. Of those there is one map, by which the walk finds a source's group: a set of
+ * the same addresses beside it would double what a pod's coming costs. The mark is of no use to whoever asks only this.
+ */
+const ofWorkload = (family: Family, source = `${header[family]} saddr`): string =>
+  `meta mark set ${source} map @group${family}`;
 
 type AddChain = (name: string, rules: string[]) => string;
 
@@ -154,7 +161,7 @@ function undecidedPackets(chain: AddChain, ingress: string, dropped: (reason: Dr
     ...families.map((f) => {
       const source = `ct original ${header[f]} saddr`;
       const steered = `${source} != @noegress${f} ${source} != @partly${f}`;
-      return `${source} @sources${f} ${steered} goto ${dropped('spoofed-source')}`;
+      return `${steered} ${ofWorkload(f, source)} goto ${dropped('spoofed-source')}`;
     }),
   ]);
 }
@@ -297,7 +304,7 @@ function walk(chain: AddChain, pool: PoolSettings, dropped: (reason: DropReason)
   // A stranger on the segment is told nothing. From the tunnel none comes so far: its packets were asked before.
   return chain('from_inside', [
     'fib daddr type { local, broadcast, multicast } return',
-    ...families.map((family) => `${header[family]} saddr @sources${family} goto ${workload}`),
+    ...families.map((family) => `${ofWorkload(family)} goto ${workload}`),
     `goto ${dropped('unknown-source')}`,
   ]);
 }

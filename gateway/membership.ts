@@ -31,7 +31,6 @@ export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
   const tunnelled = isTunnelled(pool);
   for (const family of families) {
     const type = addressType[family];
-    sets[`sources${family}`] = { type };
     sets[`group${family}`] = { type, value: 'mark' };
     if (!tunnelled) continue;
     sets[`known${family}`] = { type: { typeof: innerSource[family] } };
@@ -58,7 +57,6 @@ export function workloadElements(
     const parsed = parseAddress(address);
     if (!parsed.ok) continue;
     const { family, value } = parsed.value;
-    each(`sources${family}`, address, '');
     each(`group${family}`, address, mark);
     nat.elementsOf(workload, address, family, each);
     if (!tunnelled) continue;

@@ -238,11 +238,9 @@ t.test('compile: what a change costs', async (t) => {
         'own6',
         'snat4',
         'snat6',
-        'sources4',
-        'sources6',
       ],
     ],
-    ['a pod goes', (p) => delete p.workloads['u-3'], ['group4', 'held44', 'held64', 'known4', 'noegress4', 'sources4']],
+    ['a pod goes', (p) => delete p.workloads['u-3'], ['group4', 'held44', 'held64', 'known4', 'noegress4']],
     [
       'a pod leaves with another address',
       (p) => Object.assign(p.workloads['u-1']?.egress ?? {}, { 4: { address: '203.0.113.102', shard: 's1' } }),
@@ -419,7 +417,7 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   t.same(settingsOf(direct), ['net/ipv4/conf/outside/src_valid_mark'], 'no setting of a tunnel device');
   t.ok(settingsOf(samplePlan()).includes('net/ipv4/conf/sluice-vx/rp_filter'));
   const { chains, sets } = rulesetOf(direct);
-  t.same([...(sets.sources6?.elements.keys() ?? [])], ['fd00:244:1::5', 'fd00:244:2::6']);
+  t.same([...(sets.group6?.elements.keys() ?? [])], ['fd00:244:1::5', 'fd00:244:2::6']);
   t.same(
     Object.keys(sets).filter((name) => /^(held|known|nodes)/.test(name)),
     [],
