@@ -2,7 +2,7 @@
  * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), on two topologies that are
  * alike but for the nft table (topology.ts), in interleaved rounds: each round measures both, every second round in
  * reverse order; of udp and connect in slices, taken in turn, since what else the machine does changes within a second. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
- *   node dist/bench/forwarding.js [--rounds 9] [--seconds 1] [--plan small|scale] [--namespaces 1000] [--pods 5]
+ *   node dist/bench/forwarding.js [--rounds 9] [--most-rounds 25] [--seconds 1] [--plan small|scale] [--namespaces 1000] [--pods 5]
  *                                 [--flows 64] [--sources 25] [--slices 10] [--families 4,6]
  *                                 [--loads udp,tcp,tcp-packets,connect] [--floor]
  * Needs root, and iperf3, ethtool, nft, iproute2. Docs: docs/bench.md.
@@ -33,6 +33,8 @@ interface Row {
 const { values } = parseArgs({
   options: {
     rounds: { type: 'string', default: '9' },
+    /** More than `rounds`, until the interval is narrow; if it never is, the result is undecided. */
+    'most-rounds': { type: 'string', default: '25' },
     seconds: { type: 'string', default: '1' },
     plan: { type: 'string', default: 'small' },
     namespaces: { type: 'string' },
@@ -52,6 +54,7 @@ const large = values.plan === 'scale';
 const output = values.output ?? `bench/results/forwarding${large ? '-scale' : ''}.json`;
 const options = {
   rounds: Number(values.rounds),
+  mostRounds: Math.max(Number(values.rounds), Number(values['most-rounds'])),
   seconds: Number(values.seconds),
   plan: values.plan,
   namespaces: Number(values.namespaces ?? (large ? issueSize.namespaces : 1000)),
@@ -63,6 +66,9 @@ const options = {
 const familiesAsked = values.families.split(',').map((text) => Number(text) as Family);
 const loads = values.loads.split(',') as Load[];
 const subjects: Subject[] = values.floor ? ['sluice', 'baseline', 'floor'] : ['sluice', 'baseline'];
+
+/** A ratio is known when 95 % of the bootstrap lie within so much of it. */
+const NARROW = 0.05;
 
 const state = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
 const meter = new CpuMeter(`sluice-bench-${process.pid}`);
@@ -99,7 +105,8 @@ try {
 async function compare(load: Load, family: Family): Promise<Row> {
   const samples: Partial<Record<Subject, Sample[]>> = {};
   // One round before the first, not counted: neighbours are found, code and caches are warm.
-  for (let round = -1; round < options.rounds; round++) {
+  const decided = (): boolean => isNarrow(summary(load, family, samples).perCpuSecond);
+  for (let round = -1; round < options.mostRounds && (round < options.rounds || !decided()); round++) {
     const counts = new Map<Subject, Count[]>();
     const measured = [...generators.entries()].map(([at, generator]) => ({
       generator,
@@ -122,6 +129,10 @@ async function compare(load: Load, family: Family): Promise<Row> {
   const row = summary(load, family, samples);
   print(row);
   return row;
+}
+
+function isNarrow({ ratio, low, high }: Ratio): boolean {
+  return Math.max(high - ratio, ratio - low) < NARROW * ratio;
 }
 
 function summary(load: Load, family: Family, samples: Row['samples']): Row {
@@ -158,7 +169,8 @@ function print(row: Row): void {
     const rates = `${figure(sample.perCpuSecond)} ${unit} per CPU second, ${figure(sample.perSecond)} ${unit}/s`;
     console.log(`  ${subject.padEnd(9)} ${rates}${lost}`);
   }
-  console.log(`  ratio per CPU second ${text(row.perCpuSecond)}   per second ${text(row.perSecond)}`);
+  const rounds = `${row.samples.sluice?.length} rounds${isNarrow(row.perCpuSecond) ? '' : ', undecided'}`;
+  console.log(`  ratio per CPU second ${text(row.perCpuSecond)}   per second ${text(row.perSecond)}   (${rounds})`);
   if (row.gatewayOnly === undefined) return;
   const { sluiceNs, baselineNs, ratio } = row.gatewayOnly;
   console.log(
