@@ -6,7 +6,7 @@ import { tableEvent } from '../wire/nft-event.ts';
 import { isNft, readGeneration } from '../wire/nft-listing.ts';
 import { NFT_MSG_NEWGEN } from '../wire/nft-names.ts';
 import { splitMessages } from '../wire/nlattr.ts';
-import { EAGAIN, ENOBUFS, receive } from './libc.ts';
+import { EAGAIN, EINTR, ENOBUFS, receive } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT } from './netlink-socket.ts';
 
 /** Of events, while a listing takes its time. */
@@ -36,7 +36,7 @@ export class Commits {
   touched(table: string, generation: number): boolean {
     const buffer = new Uint8Array(DATAGRAM_MAX);
     for (let touched = false; ; ) {
-      const length = receive(this.#socket.fd, buffer, 0, [EAGAIN, ENOBUFS]);
+      const length = receive(this.#socket.fd, buffer, 0, [EAGAIN, EINTR, ENOBUFS]);
       if (length === -EAGAIN) return true;
       touched ||= length === -ENOBUFS;
       for (const message of splitMessages(buffer.subarray(0, Math.max(length, 0)))) {
