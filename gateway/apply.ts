@@ -31,7 +31,7 @@ import {
 } from '../kernel/iproute.ts';
 import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/nft.ts';
 import type { Tc } from '../kernel/tc.ts';
-import type { ConntrackEntry } from '../wire/conntrack.ts';
+import type { ConntrackView } from '../wire/conntrack.ts';
 import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
 import { compileNet, deviceSysctls, heldShards, isTunnelled, sysctls, workloadRoutes } from './compile-net.ts';
 import { endedBy, retranslates, touchesFlows } from './recheck.ts';
@@ -46,7 +46,7 @@ export interface GatewayKernel {
   reversePathFilter(device: string): Promise<boolean>;
   announce(device: string, addresses: string[]): void;
   tc: Tc;
-  endFlows(match: (flow: ConntrackEntry) => boolean): Promise<number>;
+  endFlows(match: (flow: ConntrackView) => boolean): Promise<number>;
 }
 
 export interface Applied {

@@ -5,57 +5,104 @@
  * the last hook may trust a decided flow's translation.
  */
 import { parseAddress } from '../api/address.ts';
-import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
+import { type Egress, families, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
 import { must } from '../api/result.ts';
 import { compileEgress } from '../policy/egress.ts';
-import { compilePolicy, type Decision, workloadsByAddress } from '../policy/evaluate.ts';
-import type { ConntrackEntry, Tuple } from '../wire/conntrack.ts';
+import { compilePolicy, type Decision, type Flow, workloadsByAddress } from '../policy/evaluate.ts';
+import type { ConntrackView, TupleView } from '../wire/conntrack.ts';
 import type { Changed } from './compile.ts';
 
 /** Who sends from an address. */
 export type WorkloadOf = (address: string) => WorkloadEntry | undefined;
 
-/** `workloadOf`: of the plan's workloads; `changed`: flows that it does not touch are not asked about. */
+type Judge = (flow: ConntrackView) => boolean;
+type Decided = Pick<Decision, 'verdict' | 'redirect'>;
+
+/**
+ * `workloadOf`: of the plan's workloads; `changed`: flows that it does not touch are not asked about. For one walk through
+ * the table: what is found out about a source or a destination is kept, so that a flow more costs a few look-ups.
+ */
 export function endedBy(
   plan: GatewayPlan,
   workloadOf: WorkloadOf = workloadsByAddress(plan),
   changed?: Changed,
-): (flow: ConntrackEntry) => boolean {
+): Judge {
   const evaluator = compilePolicy(plan, workloadOf);
-  /** A group's workloads have one policy, and many flows go to few places. As many as the table has flows, and as long. */
-  const decisions = new Map<string, Pick<Decision, 'verdict' | 'redirect'>>();
   const egress = compileEgress(plan);
-  /** Nearly all have one address, wherever they send. */
-  const leavesWith = (workload: WorkloadEntry, destination: string, source: string): boolean =>
-    workload.egressIP === undefined && workload.destinations === undefined
-      ? workload.egress[4]?.address === source || workload.egress[6]?.address === source
-      : egress.towards(workload, must(parseAddress(destination))).addresses.some(({ address }) => address === source);
   const touched = changed === undefined ? () => true : touchedBy(changed);
-  return ({ original, reply, protocol }) => {
-    const workload = workloadOf(original.source);
-    if (workload === undefined) return true;
-    if (!touched(workload)) return false;
-    if (!leavesWith(workload, original.destination, reply.destination)) return true;
-    const { destination, destinationPort, icmpType, icmpCode } = original;
-    const key = `${workload.group} ${destination} ${protocol} ${destinationPort ?? `${icmpType}/${icmpCode}`}`;
-    let decision = decisions.get(key);
-    if (decision === undefined) {
-      decision = evaluator.decide({ ...original, protocol });
-      decisions.set(key, decision);
+  const sources = new Map<string, Judge>();
+  /** A group's workloads have one policy, and many flows go to few places: by what is asked for, then by destination. */
+  const decisions = new Map<string, Map<number, Map<string, Decided>>>();
+
+  /** Whether it is with an address of the workload's that a flow to a destination leaves. */
+  function leavesWith(workload: WorkloadEntry): (address: string, destination: string) => boolean {
+    if (workload.destinations !== undefined) {
+      const towards = new Map<string, string[]>();
+      const ask = (destination: string): string[] =>
+        addressesOf(egress.towards(workload, must(parseAddress(destination))).addresses);
+      return (address, destination) => known(towards, destination, ask).includes(address);
     }
-    const { verdict, redirect } = decision;
-    return verdict !== 'accept' || !goesTo(redirect ?? destinationOf(original), reply);
+    if (workload.egressIP !== undefined) {
+      const any = addressesOf(families.flatMap((family) => egress.everything(workload, family)));
+      return (address) => any.includes(address);
+    }
+    // Nearly all.
+    const own = [workload.egress[4]?.address, workload.egress[6]?.address];
+    return (address) => address === own[0] || address === own[1];
+  }
+
+  function judgeOf(source: string): Judge {
+    const workload = workloadOf(source);
+    if (workload === undefined) return () => true;
+    if (!touched(workload)) return () => false;
+    const leaves = leavesWith(workload);
+    const kinds = known(decisions, workload.group, () => new Map<number, Map<string, Decided>>());
+    return ({ protocol, original, reply }) => {
+      const { destination, destinationPort } = original;
+      if (!leaves(reply.destination, destination)) return true;
+      const decided = known(kinds, kindOf(protocol, original), () => new Map<string, Decided>());
+      const { verdict, redirect } = known(decided, destination, () => evaluator.decide(flowOf(protocol, original)));
+      if (verdict !== 'accept') return true;
+      // Who answers is where the flow went.
+      const port = redirect === undefined ? destinationPort : redirect.port;
+      return reply.source !== (redirect?.address ?? destination) || (port !== undefined && reply.sourcePort !== port);
+    };
+  }
+
+  return (flow) => known(sources, flow.original.source, judgeOf)(flow);
+}
+
+const addressesOf = (egress: readonly Egress[]): string[] => egress.map(({ address }) => address);
+
+function known<Key, Value>(map: Map<Key, Value>, key: Key, make: (key: Key) => Value): Value {
+  let found = map.get(key);
+  if (found === undefined) {
+    found = make(key);
+    map.set(key, found);
+  }
+  return found;
+}
+
+/** Beside 65,536 ports. */
+const NO_PORT = 0x10000;
+
+/** One number of what a policy asks for beside addresses. */
+function kindOf(protocol: number, { destinationPort, icmpType, icmpCode }: TupleView): number {
+  const type = icmpType === undefined || icmpCode === undefined ? NO_PORT : (icmpType << 8) | icmpCode;
+  return (protocol << 17) | (destinationPort ?? type);
+}
+
+/** As its first packet showed it. */
+function flowOf(protocol: number, { source, destination, destinationPort, icmpType, icmpCode }: TupleView): Flow {
+  return {
+    source,
+    destination,
+    protocol,
+    ...(destinationPort !== undefined && { destinationPort }),
+    ...(icmpType !== undefined && { icmpType }),
+    ...(icmpCode !== undefined && { icmpCode }),
   };
-}
-
-/** Who answers is where the flow went. */
-function goesTo({ address, port }: { address: string; port?: number }, { source, sourcePort }: Tuple): boolean {
-  return source === address && (port === undefined || sourcePort === port);
-}
-
-function destinationOf({ destination, destinationPort }: Tuple): { address: string; port?: number } {
-  return { address: destination, ...(destinationPort !== undefined && { port: destinationPort }) };
 }
 
 function touchedBy({ groups, workloads }: Changed): (workload: WorkloadEntry) => boolean {

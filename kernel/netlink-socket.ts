@@ -97,8 +97,12 @@ export class NetlinkSocket {
   batch(messages: readonly Uint8Array[]): number[] {
     const [first, last] = [messages[0], messages.at(-1)];
     if (first === undefined || last === undefined) return [];
-    this.send(messages.length === 1 ? first : join(messages));
-    const [from, to] = [messageSequence(first), messageSequence(last)];
+    return this.exchange(messages.length === 1 ? first : join(messages), messageSequence(first), messageSequence(last));
+  }
+
+  /** The same for requests that are one behind the other already, numbered from `from` to `to`. */
+  exchange(requests: Uint8Array, from: number, to: number): number[] {
+    this.send(requests);
     const failures: number[] = [];
     this.#answers ??= new Uint8Array(32 * 1024);
     const buffer = this.#answers;

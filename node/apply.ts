@@ -10,7 +10,7 @@ import { parseAddress } from '../api/address.ts';
 import { NFT_TABLE_NODE, NODE_MARK_MASK } from '../api/names.ts';
 import { type Family, families, type NodePlan, type NodeWorkloadEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
-import type { ConntrackEntry } from '../kernel/conntrack.ts';
+import type { ConntrackView } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import { servedRanges } from '../policy/egress.ts';
@@ -142,7 +142,7 @@ export class Steering {
 }
 
 export function endsWith(
-  { original, reply, mark }: Pick<ConntrackEntry, 'original' | 'reply' | 'mark'>,
+  { original, reply, mark }: Pick<ConntrackView, 'original' | 'reply' | 'mark'>,
   { withdrawn, assigned, partly }: Endings,
   local: PrefixSet,
 ): boolean {

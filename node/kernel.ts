@@ -4,7 +4,7 @@
  */
 import { HOLD_QUEUE, NODE_MARK_HELD, NODE_MARK_MASK, ROUTE_PROTOCOL } from '../api/names.ts';
 import { families } from '../api/plan.ts';
-import { type ConntrackEntry, endFlows } from '../kernel/conntrack.ts';
+import { type ConntrackView, endFlows } from '../kernel/conntrack.ts';
 import { KernelError } from '../kernel/errors.ts';
 import type { Ip, NetScope } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
@@ -25,7 +25,7 @@ export interface NodeKernel {
   sysctls(wanted: Record<string, string>): Promise<void>;
   /** The rule that queues held packets is there afterwards, once. */
   holdRule(): Promise<void>;
-  endFlows(match: (entry: ConntrackEntry) => boolean): Promise<number>;
+  endFlows(match: (entry: ConntrackView) => boolean): Promise<number>;
 }
 
 const DEFAULT_MTU = 1500;
@@ -100,7 +100,7 @@ export class HostKernel implements NodeKernel {
     }
   }
 
-  endFlows(match: (entry: ConntrackEntry) => boolean): Promise<number> {
+  endFlows(match: (entry: ConntrackView) => boolean): Promise<number> {
     return endFlows(match, this.#namespace === undefined ? {} : { namespace: this.#namespace });
   }
 

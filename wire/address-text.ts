@@ -5,7 +5,7 @@
  */
 
 import { isIPv4, isIPv6 } from 'node:net';
-import { putU16, u8, u16 } from './bytes.ts';
+import { putU16, u8, u16, u32 } from './bytes.ts';
 
 export function ipv4Text(bytes: Uint8Array, at: number): string {
   return `${u8(bytes, at)}.${u8(bytes, at + 1)}.${u8(bytes, at + 2)}.${u8(bytes, at + 3)}`;
@@ -35,6 +35,45 @@ export function ipv6Text(bytes: Uint8Array, at: number): string {
     text += u16(bytes, at + 2 * group).toString(16);
   }
   return text;
+}
+
+/** The text of the 4 or 16 bytes at an offset. */
+export type AddressText = (bytes: Uint8Array, at: number, family: 4 | 6) => string;
+
+export const plainText: AddressText = (bytes, at, family) => (family === 4 ? ipv4Text(bytes, at) : ipv6Text(bytes, at));
+
+/** So many addresses of each family are remembered at most. */
+const SLOTS_BITS = 16;
+
+/**
+ * The same for addresses that come again and again, as in the connection table: the text is made once, and whoever
+ * looks it up in a Map finds its hash made. Each address has one slot, in which the last of its slot's is remembered: no
+ * choice of addresses costs more than to make the text, or takes more memory.
+ */
+export function rememberedText(): AddressText {
+  const known = { 4: remembered(1, ipv4Text), 6: remembered(4, ipv6Text) };
+  return (bytes, at, family) => known[family](bytes, at);
+}
+
+function remembered(words: 1 | 4, text: (bytes: Uint8Array, at: number) => string) {
+  const keys = new Uint32Array(words << SLOTS_BITS);
+  const texts = new Array<string>(1 << SLOTS_BITS).fill('');
+  return (bytes: Uint8Array, at: number): string => {
+    let hash = 0;
+    for (let word = 0; word < words; word++) {
+      hash = Math.imul(hash ^ u32(bytes, at + 4 * word), 0x9e3779b1);
+      hash ^= hash >>> 15;
+    }
+    const slot = hash >>> (32 - SLOTS_BITS);
+    const last = texts[slot] ?? '';
+    let same = last !== '';
+    for (let word = 0; same && word < words; word++) same = keys[slot * words + word] === u32(bytes, at + 4 * word);
+    if (same) return last;
+    for (let word = 0; word < words; word++) keys[slot * words + word] = u32(bytes, at + 4 * word);
+    const made = text(bytes, at);
+    texts[slot] = made;
+    return made;
+  };
 }
 
 /** 4 or 16 bytes. Text that is no address is a programmer's mistake here: plans hold only canonical addresses. */

@@ -5,8 +5,9 @@
  * Leaves out: expectations, helpers, labels, sequence adjustment, TCP state, creating entries.
  */
 
-import { ipv4Text, ipv6Text } from './address-text.ts';
-import { bytesOfU32, counter, type Decoded, malformed, u8, u16, u32, u64 } from './bytes.ts';
+import { type AddressText, plainText } from './address-text.ts';
+import { bytesOfU32, counter, type Decoded, type Malformed, malformed, u16, u32, u64 } from './bytes.ts';
+import { type Tuple, TupleReader, type TupleView } from './conntrack-tuple.ts';
 import {
   AttributeCursor,
   attribute,
@@ -14,17 +15,22 @@ import {
   messageType,
   NFNL_HEADER,
   NFNL_SUBSYS_CTNETLINK,
-  NLM_F_ACK,
+  NLA_HEADER,
   NLM_F_CREATE,
   NLM_F_DUMP,
   NLM_F_REQUEST,
   NLMSG_HEADER,
   nfnlMessage,
 } from './nlattr.ts';
+import type { NetlinkWriter } from './nlwriter.ts';
+
+export type { Tuple, TupleView } from './conntrack-tuple.ts';
 
 const IPCTNL_MSG_CT_NEW = 0;
 const IPCTNL_MSG_CT_GET = 1;
 const IPCTNL_MSG_CT_DELETE = 2;
+const CT_NEW = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_NEW;
+const CT_DELETE = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_DELETE;
 
 const CTA_TUPLE_ORIG = 1;
 const CTA_TUPLE_REPLY = 2;
@@ -37,23 +43,11 @@ const CTA_ID = 12;
 const CTA_ZONE = 18;
 const CTA_TIMESTAMP = 20;
 const CTA_MARK_MASK = 21;
+/** Of those that are read: one more than the last. */
+const ATTRIBUTES = CTA_TIMESTAMP + 1;
+/** What names an entry: its tuple, its identity, its zone. */
+const naming = [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE] as const;
 
-const CTA_TUPLE_IP = 1;
-const CTA_TUPLE_PROTO = 2;
-const CTA_TUPLE_ZONE = 3;
-const CTA_IP_V4_SRC = 1;
-const CTA_IP_V4_DST = 2;
-const CTA_IP_V6_SRC = 3;
-const CTA_IP_V6_DST = 4;
-const CTA_PROTO_NUM = 1;
-const CTA_PROTO_SRC_PORT = 2;
-const CTA_PROTO_DST_PORT = 3;
-const CTA_PROTO_ICMP_ID = 4;
-const CTA_PROTO_ICMP_TYPE = 5;
-const CTA_PROTO_ICMP_CODE = 6;
-const CTA_PROTO_ICMPV6_ID = 7;
-const CTA_PROTO_ICMPV6_TYPE = 8;
-const CTA_PROTO_ICMPV6_CODE = 9;
 const CTA_COUNTERS_PACKETS = 1;
 const CTA_COUNTERS_BYTES = 2;
 const CTA_TIMESTAMP_START = 1;
@@ -64,17 +58,6 @@ export const IPS_SEEN_REPLY = 0x2;
 export const IPS_ASSURED = 0x4;
 export const IPS_CONFIRMED = 0x8;
 export const IPS_SRC_NAT = 0x10;
-
-export interface Tuple {
-  /** Canonical text. */
-  source: string;
-  destination: string;
-  sourcePort?: number;
-  destinationPort?: number;
-  icmpType?: number;
-  icmpCode?: number;
-  icmpId?: number;
-}
 
 export interface PerDirection {
   original: number;
@@ -107,166 +90,162 @@ export interface ConntrackEvent extends ConntrackEntry {
   type: 'new' | 'update' | 'destroy';
 }
 
-/** One netlink message of ctnetlink. Entries of a dump read as 'update'. */
-export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
-  if (message.length < NFNL_HEADER) return malformed('truncated');
-  const messageKind = messageType(message);
-  if (messageKind >>> 8 !== NFNL_SUBSYS_CTNETLINK) return malformed('bad-type');
-  const kind = messageKind & 0xff;
-  if (kind !== IPCTNL_MSG_CT_NEW && kind !== IPCTNL_MSG_CT_DELETE) return malformed('bad-type');
-  const type = kind === IPCTNL_MSG_CT_DELETE ? 'destroy' : messageFlags(message) & NLM_F_CREATE ? 'new' : 'update';
+/** What decides whether an entry goes on. */
+export type ConntrackView = Readonly<Pick<ConntrackEntry, 'id' | 'protocol' | 'mark'>> & {
+  readonly original: TupleView;
+  readonly reply: TupleView;
+};
 
-  let original: ReadTuple | undefined;
-  let reply: ReadTuple | undefined;
-  // One object, filled as it is read: at 100,000 entries a copy of each costs as much as the reading.
-  const event: ConntrackEvent = {
-    type,
-    family: 4,
-    id: 0,
-    protocol: 0,
-    original: noTuple,
-    reply: noTuple,
-    mark: 0,
-    status: 0,
-    packets: { original: 0, reply: 0 },
-    bytes: { original: 0, reply: 0 },
-    zone: 0,
-  };
-  const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
-  while (cursor.next()) {
-    const { type: name, start, length } = cursor;
-    switch (name) {
-      case CTA_TUPLE_ORIG:
-      case CTA_TUPLE_REPLY: {
-        const tuple = readTuple(message, cursor.inside());
-        if (tuple === undefined) return malformed('no-tuple');
-        if (name === CTA_TUPLE_ORIG) original = tuple;
-        else reply = tuple;
-        break;
-      }
-      case CTA_COUNTERS_ORIG:
-      case CTA_COUNTERS_REPLY:
-        readCounters(message, cursor.inside(), name === CTA_COUNTERS_ORIG ? 'original' : 'reply', event);
-        break;
-      case CTA_TIMESTAMP:
-        readTimestamps(message, cursor.inside(), event);
-        break;
-      case CTA_ZONE:
-        if (length >= 2) event.zone = u16(message, start);
-        break;
-      case CTA_STATUS:
-        if (length >= 4) event.status = u32(message, start);
-        break;
-      case CTA_TIMEOUT:
-        if (length >= 4) event.timeout = u32(message, start);
-        break;
-      case CTA_MARK:
-        if (length >= 4) event.mark = u32(message, start);
-        break;
-      case CTA_ID:
-        if (length >= 4) event.id = u32(message, start);
-        break;
+/**
+ * Reads messages of ctnetlink one after the other where they lie: a walk through 100,000 entries copies none. What it
+ * says is about the message that was read last, while the bytes are there.
+ */
+export class ConntrackReader implements ConntrackView {
+  readonly original: TupleReader;
+  readonly reply: TupleReader;
+  #bytes: Uint8Array = new Uint8Array();
+  #from = 0;
+  /** Where the contents of an attribute are, by its type. */
+  readonly #start = new Uint32Array(ATTRIBUTES);
+  /** One past their last byte; 0: not there. */
+  readonly #end = new Uint32Array(ATTRIBUTES);
+  readonly #cursor = new AttributeCursor();
+
+  constructor(text: AddressText = plainText) {
+    this.original = new TupleReader(text);
+    this.reply = new TupleReader(text);
+  }
+
+  get protocol(): number {
+    return this.original.protocol;
+  }
+
+  get id(): number {
+    return this.#u32(CTA_ID) ?? 0;
+  }
+
+  get mark(): number {
+    return this.#u32(CTA_MARK) ?? 0;
+  }
+
+  /** What is wrong with the message between two offsets; undefined: nothing. */
+  read(bytes: Uint8Array, from = 0, to = bytes.length): Malformed | undefined {
+    this.#bytes = bytes;
+    this.#from = from;
+    this.#end.fill(0);
+    if (to - from < NFNL_HEADER) return 'truncated';
+    const kind = messageType(bytes, from);
+    if (kind !== CT_NEW && kind !== CT_DELETE) return 'bad-type';
+    const cursor = this.#cursor.over(bytes, from + NFNL_HEADER, to);
+    while (cursor.next()) {
+      const { type } = cursor;
+      if (type >= ATTRIBUTES) continue;
+      if (type === CTA_TUPLE_ORIG && !this.original.read(bytes, cursor)) return this.#refuse('no-tuple');
+      if (type === CTA_TUPLE_REPLY && !this.reply.read(bytes, cursor)) return this.#refuse('no-tuple');
+      this.#start[type] = cursor.start;
+      this.#end[type] = cursor.end;
+    }
+    if (cursor.malformed) return this.#refuse('bad-attribute');
+    return this.#has(CTA_TUPLE_ORIG) && this.#has(CTA_TUPLE_REPLY) ? undefined : this.#refuse('no-tuple');
+  }
+
+  /** One to keep. */
+  event(): ConntrackEvent {
+    const { original, reply } = this;
+    const flags = messageFlags(this.#bytes, this.#from);
+    const destroyed = messageType(this.#bytes, this.#from) === CT_DELETE;
+    // One object, filled: of 100,000 entries a copy of each costs as much as the reading.
+    const event: ConntrackEvent = {
+      type: destroyed ? 'destroy' : flags & NLM_F_CREATE ? 'new' : 'update',
+      family: original.family,
+      id: this.id,
+      protocol: original.protocol,
+      original: original.tuple(),
+      reply: reply.tuple(),
+      mark: this.mark,
+      status: this.#u32(CTA_STATUS) ?? 0,
+      packets: { original: 0, reply: 0 },
+      bytes: { original: 0, reply: 0 },
+      zone: this.#has(CTA_ZONE, 2) ? u16(this.#bytes, this.#start[CTA_ZONE] ?? 0) : 0,
+    };
+    const timeout = this.#u32(CTA_TIMEOUT);
+    if (timeout !== undefined) event.timeout = timeout;
+    if (original.zone !== undefined) event.originalZone = original.zone;
+    this.#readCounters(CTA_COUNTERS_ORIG, 'original', event);
+    this.#readCounters(CTA_COUNTERS_REPLY, 'reply', event);
+    this.#readTimestamps(event);
+    return event;
+  }
+
+  /**
+   * Writes the deletion of the entry, which it names in the kernel's own bytes. The id makes sure that a flow which reused
+   * the tuple meanwhile is left alone (ENOENT). Throws if there is no tuple: without one the kernel would flush the whole
+   * table. The kernel answers only if it fails, unless NLM_F_ACK is added.
+   */
+  writeDeletion(writer: NetlinkWriter, sequence: number): void {
+    if (!this.#has(CTA_TUPLE_ORIG)) throw new TypeError('a conntrack entry without a tuple');
+    const message = IPCTNL_MSG_CT_DELETE;
+    const family = this.#bytes[this.#from + NLMSG_HEADER] ?? 0;
+    writer.beginMessage({ subsystem: NFNL_SUBSYS_CTNETLINK, message, flags: NLM_F_REQUEST, sequence, family });
+    for (const type of naming) if (this.#has(type)) this.#copy(type, writer);
+    writer.endMessage();
+  }
+
+  /** An attribute with its header. */
+  #copy(type: number, writer: NetlinkWriter): void {
+    const bytes = this.#bytes;
+    const from = (this.#start[type] ?? 0) - NLA_HEADER;
+    const length = (this.#end[type] ?? 0) - from;
+    const at = writer.append((length + 3) & ~3);
+    const { buffer } = writer;
+    for (let index = 0; index < length; index++) buffer[at + index] = bytes[from + index] ?? 0;
+  }
+
+  #refuse(why: Malformed): Malformed {
+    this.#end.fill(0);
+    return why;
+  }
+
+  #has(type: number, length = 0): boolean {
+    const end = this.#end[type] ?? 0;
+    return end !== 0 && end - (this.#start[type] ?? 0) >= length;
+  }
+
+  #u32(type: number): number | undefined {
+    return this.#has(type, 4) ? u32(this.#bytes, this.#start[type] ?? 0) : undefined;
+  }
+
+  /** What is in a nested attribute; nothing if it is not there. */
+  #inside(type: number): AttributeCursor {
+    return this.#cursor.over(this.#bytes, this.#start[type] ?? 0, this.#end[type] ?? 0);
+  }
+
+  #readCounters(type: number, direction: keyof PerDirection, into: ConntrackEntry): void {
+    const cursor = this.#inside(type);
+    while (cursor.next()) {
+      if (cursor.length < 8) continue;
+      if (cursor.type === CTA_COUNTERS_PACKETS) into.packets[direction] = counter(this.#bytes, cursor.start);
+      else if (cursor.type === CTA_COUNTERS_BYTES) into.bytes[direction] = counter(this.#bytes, cursor.start);
     }
   }
-  if (cursor.malformed) return malformed('bad-attribute');
-  if (original === undefined || reply === undefined) return malformed('no-tuple');
-  event.family = original.family;
-  event.protocol = original.protocol;
-  event.original = original.tuple;
-  event.reply = reply.tuple;
-  if (original.zone !== undefined) event.originalZone = original.zone;
-  return { ok: true, value: event };
-}
 
-const noTuple: Tuple = { source: '', destination: '' };
-
-interface ReadTuple {
-  family: 4 | 6;
-  protocol: number;
-  tuple: Tuple;
-  zone?: number;
-}
-
-function readTuple(message: Uint8Array, cursor: AttributeCursor): ReadTuple | undefined {
-  let family: 4 | 6 = 4;
-  let protocol: number | undefined;
-  const tuple: Tuple = { source: '', destination: '' };
-  let zone: number | undefined;
-  while (cursor.next()) {
-    if (cursor.type === CTA_TUPLE_IP) {
-      const ip = cursor.inside();
-      while (ip.next()) {
-        if ((ip.type === CTA_IP_V4_SRC || ip.type === CTA_IP_V4_DST) && ip.length === 4) {
-          family = 4;
-          if (ip.type === CTA_IP_V4_SRC) tuple.source = ipv4Text(message, ip.start);
-          else tuple.destination = ipv4Text(message, ip.start);
-        } else if ((ip.type === CTA_IP_V6_SRC || ip.type === CTA_IP_V6_DST) && ip.length === 16) {
-          family = 6;
-          if (ip.type === CTA_IP_V6_SRC) tuple.source = ipv6Text(message, ip.start);
-          else tuple.destination = ipv6Text(message, ip.start);
-        }
-      }
-    } else if (cursor.type === CTA_TUPLE_PROTO) {
-      const proto = cursor.inside();
-      while (proto.next()) {
-        const { start, length } = proto;
-        if (length < 1) continue;
-        const value = length >= 2 ? u16(message, start) : u8(message, start);
-        switch (proto.type) {
-          case CTA_PROTO_NUM:
-            protocol = u8(message, start);
-            break;
-          case CTA_PROTO_SRC_PORT:
-            tuple.sourcePort = value;
-            break;
-          case CTA_PROTO_DST_PORT:
-            tuple.destinationPort = value;
-            break;
-          case CTA_PROTO_ICMP_ID:
-          case CTA_PROTO_ICMPV6_ID:
-            tuple.icmpId = value;
-            break;
-          case CTA_PROTO_ICMP_TYPE:
-          case CTA_PROTO_ICMPV6_TYPE:
-            tuple.icmpType = u8(message, start);
-            break;
-          case CTA_PROTO_ICMP_CODE:
-          case CTA_PROTO_ICMPV6_CODE:
-            tuple.icmpCode = u8(message, start);
-            break;
-        }
-      }
-    } else if (cursor.type === CTA_TUPLE_ZONE && cursor.length >= 2) zone = u16(message, cursor.start);
-  }
-  if (cursor.malformed || protocol === undefined || tuple.source === '' || tuple.destination === '') return undefined;
-  const read: ReadTuple = { family, protocol, tuple };
-  if (zone !== undefined) read.zone = zone;
-  return read;
-}
-
-function readCounters(
-  message: Uint8Array,
-  cursor: AttributeCursor,
-  direction: keyof PerDirection,
-  into: Pick<ConntrackEntry, 'packets' | 'bytes'>,
-): void {
-  while (cursor.next()) {
-    if (cursor.length < 8) continue;
-    if (cursor.type === CTA_COUNTERS_PACKETS) into.packets[direction] = counter(message, cursor.start);
-    else if (cursor.type === CTA_COUNTERS_BYTES) into.bytes[direction] = counter(message, cursor.start);
+  #readTimestamps(into: ConntrackEntry): void {
+    const cursor = this.#inside(CTA_TIMESTAMP);
+    while (cursor.next()) {
+      if (cursor.length < 8) continue;
+      if (cursor.type === CTA_TIMESTAMP_START) into.startNs = u64(this.#bytes, cursor.start);
+      else if (cursor.type === CTA_TIMESTAMP_STOP) into.stopNs = u64(this.#bytes, cursor.start);
+    }
   }
 }
 
-function readTimestamps(
-  message: Uint8Array,
-  cursor: AttributeCursor,
-  into: Pick<ConntrackEntry, 'startNs' | 'stopNs'>,
-): void {
-  while (cursor.next()) {
-    if (cursor.length < 8) continue;
-    if (cursor.type === CTA_TIMESTAMP_START) into.startNs = u64(message, cursor.start);
-    else if (cursor.type === CTA_TIMESTAMP_STOP) into.stopNs = u64(message, cursor.start);
-  }
+/** Everything is read at once, so one reader does for all. */
+const reader = new ConntrackReader();
+
+/** One netlink message of ctnetlink. Entries of a dump read as 'update'. */
+export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
+  const fault = reader.read(message);
+  return fault === undefined ? { ok: true, value: reader.event() } : malformed(fault);
 }
 
 /** Asks for the whole table (both families: each dump walks all of the kernel's buckets, some 10 ms), or for the entries with `(mark & mask) === value`. */
@@ -283,36 +262,5 @@ export function encodeConntrackDump(sequence: number, mark?: { value: number; ma
       sequence,
     },
     ...filter,
-  );
-}
-
-/** What names an entry: its tuple, its identity, its zone. */
-const naming = new Set([CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE]);
-
-/**
- * Deletes the entry that a message of a dump is about, which names it in the kernel's own bytes. The id makes sure that a
- * flow which reused the tuple meanwhile is left alone (ENOENT). Throws if there is no tuple in it: without one the kernel
- * would flush the whole table. Without `acknowledge` the kernel answers only if it fails.
- */
-export function encodeConntrackDelete(dumped: Uint8Array, sequence: number, acknowledge = true): Uint8Array {
-  const parts: Uint8Array[] = [];
-  let named = false;
-  const cursor = new AttributeCursor(dumped, NFNL_HEADER, dumped.length);
-  while (cursor.next()) {
-    if (!naming.has(cursor.type)) continue;
-    named ||= cursor.type === CTA_TUPLE_ORIG;
-    // With its own header and padding.
-    parts.push(dumped.subarray(cursor.start - 4, (cursor.end + 3) & ~3));
-  }
-  if (!named || cursor.malformed) throw new TypeError('a conntrack entry without a tuple');
-  return nfnlMessage(
-    {
-      subsystem: NFNL_SUBSYS_CTNETLINK,
-      message: IPCTNL_MSG_CT_DELETE,
-      flags: NLM_F_REQUEST | (acknowledge ? NLM_F_ACK : 0),
-      sequence,
-      family: dumped[NLMSG_HEADER] ?? 0,
-    },
-    ...parts,
   );
 }

@@ -10,6 +10,8 @@ import { join } from './bytes.ts';
 export const NLMSG_HEADER = 16;
 /** Netlink header plus nfgenmsg (family, version, resource id). */
 export const NFNL_HEADER = 20;
+/** Length and type, before the contents of an attribute. */
+export const NLA_HEADER = 4;
 export const NLMSG_ERROR = 2;
 export const NLMSG_DONE = 3;
 export const NLM_F_REQUEST = 0x1;
@@ -39,14 +41,14 @@ function le32(bytes: Uint8Array, at: number): number {
 export function messageLength(message: Uint8Array): number {
   return le32(message, 0);
 }
-export function messageType(message: Uint8Array): number {
-  return le16(message, 4);
+export function messageType(message: Uint8Array, at = 0): number {
+  return le16(message, at + 4);
 }
-export function messageFlags(message: Uint8Array): number {
-  return le16(message, 6);
+export function messageFlags(message: Uint8Array, at = 0): number {
+  return le16(message, at + 6);
 }
-export function messageSequence(message: Uint8Array): number {
-  return le32(message, 8);
+export function messageSequence(message: Uint8Array, at = 0): number {
+  return le32(message, at + 8);
 }
 /** Of a message from the kernel: the netlink port whose request it answers or tells of; 0: the kernel's own doing. */
 export function messagePort(message: Uint8Array): number {
@@ -77,6 +79,8 @@ export function splitMessages(datagram: Uint8Array): Uint8Array[] {
   return messages;
 }
 
+const nothing: Uint8Array = new Uint8Array();
+
 /**
  * Walks the attributes between two offsets. One object per level and no slices: decoders run once per event.
  * `while (cursor.next()) …` ends at the end or at the first attribute that does not fit, which sets `malformed`.
@@ -88,14 +92,21 @@ export class AttributeCursor {
   /** One past its last byte. */
   end = 0;
   malformed = false;
-  readonly #bytes: Uint8Array;
-  readonly #limit: number;
-  #at: number;
+  #bytes: Uint8Array = nothing;
+  #limit = 0;
+  #at = 0;
 
-  constructor(bytes: Uint8Array, from: number, to: number) {
+  constructor(bytes = nothing, from = 0, to = bytes.length) {
+    this.over(bytes, from, to);
+  }
+
+  /** Begins anew, elsewhere. */
+  over(bytes: Uint8Array, from: number, to: number): this {
     this.#bytes = bytes;
     this.#limit = Math.min(to, bytes.length);
     this.#at = from;
+    this.malformed = false;
+    return this;
   }
 
   next(): boolean {
@@ -118,9 +129,9 @@ export class AttributeCursor {
     return this.end - this.start;
   }
 
-  /** A cursor over the attributes inside the current one. */
-  inside(): AttributeCursor {
-    return new AttributeCursor(this.#bytes, this.start, this.end);
+  /** A cursor over the attributes inside the current one: a new one, or one that is used again. */
+  inside(cursor = new AttributeCursor()): AttributeCursor {
+    return cursor.over(this.#bytes, this.start, this.end);
   }
 
   bytes(): Uint8Array {

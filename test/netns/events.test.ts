@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { type Family, families } from '../../api/plan.ts';
 import { announce } from '../../kernel/announce.ts';
-import { endFlows, listFlows } from '../../kernel/conntrack.ts';
+import { type ConntrackView, endFlows, listFlows } from '../../kernel/conntrack.ts';
 import { type EventSocketOptions, startEventSocket } from '../../kernel/event-socket.ts';
 import { PacketSocket } from '../../kernel/packet-socket.ts';
 import { ARP_REPLY, ARP_REQUEST, parseArp } from '../../wire/arp.ts';
@@ -227,6 +227,45 @@ t.test('conntrack: new and destroy events, and the end of chosen flows', async (
   t.same(events.faults, []);
   await Promise.all([events.socket.close(), events.socket.close()]);
   t.equal(openDescriptors(), before, 'no descriptor is left');
+});
+
+t.test('conntrack: what changes while the table is looked through', async (t) => {
+  inside(SUBJECT, 'conntrack -F');
+  const portOf = (entry: ConntrackView) => entry.original.sourcePort ?? 0;
+  const ours = async () => (await listFlows({ namespace: SUBJECT })).filter((e) => portOf(e) >= 20_000);
+  const few = () => {
+    for (let port = 20_000; port < 20_040; port++) sendUdp(4, port, PORT_PLAIN);
+  };
+  sendUdp(4, 21_000, PORT_PLAIN);
+  sendUdp(6, 21_001, PORT_PLAIN);
+  const before = new Map((await ours()).map((e) => [portOf(e), e.id]));
+  const ended = await endFlows(
+    (entry) => {
+      if (portOf(entry) < 21_000) return false;
+      inside(
+        SUBJECT,
+        `conntrack -D -p udp --orig-port-src ${portOf(entry)} -f ipv${entry.original.source.includes(':') ? 6 : 4}`,
+      );
+      // The kernel makes the id of where the entry lies, which others take now.
+      few();
+      if (portOf(entry) === 21_000) sendUdp(4, 21_000, PORT_PLAIN);
+      return true;
+    },
+    { namespace: SUBJECT },
+  );
+  t.equal(ended, 0, 'one had ended by itself, the tuple of the other is another flow now');
+  const after = (await ours()).filter((e) => portOf(e) >= 21_000);
+  t.same(after.map(portOf), [21_000], 'which is left alone');
+  t.not(after[0]?.id, before.get(21_000));
+
+  // Many parts, of each of which some go before the kernel makes the next but one.
+  for (let port = 30_000; port < 34_000; port++) sendUdp(port % 2 === 0 ? 4 : 6, port, PORT_PLAIN);
+  const doomed = (entry: ConntrackView) => portOf(entry) >= 30_000 && portOf(entry) % 3 === 0;
+  const listed = await ours();
+  t.ok(listed.length > 3900, 'flows were made');
+  t.equal(await endFlows(doomed, { namespace: SUBJECT }), listed.filter(doomed).length);
+  const left = new Set((await ours()).map(portOf));
+  t.same(left, new Set(listed.filter((entry) => !doomed(entry)).map(portOf)), 'all of them, and no other');
 });
 
 t.test('conntrack: an overrun is reported and the stream goes on', async (t) => {

@@ -6,10 +6,10 @@
 import { deepStrictEqual, equal, ok } from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
-import { addressBytes, ipv4Text, ipv6Text } from '../../wire/address-text.ts';
+import { addressBytes, ipv4Text, ipv6Text, plainText, rememberedText } from '../../wire/address-text.ts';
 import { gratuitousArp, parseArp } from '../../wire/arp.ts';
 import { bytesOfU16, bytesOfU32, type Decoded } from '../../wire/bytes.ts';
-import { type ConntrackEntry, decodeConntrack, encodeConntrackDelete } from '../../wire/conntrack.ts';
+import { type ConntrackEntry, ConntrackReader, decodeConntrack } from '../../wire/conntrack.ts';
 import { buildFrame, parseFrame } from '../../wire/ethernet.ts';
 import {
   buildIcmpEcho,
@@ -26,6 +26,7 @@ import { decodeNflog } from '../../wire/nflog.ts';
 import { decodeNfqueue } from '../../wire/nfqueue.ts';
 import { decodeSetCounts } from '../../wire/nft-counts.ts';
 import { AttributeCursor, attribute, messageBounds, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
+import { NetlinkWriter } from '../../wire/nlwriter.ts';
 import { decapVxlan, encapVxlan } from '../../wire/vxlan.ts';
 
 const u16 = fc.nat(0xffff);
@@ -106,6 +107,16 @@ function eventOf(value: ConntrackEntry): Uint8Array {
   );
 }
 
+/** Names the entry of a message between others; undefined: it is none. */
+function deletionOf(message: Uint8Array, before = new Uint8Array(), after = before): Uint8Array | undefined {
+  const bytes = Uint8Array.from([...before, ...message, ...after]);
+  const reader = new ConntrackReader();
+  if (reader.read(bytes, before.length, before.length + message.length) !== undefined) return undefined;
+  const writer = new NetlinkWriter(16);
+  reader.writeDeletion(writer, 1);
+  return writer.written();
+}
+
 t.test('what is built reads back', async (t) => {
   const holds = <T>(name: string, property: fc.IProperty<T>) => {
     const outcome = fc.check(property, { numRuns: 300 });
@@ -118,7 +129,7 @@ t.test('what is built reads back', async (t) => {
       deepStrictEqual(decodeConntrack(event), { ok: true, value: { type: 'destroy', ...value } });
       // A deletion names the same tuple, id and zone.
       const again = { ...value, mark: 0, status: 0, bytes: { original: 0, reply: 0 } };
-      const deletion = encodeConntrackDelete(event, 1);
+      const deletion = deletionOf(event) ?? new Uint8Array();
       const reply = Uint8Array.from(event.subarray(20 + (event[20] ?? 0)).subarray(0, event[20]));
       const answered = Uint8Array.from([...deletion, ...reply]);
       deepStrictEqual(decodeConntrack(answered), { ok: true, value: { type: 'destroy', ...again } });
@@ -174,6 +185,21 @@ t.test('what is built reads back', async (t) => {
       const na = parseNeighbourAdvertisement(unsolicitedAdvertisement(MAC, address6).subarray(14));
       equal(na.ok && na.value.target, address6);
       equal(na.ok && na.value.targetMac, MAC);
+    }),
+  );
+  const text = rememberedText();
+  const few = fc.constantFrom(0, 1, 254, 255);
+  const near = fc.oneof(
+    fc.record({ family: fc.constant(4 as const), bytes: fc.uint8Array({ minLength: 4, maxLength: 4 }) }),
+    fc.record({ family: fc.constant(6 as const), bytes: fc.array(few, { minLength: 16, maxLength: 16 }) }),
+  );
+  holds(
+    'addresses that are remembered',
+    fc.property(fc.array(near, { maxLength: 20 }), (addresses) => {
+      for (const { family, bytes } of [...addresses, ...addresses]) {
+        const message = Uint8Array.from([7, ...bytes]);
+        equal(text(message, 1, family), plainText(message, 1, family));
+      }
     }),
   );
   holds(
@@ -248,6 +274,16 @@ t.test('hostile bytes', async (t) => {
   };
   const subjects: [string, fc.Arbitrary<Uint8Array>, (bytes: Uint8Array) => unknown][] = [
     ['decodeConntrack', entry.map(eventOf), whole(decodeConntrack)],
+    [
+      'ConntrackReader',
+      entry.map(eventOf),
+      (bytes) => {
+        const alone = deletionOf(bytes);
+        equal(alone !== undefined, decodeConntrack(bytes).ok);
+        ok(alone === undefined || alone.length <= bytes.length + 3);
+        for (const fill of [0, 255]) deepStrictEqual(deletionOf(bytes, new Uint8Array(20).fill(fill)), alone);
+      },
+    ],
     ['decodeNflog', log, whole(decodeNflog)],
     ['decodeSetCounts', setCounts, whole(decodeSetCounts)],
     ['decodeNfqueue', queued, whole(decodeNfqueue)],

@@ -7,12 +7,7 @@
 import t from 'tap';
 import { addressBytes, ipv6Text, macBytes, macText } from '../../wire/address-text.ts';
 import { ARP_REPLY, ARP_REQUEST, gratuitousArp, parseArp } from '../../wire/arp.ts';
-import {
-  type ConntrackEvent,
-  decodeConntrack,
-  encodeConntrackDelete,
-  encodeConntrackDump,
-} from '../../wire/conntrack.ts';
+import { type ConntrackEvent, ConntrackReader, decodeConntrack, encodeConntrackDump } from '../../wire/conntrack.ts';
 import { buildFrame, parseFrame } from '../../wire/ethernet.ts';
 import {
   buildIcmp,
@@ -30,7 +25,8 @@ import { parseNeighbourAdvertisement, unsolicitedAdvertisement } from '../../wir
 import { decodeNflog, encodeNflogConfig } from '../../wire/nflog.ts';
 import { decodeNfqueue, encodeQueueConfig, encodeVerdict, encodeVerdictBatch } from '../../wire/nfqueue.ts';
 import { decodeSetCounts, encodeSetDump } from '../../wire/nft-counts.ts';
-import { messageErrno, messageLength, messageType, splitMessages } from '../../wire/nlattr.ts';
+import { messageErrno, messageLength, messageType, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
+import { NetlinkWriter } from '../../wire/nlwriter.ts';
 import { decapVxlan, encapVxlan } from '../../wire/vxlan.ts';
 
 const hex = (text: string) => Uint8Array.from(Buffer.from(text.replaceAll(/\s/g, ''), 'hex'));
@@ -136,28 +132,49 @@ t.test('conntrack', async (t) => {
   for (const [what, bytes, reason] of refused) t.same(decodeConntrack(bytes), { ok: false, reason }, what);
 
   // The tuple in a deletion is the kernel's own encoding of it, byte for byte.
+  const reader = new ConntrackReader();
+  const deletionOf = (message: Uint8Array): Uint8Array => {
+    reader.read(message);
+    const writer = new NetlinkWriter();
+    reader.writeDeletion(writer, 5);
+    return writer.written();
+  };
   for (const [message, tupleLength] of [
     [NEW_UDP, 52],
     [NEW_ICMPV6, 84],
   ] as const) {
     const decoded = decodeConntrack(message);
     if (!decoded.ok) throw new Error(decoded.reason);
-    const deletion = encodeConntrackDelete(message, 5);
+    const deletion = deletionOf(message);
     const tuple = toHex(message.subarray(20, 20 + tupleLength));
     t.equal(toHex(deletion.subarray(20, 20 + tupleLength)), tuple);
     t.equal(
       toHex(deletion.subarray(0, 20)),
-      `${toHex(Uint8Array.of(deletion.length))}000000 0201 0500 05000000 00000000 ${message === NEW_UDP ? '02' : '0a'}000000`.replaceAll(
+      `${toHex(Uint8Array.of(deletion.length))}000000 0201 0100 05000000 00000000 ${message === NEW_UDP ? '02' : '0a'}000000`.replaceAll(
         ' ',
         '',
       ),
     );
     t.ok(toHex(deletion).endsWith(`08000c00${decoded.value.id.toString(16).padStart(8, '0')}`), 'with the id');
     const zoned = Uint8Array.from([...message, 6, 0, 18, 0, 0, 7, 0, 0]);
-    t.match(toHex(encodeConntrackDelete(zoned, 5)), /0600120000070000$/, 'and the zone');
-    t.equal(encodeConntrackDelete(message, 5, false)[6], 1, 'unacknowledged');
+    t.match(toHex(deletionOf(zoned)), /0600120000070000$/, 'and the zone');
   }
-  t.throws(() => encodeConntrackDelete(without(NEW_UDP, 20), 5), /without a tuple/, 'that would flush the table');
+  for (const [what, message] of refused) {
+    t.equal(reader.read(NEW_UDP), undefined);
+    t.throws(() => deletionOf(message), /without a tuple/, `${what}: a deletion of it would flush the table`);
+  }
+  const short = NEW_UDP.slice();
+  short[38] = 4;
+  t.same(decodeConntrack(short), { ok: false, reason: 'no-tuple' }, 'four bytes are no IPv6 destination');
+  const [source4, destination6] = [NEW_UDP.subarray(28, 36), NEW_ICMPV6.subarray(48, 68)];
+  for (const ends of [
+    [source4, destination6],
+    [destination6, source4],
+  ]) {
+    const original = nested(1, nested(1, ...ends), NEW_UDP.subarray(44, 72));
+    const message = nfnlMessage({ subsystem: 1, message: 0, flags: 0 }, original, NEW_UDP.subarray(72, 124));
+    t.same(decodeConntrack(message), { ok: false, reason: 'no-tuple' }, 'nor has a tuple ends of two families');
+  }
   t.equal(toHex(encodeConntrackDump(3)), '1400000001010103030000000000000000000000');
   t.match(toHex(encodeConntrackDump(3, { value: 0x100, mask: 0xff00 })), /0800080000000100080015000000ff00$/);
 });
