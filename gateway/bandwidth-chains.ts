@@ -10,7 +10,7 @@
  * While it is looked for, the packet's priority holds the number of a limit, or of a group. Rules in a row without a
  * limit that lead to the same are one match, and those behind the last limit none. The walk is that of policy/evaluate.ts.
  */
-import { createHash } from 'node:crypto';
+import { digest } from '../api/digest.ts';
 import { contexts, families, type GatewayPlan, type GroupEntry, type RuleEntry } from '../api/plan.ts';
 import { bytesLimitText, concat, type NftChain, type NftSet } from '../kernel/nft.ts';
 import {
@@ -52,7 +52,7 @@ export function bandwidthTable(plan: Plan, bandwidths: Bandwidths, over: string)
   const sets: Record<string, NftSet> = {};
   const chains: Record<string, NftChain> = {};
   const add = (noun: string, rules: string[]): string => {
-    const name = `bw_${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 12)}`;
+    const name = `bw_${noun}_${digest(rules.join('\n'))}`;
     chains[name] = { rules };
     return name;
   };

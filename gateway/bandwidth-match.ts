@@ -3,8 +3,8 @@
  * later packet, of either direction, before and after translation. nft reads a flow's port only behind a comparison
  * with one protocol, so there is a match for each; ICMP's type and code stand in the same place (api/plan.ts, PortEntry).
  */
-import { createHash } from 'node:crypto';
 import { formatAddress, type Range } from '../api/address.ts';
+import { digest } from '../api/digest.ts';
 import { isIcmp, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type PortLimit, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
@@ -78,7 +78,7 @@ export class FlowMatches {
     const matches: string[] = [];
     const make = (suffix: string, type: string, keys: string[], texts: (set: string) => string[]): void => {
       if (keys.length === 0) return;
-      const name = `bw_${createHash('sha256').update(keys.join(',')).digest('hex').slice(0, 12)}_${suffix}${family}`;
+      const name = `bw_${digest(keys.join(','))}_${suffix}${family}`;
       this.#sets[name] = { type, interval: true, elements: new Map(keys.map((key) => [key, ''])) };
       matches.push(...texts(name));
     };

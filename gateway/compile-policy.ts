@@ -6,7 +6,7 @@
  * And so does the cost of a change: what came from what is remembered, and only what a rule, a service or a group that
  * changed is part of is compiled again, in place: a rule that is edited changes neither the map nor a workload's element.
  */
-import { hash } from 'node:crypto';
+import { digest } from '../api/digest.ts';
 import { type Context, contexts, type GroupEntry, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
 import { markText } from '../kernel/nft.ts';
@@ -264,7 +264,7 @@ export class PolicyCompiler implements PolicyView {
     const { table } = this.#options;
     // Groups with the same lists share a chain.
     const content = JSON.stringify([group.audit === true, ...lists.map((list) => list.chain)]);
-    const name = `group_${hash('sha256', content).slice(0, 16)}`;
+    const name = `group_${digest(content)}`;
     const chain = this.#groupChains.get(name) ?? { name, groups: new Set(), scope: new Scope(table) };
     const scope = new Scope(table);
     scope.chain(name, { rules: [...lists.map((list) => `jump ${list.chain}`), this.#ruleLines.last(group, scope)] });
@@ -292,10 +292,10 @@ export class PolicyCompiler implements PolicyView {
     if (ids.length === 0) return undefined;
     const redirects = ids.some((id) => this.rules.get(id)?.redirect !== undefined);
     const again = redirects ? redirectContexts.map((other) => group.rules[other]) : [];
-    const key = hash('sha256', JSON.stringify([context, group.audit === true, ids, ...again]), 'hex');
+    const key = digest(JSON.stringify([context, group.audit === true, ids, ...again]));
     let list = this.#lists.get(key);
     if (list === undefined) {
-      const chain = `${context}_${key.slice(0, 16)}`;
+      const chain = `${context}_${key}`;
       const rules = [...new Set([...ids, ...again.flat()])];
       list = { key, chain, context, group, groups: new Set(), rules, scope: new Scope(this.#options.table) };
       this.#lists.set(key, list);

@@ -4,8 +4,8 @@
  * their names). Many are up to four interval sets per family, shared by all rules that name the same services. Ports and
  * types of ICMP need one each, since they stand in different places of a header.
  */
-import { hash } from 'node:crypto';
 import { formatAddress, formatPrefix, type Range, rangeToPrefixes } from '../api/address.ts';
+import { digest } from '../api/digest.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
@@ -113,7 +113,7 @@ function isWhole({ family, first, last }: Range): boolean {
 }
 
 function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
-  const base = `to_${hash('sha256', key).slice(0, 12)}`;
+  const base = `to_${digest(key)}`;
   const address = addressType[family];
   const daddr = `${header[family]} daddr`;
   const icmp = icmpHeader[family];

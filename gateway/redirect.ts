@@ -3,8 +3,8 @@
  * walk looks up no address: of each rule of the contexts above only the protocols and ports are left with which it
  * speaks of that address. All of them are asked before the packet is touched, and its translation ends the chain.
  */
-import { hash } from 'node:crypto';
 import { formatAddress, parseRange } from '../api/address.ts';
+import { digest } from '../api/digest.ts';
 import { portProtocols } from '../api/kinds.ts';
 import type { GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
@@ -142,7 +142,7 @@ export class Redirects {
     ];
     if (elements.length === 0) return undefined;
     if (whole.size === portProtocols.size) return '';
-    const name = `at_${hash('sha256', elements.join(',')).slice(0, 12)}`;
+    const name = `at_${digest(elements.join(','))}`;
     const type = 'inet_proto . inet_service';
     this.#scope.set(name, { type, interval: true, elements: new Map(elements.map((element) => [element, ''])) });
     return `meta l4proto . th dport @${name} `;

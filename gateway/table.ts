@@ -3,7 +3,7 @@
  * from the last time as one change of the kernel's table, of the size of the difference. What several parts want (a
  * chain that groups share, a set of destinations) is held by each and goes with the last of them.
  */
-import { hash } from 'node:crypto';
+import { digest } from '../api/digest.ts';
 import { ChangeBuilder, type NftChain, type NftSet, type Ruleset, shapeOf, type TableChange } from '../kernel/nft.ts';
 
 export type SetHead = Omit<NftSet, 'elements'>;
@@ -279,7 +279,7 @@ export class Scope {
 
   /** A chain of these rules, named by them. */
   add(noun: string, rules: string[]): string {
-    const name = `${noun}_${hash('sha256', rules.join('\n')).slice(0, 12)}`;
+    const name = `${noun}_${digest(rules.join('\n'))}`;
     this.chain(name, { rules });
     return name;
   }

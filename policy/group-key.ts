@@ -3,7 +3,7 @@
  * a rule that comes or goes changes what the group's entry lists, and neither the group's name nor any pod, unless it
  * asks for a label that no rule asked for before. The same on every machine and in every order, across restarts too.
  */
-import { createHash } from 'node:crypto';
+import { digest } from '../api/digest.ts';
 import type { LabelSelector, Pod } from '../api/kinds.ts';
 import type { AnyRule } from './applies.ts';
 import { sourcesNamed } from './applies.ts';
@@ -60,5 +60,5 @@ export function groupKey(asked: Asked, pod: Pod, endpoints: ReadonlyMap<string, 
     asked.account ? [pod.spec.serviceAccountName] : [],
     asked.sources.filter((source) => sourcesNamed(namespace, source, endpoints)?.has(key) === true),
   ]);
-  return `${namespace}/${createHash('sha256').update(content).digest('hex').slice(0, 16)}`;
+  return `${namespace}/${digest(content)}`;
 }

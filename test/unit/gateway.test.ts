@@ -291,7 +291,7 @@ t.test('compile: what a change costs', async (t) => {
     samplePlan(),
     edited((p) => Object.assign(p.rules['service/billing/web'] ?? {}, { action: 'drop' })),
   );
-  const chains = rule.filter((line) => / chain /.test(line)).map((line) => line.replace(/_\w{16}.*/, ''));
+  const chains = rule.filter((line) => / chain /.test(line)).map((line) => line.replace(/_\w{32}.*/, ''));
   t.same(chains, ['flush chain inet sluice service'], 'a rule is its context’s chain, in place');
   t.notOk(rule.some((line) => /^(flush|delete|add) (map|set|counter|table)/.test(line)));
 });
