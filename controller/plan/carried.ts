@@ -122,7 +122,8 @@ const sameState = (a: NamespaceState, b: NamespaceState): boolean =>
   a.audit === b.audit &&
   a.pool === b.pool &&
   a.serving === b.serving &&
-  a.limited === b.limited;
+  a.limited === b.limited &&
+  a.limitedServices === b.limitedServices;
 
 function workloadsOf(
   { pods, pool, serving }: NamespaceState,

@@ -7,6 +7,7 @@ import { formatBandwidth, parseBandwidth } from '../../api/bandwidth.ts';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import { TC_MAJOR } from '../../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan, type RuleEntry, type WorkloadEntry } from '../../api/plan.ts';
+import { PlanCache } from '../../controller/plan/cache.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
@@ -97,7 +98,8 @@ t.test('what may be written', async (t) => {
 });
 
 /** A pool with four next hops, so that two addresses of an EgressIP can lie on different shards. */
-function planned(more: AnyObject[]): PlanResult {
+const around = surroundings();
+function surroundings(): AnyObject[] {
   const pods = Array.from({ length: 8 }, (_, i) =>
     object(
       'Pod',
@@ -106,7 +108,7 @@ function planned(more: AnyObject[]): PlanResult {
       { namespace: 'shop', uid: `u-${i}` },
     ),
   );
-  const objects = [
+  return [
     object('GatewayPool', 'edge', {
       spec: {
         namespaceSelector: {},
@@ -128,9 +130,12 @@ function planned(more: AnyObject[]): PlanResult {
       status: { addresses: [{ type: 'InternalIP', address: '10.0.0.21' }] },
     }),
     ...pods,
-    ...more,
   ];
-  return plan(new Map(objects.map((o) => [objectKey(o), o])), emptyMemory(), noPeers(), 0);
+}
+/** `cache`: of the plans before. */
+function planned(more: AnyObject[], cache = new PlanCache()): PlanResult {
+  const objects = [...around, ...more];
+  return plan(new Map(objects.map((o) => [objectKey(o), o])), emptyMemory(), noPeers(), 0, new Map(), cache);
 }
 const inShop = { namespace: 'shop' };
 const eip = (bandwidth: Fields): AnyObject =>
@@ -197,6 +202,23 @@ t.test('plans and statuses: each limit with the shards over which it is divided'
   );
   const plain = object('EgressIP', 'shop', { spec: { pool: 'public', count: 1, namespaces: ['shop'] } });
   t.same(planned([plain]).pools.get('edge')?.egressIPs, {});
+});
+
+t.test('a port that gets a limit later is divided like the others of the rule that names it', async (t) => {
+  const service = (name: string, bandwidth?: string): AnyObject => {
+    const port = { name: 'tls', protocol: 'TCP', port: '443', ...(bandwidth && { bandwidth }) };
+    return object('ExternalService', name, { spec: { addresses: ['198.51.100.63'], ports: [port] } }, trusted);
+  };
+  const trusted = { namespace: 'sluice-system' };
+  const rule = object('ClusterEgressRule', 'top', {
+    spec: { action: 'accept-decisively', externalServices: ['one', 'two'] },
+  });
+  const [always, cache] = [[eip({ egress: '1Gbit' }), rule, service('one', '8Mbit')], new PlanCache()];
+  planned([...always, service('two')], cache);
+  const later = planned([...always, service('two', '9Mbit')], cache).pools.get('edge')?.services;
+  const [one, two] = ['one', 'two'].map((name) => later?.[`sluice-system/${name}`]?.limits?.[0]?.shards);
+  t.ok((one ?? []).length > 1);
+  t.same(two, one);
 });
 
 /** One pod of the group g, whose rules are those given, with services web (198.51.100.80) and its limited port 443. */
