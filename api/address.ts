@@ -33,8 +33,13 @@ export const addressBits = (family: Family): 32 | 128 => (family === 4 ? 32 : 12
 export function parseAddress(text: string): Result<Address> {
   if (typeof text !== 'string') return fail('an IP address must be text');
   if (text.length > 45) return fail('too long for an IP address');
-  const value = text.includes(':') ? parse6(text) : parse4(text);
-  if (value !== null) return ok({ family: text.includes(':') ? 6 : 4, value });
+  if (text.includes(':')) {
+    const value = parse6(text);
+    if (value !== null) return ok({ family: 6, value });
+  } else {
+    const value = parse4(text);
+    if (value >= 0) return ok({ family: 4, value: BigInt(value) });
+  }
   if (text.includes('%')) return fail(`'${text}' has a zone id`);
   if (/^\d+\.\d+\.\d+\.\d+$/.test(text) && /(^|\.)0\d/.test(text))
     return fail(`'${text}' has an octet with leading zero`);
@@ -44,49 +49,81 @@ export function parseAddress(text: string): Result<Address> {
 /** An error's text never repeats hostile input at length or with control characters. */
 const show = (text: string): string => JSON.stringify(text.length > 60 ? `${text.slice(0, 60)}…` : text);
 
-function parse4(text: string): bigint | null {
-  const octets = text.split('.', 5);
-  if (octets.length !== 4) return null;
+/** Four decimal octets without leading zeros, and nothing else from `from` on; -1: they are none. */
+function parse4(text: string, from = 0): number {
   let value = 0;
-  for (const octet of octets) {
-    if (!/^(0|[1-9][0-9]{0,2})$/.test(octet)) return null;
-    const number = Number(octet);
-    if (number > 255) return null;
-    value = value * 256 + number;
-  }
-  return BigInt(value);
-}
-
-function parse6(text: string): bigint | null {
-  const halves = text.split('::', 3);
-  if (halves.length > 2) return null;
-  const head = groups(halves[0] ?? '', halves.length === 1);
-  const tail = halves.length === 2 ? groups(halves[1] ?? '', true) : [];
-  if (head === null || tail === null) return null;
-  const missing = 8 - head.length - tail.length;
-  // `::` stands for at least one group (RFC 4291 allows "one or more").
-  if (halves.length === 2 ? missing < 1 : missing !== 0) return null;
-  const at = (index: number): number => head[index] ?? tail[index - head.length - missing] ?? 0;
-  // 48 bits are exact in a number, and few steps of bigints are fast.
-  const part = (index: number): number => (at(index) * 0x1_0000 + at(index + 1)) * 0x1_0000 + at(index + 2);
-  return (BigInt(part(0)) << 80n) | (BigInt(part(3)) << 32n) | BigInt(at(6) * 0x1_0000 + at(7));
-}
-
-/** Groups of one side of `::`. A dotted IPv4 tail may only end the whole address. */
-function groups(text: string, ends: boolean): number[] | null {
-  if (text === '') return [];
-  const list: number[] = [];
-  const parts = text.split(':', 9);
-  for (const [i, part] of parts.entries()) {
-    if (/^[0-9a-fA-F]{1,4}$/.test(part)) {
-      list.push(Number.parseInt(part, 16));
+  let dots = 0;
+  let octet = -1;
+  for (let at = from; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    if (code === DOT) {
+      if (octet < 0 || dots === 3) return -1;
+      value = value * 256 + octet;
+      octet = -1;
+      dots++;
       continue;
     }
-    const dotted = ends && i === parts.length - 1 && part.includes('.') ? parse4(part) : null;
-    if (dotted === null) return null;
-    list.push(Number(dotted >> 16n), Number(dotted & 0xffffn));
+    const digit = code - ZERO;
+    if (digit < 0 || digit > 9 || octet === 0) return -1;
+    octet = octet < 0 ? digit : octet * 10 + digit;
+    if (octet > 255) return -1;
   }
-  return list;
+  return dots === 3 && octet >= 0 ? value * 256 + octet : -1;
+}
+
+const [DOT, ZERO, COLON] = [0x2e, 0x30, 0x3a];
+
+/** The eight groups that are being read or printed; two steps of bigints make a value of them. */
+const bytes = new DataView(new ArrayBuffer(16));
+
+function parse6(text: string): bigint | null {
+  let count = 0;
+  /** Groups before `::`. */
+  let gap = -1;
+  let at = 0;
+  if (text.startsWith('::')) {
+    gap = 0;
+    at = 2;
+  }
+  while (at < text.length) {
+    const start = at;
+    let group = 0;
+    let code = text.charCodeAt(at);
+    for (let digit = hexDigit(code); digit >= 0; digit = hexDigit(code)) {
+      group = group * 16 + digit;
+      code = text.charCodeAt(++at);
+    }
+    // A dotted IPv4 tail may only end the whole address.
+    if (code === DOT) {
+      const tail = parse4(text, start);
+      if (tail < 0 || count > 6) return null;
+      bytes.setUint32(2 * count, tail);
+      count += 2;
+      break;
+    }
+    if (at === start || at - start > 4 || count === 8) return null;
+    bytes.setUint16(2 * count++, group);
+    if (at === text.length) break;
+    if (code !== COLON || ++at === text.length) return null;
+    if (text.charCodeAt(at) !== COLON) continue;
+    if (gap >= 0) return null;
+    gap = count;
+    at++;
+  }
+  // `::` stands for at least one group (RFC 4291 allows "one or more").
+  if (gap < 0 ? count !== 8 : count === 8) return null;
+  const missing = 8 - count;
+  for (let group = 7; missing > 0 && group >= gap; group--) {
+    bytes.setUint16(2 * group, group - missing >= gap ? bytes.getUint16(2 * (group - missing)) : 0);
+  }
+  return (bytes.getBigUint64(0) << 64n) | bytes.getBigUint64(8);
+}
+
+/** -1: no hexadecimal digit, as is NaN, the code behind a text's end. */
+function hexDigit(code: number): number {
+  if (code >= 0x30 && code <= 0x39) return code - 0x30;
+  const letter = code | 0x20;
+  return letter >= 0x61 && letter <= 0x66 ? letter - 0x57 : -1;
 }
 
 /** RFC 5952; an IPv4-mapped address is printed as groups like every other, since the kernel's tools differ there. */
@@ -95,22 +132,28 @@ export function formatAddress(a: Address): string {
     const v = Number(a.value);
     return `${(v >>> 24) & 255}.${(v >>> 16) & 255}.${(v >>> 8) & 255}.${v & 255}`;
   }
-  const list: number[] = [];
-  for (let shift = 112n; shift >= 0n; shift -= 16n) list.push(Number((a.value >> shift) & 0xffffn));
+  bytes.setBigUint64(0, a.value >> 64n);
+  bytes.setBigUint64(8, a.value);
   // The first longest run of two or more zero groups becomes `::` (§4.2.2, §4.2.3).
-  let start = 0;
+  let start = 8;
   let length = 1;
   for (let i = 0; i < 8; i++) {
     let j = i;
-    while (j < 8 && list[j] === 0) j++;
+    while (j < 8 && bytes.getUint16(2 * j) === 0) j++;
     if (j - i > length) {
       start = i;
       length = j - i;
     }
     if (j > i) i = j;
   }
-  const hex = (part: number[]) => part.map((group) => group.toString(16)).join(':');
-  return length < 2 ? hex(list) : `${hex(list.slice(0, start))}::${hex(list.slice(start + length))}`;
+  let text = '';
+  for (let i = 0; i < 8; i++) {
+    if (i === start) {
+      text += '::';
+      i += length - 1;
+    } else text += `${i > 0 && i !== start + length ? ':' : ''}${bytes.getUint16(2 * i).toString(16)}`;
+  }
+  return text;
 }
 
 /** `ADDRESS/LENGTH`. Bits after the length must be zero: a prefix with host bits is more often a slip than a wish. */
@@ -120,12 +163,12 @@ export function parsePrefix(text: string): Result<Prefix> {
   if (slash < 0) return fail(`${show(text)} is no prefix: '/LENGTH' is missing`);
   const address = parseAddress(text.slice(0, slash));
   if (!address.ok) return address;
-  const digits = text.slice(slash + 1);
   const { family, value } = address.value;
-  if (!/^(0|[1-9][0-9]{0,2})$/.test(digits) || Number(digits) > addressBits(family)) {
+  const length = parseLength(text, slash + 1);
+  if (length < 0 || length > addressBits(family)) {
     return fail(`${show(text)}: the length must be 0 to ${addressBits(family)}`);
   }
-  const prefix = { family, value, length: Number(digits) };
+  const prefix = { family, value, length };
   const network = value & ~hostMask(prefix);
   if (network !== value) {
     return fail(
@@ -135,12 +178,25 @@ export function parsePrefix(text: string): Result<Prefix> {
   return ok(prefix);
 }
 
+/** One to three digits, without leading zeros, from `from` on; -1: there are none. */
+function parseLength(text: string, from: number): number {
+  const digits = text.length - from;
+  if (digits < 1 || digits > 3 || (digits > 1 && text.charCodeAt(from) === ZERO)) return -1;
+  let length = 0;
+  for (let at = from; at < text.length; at++) {
+    const digit = text.charCodeAt(at) - ZERO;
+    if (digit < 0 || digit > 9) return -1;
+    length = length * 10 + digit;
+  }
+  return length;
+}
+
 export function formatPrefix(p: Prefix): string {
   return `${formatAddress(p)}/${p.length}`;
 }
 
-const hostMask = (p: { family: Family; length: number }): bigint =>
-  (1n << BigInt(addressBits(p.family) - p.length)) - 1n;
+const hostMask = ({ family, length }: { family: Family; length: number }): bigint =>
+  length === addressBits(family) ? 0n : (1n << BigInt(addressBits(family) - length)) - 1n;
 
 export function prefixRange(p: Prefix): Range {
   return { family: p.family, first: p.value, last: p.value | hostMask(p) };

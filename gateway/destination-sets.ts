@@ -76,8 +76,10 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
   return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : setsOf(key, boxes, family);
 }
 
-const span = ({ family, first, last }: Range): string =>
-  rangeText(formatAddress({ family, value: first }), formatAddress({ family, value: last }));
+function span({ family, first, last }: Range): string {
+  const text = formatAddress({ family, value: first });
+  return first === last ? text : rangeText(text, formatAddress({ family, value: last }));
+}
 
 function comparisons(boxes: Boxes, family: Family): Match[] {
   const match = (range: Range, ports: string): Match => ({
@@ -104,13 +106,13 @@ export const ofFamily = (family: Family): string => `meta nfproto ipv${family} `
 
 /** A prefix is one comparison, which the kernel does in line; a range is two calls. */
 function compared(range: Range): string {
+  if (range.first === range.last) return span(range);
   const [prefix, more] = rangeToPrefixes(range, 2);
-  return prefix === undefined || more !== undefined || range.first === range.last ? span(range) : formatPrefix(prefix);
+  return prefix === undefined || more !== undefined ? span(range) : formatPrefix(prefix);
 }
 
-function isWhole({ family, first, last }: Range): boolean {
-  return first === 0n && last === (1n << (family === 4 ? 32n : 128n)) - 1n;
-}
+const highest = { 4: 2n ** 32n - 1n, 6: 2n ** 128n - 1n } as const;
+const isWhole = ({ family, first, last }: Range): boolean => first === 0n && last === highest[family];
 
 function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
   const base = `to_${digest(key)}`;

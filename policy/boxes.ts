@@ -54,7 +54,13 @@ export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
     for (const entry of service.ports) {
       const ports = portRangesOf(entry);
       if (ports === null) getOr(wholeProtocols, entry.protocol).push(...intervals);
-      else getOr(slabs, entry.protocol).push({ intervals, ports });
+      else {
+        const list = getOr(slabs, entry.protocol);
+        const before = list.at(-1);
+        // Of one service: names for parts of what is one list.
+        if (before?.intervals === intervals) before.ports = [...before.ports, ...ports];
+        else list.push({ intervals, ports });
+      }
     }
   }
   const range = ([first, last]: Interval): Range => ({ family, first, last });
@@ -82,6 +88,7 @@ function intervalsOf(service: ServiceEntry, family: Family): Interval[] {
 
 /** Sorted, disjoint, neighbours merged. */
 function merge(intervals: Interval[]): Interval[] {
+  if (intervals.length < 2) return intervals;
   const merged: Interval[] = [];
   for (const [first, last] of intervals.toSorted((a, b) => compare(a[0], b[0]))) {
     const open = merged.at(-1);
@@ -98,6 +105,8 @@ function merge(intervals: Interval[]): Interval[] {
  * new ones opened; a run that stays keeps its box, which is what merges neighbours.
  */
 function sweep(slabs: Slab[]): { interval: Interval; first: number; last: number }[] {
+  const [only, ...others] = slabs;
+  if (only !== undefined && others.length === 0) return crossed(only);
   const cuts = [...new Set(slabs.flatMap(({ ports }) => ports.flatMap(([first, last]) => [first, last + 1])))];
   cuts.sort((a, b) => a - b);
   const indexOf = new Map(cuts.map((cut, index) => [cut, index]));
@@ -138,6 +147,17 @@ function sweep(slabs: Slab[]): { interval: Interval; first: number; last: number
     open = next;
   }
   return boxes.sort((a, b) => compare(a.interval[0], b.interval[0]) || a.first - b.first);
+}
+
+/** Of one slab, which is most of them: nothing lies over anything. */
+function crossed({ intervals, ports }: Slab): { interval: Interval; first: number; last: number }[] {
+  const runs: [number, number][] = [];
+  for (const [first, last] of ports.toSorted((a, b) => a[0] - b[0])) {
+    const open = runs.at(-1);
+    if (open === undefined || first > open[1] + 1) runs.push([first, last]);
+    else if (last > open[1]) open[1] = last;
+  }
+  return intervals.flatMap((interval) => runs.map(([first, last]) => ({ interval, first, last })));
 }
 
 function coveredRuns(cuts: number[], cover: Int32Array): [number, number][] {
