@@ -29,7 +29,7 @@ import {
   type NetState,
   type Route,
 } from '../kernel/iproute.ts';
-import { changeSize, diffRuleset, type Nft, type TableChange } from '../kernel/nft.ts';
+import { changeSize, diffRuleset, type Nft, type Ruleset, type TableChange } from '../kernel/nft.ts';
 import type { Tc } from '../kernel/tc.ts';
 import type { ConntrackView } from '../wire/conntrack.ts';
 import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
@@ -189,9 +189,11 @@ export class GatewayApply {
     let change: TableChange;
     if (this.#tableKnown) change = table.take();
     else {
-      const ruleset = table.ruleset();
+      let wanted: Ruleset | undefined;
+      const ruleset = (): Ruleset => (wanted ??= table.ruleset());
+      const state = await nft.list('inet', NFT_TABLE_GATEWAY, ruleset);
+      change = state.exists ? diffRuleset(state, ruleset()) : table.takeWhole();
       table.taken();
-      change = diffRuleset(await nft.list('inet', NFT_TABLE_GATEWAY, ruleset), ruleset);
     }
     this.#tableKnown = false;
     await nft.run(change);

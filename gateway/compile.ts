@@ -189,8 +189,9 @@ export class GatewayCompiler {
     const nat = natOf(plan, { settings, held });
     table.setCounters([...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)]);
     table.derive(workloadSets(settings), (each) => {
-      const now = this.#pool?.nat ?? nat;
-      for (const held of this.#workloads.values()) this.#elements(held, this.#places.nodes, settings, now, each);
+      const elements = workloadElements(settings, this.#pool?.nat ?? nat);
+      const { nodes } = this.#places;
+      for (const { entry, mark } of this.#workloads.values()) elements(entry, mark, outerOf(nodes, entry), each);
     });
     const heads = { ...limitHeads, [HITS_SET]: hitsHead };
     for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
@@ -298,35 +299,33 @@ export class GatewayCompiler {
       }
     }
     const { table } = this;
+    // Of a table that is new they are asked for all together.
+    const told = !table.derivesAll;
+    const elementsBefore = workloadElements(pool.settings, before.nat);
+    const go: EachElement = (set, key, value) => table.go(set, key, value);
     for (const uid of changed.keys()) {
       const was = this.#workloads.get(uid);
       if (was === undefined) continue;
-      this.#elements(was, before.nodes, pool.settings, before.nat, (set, key, value) => table.go(set, key, value));
+      if (told) elementsBefore(was.entry, was.mark, outerOf(before.nodes, was.entry), go);
       for (const address of was.entry.addresses) this.#byAddress.delete(address);
       this.#workloads.delete(uid);
     }
+    const elements = workloadElements(pool.settings, pool.nat);
+    const come: EachElement = (set, key, value) => table.come(set, key, value);
+    const { nodes } = this.#places;
     for (const [uid, entry] of changed) {
       if (entry === undefined) continue;
-      const held = { entry, mark: pool.policy.groupMark(entry.group) };
-      this.#elements(held, this.#places.nodes, pool.settings, pool.nat, (set, key, value) =>
-        table.come(set, key, value),
-      );
+      const mark = pool.policy.groupMark(entry.group);
+      if (told) elements(entry, mark, outerOf(nodes, entry), come);
       for (const address of entry.addresses) this.#byAddress.set(address, entry);
-      this.#workloads.set(uid, held);
+      this.#workloads.set(uid, { entry, mark });
     }
     return found;
   }
-
-  #elements(
-    { entry, mark }: Held,
-    nodes: GatewayPlan['nodes'],
-    settings: PoolSettings,
-    nat: SourceNat,
-    each: EachElement,
-  ): void {
-    workloadElements(entry, mark, nodes[entry.node]?.addresses ?? [], settings, nat, each);
-  }
 }
+
+const outerOf = (nodes: Record<string, NodeEntry>, { node }: WorkloadEntry): readonly string[] =>
+  nodes[node]?.addresses ?? [];
 
 const isTouched = (delta: PlanDelta, part: string): boolean =>
   delta.set[part] !== undefined || delta.delete[part] !== undefined;

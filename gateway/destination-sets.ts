@@ -14,6 +14,7 @@ import { type Boxes, boxesOf, type PortBox } from '../policy/boxes.ts';
 export const addressType = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 export const header = { 4: 'ip', 6: 'ip6' } as const;
 export const icmpHeader = { 4: 'icmp', 6: 'icmpv6' } as const;
+export const perFamily = <T>(of: (family: Family) => T): Record<Family, T> => ({ 4: of(4), 6: of(6) });
 
 /** The rules and services of a plan, as they are now. */
 export interface PolicyView {
@@ -86,19 +87,19 @@ function comparisons(boxes: Boxes, family: Family): Match[] {
     address: isWhole(range) ? ofFamily(family) : `${header[family]} daddr ${compared(range)} `,
     ports,
   });
+  const matches = boxes.addresses.map((range) => match(range, ''));
+  for (const { range, protocol } of boxes.protocols) {
+    matches.push(match(range, `meta l4proto ${protocolText(protocol)} `));
+  }
+  for (const { range, protocol, first, last } of boxes.ports) {
+    if (!portProtocols.has(protocol)) continue;
+    matches.push(match(range, `meta l4proto ${protocolText(protocol)} th dport ${portsText(first, last)} `));
+  }
   const icmp = icmpHeader[family];
-  return [
-    ...boxes.addresses.map((range) => match(range, '')),
-    ...boxes.protocols.map(({ range, protocol }) => match(range, `meta l4proto ${protocolText(protocol)} `)),
-    ...boxes.ports.flatMap(({ range, protocol, first, last }) =>
-      portProtocols.has(protocol)
-        ? [match(range, `meta l4proto ${protocolText(protocol)} th dport ${portsText(first, last)} `)]
-        : [],
-    ),
-    ...typesOf(boxes.ports, family).map(({ range, types, codes }) =>
-      match(range, `${icmp} type ${portsText(...types)} ${icmp} code ${portsText(...codes)} `),
-    ),
-  ];
+  for (const { range, types, codes } of typesOf(boxes.ports, family)) {
+    matches.push(match(range, `${icmp} type ${portsText(...types)} ${icmp} code ${portsText(...codes)} `));
+  }
+  return matches;
 }
 
 /** Matches all addresses of a family. */

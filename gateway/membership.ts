@@ -8,7 +8,7 @@ import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
-import { addressType, header } from './destination-sets.ts';
+import { addressType, header, perFamily } from './destination-sets.ts';
 import { type SourceNat, sourceHeads } from './source-nat.ts';
 import type { EachElement, SetHead } from './table.ts';
 
@@ -25,46 +25,51 @@ export const heldKey = (outer: Family, inner: Family): string =>
 
 export const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
 
+/** Made once: there is hardly anything that a first load does as often as to name a set. */
+const workloadSetNames = perFamily((family) => ({
+  group: `group${family}`,
+  known: `known${family}`,
+  held: perFamily((outer) => `held${outer}${family}`),
+}));
+
 /** The sets of workloads. `known`, `held`: for what comes through the tunnel. */
 export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
   const sets = sourceHeads();
   const tunnelled = isTunnelled(pool);
   for (const family of families) {
     const type = addressType[family];
-    sets[`group${family}`] = { type, value: 'mark' };
+    const { group, known, held } = workloadSetNames[family];
+    sets[group] = { type, value: 'mark' };
     if (!tunnelled) continue;
-    sets[`known${family}`] = { type: { typeof: innerSource[family] } };
-    for (const outer of families) sets[`held${outer}${family}`] = { type: { typeof: heldKey(outer, family) } };
+    sets[known] = { type: { typeof: innerSource[family] } };
+    for (const outer of families) sets[held[outer]] = { type: { typeof: heldKey(outer, family) } };
   }
   return sets;
 }
 
+/** Says the elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses. */
+export type TellWorkload = (workload: WorkloadEntry, mark: string, outer: readonly string[], each: EachElement) => void;
+
 /**
- * The elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses. `nat`: of
- * the plan's EgressIPs.
- * Two workloads have none in common, since no two have one address.
+ * `nat`: of the plan's EgressIPs.
+ * Two workloads have no element in common, since no two have one address.
  */
-export function workloadElements(
-  workload: WorkloadEntry,
-  mark: string,
-  outer: readonly string[],
-  pool: PoolSettings,
-  nat: SourceNat,
-  each: EachElement,
-): void {
-  const tunnelled = isTunnelled(pool);
-  for (const address of workload.addresses) {
-    const parsed = parseAddress(address);
-    if (!parsed.ok) continue;
-    const { family, value } = parsed.value;
-    each(`group${family}`, address, mark);
-    nat.elementsOf(workload, address, family, each);
-    if (!tunnelled) continue;
-    const raw = rawText(value);
-    each(`known${family}`, raw, '');
-    const tunnel = concat(String(pool.steering.port), vniText(pool));
-    for (const node of outer) each(`held${familyOf(node)}${family}`, concat(node, tunnel, raw), '');
-  }
+export function workloadElements(pool: PoolSettings, nat: SourceNat): TellWorkload {
+  const tunnel = isTunnelled(pool) ? concat(String(pool.steering.port), vniText(pool)) : undefined;
+  return (workload, mark, outer, each) => {
+    for (const address of workload.addresses) {
+      const parsed = parseAddress(address);
+      if (!parsed.ok) continue;
+      const { family, value } = parsed.value;
+      const { group, known, held } = workloadSetNames[family];
+      each(group, address, mark);
+      nat.elementsOf(workload, address, family, each);
+      if (tunnel === undefined) continue;
+      const raw = rawText(value);
+      each(known, raw, '');
+      for (const node of outer) each(held[familyOf(node)], concat(node, tunnel, raw), '');
+    }
+  };
 }
 
 /** Sets of what is not a workload. */

@@ -14,7 +14,7 @@ import { flowHash } from '../kernel/flow-hash.ts';
 import { concat, connectionLimitText, markText, type NftSet, rangeText } from '../kernel/nft.ts';
 import { compileEgress, type EgressMap, servedRanges } from '../policy/egress.ts';
 import { shareOf } from '../policy/limits.ts';
-import { addressType, header } from './destination-sets.ts';
+import { addressType, header, perFamily } from './destination-sets.ts';
 import { Numbers } from './marks.ts';
 import type { Scope, SetHead } from './table.ts';
 
@@ -38,21 +38,30 @@ export const egressMarks = ({ egressIPs }: Pick<GatewayPlan, 'egressIPs'>): Map<
   );
 
 /** Sets of sources: what a workload's addresses are in. `noegress`, `partly`: nodes steer none of it, or not all. */
+const sourceSets = ['noegress', 'partly', 'snat', 'own', 'egressip', 'table', 'pick'] as const;
+type SourceSet = (typeof sourceSets)[number];
+/** Made once, since there are so many elements. */
+const nameOf = perFamily(
+  (family) => Object.fromEntries(sourceSets.map((set) => [set, `${set}${family}`])) as Record<SourceSet, string>,
+);
+
 export function sourceHeads(): Record<string, SetHead> {
   const heads: Record<string, SetHead> = {};
   for (const family of families) {
     const type = addressType[family];
-    heads[`noegress${family}`] = { type };
-    heads[`partly${family}`] = { type };
-    heads[`snat${family}`] = { type, value: type };
-    heads[`own${family}`] = { type: `${type} . ${type}` };
-    heads[`egressip${family}`] = { type, value: 'mark' };
-    heads[`table${family}`] = { type, value: 'mark' };
-    heads[`pick${family}`] = { type: `${type} . mark`, value: type };
+    const of: Record<SourceSet, SetHead> = {
+      noegress: { type },
+      partly: { type },
+      snat: { type, value: type },
+      own: { type: `${type} . ${type}` },
+      egressip: { type, value: 'mark' },
+      table: { type, value: 'mark' },
+      pick: { type: `${type} . mark`, value: type },
+    };
+    for (const set of sourceSets) heads[nameOf[family][set]] = of[set];
   }
   return heads;
 }
-type SourceSet = 'noegress' | 'partly' | 'snat' | 'own' | 'egressip' | 'table' | 'pick';
 
 /** Chains to which a flow goes that may not leave. */
 export interface Refusals {
@@ -98,19 +107,20 @@ export class SourceNat {
     family: Family,
     each: (set: string, key: string, value: string) => void,
   ): void {
-    const put = (set: SourceSet, value: string, also?: string): void =>
-      each(`${set}${family}`, also === undefined ? address : concat(address, also), value);
+    const names = nameOf[family];
     const { egressIP, egress, destinations, elsewhere = {} } = workload;
     const own = egress[family];
     // Nearly every workload.
     if (egressIP === undefined && destinations === undefined) {
-      if (own === undefined) put('noegress', '');
+      if (own === undefined) each(names.noegress, address, '');
       else {
-        put('snat', own.address);
-        put('own', '', own.address);
+        each(names.snat, address, own.address);
+        each(names.own, concat(address, own.address), '');
       }
       return;
     }
+    const put = (set: SourceSet, value: string, also?: string): void =>
+      each(names[set], also === undefined ? address : concat(address, also), value);
     const everything = this.#egress.everything(workload, family);
     if (everything.length === 0) put('noegress', '');
     for (const text of new Set(everything.map((one) => one.address))) put('own', '', text);
@@ -124,7 +134,7 @@ export class SourceNat {
     const [otherwise] = this.#egress.choices(workload, family);
     if (otherwise?.addresses.length === 0 && everything.length > 0) put('partly', '');
     for (const [name, { [family]: there }] of Object.entries(elsewhere)) {
-      if (there !== undefined) put('pick', there.address, this.#mark(name));
+      if (there !== undefined && (name !== egressIP || own === undefined)) put('pick', there.address, this.#mark(name));
     }
   }
 

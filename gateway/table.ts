@@ -60,10 +60,15 @@ export class Table {
     this.#holders.clear();
   }
 
-  /** After clear(). `tell` says all elements of these sets, as they are when it is called. */
+  /** After clear(). `tell` says all elements of these sets, each once, as they are when it is called. */
   derive(heads: Record<string, SetHead>, tell: (each: EachElement) => void): void {
     this.#derived = { heads, tell };
     for (const name of Object.keys(heads)) remember(this.#setsBefore, name, undefined);
+  }
+
+  /** No derived set was there before: what comes and goes need not be said, since all of it will be asked for. */
+  get derivesAll(): boolean {
+    return Object.keys(this.#derived.heads).every((name) => this.#setsBefore.has(name));
   }
 
   /** An element of a derived set comes; one that goes was told with this value. */
@@ -163,6 +168,19 @@ export class Table {
       sets: Object.fromEntries([...this.#derivedSets(), ...this.#sets]),
       chains: Object.fromEntries(this.#chains),
     };
+  }
+
+  /** What leads from no table to ruleset(), without the cost of making that first. */
+  takeWhole(): TableChange {
+    const change = new ChangeBuilder(this.#name, true);
+    for (const name of this.#counters) change.addCounter(name);
+    const { heads, tell } = this.#derived;
+    for (const [name, head] of Object.entries(heads)) change.addSet(name, { ...head, elements: new Map() });
+    tell((set, key, value) => change.addElement(set, heads[set] as SetHead, [key, value]));
+    for (const [name, set] of this.#sets) change.addSet(name, set);
+    for (const [name, chain] of this.#chains) change.addChain(name, chain);
+    this.taken();
+    return change.build();
   }
 
   /** What leads from what was taken last to what is wanted now. */

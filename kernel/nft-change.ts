@@ -70,8 +70,9 @@ export class ChangeBuilder {
   readonly #out = new Map<string, ElementsChange>();
   readonly #in = new Map<string, ElementsChange>();
 
-  constructor(table: string) {
-    this.#change = emptyChange('inet', table);
+  /** `create`: there is no such table. */
+  constructor(table: string, create = false) {
+    this.#change = { ...emptyChange('inet', table), create };
   }
 
   addCounter(name: string): void {

@@ -71,7 +71,7 @@ export class HostNft implements Nft {
     if (this.#commands.length > COMMANDS_MAX) this.#commands.shift();
   }
 
-  list(_family: 'inet', table: string, like?: Ruleset): Promise<NftState> {
+  list(_family: 'inet', table: string, like?: () => Ruleset): Promise<NftState> {
     return listTable(table, this.#where, like);
   }
 

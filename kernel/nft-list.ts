@@ -73,8 +73,8 @@ async function withLister<T>(op: string, where: Where, list: (lister: Lister) =>
   }
 }
 
-/** `like`: what the table may hold; of a set that has its elements the state has the very map of `like`. */
-export const listTable = (table: string, where: Where = {}, like?: Ruleset): Promise<NftState> =>
+/** `like`: what the table may hold, asked for if there is one; of a set that has its elements the state has the very map of `like`. */
+export const listTable = (table: string, where: Where = {}, like?: () => Ruleset): Promise<NftState> =>
   withLister('nft list', where, async (lister) => {
     const commits = new Commits(where);
     try {
@@ -122,7 +122,7 @@ class Lister {
     this.#socket.close();
   }
 
-  async state(table: string, commits: Commits, like?: Ruleset): Promise<NftState> {
+  async state(table: string, commits: Commits, like?: () => Ruleset): Promise<NftState> {
     const state = emptyState();
     const generation = this.#generation();
     // However short the listing, whoever lists in a loop lets others have their turn.
@@ -137,7 +137,7 @@ class Lister {
     for (const { name, shape, layout, count } of await this.list('sets', table, readSet)) {
       // Of a shape that is not understood: it is none of ours.
       const elements = layout === undefined ? new Map() : await this.#elements(table, name, layout, count ?? 0);
-      const wanted = like?.sets[name]?.elements;
+      const wanted = like?.().sets[name]?.elements;
       state.sets.set(name, { shape, elements: wanted !== undefined && isSame(elements, wanted) ? wanted : elements });
     }
     const last = this.#generation();

@@ -64,8 +64,8 @@ export interface CounterValue {
 export interface Nft {
   /** Makes one change: all of it or nothing. */
   run(change: TableChange): Promise<void>;
-  /** `like`: what the table may hold already; it saves memory, and diffRuleset() time. */
-  list(family: 'inet', table: string, like?: Ruleset): Promise<NftState>;
+  /** `like`: what the table may hold already, if there is one; it saves memory, and diffRuleset() time. */
+  list(family: 'inet', table: string, like?: () => Ruleset): Promise<NftState>;
   /** Named counters of a table; empty if there is no table. */
   counters(table: string): Promise<Record<string, CounterValue>>;
   /** Deletes the table; nothing if there is none. */

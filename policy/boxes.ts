@@ -64,15 +64,16 @@ export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
     }
   }
   const range = ([first, last]: Interval): Range => ({ family, first, last });
-  return {
-    addresses: merge(everything).map(range),
-    protocols: byNumber(wholeProtocols).flatMap(([protocol, intervals]) =>
-      merge(intervals).map((interval) => ({ range: range(interval), protocol })),
-    ),
-    ports: byNumber(slabs).flatMap(([protocol, list]) =>
-      sweep(list).map(({ interval, first, last }) => ({ range: range(interval), protocol, first, last })),
-    ),
-  };
+  const boxes: Boxes = { addresses: merge(everything).map(range), protocols: [], ports: [] };
+  for (const [protocol, intervals] of byNumber(wholeProtocols)) {
+    for (const interval of merge(intervals)) boxes.protocols.push({ range: range(interval), protocol });
+  }
+  for (const [protocol, list] of byNumber(slabs)) {
+    for (const { interval, first, last } of union(list)) {
+      boxes.ports.push({ range: range(interval), protocol, first, last });
+    }
+  }
+  return boxes;
 }
 
 function intervalsOf(service: ServiceEntry, family: Family): Interval[] {
@@ -99,14 +100,17 @@ function merge(intervals: Interval[]): Interval[] {
   return merged;
 }
 
+function union(slabs: Slab[]): { interval: Interval; first: number; last: number }[] {
+  const [only] = slabs;
+  return only !== undefined && slabs.length === 1 ? crossed(only) : sweep(slabs);
+}
+
 /**
  * A line swept over the addresses. Port numbers are cut at every bound that occurs; each segment counts the slabs
  * that cover it where the line stands. Where the covered runs of ports change, boxes whose run ended are closed and
  * new ones opened; a run that stays keeps its box, which is what merges neighbours.
  */
 function sweep(slabs: Slab[]): { interval: Interval; first: number; last: number }[] {
-  const [only, ...others] = slabs;
-  if (only !== undefined && others.length === 0) return crossed(only);
   const cuts = [...new Set(slabs.flatMap(({ ports }) => ports.flatMap(([first, last]) => [first, last + 1])))];
   cuts.sort((a, b) => a - b);
   const indexOf = new Map(cuts.map((cut, index) => [cut, index]));
@@ -152,12 +156,14 @@ function sweep(slabs: Slab[]): { interval: Interval; first: number; last: number
 /** Of one slab, which is most of them: nothing lies over anything. */
 function crossed({ intervals, ports }: Slab): { interval: Interval; first: number; last: number }[] {
   const runs: [number, number][] = [];
-  for (const [first, last] of ports.toSorted((a, b) => a[0] - b[0])) {
+  for (const [first, last] of ports.length < 2 ? ports : ports.toSorted((a, b) => a[0] - b[0])) {
     const open = runs.at(-1);
     if (open === undefined || first > open[1] + 1) runs.push([first, last]);
     else if (last > open[1]) open[1] = last;
   }
-  return intervals.flatMap((interval) => runs.map(([first, last]) => ({ interval, first, last })));
+  const boxes: { interval: Interval; first: number; last: number }[] = [];
+  for (const interval of intervals) for (const [first, last] of runs) boxes.push({ interval, first, last });
+  return boxes;
 }
 
 function coveredRuns(cuts: number[], cover: Int32Array): [number, number][] {
@@ -178,7 +184,7 @@ function compare(a: bigint, b: bigint): number {
 }
 
 function byNumber<T>(map: Map<number, T>): [number, T][] {
-  return [...map].sort((a, b) => a[0] - b[0]);
+  return map.size < 2 ? [...map] : [...map].sort((a, b) => a[0] - b[0]);
 }
 
 function getOr<T>(map: Map<number, T[]>, key: number): T[] {
