@@ -28,8 +28,11 @@ const MAX_DEPTH = 32;
 export function isSafeJson(value: unknown, depth = 0): boolean {
   if (typeof value !== 'object' || value === null) return true;
   if (depth >= MAX_DEPTH || Object.hasOwn(value, '__proto__')) return false;
-  if (Array.isArray(value)) return value.every((item) => isSafeJson(item, depth + 1));
-  // No list of its values: all of a plan comes by here.
+  // No list of its values, nor a closure: all of a plan comes by here.
+  if (Array.isArray(value)) {
+    for (const item of value) if (!isSafeJson(item, depth + 1)) return false;
+    return true;
+  }
   for (const key in value) if (!isSafeJson((value as Record<string, unknown>)[key], depth + 1)) return false;
   return true;
 }

@@ -57,7 +57,7 @@ export class DestinationSets {
 
   /** Of a list of external services. */
   find(services: string[]): Found {
-    const names = [...services].sort();
+    const names = services.length < 2 ? services : services.toSorted();
     const key = names.join(',');
     const entries = names.map((name) => this.#policy.services.get(name));
     const known = this.#made.get(key);

@@ -36,14 +36,15 @@ export interface Boxes {
 type Interval = [first: bigint, last: bigint];
 /** Addresses (disjoint, sorted) with any of `ports`. */
 interface Slab {
+  protocol: number;
   intervals: Interval[];
   ports: [number, number][];
 }
 
 export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
   const everything: Interval[] = [];
-  const wholeProtocols = new Map<number, Interval[]>();
-  const slabs = new Map<number, Slab[]>();
+  const wholeProtocols: { protocol: number; intervals: Interval[] }[] = [];
+  const slabs: Slab[] = [];
   for (const service of services) {
     const intervals = merge(intervalsOf(service, family));
     if (intervals.length === 0) continue;
@@ -52,24 +53,25 @@ export function boxesOf(services: ServiceEntry[], family: Family): Boxes {
       continue;
     }
     for (const entry of service.ports) {
+      const { protocol } = entry;
       const ports = portRangesOf(entry);
-      if (ports === null) getOr(wholeProtocols, entry.protocol).push(...intervals);
+      if (ports === null) wholeProtocols.push({ protocol, intervals });
       else {
-        const list = getOr(slabs, entry.protocol);
-        const before = list.at(-1);
+        const before = slabs.at(-1);
         // Of one service: names for parts of what is one list.
-        if (before?.intervals === intervals) before.ports = [...before.ports, ...ports];
-        else list.push({ intervals, ports });
+        if (before?.intervals === intervals && before.protocol === protocol) before.ports = [...before.ports, ...ports];
+        else slabs.push({ protocol, intervals, ports });
       }
     }
   }
   const range = ([first, last]: Interval): Range => ({ family, first, last });
   const boxes: Boxes = { addresses: merge(everything).map(range), protocols: [], ports: [] };
-  for (const [protocol, intervals] of byNumber(wholeProtocols)) {
-    for (const interval of merge(intervals)) boxes.protocols.push({ range: range(interval), protocol });
+  for (const { protocol, of } of byProtocol(wholeProtocols)) {
+    const intervals = of.length === 1 ? (of[0]?.intervals ?? []) : merge(of.flatMap((one) => one.intervals));
+    for (const interval of intervals) boxes.protocols.push({ range: range(interval), protocol });
   }
-  for (const [protocol, list] of byNumber(slabs)) {
-    for (const { interval, first, last } of union(list)) {
+  for (const { protocol, of } of byProtocol(slabs)) {
+    for (const { interval, first, last } of union(of)) {
       boxes.ports.push({ range: range(interval), protocol, first, last });
     }
   }
@@ -183,12 +185,13 @@ function compare(a: bigint, b: bigint): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-function byNumber<T>(map: Map<number, T>): [number, T][] {
-  return map.size < 2 ? [...map] : [...map].sort((a, b) => a[0] - b[0]);
-}
-
-function getOr<T>(map: Map<number, T[]>, key: number): T[] {
-  const list = map.get(key) ?? [];
-  map.set(key, list);
-  return list;
+/** In the order of their numbers. */
+function byProtocol<T extends { protocol: number }>(list: T[]): { protocol: number; of: T[] }[] {
+  const groups: { protocol: number; of: T[] }[] = [];
+  for (const one of list.length < 2 ? list : list.toSorted((a, b) => a.protocol - b.protocol)) {
+    const open = groups.at(-1);
+    if (open?.protocol === one.protocol) open.of.push(one);
+    else groups.push({ protocol: one.protocol, of: [one] });
+  }
+  return groups;
 }
