@@ -188,12 +188,22 @@ export class SavedPlanFile<R extends PlanRole> {
   }
 }
 
-/** Each line after its checksum. */
-const withSums = (lines: string): string =>
-  lines.replace(/[^\n]+/g, (line) => `${crc32(line).toString(16).padStart(8, '0')} ${line}`);
+const sumOf = (line: string | Uint8Array): string => `${crc32(line).toString(16).padStart(8, '0')} `;
+
+/** Whole lines, each after its checksum. */
+function withSums(lines: string): Buffer {
+  const text = Buffer.from(lines);
+  const parts: Buffer[] = [];
+  let start = 0;
+  for (let end = text.indexOf(NEWLINE); end >= 0; end = text.indexOf(NEWLINE, start)) {
+    parts.push(Buffer.from(sumOf(text.subarray(start, end))), text.subarray(start, end + 1));
+    start = end + 1;
+  }
+  return Buffer.concat(parts);
+}
 
 async function write(handle: FileHandle, lines: string): Promise<number> {
-  const bytes = Buffer.from(withSums(lines));
+  const bytes = withSums(lines);
   await handle.writeFile(bytes);
   return bytes.length;
 }
@@ -283,7 +293,7 @@ class Reading<R extends PlanRole> {
   #line(text: string): string | undefined {
     this.#bytes += Buffer.byteLength(text) + 1;
     const line = text.slice(9);
-    if (text.slice(0, 9) !== `${crc32(line).toString(16).padStart(8, '0')} `) return 'has a line with a wrong checksum';
+    if (text.slice(0, 9) !== sumOf(line)) return 'has a line with a wrong checksum';
     if (!this.#begun) {
       this.#begun = line === headOf(this.#role);
       return this.#begun ? undefined : `is no plan of a ${this.#role}`;

@@ -86,7 +86,8 @@ export class Numbers {
   }
 
   #home(name: string): number {
-    return (hash('sha256', name, 'buffer').readUInt32BE(0) % this.#max) + 1;
+    // As text: a buffer of its own for each of 100,000 names costs twice as much as the rest.
+    return (Number.parseInt(hash('sha256', name, 'hex').slice(0, 8), 16) % this.#max) + 1;
   }
 
   #after(number: number): number {
