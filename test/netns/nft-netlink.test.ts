@@ -432,7 +432,11 @@ t.test('100,000 elements', async (t) => {
     chains: {},
   });
   const same = like(new Map(elements));
-  t.equal((await own.list('inet', TABLE, () => same)).sets.get('m')?.elements, same.sets.m?.elements, 'as expected: its map');
+  t.equal(
+    (await own.list('inet', TABLE, () => same)).sets.get('m')?.elements,
+    same.sets.m?.elements,
+    'as expected: its map',
+  );
   const [first, ...others] = elements;
   for (const [title, unlike] of Object.entries({
     'an element more': new Map(others),
