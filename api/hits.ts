@@ -7,7 +7,10 @@
 import type { Context } from './plan.ts';
 
 export interface RuleHits {
-  /** Packets that the rule matched where policy is walked: the first of each flow, and every one that it denied. */
+  /**
+   * Packets that the rule matched where policy is walked: the first of each flow, and every one that it denied, or that
+   * was over its limit or redirected to where it may not go.
+   */
   hits: number;
   /** Flows among them that it permitted, or let on to the next context. */
   flows: number;

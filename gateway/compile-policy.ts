@@ -13,10 +13,10 @@ import { markText } from '../kernel/nft.ts';
 import { redirectContexts } from '../policy/redirect.ts';
 import type { PolicyView } from './destination-sets.ts';
 import { limitElements } from './limits.ts';
-import { DEFAULT_ACTION, groupNumbers, ruleMark, ruleNumbers } from './marks.ts';
+import { DEFAULT_ACTION, groupNumbers, ruleNumbers } from './marks.ts';
 import { RuleLines, type RuleLinesOptions } from './rule-lines.ts';
 import { Scope, type Table } from './table.ts';
-import { HITS_SET, HITS_SIZE } from './verdict.ts';
+import { HITS_SET, HITS_SIZE, hitMarks, refuses } from './verdict.ts';
 
 /** The map of groups' marks to their chains. */
 export const GROUPS_SET = 'groups';
@@ -166,7 +166,7 @@ export class PolicyCompiler implements PolicyView {
     this.#moved(this.numbers.add(id), work);
     const number = this.numbers.get(id) ?? 0;
     this.#enter(id, number);
-    if (was?.action !== rule.action) work.numbers.add(number);
+    if (was?.action !== rule.action || refuses(was) !== refuses(rule)) work.numbers.add(number);
     if (was !== undefined && sameJson(unlimited(was), unlimited(rule))) work.stale.add(id);
     else this.#otherwise(id, work);
     // A list with a redirect is made from more.
@@ -193,20 +193,24 @@ export class PolicyCompiler implements PolicyView {
   /** The elements that a rule has in sets of marks. */
   #enter(id: string, number: number): void {
     const { table, isHeld } = this.#options;
-    const { limits } = this.rules.get(id) ?? {};
+    const rule = this.rules.get(id);
+    const limits = rule?.limits;
     for (const [set, key, value] of limits === undefined ? [] : limitElements(limits, number, isHeld)) {
       table.setElement(set, key, value);
     }
-    if (this.#counted >= HITS_SIZE) return;
-    if (table.setElement(HITS_SET, markText(ruleMark(number)), '')) this.#counted++;
+    for (const mark of hitMarks(number, rule)) {
+      if (this.#counted >= HITS_SIZE) return;
+      if (table.setElement(HITS_SET, markText(mark), '')) this.#counted++;
+    }
   }
 
-  #leave(number: number, { limits }: Pick<RuleEntry, 'limits'>): void {
+  #leave(number: number, rule: Pick<Partial<RuleEntry>, 'limits' | 'redirect'>): void {
     const { table, isHeld } = this.#options;
+    const { limits } = rule;
     for (const [set, key] of limits === undefined ? [] : limitElements(limits, number, isHeld)) {
       table.deleteElement(set, key);
     }
-    if (table.deleteElement(HITS_SET, markText(ruleMark(number)))) this.#counted--;
+    for (const mark of hitMarks(number, rule)) if (table.deleteElement(HITS_SET, markText(mark))) this.#counted--;
   }
 
   #moved(moved: [id: string, before: number][], work: Work): void {

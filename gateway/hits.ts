@@ -12,10 +12,10 @@ import type { GatewayPlan } from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
 import { MAX_HITS_RULES } from '../api/plan-stream.ts';
 import type { CounterValue } from '../kernel/nft.ts';
-import { type Numbers, ruleMark, ruleNumberOf } from './marks.ts';
+import { type Numbers, refusedMark, ruleMark } from './marks.ts';
 import type { FlowRecord } from './record/flow-record.ts';
 import type { Carried } from './record/flow-traffic.ts';
-import { HitTotals, hitsIdOf, numberedRule, numberedRules } from './record/hit-totals.ts';
+import { countedRules, countedUnder, HitTotals, hitsIdOf } from './record/hit-totals.ts';
 
 const READ_MS = 10_000;
 const LOOK_MS = 60_000;
@@ -41,9 +41,6 @@ export interface HitsOptions {
   onError(error: unknown): void;
   now?(): number;
 }
-
-const byNumber = (counts: ReadonlyMap<number, CounterValue>): Map<number, CounterValue> =>
-  new Map([...counts].map(([mark, value]) => [ruleNumberOf(mark), value]));
 
 export class GatewayHits {
   /** When living flows were looked at last; milliseconds since the epoch. */
@@ -85,8 +82,8 @@ export class GatewayHits {
     if (numbers === undefined || numbers.size > READ_SINGLY) return this.recount();
     if (numbers.size === 0) return;
     await this.#inTurn(async () => {
-      const counts = await this.#options.counts([...numbers].map(ruleMark));
-      this.#hits.fold(byNumber(counts), this.#now());
+      const marks = [...numbers].flatMap((number) => [ruleMark(number), refusedMark(number)]);
+      this.#hits.fold(await this.#options.counts(marks), this.#now());
     }).catch(this.#options.onError);
   }
 
@@ -98,10 +95,10 @@ export class GatewayHits {
   /** The plan is in force. `changed`: numbers that had another meaning; undefined: all. */
   inForce(plan: GatewayPlan, numbers: Numbers, changed: ReadonlySet<number> | undefined): void {
     this.#pool = 'pool' in plan.settings ? plan.settings.pool.pool : '';
-    if (changed === undefined) this.#hits.use(numberedRules(plan, numbers), this.#now());
+    if (changed === undefined) this.#hits.use(countedRules(plan, numbers), this.#now());
     else if (changed.size > 0) {
-      const rules = [...changed].map((number) => [number, numberedRule(plan, numbers.nameOf(number))] as const);
-      this.#hits.renumber(rules, this.#now());
+      const marks = [...changed].flatMap((number) => countedUnder(plan, number, numbers.nameOf(number)));
+      this.#hits.recount(marks, this.#now());
     }
   }
 
@@ -117,7 +114,7 @@ export class GatewayHits {
       const began = performance.now();
       const counts = await this.#options.counts();
       if (counts.size === 0) this.#hits.reset();
-      this.#hits.fold(byNumber(counts), this.#now());
+      this.#hits.fold(counts, this.#now());
       this.#cost = performance.now() - began;
       this.#readAt = this.#now();
     });

@@ -100,5 +100,8 @@ export const groupNumbers = (keys: Iterable<string> = []): Numbers => new Number
 
 /** Rule number ↔ bits of ct mark (and of the packet mark of a logged denial or hit of audit). */
 export const ruleMark = (number: number): number => (number << CT_RULE_SHIFT) >>> 0;
+/** Under it is counted what the rule matched and would let on, but for its limit or for where its redirect leads. */
+export const refusedMark = (number: number): number => ruleMark(number) + REFUSED;
+export const REFUSED = 1;
 export const ruleNumberOf = (mark: number): number => (mark & ~CT_DECIDED) >>> CT_RULE_SHIFT;
 export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;

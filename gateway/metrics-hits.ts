@@ -31,7 +31,11 @@ export function hitsMetrics(registry: Registry, hits: HitsSource, most = MAX_RUL
       },
     });
   };
-  counter('sluice_rule_hits_total', 'Flows that a rule permitted or let on, and packets that it denied', 'hits');
+  counter(
+    'sluice_rule_hits_total',
+    'Flows that a rule permitted or let on, and packets that it, its limit or its redirect denied',
+    'hits',
+  );
   counter('sluice_rule_flows_total', 'Flows that a rule permitted or let on', 'flows');
   counter('sluice_rule_packets_total', 'Packets of flows that a rule permitted, and packets that it denied', 'packets');
   counter('sluice_rule_bytes_total', 'Bytes of flows that a rule permitted, and of packets that it denied', 'bytes');

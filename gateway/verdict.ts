@@ -10,7 +10,7 @@ import type { AuditReason } from '../api/reasons.ts';
 import { markText } from '../kernel/nft.ts';
 import { limitsConnections } from '../policy/limits.ts';
 import { limitLines } from './limits.ts';
-import { ruleMark } from './marks.ts';
+import { REFUSED, refusedMark, ruleMark } from './marks.ts';
 import type { Scope, SetHead } from './table.ts';
 
 /** Set of the rules' marks. */
@@ -46,6 +46,15 @@ export interface Verdicts extends Denials {
   auditedOverLimit: string;
 }
 
+/** Marks under which a rule is counted. */
+export const hitMarks = (number: number, rule: Refusing = {}): number[] =>
+  refuses(rule) ? [ruleMark(number), refusedMark(number)] : [ruleMark(number)];
+
+type Refusing = Pick<Partial<RuleEntry>, 'limits' | 'redirect'>;
+
+/** Whether it may refuse what it would else let on. */
+export const refuses = ({ limits, redirect }: Refusing): boolean => limitsConnections(limits) || redirect !== undefined;
+
 /** Where a flow is permitted, its mark carries the rule. */
 const countOfFlow = `update @${HITS_SET} { ct mark and ${markText(CT_RULE_MASK)} }`;
 const checked = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
@@ -59,18 +68,19 @@ export function countedVerdicts(
   const { drop, reject, byDefault, redirect, overLimit, audit } = denials;
   // If the set were full, the statement would end its rule: so it stands alone.
   const count = `update @${HITS_SET} { meta mark }`;
+  const countRefused = [`meta mark set meta mark or ${markText(REFUSED)}`, count];
   return {
     drop: chain('rule_drop', [count, `goto ${drop}`]),
     reject: chain('rule_reject', [count, `goto ${reject}`]),
     byDefault: chain('rule_default', [count, `goto ${byDefault}`]),
-    redirect: chain('rule_redirect', [count, `goto ${redirect}`]),
-    overLimit: chain('rule_over_limit', [count, `goto ${overLimit}`]),
+    redirect: chain('rule_redirect', [...countRefused, `goto ${redirect}`]),
+    overLimit: chain('rule_over_limit', [...countRefused, `goto ${overLimit}`]),
     // Its mark is the flow's by now.
     permit: chain('rule_permit', [countOfFlow, `${checked} accept`]),
     passOn: chain('rule_pass', [count, ...onPass, 'return']),
     audit,
     audited: chain('rule_audited', [count, `goto ${audit.rule}`]),
-    auditedOverLimit: chain('rule_audited_limit', [count, `goto ${audit.limit}`]),
+    auditedOverLimit: chain('rule_audited_limit', [...countRefused, `goto ${audit.limit}`]),
   };
 }
 

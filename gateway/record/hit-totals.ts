@@ -1,5 +1,5 @@
 /**
- * Totals per rule from what the kernel counts per rule number (design §8): the counter of a set's element, which dies
+ * Totals per rule from what the kernel counts per mark of a rule (design §8): the counter of a set's element, which dies
  * with the rule's number or the table, and the packets and bytes of flows. Totals belong to the rule's id, and so
  * survive a change of the ruleset, of the rule, and the process (save, restore). Pure; the clock is passed in.
  * Memory: the rules of the plan, and those that went within the last hour.
@@ -16,38 +16,50 @@ import {
 import type { GatewayPlan } from '../../api/plan.ts';
 import { isRecord } from '../../api/plan-delta.ts';
 import type { CounterValue } from '../../kernel/nft.ts';
-import { DEFAULT_ACTION } from '../marks.ts';
+import { DEFAULT_ACTION, refusedMark, ruleMark } from '../marks.ts';
+import { refuses } from '../verdict.ts';
 import type { FlowRecord } from './flow-record.ts';
 
 /** A rule may be away for a moment: a file renamed, a manifest refused. Then its totals go on. */
 const KEEP_MS = 3_600_000;
 const KEEP_MOST = 10_000;
 
-/** Who is counted under a number. */
-export interface Numbered {
+const kinds = ['permits', 'denies', 'refuses'] as const;
+
+/** Who is counted under a mark. */
+export interface Counted {
   id: string;
-  denies: boolean;
+  /** What a packet there has met: a rule that lets it on, one that denies, or one that lets on others like it. */
+  as: (typeof kinds)[number];
 }
 
-/** Who is counted under a number by a plan; undefined: nobody. */
-export function numberedRule(plan: GatewayPlan, id: string | undefined): Numbered | undefined {
-  if (id === undefined || !('pool' in plan.settings)) return undefined;
-  const { pool, defaultAction } = plan.settings.pool;
-  if (id === DEFAULT_ACTION) return { id: defaultActionId(pool), denies: defaultAction === 'Drop' };
-  const action = plan.rules[id]?.action;
-  return { id, denies: action === 'drop' || action === 'reject' };
-}
-
-export function numberedRules(
+/** Who is counted under the marks of a number by a plan; undefined: nobody. */
+export function countedUnder(
   plan: GatewayPlan,
-  numbers: Iterable<[id: string, number: number]>,
-): Map<number, Numbered> {
-  const numbered = new Map<number, Numbered>();
-  for (const [id, number] of numbers) {
-    const rule = numberedRule(plan, id);
-    if (rule !== undefined) numbered.set(number, rule);
+  number: number,
+  id: string | undefined,
+): [mark: number, counted: Counted | undefined][] {
+  const [mark, refused] = [ruleMark(number), refusedMark(number)];
+  const nobody: [number, undefined] = [refused, undefined];
+  if (id === undefined || !('pool' in plan.settings)) return [[mark, undefined], nobody];
+  const { pool, defaultAction } = plan.settings.pool;
+  if (id === DEFAULT_ACTION) {
+    return [[mark, { id: defaultActionId(pool), as: defaultAction === 'Drop' ? 'denies' : 'permits' }], nobody];
   }
-  return numbered;
+  const rule = plan.rules[id];
+  const denies = rule?.action === 'drop' || rule?.action === 'reject';
+  return [
+    [mark, { id, as: denies ? 'denies' : 'permits' }],
+    rule !== undefined && refuses(rule) ? [refused, { id, as: 'refuses' }] : nobody,
+  ];
+}
+
+export function countedRules(plan: GatewayPlan, numbers: Iterable<[id: string, number: number]>): Map<number, Counted> {
+  const all = new Map<number, Counted>();
+  for (const [id, number] of numbers) {
+    for (const [mark, counted] of countedUnder(plan, number, id)) if (counted !== undefined) all.set(mark, counted);
+  }
+  return all;
 }
 
 /** The rule that permitted a flow; undefined where its record does not say, or names what would have denied it. */
@@ -59,7 +71,7 @@ export function hitsIdOf({ context, rule, reason, wouldHave }: FlowRecord, pool:
 
 export interface SavedHits {
   /** The counters as they were last read. */
-  counters: [number: number, id: string, denies: boolean, packets: number, bytes: number][];
+  counters: [mark: number, id: string, as: Counted['as'], packets: number, bytes: number][];
   totals: Record<string, HitsTuple>;
 }
 
@@ -67,18 +79,19 @@ export class HitTotals {
   readonly totals = new Map<string, RuleHits>();
   /** Something is to be saved. */
   dirty = false;
-  #numbered = new Map<number, Numbered>();
+  /** By mark, as #last. */
+  #counted = new Map<number, Counted>();
   #last = new Map<number, CounterValue>();
   /** Id of a rule that is not in the plan → since when. The longest gone first. */
   readonly #gone = new Map<string, number>();
   readonly #changed = new Set<string>();
 
-  /** The numbering in force from now on. What was counted before should have been read. */
-  use(numbered: Map<number, Numbered>, now: number): void {
+  /** Who is counted where from now on. What was counted before should have been read. */
+  use(counted: Map<number, Counted>, now: number): void {
     this.dirty = true;
-    this.#numbered = numbered;
-    for (const number of this.#last.keys()) if (!numbered.has(number)) this.#last.delete(number);
-    const here = new Set([...numbered.values()].map(({ id }) => id));
+    this.#counted = counted;
+    for (const mark of this.#last.keys()) if (!counted.has(mark)) this.#last.delete(mark);
+    const here = new Set([...counted.values()].map(({ id }) => id));
     for (const id of this.totals.keys()) {
       if (here.has(id)) this.#gone.delete(id);
       else if (!this.#gone.has(id)) this.#gone.set(id, now);
@@ -86,19 +99,19 @@ export class HitTotals {
     this.#forget(now);
   }
 
-  /** The same where only these numbers have changed; undefined: nobody is counted under it any more. */
-  renumber(changes: Iterable<readonly [number: number, rule: Numbered | undefined]>, now: number): void {
+  /** The same where only these marks have changed; undefined: nobody is counted under it any more. */
+  recount(changes: Iterable<readonly [mark: number, counted: Counted | undefined]>, now: number): void {
     this.dirty = true;
     const [gone, here] = [new Set<string>(), new Set<string>()];
-    for (const [number, rule] of changes) {
-      const before = this.#numbered.get(number);
+    for (const [mark, counted] of changes) {
+      const before = this.#counted.get(mark);
       if (before !== undefined) gone.add(before.id);
-      if (rule === undefined) {
-        this.#numbered.delete(number);
-        this.#last.delete(number);
+      if (counted === undefined) {
+        this.#counted.delete(mark);
+        this.#last.delete(mark);
       } else {
-        this.#numbered.set(number, rule);
-        here.add(rule.id);
+        this.#counted.set(mark, counted);
+        here.add(counted.id);
       }
     }
     for (const id of gone) if (!here.has(id) && this.totals.has(id) && !this.#gone.has(id)) this.#gone.set(id, now);
@@ -113,24 +126,24 @@ export class HitTotals {
 
   /** What the kernel's counters say. One that is not among them was not read: it says nothing. */
   fold(counts: ReadonlyMap<number, CounterValue>, now: number): void {
-    for (const [number, value] of counts) {
-      const rule = this.#numbered.get(number);
-      if (rule === undefined) continue;
-      const last = this.#last.get(number);
-      this.#last.set(number, value);
+    for (const [mark, value] of counts) {
+      const counted = this.#counted.get(mark);
+      if (counted === undefined) continue;
+      const last = this.#last.get(mark);
+      this.#last.set(mark, value);
       if (value.packets === last?.packets) continue;
       this.dirty = true;
       // A counter only grows; one that is smaller was made anew.
       const base = last === undefined || value.packets < last.packets ? { packets: 0, bytes: 0 } : last;
       const packets = value.packets - base.packets;
       if (packets === 0) continue;
-      const totals = this.#of(rule.id);
+      const totals = this.#of(counted.id);
       totals.hits += packets;
       totals.lastHit = now;
-      if (rule.denies) {
-        totals.packets += packets;
-        totals.bytes += value.bytes - base.bytes;
-      } else totals.flows += packets;
+      if (counted.as === 'permits') totals.flows += packets;
+      if (counted.as !== 'denies') continue;
+      totals.packets += packets;
+      totals.bytes += value.bytes - base.bytes;
     }
     this.#forget(now);
   }
@@ -162,9 +175,9 @@ export class HitTotals {
 
   save(): SavedHits {
     const counters: SavedHits['counters'] = [];
-    for (const [number, { packets, bytes }] of this.#last) {
-      const rule = this.#numbered.get(number);
-      if (rule !== undefined) counters.push([number, rule.id, rule.denies, packets, bytes]);
+    for (const [mark, { packets, bytes }] of this.#last) {
+      const counted = this.#counted.get(mark);
+      if (counted !== undefined) counters.push([mark, counted.id, counted.as, packets, bytes]);
     }
     return { counters, totals: Object.fromEntries([...this.totals].map(([id, hits]) => [id, hitsTuple(hits)])) };
   }
@@ -178,11 +191,11 @@ export class HitTotals {
       if (totals !== undefined && isHitId(id)) hits.totals.set(id, totals);
     }
     for (const item of saved.counters) {
-      const [number, id, denies, packets, bytes] = Array.isArray(item) ? item : [];
-      const counts = [number, packets, bytes].every((count) => Number.isSafeInteger(count) && count >= 0);
-      if (!counts || typeof id !== 'string' || !isHitId(id)) continue;
-      hits.#numbered.set(number, { id, denies: denies === true });
-      if (sameTable) hits.#last.set(number, { packets, bytes });
+      const [mark, id, as, packets, bytes] = Array.isArray(item) ? item : [];
+      const counts = [mark, packets, bytes].every((count) => Number.isSafeInteger(count) && count >= 0);
+      if (!counts || typeof id !== 'string' || !isHitId(id) || !kinds.includes(as)) continue;
+      hits.#counted.set(mark, { id, as });
+      if (sameTable) hits.#last.set(mark, { packets, bytes });
     }
     return hits;
   }

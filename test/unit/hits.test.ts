@@ -9,7 +9,7 @@ import fc from 'fast-check';
 import { Registry } from 'prom-client';
 import t from 'tap';
 import { hitsIdOfObject, isHitId, noHits, type RuleHits, roundCount, statusCounters } from '../../api/hits.ts';
-import { type Action, emptyGatewayPlan, type GatewayPlan } from '../../api/plan.ts';
+import { type Action, emptyGatewayPlan, type GatewayPlan, type RuleLimits } from '../../api/plan.ts';
 import {
   formatMessage,
   hitsMessage,
@@ -28,7 +28,7 @@ import { ruleMark, ruleNumbers } from '../../gateway/marks.ts';
 import { hitsMetrics } from '../../gateway/metrics-hits.ts';
 import type { FlowRecord } from '../../gateway/record/flow-record.ts';
 import { FlowTraffic } from '../../gateway/record/flow-traffic.ts';
-import { HitTotals, type Numbered, numberedRules } from '../../gateway/record/hit-totals.ts';
+import { type Counted, countedRules, HitTotals } from '../../gateway/record/hit-totals.ts';
 import { HITS_SET } from '../../gateway/verdict.ts';
 import { type CounterValue, diffRuleset, markText, scriptOf, stateOf } from '../../kernel/nft.ts';
 
@@ -38,7 +38,7 @@ t.teardown(() => rmSync(dir, { recursive: true }));
 const HOUR = 3_600_000;
 const counts = (...rows: [number, number, number][]): Map<number, CounterValue> =>
   new Map(rows.map(([number, packets, bytes]) => [number, { packets, bytes }]));
-const rule = (id: string, denies = false) => ({ id, denies });
+const rule = (id: string, denies = false) => ({ id, as: denies ? ('denies' as const) : ('permits' as const) });
 const hits = (h: number, flows: number, packets: number, bytes: number, lastHit: number): RuleHits => ({
   hits: h,
   flows,
@@ -102,6 +102,13 @@ t.test('totals: what permits counts flows, what denies packets', async (t) => {
   totals.fold(counts([1, 5, 300], [2, 6, 360]), 6000);
   t.equal(totals.totals.get('cluster/a')?.hits, 8, 'after a table that was gone every counter starts at zero');
   t.equal(totals.totals.get('service/x/b')?.hits, 13);
+  totals.use(new Map([[3, { id: 'service/x/c', as: 'refuses' }]]), 7000);
+  totals.fold(counts([3, 2, 120]), 7000);
+  t.same(
+    totals.totals.get('service/x/c'),
+    hits(2, 0, 0, 0, 7000),
+    'what its limit keeps from passing is no flow of it',
+  );
 });
 
 t.test('totals belong to the rule, not to its number', async (t) => {
@@ -204,6 +211,10 @@ t.test('the table: every verdict counts, and a counter stays as long as its rule
     const { ruleset, ruleNumbers: numbers } = compileGateway(grouped(defaultAction));
     const marks = [...numbers].map(([, number]) => markText(ruleMark(number)));
     t.same([...(ruleset.sets[HITS_SET]?.elements.keys() ?? [])], marks, 'an element for each rule');
+    for (const refusing of ['redirect', 'over_limit', 'audited_limit']) {
+      const [mark, count] = ruleset.chains[`rule_${refusing}`]?.rules ?? [];
+      t.same([mark, count], ['meta mark set meta mark or 0x00000001', 'update @rule_hits { meta mark }'], refusing);
+    }
     const lines = Object.entries(ruleset.chains).flatMap(([name, chain]) =>
       /^(cluster|namespace|service|group)_/.test(name) ? chain.rules.filter((line) => !line.startsWith('jump')) : [],
     );
@@ -234,21 +245,28 @@ t.test('which plans count alike', async (t) => {
   const plan = planOf({ 'cluster/a': 'accept', 'service/x/b': 'drop' });
   const numbers = ruleNumbers(Object.keys(plan.rules));
   t.same(
-    new Map([...numberedRules(plan, numbers).values()].map(({ id, denies }) => [id, denies])),
+    new Map([...countedRules(plan, numbers).values()].map(({ id, as }) => [id, as])),
     new Map([
-      ['cluster/a', false],
-      ['service/x/b', true],
-      ['default/edge', true],
+      ['cluster/a', 'permits'],
+      ['service/x/b', 'denies'],
+      ['default/edge', 'denies'],
     ]),
     'the default action counts like a rule',
   );
-  t.same(numberedRules(emptyGatewayPlan(), numbers).size, 0);
+  t.same(countedRules(emptyGatewayPlan(), numbers).size, 0);
   const named = planOf({ 'cluster/a': 'accept', 'service/x/b': 'drop' });
+  const limitedTo = (limits: RuleLimits): GatewayPlan => {
+    const plan = structuredClone(named);
+    Object.assign(plan.rules['cluster/a'] ?? {}, { limits });
+    return plan;
+  };
   for (const [name, other, changed] of [
     ['the same', structuredClone(named), []],
     ['a rule less', planOf({ 'cluster/a': 'accept' }), ['service/x/b']],
     ['another rule', planOf({ 'cluster/a': 'accept', 'service/x/c': 'drop' }), ['service/x/b', 'service/x/c']],
     ['another action', planOf({ 'cluster/a': 'accept', 'service/x/b': 'accept' }), ['service/x/b']],
+    ['a limit', limitedTo({ maxConnections: 5 }), ['cluster/a']],
+    ['a limit that is not of connections', limitedTo({ bandwidth: 5e6 }), []],
   ] as const) {
     const compiler = new GatewayCompiler();
     compiler.update(named, undefined);
@@ -265,7 +283,10 @@ t.test('which plans count alike', async (t) => {
 });
 
 t.test('numbers that change one by one count as if all had been said anew', async (t) => {
-  const rule = fc.record({ id: fc.constantFrom('a', 'b', 'c'), denies: fc.boolean() });
+  const rule = fc.record({
+    id: fc.constantFrom('a', 'b', 'c'),
+    as: fc.constantFrom('permits' as const, 'denies' as const, 'refuses' as const),
+  });
   const numbered = fc.dictionary(fc.constantFrom('1', '2', '3', '4'), rule);
   const step = fc.record({
     numbered,
@@ -274,12 +295,12 @@ t.test('numbers that change one by one count as if all had been said anew', asyn
   fc.assert(
     fc.property(fc.array(step, { maxLength: 8 }), (steps) => {
       const [one, whole] = [new HitTotals(), new HitTotals()];
-      let before = new Map<number, Numbered>();
+      let before = new Map<number, Counted>();
       const kernel = new Map<number, CounterValue>();
       steps.forEach(({ numbered, count }, at) => {
         const next = new Map(Object.entries(numbered).map(([number, value]) => [Number(number), value]));
         const changed = new Set([...before.keys(), ...next.keys()]);
-        one.renumber(
+        one.recount(
           [...changed].map((number) => [number, next.get(number)] as const),
           at,
         );
