@@ -5,7 +5,7 @@
  * at once when somebody deleted it. A reconciliation that fails is tried again soon.
  */
 import { deviceList } from '../kernel/devices.ts';
-import { watchTable } from '../kernel/nft-watch.ts';
+import type { HostNft } from '../kernel/nft-host.ts';
 import type { Logger } from './log.ts';
 
 const RECONCILE_MS = 30_000;
@@ -25,17 +25,14 @@ export interface Reconciler {
 export interface ReconcilerOptions {
   /** Our nftables table. */
   table: string;
-  /** Whether a change that was asked for at this netlink port is our own. */
-  ours(port: number): boolean;
+  nft: Pick<HostNft, 'watch'>;
   /** Compares the kernel's state with the plan in force, if there is one; the table only if it is told to. */
   reconcile(table: boolean): Promise<void>;
   log: Logger;
-  /** Network namespace `/run/netns/NAME`; absent: the program's own. */
-  namespace?: string;
 }
 
 /** To be started before the first plan is applied, so that no change goes unseen. */
-export function startReconciler({ table, ours, reconcile, log, namespace }: ReconcilerOptions): Reconciler {
+export function startReconciler({ table, nft, reconcile, log }: ReconcilerOptions): Reconciler {
   let last: Promise<unknown> = Promise.resolve();
   const inTurn = (work: () => Promise<void>): Promise<void> => {
     const mine = last.then(work);
@@ -74,9 +71,7 @@ export function startReconciler({ table, ours, reconcile, log, namespace }: Reco
     });
   };
   const timer = setInterval(run, RECONCILE_MS);
-  const watch = watchTable({
-    table,
-    ours,
+  const watch = nft.watch(table, {
     onChanged() {
       suspect = true;
       if (soon !== undefined || closed) return;
@@ -89,7 +84,6 @@ export function startReconciler({ table, ours, reconcile, log, namespace }: Reco
       run();
     },
     onError: (error) => log.error({ err: error }, 'nftables events'),
-    ...(namespace === undefined ? {} : { namespace }),
   });
   return {
     inTurn,

@@ -89,7 +89,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   };
   const { inTurn, ...reconciler } = startReconciler({
     table: NFT_TABLE_GATEWAY,
-    ours: (port) => kernel.nft.isOwn(port),
+    nft: kernel.nft,
     reconcile,
     log,
   });

@@ -11,7 +11,7 @@ import { encodeNflogConfig } from '../wire/nflog.ts';
 import { encodeQueueConfig } from '../wire/nfqueue.ts';
 import type { EventWorkerData, EventWorkerReport } from './event-worker.ts';
 import * as libc from './libc.ts';
-import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT } from './netlink-socket.ts';
+import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT, NFTABLES_GROUP } from './netlink-socket.ts';
 
 export type ConntrackGroup = 'new' | 'update' | 'destroy';
 /** NFNLGRP_CONNTRACK_*, as bits. */
@@ -39,6 +39,8 @@ export type EventSocketOptions = EventSource & {
 export interface EventSocket {
   /** Sends netlink messages (verdicts) now. */
   send(bytes: Uint8Array): void;
+  /** Of nftables: whether the kernel tells of changes. It does not even write down what nobody hears. */
+  hear(on: boolean): void;
   /** Stops the worker and closes the descriptors; a second call does nothing. No callback follows it. */
   close(): Promise<void>;
 }
@@ -127,6 +129,9 @@ function run(socket: NetlinkSocket, wake: number, options: EventSocketOptions): 
   return {
     send(bytes) {
       if (closing === undefined) socket.send(bytes);
+    },
+    hear(on) {
+      if (closing === undefined) socket.hear(NFTABLES_GROUP, on);
     },
     close() {
       if (closing === undefined) {

@@ -4,17 +4,24 @@
  * `npm:netlink` does not serve here: an overrun aborts the process (measured.md, part 1, finding 3).
  */
 
+import { write } from 'node:fs';
+import { promisify } from 'node:util';
 import { join } from '../wire/bytes.ts';
 import { messageErrno, messageSequence, messageType, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
 import * as libc from './libc.ts';
 
 export const NETLINK_NETFILTER = 12;
-/** NFNLGRP_NFTABLES is group 7. */
-export const NFTABLES_BIT = 1 << 6;
+/** NFNLGRP_NFTABLES */
+export const NFTABLES_GROUP = 7;
+export const NFTABLES_BIT = 1 << (NFTABLES_GROUP - 1);
 const SOL_NETLINK = 270;
+const NETLINK_ADD_MEMBERSHIP = 1;
+const NETLINK_DROP_MEMBERSHIP = 2;
 const NETLINK_NO_ENOBUFS = 5;
 const NETLINK_CAP_ACK = 10;
 const NETLINK_EXT_ACK = 11;
+
+const writeAside = promisify(write);
 
 export interface NetlinkSocketOptions {
   protocol: number;
@@ -75,8 +82,18 @@ export class NetlinkSocket {
     return new DataView(name.buffer).getUint32(4, true);
   }
 
+  /** Joins or leaves the multicast group of that number. */
+  hear(group: number, on: boolean): void {
+    libc.setOption(this.fd, SOL_NETLINK, on ? NETLINK_ADD_MEMBERSHIP : NETLINK_DROP_MEMBERSHIP, group);
+  }
+
   send(bytes: Uint8Array): void {
     libc.send(this.fd, bytes);
+  }
+
+  /** What the kernel does with it, it does in a thread of Node's pool: this one goes on meanwhile. */
+  async sendAside(bytes: Uint8Array): Promise<void> {
+    await writeAside(this.fd, bytes);
   }
 
   /** Bytes of one datagram; throws SystemError (EAGAIN after the time limit). */

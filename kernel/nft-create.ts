@@ -1,17 +1,19 @@
 /**
  * A big table that is not there yet, as several changes: its base chains come last, in one, so that nothing of it is in
  * force before all of it is. What the netlink codec does not understand is in the first and the last of them, which are
- * small; what there is much of comes between, in parts that leave the event loop some air. Since no packet comes by, nor
- * does the kernel look through all chains after each part.
+ * small; what there is much of comes between, in parts: one is written while the kernel works on another (nft-host.ts).
+ * Since no packet comes by, the kernel does not follow the rules of each part through all chains. It does go over the
+ * list of them, so that what needs none comes before them, and parts are not small.
  */
+import { canWrite } from '../wire/nft-elements.ts';
 import { layoutOf } from '../wire/nft-shape.ts';
 import { type ElementsChange, emptyChange, type TableChange } from './nft-change.ts';
 
 /** Statements that only chains have of which there are few. */
 const special = /\b(log|counter|fib|reject|snat|iifname|oifname|limit|notrack|flags|state|original|iif)\b/;
 
-/** How much a part holds: as long as it takes, this thread stands still. */
-const PART = 4_000;
+/** How much a part holds: while it is written, some 50 ms, this thread stands still. */
+const PART = 16_000;
 
 export function* creation(change: TableChange): Generator<TableChange> {
   const base = new Set(change.chains.flatMap(({ name, hook }) => (hook === undefined ? [] : [name])));
@@ -24,7 +26,11 @@ export function* creation(change: TableChange): Generator<TableChange> {
     if (few.has(chain)) for (const [, target = ''] of text.matchAll(/\b(?:jump|goto) (\w+)/g)) declared.add(target);
   }
   for (const name of [...base, ...declared]) many.delete(name);
-  const known = ({ shape }: ElementsChange): boolean => layoutOf(shape) !== undefined;
+  const writable = ({ shape }: ElementsChange): boolean => {
+    const layout = layoutOf(shape);
+    return layout !== undefined && canWrite(layout);
+  };
+  const leading = ({ shape }: ElementsChange): boolean => layoutOf(shape)?.value === 'verdict';
   const empty = (): TableChange => emptyChange(change.family, change.table);
   yield {
     ...empty(),
@@ -33,14 +39,14 @@ export function* creation(change: TableChange): Generator<TableChange> {
     sets: change.sets,
     chains: change.chains.filter(({ name }) => declared.has(name)),
     rules: change.rules.filter(([chain]) => few.has(chain)),
-    elementsIn: change.elementsIn.filter((elements) => !known(elements)),
+    elementsIn: change.elementsIn.filter((elements) => !writable(elements)),
   };
+  const elements = change.elementsIn.filter(writable);
+  for (const part of elementParts(elements.filter((of) => !leading(of)))) yield { ...empty(), elementsIn: part };
   for (const chains of parts([...many])) yield { ...empty(), chains: chains.map((name) => ({ name })) };
   const rules = change.rules.filter(([chain]) => !base.has(chain) && !few.has(chain));
   for (const part of parts(rules)) yield { ...empty(), rules: part };
-  for (const { set, shape, elements } of change.elementsIn.filter(known)) {
-    for (const part of parts(elements)) yield { ...empty(), elementsIn: [{ set, shape, elements: part }] };
-  }
+  for (const part of elementParts(elements.filter(leading))) yield { ...empty(), elementsIn: part };
   yield {
     ...empty(),
     chains: change.chains.filter(({ name }) => base.has(name)),
@@ -50,4 +56,23 @@ export function* creation(change: TableChange): Generator<TableChange> {
 
 function* parts<T>(list: readonly T[]): Generator<T[]> {
   for (let at = 0; at < list.length; at += PART) yield list.slice(at, at + PART);
+}
+
+/** Of several sets, if they are small. */
+function* elementParts(sets: readonly ElementsChange[]): Generator<ElementsChange[]> {
+  let part: ElementsChange[] = [];
+  let room = PART;
+  for (const { set, shape, elements } of sets) {
+    for (let at = 0; at < elements.length; ) {
+      const piece = elements.slice(at, at + room);
+      part.push({ set, shape, elements: piece });
+      at += piece.length;
+      room -= piece.length;
+      if (room > 0) continue;
+      yield part;
+      part = [];
+      room = PART;
+    }
+  }
+  if (part.length > 0) yield part;
 }

@@ -4,12 +4,15 @@
  * some hundred times slower in a big table. Either is one transaction, and nobody above sees which it was.
  */
 import type { NftBatch } from '../wire/nft-batch.ts';
+import { layoutOf } from '../wire/nft-shape.ts';
+import type { EventSocket } from './event-socket.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, Nft, NftState, Ruleset } from './nft.ts';
 import { changeSize, isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
 import { creation } from './nft-create.ts';
 import { listCounters, listTable } from './nft-list.ts';
-import { askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
+import { askGeneration, askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
+import { type TableEvents, watchTable } from './nft-watch.ts';
 import { inNamespace, run } from './run.ts';
 
 export interface HostOptions {
@@ -28,6 +31,7 @@ export class HostNft implements Nft {
   #port: number | undefined;
   /** Process ids of the commands that ran last. */
   readonly #commands: number[] = [];
+  readonly #watches = new Set<{ events: EventSocket; told: TableEvents }>();
 
   constructor(options: HostOptions = {}) {
     this.#where = options;
@@ -35,19 +39,61 @@ export class HostNft implements Nft {
 
   async run(change: TableChange): Promise<void> {
     if (isEmptyChange(change)) return;
-    if (change.create && changeSize(change) > CREATED_AT_ONCE) {
-      for (const part of creation(change)) await this.#make(part);
-    } else await this.#make(change);
+    if (change.create && changeSize(change) > CREATED_AT_ONCE) await this.#unheard(() => this.#create(change));
+    else await this.#make(change, this.encode(change));
   }
 
-  async #make(change: TableChange): Promise<void> {
-    const batch = this.encode(change);
-    if (batch === undefined) await this.runScript(scriptOf(change));
-    else {
-      sendBatch(this.#netlink(), batch);
-      // Whoever makes changes in a loop lets others have their turn.
-      await new Promise((resolve) => setImmediate(resolve));
+  /** Tells of what others do to a table. */
+  watch(table: string, told: TableEvents): Pick<EventSocket, 'close'> {
+    const events = watchTable({ table, ours: (port) => this.isOwn(port), ...told, ...this.#where });
+    const watch = { events, told };
+    this.#watches.add(watch);
+    return {
+      close: () => {
+        this.#watches.delete(watch);
+        return events.close();
+      },
+    };
+  }
+
+  /**
+   * Makes as many transactions as `work` returns, of which no event is written: those of a big table are half of what it
+   * costs the kernel. Whether others made any meanwhile is told by their number. If `work` fails, nothing is known anyway.
+   */
+  async #unheard(work: () => Promise<number>): Promise<void> {
+    const before = askGeneration(this.#netlink());
+    for (const { events } of this.#watches) events.hear(false);
+    let made: number;
+    try {
+      made = await work();
+    } finally {
+      for (const { events } of this.#watches) events.hear(true);
     }
+    if (askGeneration(this.#netlink()) - before === made) return;
+    for (const { told } of this.#watches) told.onChanged();
+  }
+
+  /** Returns how many parts it was. One is made ready while the kernel is busy with the one before. */
+  async #create(change: TableChange): Promise<number> {
+    // All that rules may ask, so that nobody asks the kernel meanwhile.
+    const layouts = new Map(change.sets.map(({ name, shape }) => [name, layoutOf(shape)]));
+    let before = Promise.resolve();
+    let made = 0;
+    for (const part of creation(change)) {
+      if (isEmptyChange(part)) continue;
+      const batch = encodeChange(part, (set) => layouts.get(set));
+      await before;
+      before = this.#make(part, batch);
+      made++;
+    }
+    await before;
+    return made;
+  }
+
+  async #make(change: TableChange, batch: NftBatch | undefined): Promise<void> {
+    if (batch === undefined) await this.runScript(scriptOf(change));
+    // Whoever makes changes in a loop lets others have their turn.
+    else await Promise.all([sendBatch(this.#netlink(), batch), new Promise((resolve) => setImmediate(resolve))]);
   }
 
   /** The change as messages; undefined if it is one for the command. */

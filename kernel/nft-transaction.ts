@@ -6,6 +6,7 @@
  */
 import { decodeAck } from '../wire/netlink-ack.ts';
 import { NftBatch } from '../wire/nft-batch.ts';
+import { encodeGetGeneration, readGeneration } from '../wire/nft-listing.ts';
 import type { SetLayouts } from '../wire/nft-rule.ts';
 import { encodeGetSet, layoutOf, readSet, type SetLayout } from '../wire/nft-shape.ts';
 import { splitMessages } from '../wire/nlattr.ts';
@@ -14,7 +15,7 @@ import * as libc from './libc.ts';
 import type { NetlinkSocket } from './netlink-socket.ts';
 import { changeSize, type TableChange } from './nft-change.ts';
 
-/** This thread stands still while a batch is made and sent, some 10 s for so much; the command would take minutes. */
+/** This thread stands still while a batch is made, some seconds for so much; the command would take minutes. */
 const CHANGE_MAX = 1_000_000;
 
 /** `known`: layouts of sets that are there. */
@@ -54,12 +55,19 @@ const ANSWER_BYTES = 64 * 1024;
 /** Besides the payload of a message the kernel counts its own bookkeeping. */
 const SEND_MARGIN = 64 * 1024;
 
-/** Makes all of a batch's changes or none; throws KernelError with the message that the kernel refused. */
-export function sendBatch(socket: NetlinkSocket, batch: NftBatch): void {
+/** Bytes that the kernel is done with in some milliseconds, so that they are not worth another thread. */
+const SENT_HERE = 64 * 1024;
+
+/**
+ * Makes all of a batch's changes or none; throws KernelError with the message that the kernel refused. Nobody else may
+ * use the socket until then.
+ */
+export async function sendBatch(socket: NetlinkSocket, batch: NftBatch): Promise<void> {
   const bytes = batch.finish();
   libc.setOption(socket.fd, libc.SOL_SOCKET, libc.SO_SNDBUFFORCE, bytes.length + SEND_MARGIN);
   try {
-    socket.send(bytes);
+    if (bytes.length > SENT_HERE) await socket.sendAside(bytes);
+    else socket.send(bytes);
   } catch (error) {
     throw KernelError.from('nft run', error);
   }
@@ -102,6 +110,17 @@ function codeOf(name: string): KernelCode {
   // Node's name for the number.
   if (name === 'ENOTSUP') return 'EOPNOTSUPP';
   return codes.has(name) ? (name as KernelCode) : 'failed';
+}
+
+/** The number that each transaction, anybody's and of any table, makes one more. */
+export function askGeneration(socket: NetlinkSocket): number {
+  socket.send(encodeGetGeneration(0));
+  const answer = new Uint8Array(ANSWER_BYTES);
+  for (const message of splitMessages(answer.subarray(0, socket.receive(answer)))) {
+    const generation = readGeneration(message);
+    if (generation.ok) return generation.value;
+  }
+  throw new KernelError('nft run', 'bad-answer', 'the kernel does not say which generation is in force');
 }
 
 /** The layout of a set that is there. */

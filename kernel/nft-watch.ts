@@ -7,15 +7,18 @@ import { tableEvent } from '../wire/nft-event.ts';
 import { messagePort } from '../wire/nlattr.ts';
 import { type EventSocket, startEventSocket } from './event-socket.ts';
 
-export interface TableWatch {
-  /** Of family inet. */
-  table: string;
-  /** Whether a change that was asked for at this netlink port is our own. */
-  ours(port: number): boolean;
+export interface TableEvents {
   /** Also after lost events, when it is not known. */
   onChanged(): void;
   onDeleted(): void;
   onError(error: Error): void;
+}
+
+export interface TableWatch extends TableEvents {
+  /** Of family inet. */
+  table: string;
+  /** Whether a change that was asked for at this netlink port is our own. */
+  ours(port: number): boolean;
   /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
   namespace?: string;
 }

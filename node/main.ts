@@ -75,7 +75,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   };
   const { inTurn, ...reconciler } = startReconciler({
     table: NFT_TABLE_NODE,
-    ours: (port) => kernel.nft.isOwn(port),
+    nft: kernel.nft,
     reconcile,
     log,
   });

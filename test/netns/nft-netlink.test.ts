@@ -359,6 +359,64 @@ t.test('a refusal names the message and the element', async (t) => {
   );
 });
 
+t.test('a big table is made in parts, and the thread is free while the kernel works', async (t) => {
+  await begin('other');
+  const shape = 'type ipv4_addr : mark;';
+  const leaves = Array.from({ length: 6_000 }, (_, n) => `leaf_${n}`);
+  const elements = leaves.map((_, n): [string, string] => [`10.9.${n >> 8}.${n & 255}`, markText(n)]);
+  const verdicts = leaves.map((leaf, n): [string, string] => [markText(n), `goto ${leaf}`]);
+  const change: TableChange = {
+    ...emptyChange('inet', TABLE),
+    create: true,
+    sets: [
+      { name: 'm', shape },
+      { name: 'v', shape: 'type mark : verdict;' },
+    ],
+    chains: [
+      { name: 'base', hook: 'type filter hook forward priority filter; policy accept;' },
+      ...leaves.map((name) => ({ name })),
+    ],
+    rules: [
+      ['base', 'meta mark set ip saddr map @m meta mark vmap @v'],
+      ...leaves.map((leaf, n): [string, string] => [leaf, `ip daddr 10.8.${n >> 8}.${n & 255} drop`]),
+    ],
+    elementsIn: [
+      { set: 'm', shape, elements },
+      { set: 'v', shape: 'type mark : verdict;', elements: verdicts },
+    ],
+  };
+  const turnsOf = async (made: Promise<void>): Promise<number> => {
+    let turns = 0;
+    const running = new AbortController();
+    const stop = () => running.abort();
+    made.then(stop, stop);
+    for (; !running.signal.aborted; turns++) await new Promise((resolve) => setImmediate(resolve));
+    await made;
+    return turns;
+  };
+  t.ok((await turnsOf(own.run(change))) > 50, 'others have their turns');
+  const { chains, sets } = await own.list('inet', TABLE);
+  t.equal(chains.size, change.chains.length);
+  t.same(sets.get('m')?.elements, new Map(elements));
+  t.same(sets.get('v')?.elements, new Map(verdicts));
+  const text = await listed(names.own);
+  t.ok(
+    leaves.every((leaf, n) => text.includes(`chain ${leaf} {\n\t\tip daddr 10.8.${n >> 8}.${n & 255} drop\n`)),
+    'each chain has its rule',
+  );
+  t.match(text, /chain base \{\n.*\n\t\tmeta mark set ip saddr map @m meta mark vmap @v\n/);
+
+  await own.drop(TABLE);
+  const [, ...rest] = change.rules;
+  const wrong = { ...change, rules: [...rest.slice(0, 3_000), ['leaf_5', 'jump nope'], ...rest.slice(3_000)] };
+  await t.rejects(
+    own.run(wrong as TableChange),
+    { name: 'KernelError', code: 'ENOENT', message: /add rule leaf_5 jump nope/ },
+    'one part is refused',
+  );
+  t.notMatch(await listed(names.own), /chain base|goto leaf/, 'and none follows it');
+});
+
 t.test('what others made is listed as it is, or as something that nobody wants', async (t) => {
   await begin(
     TABLE,

@@ -29,8 +29,7 @@ t.test("only somebody else's change of the table is looked for", async (t) => {
   let refuse = false;
   const reconciler = startReconciler({
     table: TABLE,
-    namespace,
-    ours: (port) => ours.isOwn(port),
+    nft: ours,
     async reconcile(table) {
       seen.push(table);
       if (refuse) throw new Error('not now');
@@ -69,6 +68,30 @@ t.test("only somebody else's change of the table is looked for", async (t) => {
     await ours.run({ ...emptyChange('inet', TABLE), create: true });
     await ours.drop(TABLE);
     t.same(await within(700, 1), [], 'we may delete it');
+
+    const isOwn = ours.isOwn.bind(ours);
+    let heard = 0;
+    ours.isOwn = (port) => {
+      heard++;
+      return isOwn(port);
+    };
+    const elements = Array.from({ length: 20_000 }, (_, n): [string, string] => [`10.1.${n >> 8}.${n & 255}`, '']);
+    const big: TableChange = {
+      ...emptyChange('inet', TABLE),
+      create: true,
+      sets: [{ name: 's', shape }],
+      elementsIn: [{ set: 's', shape, elements }],
+    };
+    await ours.run(big);
+    t.same([await within(1500, 1), heard], [[], 0], 'of a big table we do not even hear');
+    await ours.run(element('10.0.0.1'));
+    await sleep(200);
+    t.not(heard, 0, 'afterwards we do');
+    await ours.drop(TABLE);
+    const made = ours.run(big);
+    await others.run({ ...emptyChange('inet', 'another'), create: true });
+    await made;
+    t.same(await within(15_000, 1), [true], 'what others did meanwhile may have been to ours');
   } finally {
     await reconciler.close();
   }
