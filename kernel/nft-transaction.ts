@@ -46,7 +46,7 @@ export function encodeChange(change: TableChange, known: SetLayouts): NftBatch |
   for (const name of change.counters) batch.addCounter(name);
   for (const { name } of change.sets) batch.addSet(name, layouts.get(name) as SetLayout);
   for (const { name } of change.chains) batch.addChain(name);
-  for (const [chain, text] of change.rules) if (!batch.addRule(chain, text, layoutNamed)) return undefined;
+  for (const rule of change.rules) if (!batch.addRule(rule, layoutNamed)) return undefined;
   for (const come of change.elementsIn) if (!elements('add', come)) return undefined;
   return batch;
 }

@@ -1,6 +1,7 @@
 /**
  * Addresses between packets and text: bytes → canonical text (RFC 5952; a v4-mapped IPv6 address keeps its hex groups,
- * as in api/address.ts), text → bytes for what Sluice itself builds, and MAC addresses.
+ * as in api/address.ts), text → bytes for what Sluice itself builds, and MAC addresses. putIpv4() and putIpv6() go by hand:
+ * a plan has some hundred thousand addresses.
  * The reading side runs once per event, hence without the bigint that api/address.ts calculates with.
  */
 
@@ -74,6 +75,68 @@ function remembered(words: 1 | 4, text: (bytes: Uint8Array, at: number) => strin
     texts[slot] = made;
     return made;
   };
+}
+
+const DOT = 0x2e;
+const COLON = 0x3a;
+
+/** Of a character's code; -1 if it is no hexadecimal digit in lower case. */
+export function hexDigit(code: number): number {
+  if (code >= 0x30 && code <= 0x39) return code - 0x30;
+  return code >= 0x61 && code <= 0x66 ? code - 0x57 : -1;
+}
+
+/** Writes four bytes; false if the text is not an address as ipv4Text() writes one. */
+export function putIpv4(text: string, into: Uint8Array, at: number): boolean {
+  let dots = 0;
+  let part = 0;
+  let digits = 0;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (code === DOT) {
+      if (digits === 0 || dots === 3) return false;
+      into[at + dots++] = part;
+      part = 0;
+      digits = 0;
+      continue;
+    }
+    const zeroBefore = digits > 0 && part === 0;
+    if (code < 0x30 || code > 0x39 || zeroBefore) return false;
+    part = 10 * part + code - 0x30;
+    digits++;
+    if (part > 255) return false;
+  }
+  into[at + 3] = part;
+  return dots === 3 && digits > 0;
+}
+
+/** Writes sixteen bytes; false if the text is not an address in hexadecimal groups, in lower case. */
+export function putIpv6(text: string, into: Uint8Array, at: number): boolean {
+  let groups = 0;
+  /** How many groups stand before `::`. */
+  let gap = text.startsWith('::') ? 0 : -1;
+  for (let i = gap === 0 ? 2 : 0; i < text.length; ) {
+    const start = i;
+    let group = 0;
+    for (; i < text.length; i++) {
+      const digit = hexDigit(text.charCodeAt(i));
+      if (digit < 0) break;
+      group = 16 * group + digit;
+    }
+    if (i === start || i - start > 4 || groups === 8) return false;
+    putU16(into, at + 2 * groups++, group);
+    if (i === text.length) break;
+    if (text.charCodeAt(i++) !== COLON || i === text.length) return false;
+    if (text.charCodeAt(i) !== COLON) continue;
+    if (gap >= 0) return false;
+    gap = groups;
+    i++;
+  }
+  if (gap < 0 || groups === 8) return gap < 0 && groups === 8;
+  const behind = 2 * (groups - gap);
+  into.copyWithin(at + 16 - behind, at + 2 * gap, at + 2 * groups);
+  into.fill(0, at + 2 * gap, at + 16 - behind);
+  return true;
 }
 
 /** 4 or 16 bytes. Text that is no address is a programmer's mistake here: plans hold only canonical addresses. */

@@ -6,8 +6,9 @@
 
 import { canWrite, writeElements } from './nft-elements.ts';
 import * as nft from './nft-names.ts';
-import { type SetLayouts, writeRule } from './nft-rule.ts';
+import type { SetLayouts } from './nft-rule.ts';
 import { type SetLayout, writeSet } from './nft-shape.ts';
+import { writeRule } from './nft-template.ts';
 import {
   AttributeCursor,
   NFNL_HEADER,
@@ -24,12 +25,18 @@ const NLM_F_APPEND = 0x800;
 
 type Element = readonly [key: string, value: string];
 
-/** What a message is about, for errors. */
-interface Told {
-  start: number;
+type Rule = readonly [chain: string, text: string];
+
+interface ToldElements {
   what: string;
-  elements?: { list: readonly Element[]; from: number };
+  /** Where the message begins. */
+  start: number;
+  list: readonly Element[];
+  from: number;
 }
+
+/** What a message is about, for errors: of the many nothing is made before it is asked for. */
+type Told = string | Rule | ToldElements;
 
 export class NftBatch {
   readonly #table: string;
@@ -67,9 +74,10 @@ export class NftBatch {
   }
 
   /** False: the text is outside what is understood here, and the batch of no use any more. */
-  addRule(chain: string, text: string, layouts: SetLayouts): boolean {
+  addRule(rule: Rule, layouts: SetLayouts): boolean {
+    const [chain, text] = rule;
     let known = false;
-    this.#message(nft.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, `add rule ${chain} ${text}`, (w) => {
+    this.#message(nft.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule, (w) => {
       known = writeRule(w, this.#table, chain, text, layouts);
     });
     return known;
@@ -101,12 +109,11 @@ export class NftBatch {
     if (!canWrite(layout)) return false;
     const [type, flags] = verb === 'add' ? [nft.NFT_MSG_NEWSETELEM, NLM_F_CREATE] : [nft.NFT_MSG_DELSETELEM, 0];
     for (let from = 0; from >= 0 && from < list.length; ) {
-      const first = from;
-      this.#message(type, flags, `${verb} element ${set}`, (w) => {
-        from = writeElements(w, this.#table, set, layout, list, first, verb);
+      const told = { what: `${verb} element ${set}`, start: this.#writer.length, list, from };
+      this.#message(type, flags, told, (w) => {
+        from = writeElements(w, this.#table, set, layout, list, told.from, verb);
       });
       if (from < 0) return false;
-      (this.#told.at(-1) as Told).elements = { list, from: first };
     }
     return true;
   }
@@ -141,10 +148,11 @@ export class NftBatch {
   describe(sequence: number, offset?: number): string {
     const told = this.#told[sequence - 1];
     if (told === undefined) return sequence === 0 ? 'the whole' : `message ${sequence}`;
-    const { what, elements } = told;
-    if (elements === undefined) return what;
-    const index = offset === undefined ? -1 : this.#elementAt(told.start, told.start + offset);
-    const element = elements.list[elements.from + index];
+    if (typeof told === 'string') return told;
+    if (!('what' in told)) return `add rule ${told.join(' ')}`;
+    const { what, start, list, from } = told;
+    const index = offset === undefined ? -1 : this.#elementAt(start, start + offset);
+    const element = list[from + index];
     return index < 0 || element === undefined
       ? what
       : `${what} { ${element.filter((text) => text !== '').join(' : ')} }`;
@@ -176,8 +184,8 @@ export class NftBatch {
     writer.putU32(nft.NFTA_OBJ_TYPE, nft.NFT_OBJECT_COUNTER);
   }
 
-  #message(message: number, flags: number, what: string, attributes: (writer: NetlinkWriter) => void): void {
-    this.#told.push({ start: this.#writer.length, what });
+  #message(message: number, flags: number, told: Told, attributes: (writer: NetlinkWriter) => void): void {
+    this.#told.push(told);
     this.#writer.beginMessage({
       subsystem: NFNL_SUBSYS_NFTABLES,
       message,

@@ -65,7 +65,8 @@ function writeKey(writer: NetlinkWriter, layout: SetLayout, text: string): boole
     writer.close(end);
   }
   const { buffer } = writer;
-  for (const [index, { type, at }] of fields.entries()) {
+  for (let index = 0; index < parts.length; index++) {
+    const { type, at } = fields[index] as SetLayout['fields'][number];
     const part = parts[index] as string;
     const dash = interval ? part.indexOf('-') : -1;
     if (!type.write(dash < 0 ? part : part.slice(0, dash), buffer, first + at, interval)) return false;
@@ -81,7 +82,7 @@ function writeValue(writer: NetlinkWriter, { value, limited }: SetLayout, text: 
   }
   const data = writer.open(nft.NFTA_SET_ELEM_DATA);
   if (value === 'verdict') {
-    if (!writeVerdict(writer, text)) return false;
+    if (!writeVerdictText(writer, text)) return false;
   } else {
     const at = writer.attribute(nft.NFTA_DATA_VALUE, value.bytes);
     if (!value.write(text, writer.buffer, at, false)) return false;
@@ -107,20 +108,42 @@ function writeLimit(writer: NetlinkWriter, kind: keyof typeof LIMITS, text: stri
   return true;
 }
 
-/** `drop`, `goto NAME`, … as data of an element or of an `immediate` expression. */
-export function writeVerdict(writer: NetlinkWriter, text: string): boolean {
-  const [, word = '', chain] = /^([a-z]+)(?: (\w+))?$/.exec(text) ?? [];
-  const code = verdictCode(word);
-  if (code === undefined || (word === 'jump' || word === 'goto') !== (chain !== undefined)) return false;
-  const verdict = writer.open(nft.NFTA_DATA_VERDICT);
-  writer.putU32(nft.NFTA_VERDICT_CODE, code);
-  if (chain !== undefined) writer.putText(nft.NFTA_VERDICT_CHAIN, chain);
-  writer.close(verdict);
-  return true;
+/** `drop`, `goto NAME`, … */
+function writeVerdictText(writer: NetlinkWriter, text: string): boolean {
+  const space = text.indexOf(' ');
+  const word = space < 0 ? text : text.slice(0, space);
+  const chain = space < 0 ? '' : text.slice(space + 1);
+  const at = writeVerdict(writer, word, chain.length);
+  return space < 0 ? at === 0 : at > 0 && putName(chain, writer.buffer, at);
 }
 
-const verdictCode = (word: string): number | undefined =>
-  Object.hasOwn(nft.verdictCodes, word) ? nft.verdictCodes[word] : undefined;
+/**
+ * A verdict as data of an element or of an `immediate` expression, with room for the name of the chain that it leads to.
+ * Returns where that begins, 0 if there is none to be; -1 if there is no such verdict.
+ */
+export function writeVerdict(writer: NetlinkWriter, word: string, chainLength: number): number {
+  const code = Object.hasOwn(nft.verdictCodes, word) ? nft.verdictCodes[word] : undefined;
+  if (code === undefined || (word === 'jump' || word === 'goto') !== chainLength > 0) return -1;
+  const verdict = writer.open(nft.NFTA_DATA_VERDICT);
+  writer.putU32(nft.NFTA_VERDICT_CODE, code);
+  // With a zero behind it.
+  const at = chainLength === 0 ? 0 : writer.attribute(nft.NFTA_VERDICT_CHAIN, chainLength + 1);
+  writer.close(verdict);
+  return at;
+}
+
+/** A name of letters, digits and `_`; false if it is none. */
+export function putName(text: string, into: Uint8Array, at: number): boolean {
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    const digit = code >= 0x30 && code <= 0x39;
+    const letter = (code >= 0x41 && code <= 0x5a) || (code >= 0x61 && code <= 0x7a) || code === 0x5f;
+    if (!letter && !(digit && i > 0)) return false;
+    into[at + i] = code;
+  }
+  return text !== '';
+}
+
 const verdictWords = new Map(Object.entries(nft.verdictCodes).map(([word, code]) => [code, word]));
 
 /** Puts together what NFT_MSG_GETSETELEM lists of one set. */

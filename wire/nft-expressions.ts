@@ -1,7 +1,8 @@
 /**
  * Expressions of nftables rules (<linux/netfilter/nf_tables.h>), written one behind the other into a rule. Each method
  * has the line above it that `nft --debug=netlink` prints for it. Registers are numbered by four bytes from 0 on; a
- * verdict has one of its own.
+ * verdict has one of its own. What differs from one rule to the next that is like it (Operand) is left open: its places
+ * are noted, for nft-template.ts to fill in.
  */
 
 import { writeVerdict } from './nft-elements.ts';
@@ -20,8 +21,22 @@ export type Comparison = keyof typeof comparisons;
 
 export const bases = { network: 1, transport: 2 } as const;
 
+/** A value that is one of a rule's words, or is made of some. */
+export interface Operand {
+  bytes: number;
+  /** Writes it, where there are zeros; false: there is none in these words. */
+  write(words: readonly string[], into: Uint8Array, at: number): boolean;
+}
+
+export interface Place {
+  at: number;
+  operand: Operand;
+}
+
 export class ExpressionWriter {
   readonly #writer: NetlinkWriter;
+  /** Where operands belong. */
+  readonly places: Place[] = [];
 
   constructor(writer: NetlinkWriter) {
     this.#writer = writer;
@@ -80,7 +95,7 @@ export class ExpressionWriter {
   }
 
   // cmp eq reg 1 0x00000002
-  compare(comparison: Comparison, value: Uint8Array): void {
+  compare(comparison: Comparison, value: Uint8Array | Operand): void {
     this.#expression('cmp', (w) => {
       w.putU32(1, REGISTER_BASE);
       w.putU32(2, comparisons[comparison]);
@@ -89,7 +104,7 @@ export class ExpressionWriter {
   }
 
   // range neq reg 1 0x04030201 0x09030201
-  notInRange(first: Uint8Array, last: Uint8Array): void {
+  notInRange(first: Operand, last: Operand): void {
     this.#expression('range', (w) => {
       w.putU32(1, REGISTER_BASE);
       w.putU32(2, 1);
@@ -99,11 +114,11 @@ export class ExpressionWriter {
   }
 
   // bitwise reg 1 = ( reg 1 & 0x000000ff ) ^ 0x00000500
-  bitwise(mask: Uint8Array, xor: Uint8Array): void {
+  bitwise(mask: Uint8Array | Operand, xor: Uint8Array | Operand): void {
     this.#expression('bitwise', (w) => {
       w.putU32(1, REGISTER_BASE);
       w.putU32(2, REGISTER_BASE);
-      w.putU32(3, mask.length);
+      w.putU32(3, lengthOf(mask));
       this.#data(4, mask);
       this.#data(5, xor);
       w.putU32(6, 0);
@@ -133,7 +148,7 @@ export class ExpressionWriter {
   }
 
   // immediate reg 1 0x00000005
-  immediate(value: Uint8Array, register = 0): void {
+  immediate(value: Uint8Array | Operand, register = 0): void {
     this.#expression('immediate', (w) => {
       w.putU32(1, REGISTER_BASE + register);
       this.#data(2, value);
@@ -141,15 +156,14 @@ export class ExpressionWriter {
   }
 
   // immediate reg 0 goto -> b
-  verdict(text: string): boolean {
-    let known = false;
+  verdict(word: string, chain?: Operand): void {
     this.#expression('immediate', (w) => {
       w.putU32(1, VERDICT);
       const data = w.open(2);
-      known = writeVerdict(w, text);
+      const at = writeVerdict(w, word, chain?.bytes ?? 0);
       w.close(data);
+      if (chain !== undefined) this.places.push({ at, operand: chain });
     });
-    return known;
   }
 
   // dynset update reg_key 1 set hits
@@ -232,9 +246,13 @@ export class ExpressionWriter {
     this.#writer.close(element);
   }
 
-  #data(type: number, value: Uint8Array): void {
+  #data(type: number, value: Uint8Array | Operand): void {
     const data = this.#writer.open(type);
-    this.#writer.putBytes(nft.NFTA_DATA_VALUE, value);
+    const at = this.#writer.attribute(nft.NFTA_DATA_VALUE, lengthOf(value));
+    if (value instanceof Uint8Array) this.#writer.buffer.set(value, at);
+    else this.places.push({ at, operand: value });
     this.#writer.close(data);
   }
 }
+
+const lengthOf = (value: Uint8Array | Operand): number => (value instanceof Uint8Array ? value.length : value.bytes);

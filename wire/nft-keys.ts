@@ -2,6 +2,8 @@
  * What rules ask of a packet, by nft's words: how it is loaded into a register, and which protocols it presupposes (of
  * which nft asks first, if the rule has not yet).
  */
+import { hexDigit } from './address-text.ts';
+import { putU16 } from './bytes.ts';
 import type { ExpressionWriter } from './nft-expressions.ts';
 import { markType, type NftType, typeNamed, typeOfExpression } from './nft-types.ts';
 
@@ -13,8 +15,8 @@ export interface Key {
   network?: number;
   transport?: number;
   load(write: ExpressionWriter, register: number): void;
-  /** A value's bytes; undefined if the text is none. */
-  value(text: string): Uint8Array | undefined;
+  /** Writes a value's bytes, where there are zeros; false if the text is none. */
+  write(text: string, into: Uint8Array, at: number): boolean;
   mark?: true;
   states?: true;
   flags?: true;
@@ -45,11 +47,14 @@ const etherTypes: Record<string, number> = { ip: 0x0800, ip6: 0x86dd };
 export const ctStates: Record<string, number> = { invalid: 1, established: 2, related: 4, new: 8, untracked: 64 };
 export const tcpFlags: Record<string, number> = { fin: 1, syn: 2, rst: 4, psh: 8, ack: 16, urg: 32 };
 
-function readerOf(type: NftType): Key['value'] {
-  return (text) => {
-    const bytes = new Uint8Array(type.bytes);
-    return type.write(text, bytes, 0, false) ? bytes : undefined;
-  };
+const writerOf =
+  (type: NftType): Key['write'] =>
+  (text, into, at) =>
+    type.write(text, into, at, false);
+
+function bytesIn(text: string, type: NftType): Uint8Array | undefined {
+  const bytes = new Uint8Array(type.bytes);
+  return type.write(text, bytes, 0, false) ? bytes : undefined;
 }
 
 function typed(name: string): NftType {
@@ -60,19 +65,22 @@ function typed(name: string): NftType {
 
 const address = { [AF_INET]: typed('ipv4_addr'), [AF_INET6]: typed('ipv6_addr') };
 const port = typed('inet_service');
-const byte = readerOf(typed('inet_proto'));
+const byte = writerOf(typed('inet_proto'));
 
 const named =
-  (names: Record<string, number>): Key['value'] =>
-  (text) =>
-    Object.hasOwn(names, text) ? Uint8Array.of(names[text] as number) : byte(text);
+  (names: Record<string, number>): Key['write'] =>
+  (text, into, at) => {
+    if (!Object.hasOwn(names, text)) return byte(text, into, at);
+    into[at] = names[text] as number;
+    return true;
+  };
 
 const network = (family: typeof AF_INET | typeof AF_INET6, offset: number): Key => ({
   bytes: address[family].bytes,
   host: false,
   network: family,
   load: (write, register) => write.payloadLoad('network', offset, address[family].bytes, register),
-  value: readerOf(address[family]),
+  write: writerOf(address[family]),
 });
 
 const transport = (protocol: number | undefined, offset: number, type: NftType, family?: number): Key => ({
@@ -81,14 +89,14 @@ const transport = (protocol: number | undefined, offset: number, type: NftType, 
   ...(family !== undefined && { network: family }),
   ...(protocol !== undefined && { transport: protocol }),
   load: (write, register) => write.payloadLoad('transport', offset, type.bytes, register),
-  value: readerOf(type),
+  write: writerOf(type),
 });
 
-const meta = (key: number, bytes: number, value: Key['value']): Key => ({
+const meta = (key: number, bytes: number, write: Key['write']): Key => ({
   bytes,
   host: true,
   load: (write, register) => write.metaLoad(key, register),
-  value,
+  write,
 });
 
 /** An address of a flow, as one direction has it. */
@@ -96,7 +104,7 @@ const flow = (direction: 0 | 1, family: typeof AF_INET | typeof AF_INET6, key: n
   bytes: address[family].bytes,
   host: false,
   load: (write, register) => write.ctLoad(key, register, direction),
-  value: readerOf(address[family]),
+  write: writerOf(address[family]),
 });
 const flowKeys = Object.fromEntries(
   (['original', 'reply'] as const).flatMap((word, at): [string, Key][] => {
@@ -110,27 +118,45 @@ const flowKeys = Object.fromEntries(
   }),
 );
 
-const ct = (key: number, bytes: number, value: Key['value']): Key => ({
+const ct = (key: number, bytes: number, write: Key['write']): Key => ({
   bytes,
   host: true,
   load: (write, register) => write.ctLoad(key, register),
-  value,
+  write,
 });
 
+/** Of up to 32 bits, hexadecimal or not; -1 if the text is none. */
+export function numberIn(text: string): number {
+  const hex = text.startsWith('0x');
+  const base = hex ? 16 : 10;
+  const first = hex ? 2 : 0;
+  let value = 0;
+  for (let i = first; i < text.length; i++) {
+    const digit = hexDigit(text.charCodeAt(i));
+    // Behind a zero nft would read an octal number.
+    if (digit < 0 || digit >= base || (!hex && i > 0 && value === 0)) return -1;
+    value = base * value + digit;
+    if (value > 0xffffffff) return -1;
+  }
+  return text.length > first ? value : -1;
+}
+
+/** In host order. */
+export function putHost(value: number, into: Uint8Array, at: number): boolean {
+  into[at] = value;
+  into[at + 1] = value >>> 8;
+  into[at + 2] = value >>> 16;
+  into[at + 3] = value >>> 24;
+  return value >= 0;
+}
+
 /** Marks may be written shorter. */
-const mark: Key['value'] = (text) => {
-  const number = /^(0x[0-9a-f]{1,8}|\d{1,10})$/.test(text) ? Number(text) : Number.NaN;
-  return number <= 0xffffffff ? new Uint8Array(Uint32Array.of(number).buffer) : undefined;
-};
+const mark: Key['write'] = (text, into, at) => putHost(numberIn(text), into, at);
 /** A class of a queueing discipline: `1:a`, `none`. */
-const classId: Key['value'] = (text) => {
-  if (text === 'none') return mark('0');
-  const [, major, minor] = /^([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(text) ?? [];
-  return major === undefined ? undefined : mark(`0x${major}${minor?.padStart(4, '0')}`);
-};
-const interfaceName = readerOf(typed('ifname'));
-const quoted: Key['value'] = (text) => (text.endsWith('*"') ? undefined : interfaceName(text));
-const index: Key['value'] = (text) => (/^\d{1,9}$/.test(text) ? mark(text) : undefined);
+const classId = writerOf(typed('classid'));
+const interfaceName = writerOf(typed('ifname'));
+const quoted: Key['write'] = (text, into, at) => !text.endsWith('*"') && interfaceName(text, into, at);
+const index: Key['write'] = (text, into, at) => !text.startsWith('0x') && mark(text, into, at);
 
 const keys: Record<string, Key> = {
   'ip saddr': network(AF_INET, 12),
@@ -143,15 +169,16 @@ const keys: Record<string, Key> = {
   'tcp dport': transport(TCP, 2, port),
   'udp sport': transport(UDP, 0, port),
   'udp dport': transport(UDP, 2, port),
-  'tcp flags': { ...transport(TCP, 13, typed('inet_proto')), value: named(tcpFlags), flags: true },
+  'tcp flags': { ...transport(TCP, 13, typed('inet_proto')), write: named(tcpFlags), flags: true },
   'icmp type': transport(ICMP, 0, typed('icmp_type'), AF_INET),
   'icmp code': transport(ICMP, 1, typed('icmp_code'), AF_INET),
   'icmpv6 type': transport(ICMPV6, 0, typed('icmpv6_type'), AF_INET6),
   'icmpv6 code': transport(ICMPV6, 1, typed('icmpv6_code'), AF_INET6),
   'meta protocol': {
-    ...meta(1, 2, (text) => {
-      const type = etherTypes[text];
-      return type === undefined ? undefined : Uint8Array.of(type >>> 8, type);
+    ...meta(1, 2, (text, into, at) => {
+      if (!Object.hasOwn(etherTypes, text)) return false;
+      putU16(into, at, etherTypes[text] as number);
+      return true;
     }),
     host: false,
   },
@@ -159,7 +186,11 @@ const keys: Record<string, Key> = {
   'meta length': meta(0, 4, mark),
   'meta priority': meta(META_PRIORITY, 4, classId),
   'meta iif': meta(4, 4, index),
-  'meta nfproto': meta(META_NFPROTO, 1, (text) => (Object.hasOwn(nfprotos, text) ? named(nfprotos)(text) : undefined)),
+  'meta nfproto': meta(
+    META_NFPROTO,
+    1,
+    (text, into, at) => Object.hasOwn(nfprotos, text) && named(nfprotos)(text, into, at),
+  ),
   'meta l4proto': meta(META_L4PROTO, 1, named(protocols)),
   'ct direction': ct(1, 1, named({ original: 0, reply: 1 })),
   'ct mark': { ...ct(CT_MARK, markType.bytes, mark), mark: true },
@@ -191,7 +222,7 @@ function rawKey(type: NftType, base: 'transport' | 'network', offset: number, le
     bytes: length / 8,
     host: false,
     load: (write, register) => write.payloadLoad(base, offset / 8, length / 8, register),
-    value: readerOf(type),
+    write: writerOf(type),
   };
 }
 
@@ -202,8 +233,8 @@ export function targetOf(
 ): { address: Uint8Array; port?: Uint8Array } | undefined {
   const form = family === AF_INET ? /^([0-9.]+)(?::(\d+))?$/ : /^(?:\[([0-9a-f:]+)\]:(\d+)|([0-9a-f:]+))$/;
   const [, host, number, alone] = form.exec(text) ?? [];
-  const bytes = readerOf(address[family])(host ?? alone ?? '');
+  const bytes = bytesIn(host ?? alone ?? '', address[family]);
   if (bytes === undefined || number === undefined) return bytes && { address: bytes };
-  const there = readerOf(port)(number);
+  const there = bytesIn(number, port);
   return there && { address: bytes, port: there };
 }

@@ -1,11 +1,18 @@
 /**
- * Rules of nftables from text to expressions: of nft's language what Sluice's chains are written in. What is outside
+ * Rules of nftables from words to expressions: of nft's language what Sluice's chains are written in. What is outside
  * that is refused, not guessed at: the `nft` command then does it. Made as nft 1.0.6 does, so that `nft list` prints
  * such a rule as its own: it asks for the protocols that a key presupposes where the rule has not yet asked, and turns host
- * order round where a concatenation is looked up among intervals.
+ * order round where a concatenation is looked up among intervals. Values are left open: nft-template.ts.
  */
 
-import { type Comparison, comparisons, ExpressionWriter, REGISTERS } from './nft-expressions.ts';
+import {
+  type Comparison,
+  comparisons,
+  ExpressionWriter,
+  type Operand,
+  type Place,
+  REGISTERS,
+} from './nft-expressions.ts';
 import {
   AF_INET,
   AF_INET6,
@@ -21,7 +28,7 @@ import {
   targetOf,
   tcpFlags,
 } from './nft-keys.ts';
-import * as nft from './nft-names.ts';
+import { changeOf, endOf, prefixMask, prefixValue } from './nft-operands.ts';
 import type { SetLayout } from './nft-shape.ts';
 import { bytesOf, writeSimple } from './nft-statements.ts';
 import { Outside, WordReader } from './nft-words.ts';
@@ -30,53 +37,48 @@ import type { NetlinkWriter } from './nlwriter.ts';
 /** Layouts of sets by name; undefined: there is none, or one that is not understood. */
 export type SetLayouts = (set: string) => SetLayout | undefined;
 
-/** Writes the attributes of a rule; false if it is outside. */
-export function writeRule(
-  writer: NetlinkWriter,
-  table: string,
-  chain: string,
-  text: string,
-  layouts: SetLayouts,
-): boolean {
-  writer.putText(nft.NFTA_RULE_TABLE, table);
-  writer.putText(nft.NFTA_RULE_CHAIN, chain);
-  const [, statements = text, comment] = /^(.*) comment "([!-~]{1,100})"$/.exec(text) ?? [];
-  const expressions = writer.open(nft.NFTA_RULE_EXPRESSIONS);
-  const known = new RuleCompiler(writer, statements, layouts).compile();
-  writer.close(expressions);
-  if (comment !== undefined) writer.putBytes(nft.NFTA_RULE_USERDATA, noteOf(comment));
-  return known;
+export interface Compiled {
+  places: readonly Place[];
+  /** Words that may be others: what is written holds for these too. */
+  open: ReadonlySet<number>;
+  /** The rule asks a set, of the layout that it has now. */
+  asksSet: boolean;
 }
 
-/** As nft notes a comment: type 0, length, text with a zero. */
-function noteOf(comment: string): Uint8Array {
-  const text = new TextEncoder().encode(`${comment}\0`);
-  return Uint8Array.of(0, text.length, ...text);
+/** Writes the expressions of a rule; undefined if it is outside. */
+export function compileRule(
+  writer: NetlinkWriter,
+  words: readonly string[],
+  layouts: SetLayouts,
+): Compiled | undefined {
+  try {
+    return new RuleCompiler(writer, words, layouts).compile();
+  } catch (error) {
+    if (error instanceof Outside) return undefined;
+    throw error;
+  }
 }
 
 class RuleCompiler {
   readonly #write: ExpressionWriter;
   readonly #words: WordReader;
   readonly #layouts: SetLayouts;
+  #asksSet = false;
   /** What the rule has asked for so far. */
   #network: number | undefined;
   #transport: number | undefined;
 
-  constructor(writer: NetlinkWriter, text: string, layouts: SetLayouts) {
+  constructor(writer: NetlinkWriter, words: readonly string[], layouts: SetLayouts) {
     this.#write = new ExpressionWriter(writer);
-    this.#words = new WordReader(text);
+    this.#words = new WordReader(words);
     this.#layouts = layouts;
   }
 
-  compile(): boolean {
-    try {
-      if (this.#endsInReset()) this.#presuppose({ transport: TCP });
-      while (!this.#words.atEnd) this.#statement();
-      return this.#words.all.length > 0;
-    } catch (error) {
-      if (error instanceof Outside) return false;
-      throw error;
-    }
+  compile(): Compiled {
+    if (this.#endsInReset()) this.#presuppose({ transport: TCP });
+    do this.#statement();
+    while (!this.#words.atEnd);
+    return { places: this.#write.places, open: this.#words.open, asksSet: this.#asksSet };
   }
 
   /** nft puts what a reset presupposes in front of all else, if nothing in the rule asks for it. */
@@ -130,7 +132,7 @@ class RuleCompiler {
     this.#words.expect('{');
     const { key } = this.#key();
     this.#load([key]);
-    if (this.#words.takes('and')) this.#mask(key, this.#words.number());
+    if (this.#words.takes('and')) this.#mask(key, this.#words.operand(key.bytes, key.write));
     this.#words.expect('}');
     this.#write.update(set);
   }
@@ -163,14 +165,12 @@ class RuleCompiler {
 
   /** What a mark or the priority is set to, in the first register. */
   #value(target: Key): void {
-    const fixed = target.value(this.#words.peek());
-    if (fixed !== undefined) {
-      this.#words.next();
-      this.#write.immediate(fixed);
-      return;
-    }
     if (this.#words.takes('jhash')) {
       this.#hash();
+      return;
+    }
+    if (keyAt(this.#words.all, this.#words.at) === undefined) {
+      this.#write.immediate(this.#words.operand(target.bytes, target.write));
       return;
     }
     const { key, words } = this.#key();
@@ -180,11 +180,11 @@ class RuleCompiler {
       return;
     }
     this.#load([key]);
-    const and = this.#words.takes('and') ? this.#words.number() : undefined;
-    const or = this.#words.takes('or') ? this.#words.number() : undefined;
+    const and = this.#words.takes('and') ? this.#words.leave() : undefined;
+    const or = this.#words.takes('or') ? this.#words.leave() : undefined;
     if (and === undefined && or === undefined) return;
-    const bits = or ?? 0;
-    this.#write.bitwise(bytesOf((and ?? 0xffffffff) & ~bits), bytesOf(bits));
+    const mask = changeOf(and, or, (and, or) => and & ~or);
+    this.#write.bitwise(mask, or === undefined ? bytesOf(0) : changeOf(and, or, (_, or) => or));
   }
 
   /** `jhash KEY . KEY mod 3 seed 0x5 offset 7` */
@@ -244,6 +244,7 @@ class RuleCompiler {
 
   #lookup(keys: Key[], set: string, gives: 'match' | 'no match' | 'value' | 'verdict'): void {
     const layout = this.#layouts(set);
+    this.#asksSet = true;
     if (layout === undefined || layout.fields.length !== keys.length) throw new Outside();
     if (layout.fields.some(({ type }, index) => type.bytes !== keys[index]?.bytes)) throw new Outside();
     const isMap = gives === 'value' || gives === 'verdict';
@@ -282,36 +283,43 @@ class RuleCompiler {
     }
   }
 
-  #mask(key: Key, mask: number): void {
+  #mask(key: Key, mask: Operand): void {
     if (key.mark === undefined) throw new Outside();
-    this.#write.bitwise(bytesOf(mask), bytesOf(0));
+    this.#write.bitwise(mask, bytesOf(0));
   }
 
   /** `KEY VALUE`, `KEY != FIRST-LAST`, `ip daddr 10.0.0.0/8`, `ct mark and M == V` */
   #compare(key: Key): void {
-    const mask = this.#words.takes('and') ? this.#words.number() : undefined;
+    const mask = this.#words.takes('and') ? this.#words.operand(key.bytes, key.write) : undefined;
     const given = Object.hasOwn(comparisons, this.#words.peek()) ? (this.#words.next() as Comparison) : undefined;
     const comparison = given ?? '==';
     const ordered = comparison !== '==' && comparison !== '!=';
     if (ordered && key.host && key.bytes > 1) throw new Outside();
-    const word = this.#words.next();
+    const word = this.#words.peek();
     // A name has a dash too: `"sluice-vx"`, `ipv6-icmp`.
-    const ends = /^[0-9a-f.:x]+-[0-9a-f.:x]+$/.test(word) ? word.split('-') : [];
-    if (ends.length === 2) {
-      this.#compareRange(key, comparison, ends[0] ?? '', ends[1] ?? '', mask);
+    if (/^[0-9a-f.:x]+-[0-9a-f.:x]+$/.test(word)) {
+      if (mask !== undefined || ordered) throw new Outside();
+      this.#compareRange(key, comparison);
       return;
     }
     if (word.includes('/')) {
       if (mask !== undefined || ordered) throw new Outside();
-      this.#comparePrefix(key, comparison, word);
+      this.#comparePrefix(key, comparison);
       return;
     }
-    const value = key.value(word);
-    if (value === undefined) throw new Outside();
+    const value = this.#asked(key, comparison === '==' && mask === undefined);
     this.#load([key]);
     if (mask !== undefined) this.#mask(key, mask);
     this.#write.compare(comparison, value);
-    if (comparison === '==' && mask === undefined) this.#learn(key, value);
+    if (value instanceof Uint8Array) this.#learn(key, value);
+  }
+
+  /** The next word as a value of the key's; not left open if those behind it depend on it. */
+  #asked(key: Key, known: boolean): Uint8Array | Operand {
+    if (!known || (key !== nfproto && key !== l4proto)) return this.#words.operand(key.bytes, key.write);
+    const value = new Uint8Array(key.bytes);
+    if (!key.write(this.#words.next(), value, 0)) throw new Outside();
+    return value;
   }
 
   /** What a match of a protocol says about those behind it. */
@@ -320,13 +328,11 @@ class RuleCompiler {
     if (key === l4proto) this.#transport = value[0];
   }
 
-  #compareRange(key: Key, comparison: Comparison, first: string, last: string, mask: number | undefined): void {
-    const [from, to] = [key.value(first), key.value(last)];
-    if (from === undefined || to === undefined || mask !== undefined) throw new Outside();
-    if (comparison !== '==' && comparison !== '!=') throw new Outside();
+  #compareRange(key: Key, comparison: '==' | '!='): void {
     const turned = key.host && key.bytes > 1;
+    const word = this.#words.leave();
+    const [from, to] = [endOf(key, word, 0, turned), endOf(key, word, 1, turned)];
     this.#load([key], { turned });
-    if (turned) for (const bytes of [from, to]) bytes.reverse();
     if (comparison === '!=') {
       this.#write.notInRange(from, to);
       return;
@@ -335,16 +341,12 @@ class RuleCompiler {
     this.#write.compare('<=', to);
   }
 
-  #comparePrefix(key: Key, comparison: Comparison, word: string): void {
-    const [text = '', bits = ''] = word.split('/');
-    const value = key.value(text);
-    const length = /^\d{1,3}$/.test(bits) ? Number(bits) : -1;
-    if (key.network === undefined || value === undefined || length < 1 || length > 8 * key.bytes) throw new Outside();
+  #comparePrefix(key: Key, comparison: '==' | '!='): void {
+    if (key.network === undefined) throw new Outside();
+    const word = this.#words.leave();
     this.#load([key]);
-    const mask = value.map((_, index) => 0xff00 >> Math.min(8, Math.max(0, length - 8 * index)));
-    if (value.some((byte, index) => (byte & ~(mask[index] ?? 0)) !== 0)) throw new Outside();
-    this.#write.bitwise(mask, new Uint8Array(key.bytes));
-    this.#write.compare(comparison, value);
+    this.#write.bitwise(prefixMask(key, word), new Uint8Array(key.bytes));
+    this.#write.compare(comparison, prefixValue(key, word));
   }
 
   /** `ct state invalid,untracked` */

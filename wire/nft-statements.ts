@@ -28,7 +28,7 @@ const verdict: Statement = (write, words) => {
   write.verdict(words.next());
 };
 const lead: Statement = (write, words) => {
-  write.verdict(`${words.next()} ${words.name()}`);
+  write.verdict(words.next(), words.chain());
 };
 
 const statements: Record<string, Statement> = {

@@ -5,7 +5,7 @@
  * Addresses, ports and payload are in network order; marks in host order, but for a concatenation with intervals,
  * where nft puts them into network order, so that they can be compared.
  */
-import { addressBytes, ipv4Text, ipv6Text } from './address-text.ts';
+import { hexDigit, ipv4Text, ipv6Text, putIpv4, putIpv6 } from './address-text.ts';
 import { u8, u16, u32 } from './bytes.ts';
 
 export interface NftType {
@@ -18,7 +18,7 @@ export interface NftType {
   order: 0 | 1 | 2;
   /** Of `typeof`: how nft notes the expression (nft-shape.ts). */
   expression?: NftExpression;
-  /** Writes the value of a text; false if it is none. */
+  /** Writes the value of a text, where there are zeros; false if it is none. */
   write(text: string, bytes: Uint8Array, at: number, interval: boolean): boolean;
   read(bytes: Uint8Array, at: number, interval: boolean): string;
 }
@@ -28,49 +28,32 @@ export type NftExpression =
   | { kind: 'raw'; base: number; offset: number; length: number }
   | { kind: 'meta'; key: number };
 
-const ADDRESS4 = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/;
-
-/** By hand: a plan has some hundred thousand of them. */
-function writeAddress4(text: string, bytes: Uint8Array, at: number): boolean {
-  const parts = ADDRESS4.exec(text);
-  if (parts === null) return false;
-  for (let i = 0; i < 4; i++) {
-    const part = Number(parts[i + 1]);
-    if (part > 255) return false;
-    bytes[at + i] = part;
-  }
-  return true;
-}
-
-function writeAddress6(text: string, bytes: Uint8Array, at: number): boolean {
-  if (!text.includes(':')) return false;
-  try {
-    bytes.set(addressBytes(text), at);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-const DIGITS = /^\d+$/;
-
+/** Decimal, without zeros in front: nft would read them as octal. */
 function writeNumber(text: string, bytes: Uint8Array, at: number, length: number): boolean {
-  const value = DIGITS.test(text) ? Number(text) : Number.NaN;
-  if (!(value < 2 ** (8 * length))) return false;
-  for (let i = 0; i < length; i++) bytes[at + i] = Math.floor(value / 2 ** (8 * (length - 1 - i)));
-  return true;
+  let value = 0;
+  for (let i = 0; i < text.length; i++) {
+    const digit = text.charCodeAt(i) - 0x30;
+    if (!(digit >= 0 && digit <= 9) || (i > 0 && value === 0)) return false;
+    value = 10 * value + digit;
+    if (value >= 2 ** (8 * length)) return false;
+  }
+  for (let i = at + length - 1; i >= at; i--) {
+    bytes[i] = value;
+    value >>>= 8;
+  }
+  return text !== '';
 }
-
-const HEX = /^0x[0-9a-f]+$/;
 
 /** Hexadecimal, of any length, in network order. */
 function writeHex(text: string, bytes: Uint8Array, at: number, length: number): boolean {
-  if (!HEX.test(text)) return false;
-  let end = text.length;
-  for (let i = length - 1; i >= 0 && end > 2; i--, end -= 2) {
-    bytes[at + i] = Number.parseInt(text.slice(Math.max(2, end - 2), end), 16);
+  if (text.length < 3 || !text.startsWith('0x')) return false;
+  // Digits from the last one on.
+  for (let i = text.length - 1, place = 2 * length - 1; i >= 2; i--, place--) {
+    const digit = hexDigit(text.charCodeAt(i));
+    if (digit < 0 || (place < 0 && digit > 0)) return false;
+    if (place >= 0) (bytes[at + (place >> 1)] as number) |= (place & 1) === 1 ? digit : digit << 4;
   }
-  return end <= 2 || /^0*$/.test(text.slice(2, end));
+  return true;
 }
 
 function readHex(bytes: Uint8Array, at: number, length: number): string {
@@ -82,9 +65,13 @@ function readHex(bytes: Uint8Array, at: number, length: number): string {
   return `0x${text.replace(/^0+(?=.)/, '')}`;
 }
 
-/** Four bytes the other way round. */
-export function swap4(bytes: Uint8Array, at: number): void {
-  bytes.subarray(at, at + 4).reverse();
+/** Bytes the other way round. */
+export function turn(bytes: Uint8Array, at: number, length: number): void {
+  for (let low = at, high = at + length - 1; low < high; low++, high--) {
+    const byte = bytes[low] as number;
+    bytes[low] = bytes[high] as number;
+    bytes[high] = byte;
+  }
 }
 
 const number = (name: string, id: number, bytes: 1 | 2, order: 0 | 2): NftType => ({
@@ -96,8 +83,8 @@ const number = (name: string, id: number, bytes: 1 | 2, order: 0 | 2): NftType =
   read: (from, at) => String(bytes === 1 ? u8(from, at) : u16(from, at)),
 });
 
-const ipv4: NftType = { name: 'ipv4_addr', id: 7, bytes: 4, order: 2, write: writeAddress4, read: ipv4Text };
-const ipv6: NftType = { name: 'ipv6_addr', id: 8, bytes: 16, order: 2, write: writeAddress6, read: ipv6Text };
+const ipv4: NftType = { name: 'ipv4_addr', id: 7, bytes: 4, order: 2, write: putIpv4, read: ipv4Text };
+const ipv6: NftType = { name: 'ipv6_addr', id: 8, bytes: 16, order: 2, write: putIpv6, read: ipv6Text };
 const protocol = number('inet_proto', 12, 1, 0);
 const port = number('inet_service', 13, 2, 2);
 export const markType: NftType = {
@@ -107,7 +94,7 @@ export const markType: NftType = {
   order: 1,
   write(text, bytes, at, interval) {
     if (!writeHex(text, bytes, at, 4)) return false;
-    if (!interval) swap4(bytes, at);
+    if (!interval) turn(bytes, at, 4);
     return true;
   },
   read(bytes, at, interval) {

@@ -1,21 +1,24 @@
 /**
  * The words of a text in nft's language, read one by one. A word that is not what it should be is outside of what is
- * understood: nft-rule.ts.
+ * understood: nft-rule.ts. Words that are values may be left open, to be read when a template is filled in.
  */
+import { putName } from './nft-elements.ts';
+import type { Operand } from './nft-expressions.ts';
 
 /** Thrown where a text is outside, and caught where reading it began. */
 export class Outside extends Error {}
 
-const WORDS = /"[^"]*"|[(){}]|[^\s(){}"]+/g;
 const NUMBER = /^(0x[0-9a-f]{1,8}|\d{1,9})$/;
 const NAME = /^[A-Za-z_]\w*$/;
 
 export class WordReader {
-  readonly all: string[];
+  readonly all: readonly string[];
+  /** Indices of those that were left open. */
+  readonly open = new Set<number>();
   at = 0;
 
-  constructor(text: string) {
-    this.all = text.match(WORDS) ?? [];
+  constructor(all: readonly string[]) {
+    this.all = all;
   }
 
   get atEnd(): boolean {
@@ -44,8 +47,23 @@ export class WordReader {
     return true;
   }
 
-  get isNumber(): boolean {
-    return NUMBER.test(this.peek());
+  /** The next word's index: it is left open. */
+  leave(): number {
+    const index = this.at;
+    this.next();
+    this.open.add(index);
+    return index;
+  }
+
+  /** The next word, to be written so. */
+  operand(bytes: number, put: (text: string, into: Uint8Array, at: number) => boolean): Operand {
+    const index = this.leave();
+    return { bytes, write: (words, into, at) => put(words[index] ?? '', into, at) };
+  }
+
+  /** The next word as a chain's name. */
+  chain(): Operand {
+    return this.operand(this.peek().length, putName);
   }
 
   number(): number {

@@ -3,17 +3,20 @@
  * written from, and no bytes that a kernel might send make a reader throw, hang or read past its input.
  */
 import { deepStrictEqual, equal, ok } from 'node:assert/strict';
+import { isIPv4, isIPv6 } from 'node:net';
 import fc from 'fast-check';
 import t from 'tap';
 import { bytesLimitText, classText, markText, rawText, shapeOf } from '../../kernel/nft.ts';
-import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
+import { addressBytes, ipv4Text, ipv6Text, putIpv4, putIpv6 } from '../../wire/address-text.ts';
 import { decodeAck } from '../../wire/netlink-ack.ts';
 import { NftBatch } from '../../wire/nft-batch.ts';
 import { ElementReader } from '../../wire/nft-elements.ts';
 import { tableEvent } from '../../wire/nft-event.ts';
 import { readChain, readComment, readCounter, readGeneration } from '../../wire/nft-listing.ts';
 import { layoutOf, readSet, type SetLayout } from '../../wire/nft-shape.ts';
+import { type Template, writeRule } from '../../wire/nft-template.ts';
 import { attribute, nested, nfnlMessage, splitMessages } from '../../wire/nlattr.ts';
+import { NetlinkWriter } from '../../wire/nlwriter.ts';
 import { everySet } from '../nft-suite.ts';
 
 const u32 = fc.nat(0xffffffff);
@@ -107,6 +110,144 @@ t.test('what is written reads back', async (t) => {
     );
     t.notOk(outcome.failed, `elements of ${shape}`, { found: String(outcome.errorInstance) });
   }
+});
+
+const names = fc.stringMatching(/^[A-Za-z_]\w{0,20}$/);
+const address = fc.oneof(texts.ipv4_addr as fc.Arbitrary<string>, texts.ipv6_addr as fc.Arbitrary<string>);
+const marks = fc.oneof(
+  u32.map(markText),
+  u32.map((mark) => `0x${mark.toString(16)}`),
+  fc.nat(0xfffffffff).map(String),
+);
+const mistakes = fc.constantFrom(
+  'x',
+  '0',
+  '-',
+  '/',
+  '10.0.0.256',
+  '1.2.3.4.5',
+  '::1::',
+  '0x',
+  '007',
+  '#9',
+  'goto',
+  '@s4',
+);
+const ports = fc.oneof(fc.nat(70_000), fc.nat(2_000), fc.constantFrom(25, 80, 443)).map(String);
+const pair = (one: fc.Arbitrary<string>, mark: string) => fc.tuple(one, one).map((both) => both.join(mark));
+const values = fc.oneof(
+  { weight: 6, arbitrary: address },
+  { weight: 3, arbitrary: ports },
+  { weight: 3, arbitrary: marks },
+  { weight: 2, arbitrary: fc.tuple(address, fc.nat(140)).map(([text, bits]) => `${text}/${bits}`) },
+  { weight: 2, arbitrary: fc.nat(32).map((bits) => `${bits === 0 ? '0.0.0.0' : '128.0.0.0'}/${bits}`) },
+  { weight: 2, arbitrary: fc.oneof(pair(address, '-'), pair(ports, '-')) },
+  { weight: 1, arbitrary: fc.constantFrom('tcp', 'ipv4', 'ipv6', '6', '17', 'none', '1:abc') },
+  { weight: 1, arbitrary: mistakes },
+);
+const chains = fc.oneof({ weight: 9, arbitrary: names }, { weight: 1, arbitrary: mistakes });
+/** `V` stands for a value, `C` for a chain. */
+const pieces = fc.oneof(
+  fc.constantFrom(
+    ...[
+      'ip daddr V',
+      'ip6 saddr V',
+      'ip saddr != V',
+      'meta l4proto V',
+      'meta nfproto V',
+      'th dport V',
+      'th dport != V',
+    ],
+    ...['tcp dport V', 'udp sport >= V', 'meta mark V', 'meta mark and V == V', 'ct mark and V != V', 'meta length V'],
+    ...['icmp type V', 'icmpv6 code V', 'ct state new', 'ct original ip saddr V', '@th,96,32 V', '@nh,96,32 != V'],
+    ...['meta iif V', 'ct direction V', 'meta protocol ip', 'tcp flags & (syn | ack) == ack', 'iifname "a b"'],
+    ...['ip daddr @s4', 'ip daddr . meta l4proto @pairs', 'ip saddr vmap @v4', 'ip6 daddr V V'],
+  ),
+  fc.constantFrom(
+    ...[
+      'meta mark set V',
+      'ct mark set V',
+      'ct mark set ct mark and V or V',
+      'ct mark set ct mark or V',
+      'drop',
+      'return',
+    ],
+    ...['meta mark set meta mark and V', 'meta priority set V', 'goto C', 'jump C', 'update @hits { meta mark and V }'],
+    ...['meta mark set ip saddr map @m4', 'meta mark set jhash ip saddr . ip daddr mod V seed V offset V', 'accept C'],
+    ...[
+      'snat ip to V',
+      'dnat ip6 to [V]:V',
+      'reject with tcp reset',
+      'limit rate V/second burst V packets',
+      'counter name C',
+    ],
+  ),
+);
+const rules = fc
+  .tuple(fc.array(pieces, { minLength: 1, maxLength: 4 }), fc.infiniteStream(values), fc.infiniteStream(chains))
+  .map(([list, values, chains]) =>
+    list.join(' ').replaceAll(/\b[VC]\b/g, (letter) => (letter === 'V' ? values : chains).next().value as string),
+  );
+const layoutsOf: Record<string, SetLayout | undefined> = {
+  s4: layoutOf('type ipv4_addr;'),
+  pairs: layoutOf('type ipv4_addr . inet_proto; flags interval;'),
+  v4: layoutOf('type ipv4_addr : verdict;'),
+  m4: layoutOf('type ipv4_addr : mark;'),
+};
+
+t.test('a rule is the same, whatever rules of its kind came before', async (t) => {
+  const kept = new Map<string, Template>();
+  const written = (text: string, templates: Map<string, Template>): string | undefined => {
+    const writer = new NetlinkWriter();
+    const known = writeRule(writer, 't', 'c', text, (set) => layoutsOf[set], templates);
+    return known ? Buffer.from(writer.written()).toString('hex') : undefined;
+  };
+  let understood = 0;
+  let like = 0;
+  const outcome = fc.check(
+    fc.property(rules, (text) => {
+      const before = kept.size;
+      const alone = written(text, new Map());
+      equal(written(text, kept), alone);
+      if (alone === undefined) return;
+      understood++;
+      if (kept.size === before) like++;
+    }),
+    { numRuns: 20_000 },
+  );
+  t.notOk(outcome.failed, 'alone or behind others', {
+    found: String(outcome.errorInstance),
+    rule: outcome.counterexample,
+  });
+  t.ok(understood > 2_000 && like > 1_000, `${understood} rules understood, ${like} of them like one before`);
+  t.comment(`${understood} rules understood, ${like} of them like one before, ${kept.size} kinds`);
+
+  const one = new Map<string, Template>();
+  const rule = (address: string, port: number, chain: string): string =>
+    `ip daddr ${address} meta l4proto 6 th dport ${port} meta mark set 0x0000ab00 goto ${chain}`;
+  t.not(written(rule('10.0.0.1', 8443, 'leaf_1'), one), written(rule('10.200.0.1', 5432, 'leaf_2'), one));
+  t.equal(one.size, 1, 'values and names of chains are no part of a kind');
+  t.ok(written('ip daddr @s4 drop', one));
+  layoutsOf.s4 = layoutOf('type ipv6_addr;');
+  t.notOk(written('ip daddr @s4 drop', one), 'a set may have another shape');
+});
+
+t.test('addresses as text', async (t) => {
+  const read = (put: typeof putIpv4, text: string, length: number): Uint8Array | undefined => {
+    const bytes = new Uint8Array(length + 2);
+    return put(text, bytes, 1) ? bytes.subarray(1, length + 1) : undefined;
+  };
+  const groups = fc.array(fc.stringMatching(/^[0-9a-f]{0,5}$/), { maxLength: 10 }).map((list) => list.join(':'));
+  const dotted = fc.array(fc.nat(300).map(String), { maxLength: 6 }).map((list) => list.join('.'));
+  const outcome = fc.check(
+    fc.property(fc.oneof(address, groups, dotted, fc.stringMatching(/^[0-9a-fg:.]{0,20}$/)), (text) => {
+      deepStrictEqual(read(putIpv4, text, 4), isIPv4(text) ? addressBytes(text) : undefined, text);
+      const plain = isIPv6(text) && !text.includes('.');
+      deepStrictEqual(read(putIpv6, text, 16), plain ? addressBytes(text) : undefined, text);
+    }),
+    { numRuns: 20_000 },
+  );
+  t.notOk(outcome.failed, 'as Node reads them', { found: String(outcome.errorInstance) });
 });
 
 t.test('many elements are several messages, and an error finds the one that it is about', async (t) => {
