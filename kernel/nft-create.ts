@@ -9,8 +9,8 @@ import { canWrite } from '../wire/nft-elements.ts';
 import { layoutOf } from '../wire/nft-shape.ts';
 import { type ElementsChange, emptyChange, type TableChange } from './nft-change.ts';
 
-/** Statements that only chains have of which there are few. */
-const special = /\b(log|counter|fib|reject|snat|iifname|oifname|limit|notrack|flags|state|original|iif)\b/;
+/** Of what the compilers write, what the codec does not understand: only chains have it of which there are few. */
+const special = (rule: string): boolean => rule.includes('{') || rule.includes('tcp option');
 
 /** How much a part holds: while it is written, some 50 ms, this thread stands still. */
 const PART = 16_000;
@@ -19,19 +19,18 @@ export function* creation(change: TableChange): Generator<TableChange> {
   const base = new Set(change.chains.flatMap(({ name, hook }) => (hook === undefined ? [] : [name])));
   const few = new Set<string>();
   const many = new Set(change.chains.map(({ name }) => name));
-  for (const [chain, text] of change.rules) if (!base.has(chain) && special.test(text)) few.add(chain);
+  for (const [chain, text] of change.rules) if (!base.has(chain) && special(text)) few.add(chain);
   // Their rules may lead anywhere.
   const declared = new Set(few);
   for (const [chain, text] of change.rules) {
     if (few.has(chain)) for (const [, target = ''] of text.matchAll(/\b(?:jump|goto) (\w+)/g)) declared.add(target);
   }
   for (const name of [...base, ...declared]) many.delete(name);
-  const writable = ({ shape }: ElementsChange): boolean => {
-    const layout = layoutOf(shape);
-    return layout !== undefined && canWrite(layout);
-  };
-  const leading = ({ shape }: ElementsChange): boolean => layoutOf(shape)?.value === 'verdict';
   const empty = (): TableChange => emptyChange(change.family, change.table);
+  // Elements that lead to chains come behind those.
+  const [leading, others] = apart(change.elementsIn, ({ shape }) => shape.includes(': verdict'));
+  const [plain, plainForCommand] = apart(others, writable);
+  const [verdicts, verdictsForCommand] = apart(leading, writable);
   yield {
     ...empty(),
     create: true,
@@ -39,19 +38,29 @@ export function* creation(change: TableChange): Generator<TableChange> {
     sets: change.sets,
     chains: change.chains.filter(({ name }) => declared.has(name)),
     rules: change.rules.filter(([chain]) => few.has(chain)),
-    elementsIn: change.elementsIn.filter((elements) => !writable(elements)),
+    elementsIn: plainForCommand,
   };
-  const elements = change.elementsIn.filter(writable);
-  for (const part of elementParts(elements.filter((of) => !leading(of)))) yield { ...empty(), elementsIn: part };
+  for (const part of elementParts(plain)) yield { ...empty(), elementsIn: part };
   for (const chains of parts([...many])) yield { ...empty(), chains: chains.map((name) => ({ name })) };
   const rules = change.rules.filter(([chain]) => !base.has(chain) && !few.has(chain));
   for (const part of parts(rules)) yield { ...empty(), rules: part };
-  for (const part of elementParts(elements.filter(leading))) yield { ...empty(), elementsIn: part };
+  for (const part of elementParts(verdicts)) yield { ...empty(), elementsIn: part };
   yield {
     ...empty(),
     chains: change.chains.filter(({ name }) => base.has(name)),
     rules: change.rules.filter(([chain]) => base.has(chain)),
+    elementsIn: verdictsForCommand,
   };
+}
+
+function writable({ shape }: ElementsChange): boolean {
+  const layout = layoutOf(shape);
+  return layout !== undefined && canWrite(layout);
+}
+
+/** Those that are so, and those that are not. */
+function apart<T>(list: readonly T[], is: (one: T) => boolean): [T[], T[]] {
+  return [list.filter(is), list.filter((one) => !is(one))];
 }
 
 function* parts<T>(list: readonly T[]): Generator<T[]> {

@@ -348,7 +348,7 @@ t.test('step by step is as good as all at once', async (t) => {
 
 t.test('a table that is created in parts is the same, and in force only at the end', async (t) => {
   const plan = basePlan();
-  for (let at = 0; at < 4_000; at++) {
+  for (let at = 0; at < 12_000; at++) {
     plan.workloads[`uid-${at}`] = {
       namespace: 'n',
       name: `p-${at}`,
@@ -367,7 +367,7 @@ t.test('a table that is created in parts is the same, and in force only at the e
   const [one, other] = [new FakeNft(), new FakeNft()];
   await one.run(whole);
   for (const [at, part] of parts.entries()) {
-    t.ok(changeSize(part) < 5_000, 'a part is not big');
+    t.ok(changeSize(part) <= 16_000, 'a part is not big');
     t.equal(
       part.chains.some(({ hook }) => hook !== undefined),
       at === parts.length - 1,
