@@ -141,10 +141,13 @@ export class GatewayApply {
     };
     const net = (): Promise<void> => this.#applyNet(plan, changed, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.
-    const steps = 'pool' in plan.settings ? [rules, net] : [net, rules];
-    for (const step of steps) await step();
-
+    const serves = 'pool' in plan.settings;
+    if (!serves) await net();
+    await rules();
+    // Whatever keeps a route or an address from coming keeps no flow alive that the rules forbid.
+    const failure = serves ? await net().catch((error: unknown) => ({ error })) : undefined;
     const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
+    if (failure !== undefined) throw failure.error;
     // Every flow that is left now, or was made since, has its own translation.
     if (asked) nftChanges += await this.#applyRules(true);
     const unshaped = await this.#shaping.apply(desiredClasses(plan, this.#compiler.bandwidths));

@@ -121,9 +121,10 @@ export class Steering {
     }
     await this.#kernel.nft.run(diffRuleset(nftNow, ruleset));
     this.#nft = stateOf(ruleset);
+    // The kernel does not tell a second time which flows these are.
+    const endedFlows = await this.#end(endings, settings);
     await this.#applyNet(grown, net);
     this.#net = net;
-    const endedFlows = await this.#end(endings, settings);
     this.#plan = plan;
     return { known: knownOf(ruleset), workloads: Object.keys(plan.workloads).length, endedFlows };
   }

@@ -430,9 +430,20 @@ t.test('apply', async (t) => {
     t.equal((await steering.apply(less)).endedFlows, 3);
     t.equal(log.length, 3);
     t.match(log[0] ?? '', /^nft .*delete element inet sluice_node known4/s);
-    t.match(log[1] ?? '', /^ip .*route del/s);
-    t.notMatch(log[1] ?? '', /replace|add/);
-    t.equal(log[2], 'end flows');
+    t.equal(log[1], 'end flows');
+    t.match(log[2] ?? '', /^ip .*route del/s);
+    t.notMatch(log[2] ?? '', /replace|add/);
+  });
+  t.test('flows end though what the plan leaves behind cannot be taken away', async (t) => {
+    const { log, fail, kernel } = fakeKernel();
+    const steering = new Steering(kernel, ['cni0']);
+    await steering.apply(one);
+    log.length = 0;
+    fail.ip = true;
+    const bypassed = planOf({ u: { addresses: A, steer: { 4: 'bypass', 6: 'bypass' } } });
+    delete bypassed.shards['p/1'];
+    await t.rejects(steering.apply(bypassed), /ip refuses/);
+    t.equal(log.at(-1), 'end flows');
   });
   t.test('what the plan forbids is done even if what it permits cannot be', async (t) => {
     const { log, fail, kernel } = fakeKernel();

@@ -1,0 +1,76 @@
+/** gateway/apply.ts where the machine does not do all that a plan asks for. What it does otherwise: test/netns. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
+import { KernelError } from '../../kernel/errors.ts';
+import { FakeIp } from '../../kernel/iproute-fake.ts';
+import { FakeNft } from '../../kernel/nft-fake.ts';
+import { FakeTc } from '../../kernel/tc-fake.ts';
+import type { ConntrackView } from '../../wire/conntrack.ts';
+import { basePlan, EGRESS, PODS, WEB } from '../netns/gateway-plans.ts';
+
+const state = mkdtempSync(join(tmpdir(), 'sluice-apply-'));
+t.teardown(() => rmSync(state, { recursive: true }));
+
+class Machine implements GatewayKernel {
+  readonly nft = new FakeNft();
+  readonly tc = new FakeTc();
+  readonly #ip = new FakeIp(['inside', 'outside']);
+  failing = false;
+  ended = 0;
+  readonly ip: GatewayKernel['ip'] = {
+    list: (scope) => this.#ip.list(scope),
+    apply: async (lines) => {
+      if (this.failing) throw new KernelError('ip apply', 'ENODEV', 'no such device');
+      await this.#ip.apply(lines);
+    },
+  };
+  sysctl = async (): Promise<void> => undefined;
+  mtu = async (): Promise<number> => 1500;
+  reversePathFilter = async (): Promise<boolean> => true;
+  announce = (): void => undefined;
+  /** One flow is there. */
+  endFlows = async (match: (flow: ConntrackView) => boolean): Promise<number> => {
+    const { 4: source } = PODS.pay;
+    const { 4: destination } = WEB;
+    const flow = {
+      protocol: 17,
+      original: { source, destination, sourcePort: 7, destinationPort: 7 },
+      reply: { source: destination, destination: EGRESS.pay[4], sourcePort: 7, destinationPort: 7 },
+    };
+    const ends = match(flow as ConntrackView);
+    if (ends) this.ended++;
+    return ends ? 1 : 0;
+  };
+}
+const open = basePlan('Accept');
+
+t.test('flows that the rules forbid end, whatever becomes of addresses and routes', async (t) => {
+  const machine = new Machine();
+  const gateway = new GatewayApply('gw-a', machine, state);
+  await gateway.apply(open);
+  t.equal(machine.ended, 0);
+  const closed = basePlan('Drop');
+  machine.failing = true;
+  Object.assign(closed.nodes, { c: { addresses: ['10.0.0.99'], podCIDRs: ['10.99.0.0/16'] } });
+  await t.rejects(gateway.apply(closed), /ENODEV/);
+  t.equal(machine.ended, 1);
+  machine.failing = false;
+  await gateway.apply(closed);
+});
+
+t.test('rules that the kernel refuses end no flow, and the next plan is in force whole', async (t) => {
+  const machine = new Machine();
+  const gateway = new GatewayApply('gw-a', machine, state);
+  await gateway.apply(open);
+  const closed = basePlan('Drop');
+  const before = await machine.nft.list('inet', 'sluice');
+  machine.nft.failNext = new KernelError('nft run', 'EINVAL', 'refused');
+  await t.rejects(gateway.apply(closed), /EINVAL/);
+  t.same(await machine.nft.list('inet', 'sluice'), before, 'what was in force stays');
+  t.equal(machine.ended, 0);
+  await gateway.apply(closed);
+  t.equal(machine.ended, 1);
+});
