@@ -6,7 +6,7 @@
 import { networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Counter, Gauge, Histogram } from 'prom-client';
-import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan } from '../api/plan.ts';
+import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
@@ -182,7 +182,9 @@ export async function runController(options: ControllerOptions): Promise<Control
   function publish(result: PlanResult, frozen: Judged['frozen']): void {
     const next = generation + 1;
     let changed = false;
-    for (const name of new Set([...result.gateways.keys(), ...versions.names('gateway')])) {
+    const clients = (role: PlanRole, planned: ReadonlyMap<string, unknown>): Set<string> =>
+      versions.names(role, planned.keys(), (name) => server.forget(role, name));
+    for (const name of clients('gateway', result.gateways)) {
       if (frozen.gateways.has(name)) continue;
       const gatewayPlan: GatewayPlan = result.pools.get(result.gateways.get(name) ?? '') ?? noGatewayPlan;
       const version = versions.offer('gateway', name, gatewayPlan, next);
@@ -190,7 +192,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       changed = true;
       server.publish('gateway', name, version.plan, version.generation);
     }
-    for (const name of new Set([...result.nodes.keys(), ...versions.names('node')])) {
+    for (const name of clients('node', result.nodes)) {
       if (frozen.nodes.has(name)) continue;
       const version = versions.offer('node', name, result.nodes.get(name) ?? noNodePlan, next);
       if (version === undefined) continue;

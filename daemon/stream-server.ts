@@ -52,6 +52,8 @@ export interface PlanServer {
   port: number;
   /** Makes this the plan of (role, name); sent at once if connected, else as soon as it is. */
   publish<R extends PlanRole>(role: R, name: string, plan: PlanOf[R], generation: number): void;
+  /** Unless it is connected. */
+  forget(role: PlanRole, name: string): void;
   close(): Promise<void>;
 }
 
@@ -307,6 +309,10 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       slot.wanted = { plan, generation };
       if (slot.link?.resumed === false) resume(slot, slot.link);
       else update(slot);
+    },
+    forget(role, name) {
+      const key = peerKey(role, name);
+      if (slots.get(key)?.link === undefined) slots.delete(key);
     },
     close: () =>
       new Promise((resolve) => {

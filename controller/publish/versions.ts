@@ -78,9 +78,16 @@ export class Versions {
     return [...this.#clients[role].values()].filter(({ connected }) => connected).length;
   }
 
-  /** Clients that were ever given a plan in this run, or are connected. */
-  names(role: PlanRole): string[] {
-    return [...this.#clients[role].keys()];
+  /** `planned`, and others that are connected. Who is neither is forgotten: nodes come and go under ever new names. */
+  names(role: PlanRole, planned: Iterable<string>, forgotten: (name: string) => void): Set<string> {
+    const names = new Set(planned);
+    for (const [name, { connected }] of this.#clients[role]) {
+      if (connected) names.add(name);
+      if (names.has(name)) continue;
+      this.#clients[role].delete(name);
+      forgotten(name);
+    }
+    return names;
   }
 
   /** What it was given last. */

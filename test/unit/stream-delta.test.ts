@@ -119,6 +119,34 @@ t.test('the difference to the plan before, which is changed in place', async (t)
   t.same(calls[2]?.delta, { set: {}, delete: { workloads: ['a'] } });
 });
 
+t.test('who is forgotten is sent nothing until there is a plan again', async (t) => {
+  const { server, publish, calls, acks, client } = await start(t);
+  publish(planOf({ a: '10.244.1.1' }), 1);
+  await until(() => acks.includes('ack 1'));
+  server.forget('node', 'node-a');
+  publish(planOf({ a: '10.244.1.2' }), 2);
+  await until(() => acks.includes('ack 2'));
+  t.ok(calls[1]?.delta, 'nobody is while it is connected');
+  await client.close();
+  await until(() => acks.includes('gone'));
+  server.forget('node', 'node-a');
+  const later: number[] = [];
+  const again = startPlanClient({
+    role: 'node',
+    name: 'node-a',
+    url: `https://127.0.0.1:${server.port}`,
+    certs: join(dir, 'node-a'),
+    addresses: [],
+    onPlan: async (_plan, generation) => void later.push(generation),
+    log: silentLog(),
+  });
+  t.teardown(() => again.close());
+  await until(() => acks.filter((text) => text === 'hello').length === 2);
+  publish(planOf({ a: '10.244.1.2' }), 3);
+  await until(() => acks.includes('ack 3'));
+  t.same(later, [3]);
+});
+
 t.test('after a failure the difference is not known, until a call succeeds', async (t) => {
   const { publish, calls, acks, behaviour } = await start(t);
   publish(planOf({ a: '10.244.1.1' }), 1);
