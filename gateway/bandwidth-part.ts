@@ -43,7 +43,8 @@ export class BandwidthPart {
 
   #note(name: string, limits: boolean): void {
     if (limits) this.#limiting.add(name);
-    else this.#limiting.delete(name);
+    // Most plans limit nothing, and a first load comes by here with every rule and service.
+    else if (this.#limiting.size > 0) this.#limiting.delete(name);
   }
 
   #add(plan: GatewayPlan, bandwidths: Bandwidths): string {

@@ -225,11 +225,10 @@ export class GatewayCompiler {
     const all = <T>(collection: Record<string, T>): Changes<T> => ({ set: Object.entries(collection), delete: [] });
     const { rules, services, groups } = plan;
     const policy = { rules: all(rules), services: all(services), groups: all(groups) };
-    const changed = pool.policy.change(policy);
+    pool.policy.change(policy);
     this.#limit(pool, plan, policy, heldShards);
-    changed.marked.clear();
-    const nothing = { marked: changed.marked, moved: new Set<string>(), egress: undefined };
-    this.#changeWorkloads(all(plan.workloads), { nodes: plan.nodes, nat }, nothing, pool);
+    // Their elements the table asks for.
+    for (const [uid, entry] of Object.entries(plan.workloads)) this.#hold(uid, entry, pool.policy);
   }
 
   #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
@@ -299,14 +298,12 @@ export class GatewayCompiler {
       }
     }
     const { table } = this;
-    // Of a table that is new they are asked for all together.
-    const told = !table.derivesAll;
     const elementsBefore = workloadElements(pool.settings, before.nat);
     const go: EachElement = (set, key, value) => table.go(set, key, value);
     for (const uid of changed.keys()) {
       const was = this.#workloads.get(uid);
       if (was === undefined) continue;
-      if (told) elementsBefore(was.entry, was.mark, outerOf(before.nodes, was.entry), go);
+      elementsBefore(was.entry, was.mark, outerOf(before.nodes, was.entry), go);
       for (const address of was.entry.addresses) this.#byAddress.delete(address);
       this.#workloads.delete(uid);
     }
@@ -315,12 +312,17 @@ export class GatewayCompiler {
     const { nodes } = this.#places;
     for (const [uid, entry] of changed) {
       if (entry === undefined) continue;
-      const mark = pool.policy.groupMark(entry.group);
-      if (told) elements(entry, mark, outerOf(nodes, entry), come);
-      for (const address of entry.addresses) this.#byAddress.set(address, entry);
-      this.#workloads.set(uid, { entry, mark });
+      const { mark } = this.#hold(uid, entry, pool.policy);
+      elements(entry, mark, outerOf(nodes, entry), come);
     }
     return found;
+  }
+
+  #hold(uid: string, entry: WorkloadEntry, policy: PolicyCompiler): Held {
+    const held = { entry, mark: policy.groupMark(entry.group) };
+    for (const address of entry.addresses) this.#byAddress.set(address, entry);
+    this.#workloads.set(uid, held);
+    return held;
   }
 }
 

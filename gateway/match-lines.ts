@@ -14,10 +14,12 @@ const anything: Match = { address: '', ports: '' };
 export function matchesOf(found: Found | undefined, only?: Family): Match[] {
   if (found === undefined) return [anything];
   if (only !== undefined) return found[only].matches;
-  const of = (family: Family): Set<string> =>
-    new Set(found[family].matches.flatMap(({ address, ports }) => (address === ofFamily(family) ? [ports] : [])));
+  const of = (family: Family): string[] =>
+    found[family].matches.flatMap(({ address, ports }) => (address === ofFamily(family) ? [ports] : []));
   const [four, six] = [of(4), of(6)];
-  const ofBoth = [...four].filter((ports) => six.has(ports));
+  // Of nearly no rule: it is asked of each.
+  if (four.length === 0 || six.length === 0) return [...found[4].matches, ...found[6].matches];
+  const ofBoth = four.filter((ports) => six.includes(ports));
   const ofOne = (family: Family): Match[] =>
     found[family].matches.filter(({ address, ports }) => address !== ofFamily(family) || !ofBoth.includes(ports));
   return [...ofBoth.map((ports) => ({ address: '', ports })), ...families.flatMap(ofOne)];
@@ -26,7 +28,8 @@ export function matchesOf(found: Found | undefined, only?: Family): Match[] {
 /** A line for each match. `ends`: the verdict ends the walk, or leads to where it is ended. */
 export function matchLines(matches: readonly Match[], verdict: string, ends: boolean, scope: Scope): string[] {
   const flat = (): string[] => matches.map(({ address, ports }) => `${address}${ports}${verdict}`);
-  if (!ends || matches.length < 2) return flat();
+  // Two are not worth a chain, whatever they have in common.
+  if (!ends || matches.length < 3) return flat();
   const portsOf = new Map<string, string[]>();
   for (const { address, ports } of matches) portsOf.set(address, [...(portsOf.get(address) ?? []), ports]);
   const addressesOf = new Map<string, { addresses: string[]; ports: string[] }>();

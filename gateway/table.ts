@@ -66,11 +66,6 @@ export class Table {
     for (const name of Object.keys(heads)) remember(this.#setsBefore, name, undefined);
   }
 
-  /** No derived set was there before: what comes and goes need not be said, since all of it will be asked for. */
-  get derivesAll(): boolean {
-    return Object.keys(this.#derived.heads).every((name) => this.#setsBefore.has(name));
-  }
-
   /** An element of a derived set comes; one that goes was told with this value. */
   come(set: string, key: string, value: string): void {
     if (this.#setsBefore.has(set)) return;
