@@ -36,10 +36,7 @@ const DUMP_SEQUENCE = 1;
 /** Every entry of both families. */
 export async function listFlows(options: TableOptions = {}): Promise<ConntrackEntry[]> {
   const entries: ConntrackEntry[] = [];
-  await walk(options, (reader) => {
-    const { type: _, ...entry } = reader.event();
-    entries.push(entry);
-  });
+  await walk(options, (reader) => entries.push(reader.entry()));
   return entries;
 }
 

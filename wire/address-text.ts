@@ -41,14 +41,12 @@ export function ipv6Text(bytes: Uint8Array, at: number): string {
 /** The text of the 4 or 16 bytes at an offset. */
 export type AddressText = (bytes: Uint8Array, at: number, family: 4 | 6) => string;
 
-export const plainText: AddressText = (bytes, at, family) => (family === 4 ? ipv4Text(bytes, at) : ipv6Text(bytes, at));
-
 /** So many addresses of each family are remembered at most. */
 const SLOTS_BITS = 16;
 
 /**
- * The same for addresses that come again and again, as in the connection table: the text is made once, and whoever
- * looks it up in a Map finds its hash made. Each address has one slot, in which the last of its slot's is remembered: no
+ * For addresses that come again and again, as in the connection table: the text is made once, kept once by all who keep
+ * it, and whoever looks it up in a Map finds its hash made. Each address has one slot, in which the last of its slot's is remembered: no
  * choice of addresses costs more than to make the text, or takes more memory.
  */
 export function rememberedText(): AddressText {

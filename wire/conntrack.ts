@@ -5,7 +5,7 @@
  * Leaves out: expectations, helpers, labels, sequence adjustment, TCP state, creating entries.
  */
 
-import { type AddressText, plainText } from './address-text.ts';
+import { type AddressText, rememberedText } from './address-text.ts';
 import { bytesOfU32, counter, type Decoded, type Malformed, malformed, u16, u32, u64 } from './bytes.ts';
 import { type Tuple, TupleReader, type TupleView } from './conntrack-tuple.ts';
 import {
@@ -111,7 +111,7 @@ export class ConntrackReader implements ConntrackView {
   readonly #end = new Uint32Array(ATTRIBUTES);
   readonly #cursor = new AttributeCursor();
 
-  constructor(text: AddressText = plainText) {
+  constructor(text: AddressText) {
     this.original = new TupleReader(text);
     this.reply = new TupleReader(text);
   }
@@ -149,14 +149,21 @@ export class ConntrackReader implements ConntrackView {
     return this.#has(CTA_TUPLE_ORIG) && this.#has(CTA_TUPLE_REPLY) ? undefined : this.#refuse('no-tuple');
   }
 
-  /** One to keep. */
+  /** One to keep; an entry of a dump reads as 'update'. */
   event(): ConntrackEvent {
-    const { original, reply } = this;
-    const flags = messageFlags(this.#bytes, this.#from);
     const destroyed = messageType(this.#bytes, this.#from) === CT_DELETE;
+    const created = (messageFlags(this.#bytes, this.#from) & NLM_F_CREATE) !== 0;
+    // Not a copy of the entry: that would take nearly as long again.
+    const event = this.entry() as ConntrackEvent;
+    event.type = destroyed ? 'destroy' : created ? 'new' : 'update';
+    return event;
+  }
+
+  /** One to keep. */
+  entry(): ConntrackEntry {
+    const { original, reply } = this;
     // One object, filled: of 100,000 entries a copy of each costs as much as the reading.
-    const event: ConntrackEvent = {
-      type: destroyed ? 'destroy' : flags & NLM_F_CREATE ? 'new' : 'update',
+    const entry: ConntrackEntry = {
       family: original.family,
       id: this.id,
       protocol: original.protocol,
@@ -169,12 +176,12 @@ export class ConntrackReader implements ConntrackView {
       zone: this.#has(CTA_ZONE, 2) ? u16(this.#bytes, this.#start[CTA_ZONE] ?? 0) : 0,
     };
     const timeout = this.#u32(CTA_TIMEOUT);
-    if (timeout !== undefined) event.timeout = timeout;
-    if (original.zone !== undefined) event.originalZone = original.zone;
-    this.#readCounters(CTA_COUNTERS_ORIG, 'original', event);
-    this.#readCounters(CTA_COUNTERS_REPLY, 'reply', event);
-    this.#readTimestamps(event);
-    return event;
+    if (timeout !== undefined) entry.timeout = timeout;
+    if (original.zone !== undefined) entry.originalZone = original.zone;
+    this.#readCounters(CTA_COUNTERS_ORIG, 'original', entry);
+    this.#readCounters(CTA_COUNTERS_REPLY, 'reply', entry);
+    this.#readTimestamps(entry);
+    return entry;
   }
 
   /**
@@ -239,11 +246,12 @@ export class ConntrackReader implements ConntrackView {
   }
 }
 
-/** Everything is read at once, so one reader does for all. */
-const reader = new ConntrackReader();
+/** Everything is read at once, so one does for all; made by who needs it, since what it remembers takes 2 MB. */
+let reader: ConntrackReader | undefined;
 
-/** One netlink message of ctnetlink. Entries of a dump read as 'update'. */
+/** One netlink message of ctnetlink. */
 export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
+  reader ??= new ConntrackReader(rememberedText());
   const fault = reader.read(message);
   return fault === undefined ? { ok: true, value: reader.event() } : malformed(fault);
 }

@@ -5,7 +5,7 @@
  */
 
 import t from 'tap';
-import { addressBytes, ipv6Text, macBytes, macText } from '../../wire/address-text.ts';
+import { addressBytes, ipv6Text, macBytes, macText, rememberedText } from '../../wire/address-text.ts';
 import { ARP_REPLY, ARP_REQUEST, gratuitousArp, parseArp } from '../../wire/arp.ts';
 import { type ConntrackEvent, ConntrackReader, decodeConntrack, encodeConntrackDump } from '../../wire/conntrack.ts';
 import { buildFrame, parseFrame } from '../../wire/ethernet.ts';
@@ -132,7 +132,7 @@ t.test('conntrack', async (t) => {
   for (const [what, bytes, reason] of refused) t.same(decodeConntrack(bytes), { ok: false, reason }, what);
 
   // The tuple in a deletion is the kernel's own encoding of it, byte for byte.
-  const reader = new ConntrackReader();
+  const reader = new ConntrackReader(rememberedText());
   const deletionOf = (message: Uint8Array): Uint8Array => {
     reader.read(message);
     const writer = new NetlinkWriter();
