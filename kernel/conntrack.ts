@@ -31,6 +31,9 @@ export interface TableOptions {
 /** The kernel's parts of a dump are of 32 KiB. */
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
+const DELETIONS_PER_DATAGRAM = 256;
+/** Of deletions: 102,400, whose events fit into what an event socket lets wait (kernel/event-worker.ts). */
+const DATAGRAMS_PER_PAUSE = 400;
 const DUMP_SEQUENCE = 1;
 
 /** Every entry of both families. */
@@ -41,60 +44,59 @@ export async function listFlows(options: TableOptions = {}): Promise<ConntrackEn
 }
 
 /**
- * Deletes the entries that match; says how many were there to delete. What is to go of each part of the table goes
- * before the next part is asked for: the kernel's walk begins a bucket again whose entry it stood at is gone.
+ * Deletes the entries that match; says how many were there to delete. All are found first, and then deleted without a turn
+ * of the event loop: who listens to ends of flows has more to do about each than it costs to end it, and would have his
+ * turn before the next.
  */
 export async function endFlows(match: (entry: ConntrackView) => boolean, options: TableOptions = {}): Promise<number> {
-  const deletions = new Deletions(options);
-  try {
-    await walk(
-      options,
-      (entry) => {
-        if (match(entry)) deletions.add(entry);
-      },
-      () => deletions.send(),
-    );
-  } finally {
-    deletions.close();
-  }
-  return deletions.done;
+  const deletions = new Deletions();
+  await walk(options, (entry) => {
+    if (match(entry)) deletions.add(entry);
+  });
+  return deletions.send(options);
 }
 
-/** Entries to delete, sent as one datagram: a system call each way for all of them. */
+/** Entries to delete. Many are sent as one datagram: a system call each way for all of them. */
 class Deletions {
-  done = 0;
-  readonly #options: TableOptions;
   readonly #writer = new NetlinkWriter(RECEIVE_SIZE);
-  #socket: NetlinkSocket | undefined;
-  #sequence = 0;
-  #waiting = 0;
-
-  constructor(options: TableOptions) {
-    this.#options = options;
-  }
+  /** Where each datagram ends; the last of them when it is sent. */
+  readonly #ends: number[] = [];
+  #count = 0;
 
   add(entry: ConntrackReader): void {
-    this.#waiting++;
-    this.#sequence++;
-    entry.writeDeletion(this.#writer, this.#sequence);
+    this.#count++;
+    entry.writeDeletion(this.#writer, this.#count);
+    if (this.#count % DELETIONS_PER_DATAGRAM === 0) this.#end();
   }
 
-  send(): void {
-    if (this.#waiting === 0) return;
-    this.#socket ??= open(this.#options);
+  /** How many of them were there. */
+  async send(options: TableOptions): Promise<number> {
+    if (this.#count === 0) return 0;
+    if (this.#count % DELETIONS_PER_DATAGRAM !== 0) this.#end();
+    const socket = open(options);
+    let missing = 0;
+    try {
+      let from = 0;
+      for (const [index, to] of this.#ends.entries()) {
+        const before = index * DELETIONS_PER_DATAGRAM;
+        const last = Math.min(before + DELETIONS_PER_DATAGRAM, this.#count);
+        const failures = socket.exchange(this.#writer.written().subarray(from, to), before + 1, last);
+        // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
+        const other = failures.find((errno) => errno !== ENOENT);
+        if (other !== undefined) throw new SystemError('conntrack delete', other);
+        missing += failures.length;
+        from = to;
+        if ((index + 1) % DATAGRAMS_PER_PAUSE === 0) await turn();
+      }
+    } finally {
+      socket.close();
+    }
+    return this.#count - missing;
+  }
+
+  #end(): void {
     this.#writer.addFlags(NLM_F_ACK);
-    const first = this.#sequence - this.#waiting + 1;
-    const failures = this.#socket.exchange(this.#writer.written(), first, this.#sequence);
-    // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
-    const other = failures.find((errno) => errno !== ENOENT);
-    if (other !== undefined) throw new SystemError('conntrack delete', other);
-    this.done += this.#waiting - failures.length;
-    this.#waiting = 0;
-    this.#writer.cut(0);
-  }
-
-  close(): void {
-    this.#socket?.close();
+    this.#ends.push(this.#writer.length);
   }
 }
 
@@ -110,21 +112,14 @@ function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }
 
-/** `visit`: of each entry, which is there for the call; `between`: after each part of the table. */
-async function walk(
-  options: TableOptions,
-  visit: (entry: ConntrackReader) => void,
-  between: () => void = () => undefined,
-): Promise<void> {
+/** `visit`: of each entry, which is there for the call. */
+async function walk(options: TableOptions, visit: (entry: ConntrackReader) => void): Promise<void> {
   const socket = open(options);
   try {
     socket.send(encodeConntrackDump(DUMP_SEQUENCE, options.mark));
     const buffer = new Uint8Array(RECEIVE_SIZE);
     const reader = new ConntrackReader(rememberedText());
-    for (let datagrams = 1; ; datagrams++) {
-      const done = part(buffer, socket.receive(buffer), reader, visit);
-      between();
-      if (done) return;
+    for (let datagrams = 1; !part(buffer, socket.receive(buffer), reader, visit); datagrams++) {
       if (datagrams % DATAGRAMS_PER_TURN === 0) await turn();
     }
   } finally {

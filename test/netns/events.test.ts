@@ -258,12 +258,16 @@ t.test('conntrack: what changes while the table is looked through', async (t) =>
   t.same(after.map(portOf), [21_000], 'which is left alone');
   t.not(after[0]?.id, before.get(21_000));
 
-  // Many parts, of each of which some go before the kernel makes the next but one.
+  const events = listen<ConntrackEvent>({ kind: 'conntrack', groups: ['destroy'] }, decodeConntrack);
   for (let port = 30_000; port < 34_000; port++) sendUdp(port % 2 === 0 ? 4 : 6, port, PORT_PLAIN);
   const doomed = (entry: ConntrackView) => portOf(entry) >= 30_000 && portOf(entry) % 3 === 0;
   const listed = await ours();
   t.ok(listed.length > 3900, 'flows were made');
-  t.equal(await endFlows(doomed, { namespace: SUBJECT }), listed.filter(doomed).length);
+  const many = listed.filter(doomed).length;
+  t.equal(await endFlows(doomed, { namespace: SUBJECT }), many);
+  t.equal(events.seen.filter(doomed).length, 0, 'they are gone before anybody is told');
+  await events.until('their ends', () => events.seen.filter(doomed).length === many);
+  await events.socket.close();
   const left = new Set((await ours()).map(portOf));
   t.same(left, new Set(listed.filter((entry) => !doomed(entry)).map(portOf)), 'all of them, and no other');
 });
