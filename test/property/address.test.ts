@@ -90,6 +90,32 @@ t.test('the parser takes what net.isIP takes, less zone ids', async (t) => {
   t.pass();
 });
 
+t.test('however an IPv6 address is spelled, it is the same', async (t) => {
+  const groups = fc.array(fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 0xffff })), {
+    minLength: 8,
+    maxLength: 8,
+  });
+  const spelling = fc.record({ padded: fc.boolean(), upper: fc.boolean(), dotted: fc.boolean(), gap: fc.nat(7) });
+  fc.assert(
+    fc.property(groups, spelling, fc.nat(8), (list, { padded, upper, dotted, gap }, most) => {
+      const text = list.map((group) => group.toString(16).padStart(padded ? 4 : 1, '0'));
+      const [high = 0, low = 0] = list.slice(6);
+      if (dotted) text.splice(6, 2, [high >> 8, high & 255, low >> 8, low & 255].join('.'));
+      // As many zero groups as there are from `gap` on become `::`.
+      const hexGroups = dotted ? 6 : 8;
+      let zeros = 0;
+      while (zeros < most && gap + zeros < hexGroups && list[gap + zeros] === 0) zeros++;
+      const joined =
+        zeros === 0 ? text.join(':') : `${text.slice(0, gap).join(':')}::${text.slice(gap + zeros).join(':')}`;
+      const value = list.reduce((sum, group) => (sum << 16n) | BigInt(group), 0n);
+      const got = must(parseAddress(upper ? joined.toUpperCase() : joined)).value;
+      if (got !== value) throw new Error(joined);
+    }),
+    { numRuns: 2000 },
+  );
+  t.pass();
+});
+
 t.test('a prefix set is a set of addresses', async (t) => {
   // A universe of 64 addresses around a carry, so that every address can be asked.
   const base = { 4: 0x0a0000e0n, 6: (0xfd00n << 112n) | 0xffe0n };
