@@ -10,6 +10,7 @@ import { type Document, LineCounter, parseAllDocuments } from 'yaml';
 import { type AnyObject, objectKey, parseObject } from '../api/kinds.ts';
 import { isRecord } from '../api/plan-delta.ts';
 import { analyse, type ObjectFinding } from '../controller/analyse.ts';
+import { keyOf, yamlMessage } from '../controller/observe/document.ts';
 import { readLists } from '../controller/observe/lists.ts';
 import type { KnownLists } from '../policy/external-service.ts';
 import { filesOf, MAX_FILE_BYTES } from './files.ts';
@@ -48,15 +49,16 @@ function lineOf(document: Document.Parsed, path: readonly (string | number)[], l
 
 export function lintText(file: string, text: string, placed: Map<string, Placed>): Finding[] {
   const findings: Finding[] = [];
-  const add = (line: number, code: string, message: string): void => {
-    findings.push({ file, line: Math.max(1, line), severity: 'error', code, message });
+  const add = (line: number, code: string, message: string, object?: string): void => {
+    const about = object === undefined ? {} : { object };
+    findings.push({ file, line: Math.max(1, line), severity: 'error', ...about, code, message });
   };
   const lines = new LineCounter();
   try {
     const documents = parseAllDocuments(text, { logLevel: 'silent', stringKeys: true, lineCounter: lines });
     for (const document of Array.isArray(documents) ? documents : []) {
       for (const error of document.errors) {
-        add(lines.linePos(error.pos[0]).line, 'BadYAML', error.message.split('\n')[0] ?? 'is no YAML');
+        add(lines.linePos(error.pos[0]).line, 'BadYAML', yamlMessage(error));
       }
       if (document.errors.length > 0) continue;
       const content: unknown = document.toJS({ maxAliasCount: MAX_ALIASES });
@@ -69,7 +71,7 @@ export function lintText(file: string, text: string, placed: Map<string, Placed>
         if (!result.ok) {
           for (const { path, expected, got } of result.errors) {
             const line = lineOf(document, [...at, ...pathOf(path)], lines);
-            add(line, 'Invalid', `${path || '(document)'}: expected ${expected}, got ${got}`);
+            add(line, 'Invalid', `${path || '(document)'}: expected ${expected}, got ${got}`, keyOf(item));
           }
           return;
         }
@@ -77,12 +79,12 @@ export function lintText(file: string, text: string, placed: Map<string, Placed>
         const line = lineOf(document, at, lines);
         const other = placed.get(key);
         if (other === undefined) placed.set(key, { object: result.value, file, line });
-        else add(line, 'Duplicate', `${key}: is in ${other.file}:${other.line} already`);
+        else add(line, 'Duplicate', `is in ${other.file}:${other.line} already`, key);
       });
     }
   } catch (error) {
     // Too many aliases, or nesting beyond the stack.
-    add(1, 'BadYAML', error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error));
+    add(1, 'BadYAML', yamlMessage(error));
   }
   return findings;
 }

@@ -194,6 +194,11 @@ async function run(draftPath: string, flags: Flags, command: Command): Promise<v
     );
   }
   const drafted = new Map<string, AnyObject>([...(overlay ? current.snapshot : []), ...draft.snapshot]);
+  const exists = ({ kind, metadata }: AnyObject): boolean =>
+    (kind === 'Namespace' ? metadata.name : metadata.namespace) === namespace;
+  if (namespace !== undefined && ![...current.snapshot.values(), ...drafted.values()].some(exists)) {
+    throw new Exit(1, `there is no namespace "${namespace}", in force or in the draft`);
+  }
   const now = at ?? Date.now();
   const inForce = await readLists(current.snapshot, () => resolve(current.path), state);
   // A file of the draft is below the draft; one of the manifests that an overlay leaves as they are is where it was.

@@ -96,7 +96,8 @@ const labelValue = () =>
   Type.String({
     pattern: '^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$',
     maxLength: 63,
-    expected: 'a label value: at most 63 letters, digits, -, _ and .',
+    expected:
+      'a label value: text (in quotes if it looks like a number or true) of at most 63 letters, digits, -, _ and .',
   });
 
 function checkRequirement(requirement: { operator: string; values?: string[] }) {

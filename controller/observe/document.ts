@@ -77,13 +77,19 @@ export function parseYaml(text: string): { ok: true; documents: unknown[] } | { 
   try {
     const documents = parseAllDocuments(text, { logLevel: 'silent', stringKeys: true });
     if (!Array.isArray(documents)) return { ok: true, documents: [] };
-    const errors = documents.flatMap((document) => document.errors.map(({ message }) => message.split('\n')[0] ?? ''));
+    const errors = documents.flatMap((document) => document.errors.map(yamlMessage));
     if (errors.length > 0) return { ok: false, errors: errors.slice(0, MAX_DETAILS) };
     return { ok: true, documents: documents.map((document) => document.toJS({ maxAliasCount: MAX_ALIASES })) };
   } catch (error) {
     // Too many aliases, or nesting beyond the stack.
-    return { ok: false, errors: [error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error)] };
+    return { ok: false, errors: [yamlMessage(error)] };
   }
+}
+
+/** What the parser said, without the excerpt that it announces with a colon. */
+export function yamlMessage(error: unknown): string {
+  const [first = ''] = (error instanceof Error ? error.message : String(error)).split('\n');
+  return first.replace(/:$/, '');
 }
 
 /** What one document holds: the items of a `List`, nothing if it is empty, else itself. */
@@ -94,7 +100,7 @@ export function itemsOf(content: unknown): unknown[] {
 }
 
 /** Which object a document that was refused speaks of. */
-function keyOf(input: unknown): string | undefined {
+export function keyOf(input: unknown): string | undefined {
   if (!isRecord(input) || typeof input.kind !== 'string' || !isRecord(input.metadata)) return undefined;
   const { name, namespace } = input.metadata;
   if (typeof name !== 'string' || name === '') return undefined;

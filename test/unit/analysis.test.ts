@@ -354,6 +354,9 @@ t.test('lint: forms and exit codes', async (t) => {
     errors: 2,
     warnings: 0,
   });
+  const named = JSON.parse((await sluice('lint', '-o', 'json', directory(nsgr('typo', '{ action: allow }')))).out);
+  for (const { object } of named.findings)
+    t.equal(object, 'NamespaceEgressRule/shop/typo', 'a refused object is named');
   t.match(
     (await sluice('lint', '-o', 'yaml', warned)).out,
     /^findings:\n {2}- file: .*\n {4}line: \d+\n.*object: NamespaceEgressRule/s,
@@ -371,6 +374,7 @@ t.test('simulate', async (t) => {
   const json = async (draft: string, ...args: string[]) => JSON.parse((await run(draft, '-o', 'json', ...args)).out);
 
   t.match(await run(before), { code: 0, out: '', err: /^2 pods compared; changes: 0 of verdict/ }, 'nothing changes');
+  t.match(await run(before, '-n', 'misspelt'), { code: 1, err: /there is no namespace "misspelt"/ });
   const none = await json(before);
   t.same(none, { changes: [], egress: [], added: [], removed: [], compared: 2 });
 
@@ -398,7 +402,7 @@ t.test('simulate', async (t) => {
   t.notOk(table.out.includes(ESCAPE), 'no colours where there is no terminal');
   const coloured = await sluiceInColours('simulate', veto, '--overlay', '--source', `directory:${before}`);
   t.ok(coloured.out.includes(`${ESCAPE}31mreject (cluster/veto)`), 'colours on a terminal');
-  t.match(await run(veto, '--overlay', '-n', 'elsewhere'), { code: 0, err: /^0 pods compared/ }, 'one namespace');
+  t.match(await run(veto, '--overlay', '-n', 'sluice-system'), { code: 0, err: /^0 pods compared/ }, 'one namespace');
   t.match((await run(veto, '--overlay', '-o', 'yaml')).out, /^changes:\n {2}- namespace: shop\n/);
 
   const slower = after(

@@ -195,12 +195,15 @@ t.test('lint', async (t) => {
   });
   const { code, out, err } = await sluice('lint', bad);
   t.equal(code, 1);
-  t.match(out, /a\.yaml:\d: /, 'YAML errors have a line');
-  t.match(out, /b\.yaml:7: spec\.addresses\[1\]: expected .*, got "010\.0\.0\.1"/);
-  t.match(out, /b\.yaml:\d: spec.*prots/, 'unknown fields are named');
+  t.match(out, /a\.yaml:\d: .* at line \d+, column \d+\n/, 'YAML errors have a line, and announce no excerpt');
+  t.match(
+    out,
+    /b\.yaml:7: ExternalService\/billing\/web: Invalid: spec\.addresses\[1\]: expected .*, got "010\.0\.0\.1"/,
+  );
+  t.match(out, /b\.yaml:8: .*: spec\.prots: /, 'unknown fields are named');
   t.match(out, /c\.yaml:2: ServiceEgressRule\/billing\/pay: ExternalServiceNotFound: /);
   t.match(out, /e\.yaml:1: .*alias/i, 'an alias bomb is no more than an error');
-  t.match(out, /sub\/f\.yaml:1: Namespace\/billing: is in .*a\.yaml:1 already/);
+  t.match(out, /sub\/f\.yaml:1: Namespace\/billing: Duplicate: is in .*a\.yaml:1 already/);
   t.notMatch(out, /hidden/);
   // biome-ignore lint/suspicious/noControlCharactersInRegex: that is what must not be there
   t.notMatch(out + err, /[\x00-\x09\x0b-\x1f\u202e]/, 'nothing that steers a terminal');
