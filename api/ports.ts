@@ -3,7 +3,7 @@
  * (`8,3/4`) as PortEntry has them; and a port entry to the plan's form.
  */
 
-import type { PortEntry } from './plan.ts';
+import type { Family, PortEntry } from './plan.ts';
 import { fail, ok, type Result } from './result.ts';
 import { icmpProtocol, portProtocols, protocolNumbers } from './schema/external-service.ts';
 
@@ -15,6 +15,10 @@ export const isIcmp = (protocol: number): boolean => icmpProtocols.has(protocol)
 export const icmpNumber = (type: number, code: number): number => type * 256 + code;
 /** `8/0`. */
 export const icmpText = (number: number): string => `${number >>> 8}/${number & 0xff}`;
+
+/** Types of ICMP to which Linux's connection tracking opens an entry: all others, by themselves, are invalid to it. */
+const beginning: Record<Family, ReadonlySet<number>> = { 4: new Set([8, 13, 15, 17]), 6: new Set([128, 139]) };
+export const beginsExchange = (family: Family, icmpType: number): boolean => beginning[family].has(icmpType);
 
 /** What `port` of this protocol says; a failure says what was expected. */
 export function parsePortsOf(protocol: number, text: string): Result<[number, number][]> {

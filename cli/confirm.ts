@@ -6,11 +6,11 @@ import type { Command } from 'commander';
 import { Option } from 'commander';
 import { type Held, readHeld, writeConfirmed } from '../controller/held-pools.ts';
 import { describeLoss, sumOf } from '../controller/plan/loss.ts';
-import { Exit, json, print, table } from './output.ts';
+import { Exit, json, print, table, yaml } from './output.ts';
 
 interface Flags {
   state: string;
-  output: 'text' | 'json';
+  output: 'text' | 'json' | 'yaml';
 }
 
 function listText(held: readonly Held[]): string {
@@ -36,7 +36,7 @@ async function confirm(
   const held = await readHeld(flags.state);
   if (held === undefined) throw new Exit(1, `${flags.state} holds no state of a controller`);
   if (pool === undefined) {
-    print(command, flags.output === 'json' ? json(held) : listText(held));
+    print(command, { text: listText, json, yaml }[flags.output](held));
     return;
   }
   if (digest === undefined) throw new Exit(2, 'which? sluice confirm --state DIR POOL DIGEST');
@@ -56,7 +56,7 @@ export function register(program: Command): void {
     .argument('[pool]', 'GatewayPool; absent: list')
     .argument('[digest]', 'of what is held, as the list says it')
     .requiredOption('--state <dir>', 'state directory of the controller')
-    .addOption(new Option('-o, --output <form>', 'form of the list').choices(['text', 'json']).default('text'))
+    .addOption(new Option('-o, --output <form>', 'form of the list').choices(['text', 'json', 'yaml']).default('text'))
     .addHelpText(
       'after',
       `

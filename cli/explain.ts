@@ -6,8 +6,7 @@
 import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress, parseAddress } from '../api/address.ts';
-import { formatBandwidth } from '../api/bandwidth.ts';
-import { objectKey, type Pod } from '../api/kinds.ts';
+import { beginsExchange, objectKey, type Pod } from '../api/kinds.ts';
 import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { dropReasons } from '../api/reasons.ts';
 import { must } from '../api/result.ts';
@@ -20,12 +19,13 @@ import { ofKind, type Snapshot } from '../controller/plan/snapshot.ts';
 import { describeExclusion, excludes, selectsNamespace } from '../policy/applies.ts';
 import { compileCarriage, type Settled } from '../policy/carriage.ts';
 import { endpointsOf } from '../policy/endpoints.ts';
-import type { Explanation, Step } from '../policy/evaluate.ts';
+import type { Explanation } from '../policy/evaluate.ts';
 import { describeLogging } from '../policy/logging.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
+import { answerText } from './explain-text.ts';
 import { listNotes } from './list-notes.ts';
-import { Exit, json, type Paint, painter, print, printable, table } from './output.ts';
+import { Exit, json, painter, print, yaml } from './output.ts';
 import { loadSource, type Source, statusOf } from './source.ts';
 import { icmpTypeOf, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
 
@@ -200,6 +200,8 @@ function answerOf(
   const destination = { address: must(parseAddress(address)), protocol: base.protocol };
   const settled = carriage.settled(workload, { ...destination, ...(port === undefined ? {} : { port }) });
   if (settled !== undefined) return { ...head, ...settled, summary: settledText(settled, address, pool) };
+  const { icmpType } = base;
+  if (icmpType !== undefined && !beginsExchange(family, icmpType)) return { ...head, ...invalid(icmpType) };
   const choice = carriage.egress.towards(workload, destination.address);
   const ways = choice.addresses.map((egress): Leaving => {
     const shard = gatewayPlan.shards[egress.shard];
@@ -243,80 +245,18 @@ function settledText({ verdict, reason }: Settled, address: string, pool: string
     : `Not steered: ${address} lies in ${reason} of GatewayPool ${pool}.`;
 }
 
+/** Without a flow that it answers, or is an error about. */
+const invalid = (icmpType: number): Pick<Answer, 'verdict' | 'reason' | 'summary'> => ({
+  verdict: 'drop',
+  reason: 'invalid',
+  summary:
+    `Dropped whatever the rules say: ICMP type ${icmpType} begins nothing, so conntrack calls it invalid. ` +
+    'What belongs to an open flow (a reply to it, an error about it) passes without a rule.',
+});
+
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
 const addressPort = ({ address, family, port }: Target): string =>
   family === 6 ? `[${address}]:${port}` : `${address}:${port}`;
-
-/** As many as a person reads. */
-const MAX_EXCLUDED = 10;
-
-const rowOf = ({ matched, rule, action, audit, why }: Step): string[] => [
-  matched ? '  *' : '',
-  rule,
-  audit ? `${action} (audit)` : action,
-  why,
-];
-
-/** Without its head. */
-function stepTable(rows: string[][]): string {
-  return table(['  ', 'rule', 'action', 'why'], rows).split('\n').slice(1).join('\n');
-}
-
-function leavingText({ address, shard, pool, gateway }: Leaving, paint: Paint): string {
-  const by = gateway === undefined ? 'no gateway' : `gateway ${gateway}`;
-  return `${paint('bold', address)}: shard ${shard} of pool ${pool}, ${by}`;
-}
-
-function egressIPText({ name, destination, maxConnections }: NonNullable<Answer['egressIP']>): string {
-  const by = destination === undefined ? `EgressIP ${name}` : `EgressIP ${name}, which serves ${destination}`;
-  const limit =
-    maxConnections === undefined ? '' : `; ${maxConnections} connections at once, what is beyond is dropped (limit)`;
-  return `By ${by}${limit}.`;
-}
-
-export function answerText(answer: Answer, paint: Paint): string {
-  const { policy, egress, spread, egressIP } = answer;
-  const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
-  const type = answer.icmpType === undefined ? '' : `, type ${answer.icmpType}/${answer.icmpCode}`;
-  const lines = [`${printable(from)} to ${answer.to}, protocol ${answer.protocol}${type}\n`];
-  if (policy !== undefined) {
-    lines.push('\n');
-    for (const { context, outcome, why } of policy.contexts) {
-      lines.push(`${paint('bold', context)}: ${outcome}. ${printable(why)}\n`);
-      const steps = policy.steps.filter((step) => step.context === context);
-      const excluded = (answer.excluded ?? []).filter((rule) => rule.context === context);
-      const others = [true, undefined].flatMap((late) => excluded.filter((rule) => rule.outOfSchedule === late));
-      const more = others.length - MAX_EXCLUDED;
-      const rows = [
-        ...steps.map(rowOf),
-        ...others.slice(0, MAX_EXCLUDED).map(({ rule, why }) => ['', rule, '', `does not apply: ${why}`]),
-        ...(more > 0 ? [['', `and ${more} more`, '', 'do not apply (-o json)']] : []),
-      ];
-      if (rows.length > 0) lines.push(stepTable(rows));
-    }
-    if (policy.again !== undefined) {
-      lines.push(`${paint('bold', 'asked again')} for where the flow is redirected to:\n`);
-      lines.push(stepTable(policy.again.map(rowOf)));
-    }
-    lines.push('\n');
-  }
-  const style = answer.verdict === 'accept' ? 'green' : answer.verdict === 'bypass' ? 'yellow' : 'red';
-  lines.push(`${paint(style, answer.verdict)} (${answer.reason})\n${printable(answer.summary)}\n`);
-  if (egress !== undefined) lines.push(`Leaves as ${leavingText(egress, paint)}.\n`);
-  if (spread !== undefined) {
-    lines.push('Leaves as one of these, by connection:\n');
-    for (const way of spread) lines.push(`  ${leavingText(way, paint)}\n`);
-  }
-  if (egressIP !== undefined) lines.push(`${egressIPText(egressIP)}\n`);
-  const bandwidth = (egress ?? spread?.[0])?.bandwidth;
-  if (bandwidth !== undefined) lines.push(`${egressBandwidthText(bandwidth)}\n`);
-  if (answer.records !== undefined) lines.push(`Flow records: ${answer.records.join('; ')}.\n`);
-  if (answer.webhook !== undefined) lines.push(`Told to the rule's webhook at ${printable(answer.webhook)}.\n`);
-  for (const note of answer.lists ?? []) {
-    lines.push(`${paint('yellow', 'The lists of an ExternalService are not all known here')}: ${printable(note)}\n`);
-  }
-  return lines.join('');
-}
 
 /** `2026-03-29T01:00:00Z`, `2026-03-29T03:00+02:00`: with an offset, since a local time may exist twice or not at all. */
 export function timeArgument(text: string): number {
@@ -333,7 +273,7 @@ interface Flags {
   protocol?: string;
   state?: string;
   at?: number;
-  output: 'text' | 'json';
+  output: 'text' | 'json' | 'yaml';
 }
 
 export function register(program: Command): void {
@@ -354,10 +294,10 @@ export function register(program: Command): void {
     .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp, a ping)')
     .option(
       '--state <dir>',
-      'state directory of the controller, for the addresses that it gave out and the lists that it fetched',
+      'state directory of the controller, for the addresses that it gave out, the lists that it fetched, and ages',
     )
     .option('--at <time>', 'as of another time, for rules with a schedule (default: now)', timeArgument)
-    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json']).default('text'))
+    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json', 'yaml']).default('text'))
     .addHelpText(
       'after',
       `
@@ -370,8 +310,9 @@ Examples:
     )
     .action(async ({ source, from, to, protocol, state, at, output }: Flags, command: Command) => {
       const query = { ...from, target: to, protocol: protocolOf(protocol, to) };
-      const answer = await explain(await loadSource(source), query, state, at);
-      print(command, output === 'json' ? json(answer) : answerText(answer, painter(command)));
+      const answer = await explain(await loadSource(source, state), query, state, at);
+      const text = { json, yaml, text: () => answerText(answer, painter(command)) };
+      print(command, text[output](answer));
     });
 }
 
@@ -385,16 +326,4 @@ function egressBandwidth({ egressIPs }: GatewayPlan, address: string) {
     };
   }
   return {};
-}
-
-function egressBandwidthText({
-  egressIP,
-  egress,
-  ingress,
-}: NonNullable<NonNullable<Answer['egress']>['bandwidth']>): string {
-  const ways = [
-    ...(egress === undefined ? [] : [`${formatBandwidth(egress)} to the outside`]),
-    ...(ingress === undefined ? [] : [`${formatBandwidth(ingress)} back`]),
-  ];
-  return `Bandwidth of EgressIP ${egressIP}, all of it together: ${ways.join(', ')}.`;
 }

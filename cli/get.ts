@@ -165,7 +165,7 @@ async function get(word: string, name: string | undefined, flags: Flags, command
     const known = [...sluiceKinds.map(({ plural }) => plural), ...kubeKinds.map(({ names }) => names[0])];
     throw new Exit(2, `no kind "${word}"; there are ${known.join(', ')}, rules, all, errors`);
   }
-  const { path, snapshot, errors } = await loadSource(flags.source);
+  const { path, snapshot, errors } = await loadSource(flags.source, flags.state);
   if (kinds === undefined) {
     if (errors.length === 0 && (flags.output === 'table' || flags.output === 'wide')) {
       printError(command, 'no document was refused');
@@ -222,7 +222,7 @@ export function register(program: Command): void {
     .addArgument(new Argument('[name]', 'only this one'))
     .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML', sourceArgument)
     .option('-n, --namespace <namespace>', 'only this namespace')
-    .option('--state <dir>', "rules: exact counters, from the controller's state directory, not rounded ones")
+    .option('--state <dir>', "the controller's state directory, for ages; of rules exact counters, not rounded ones")
     .addOption(new Option('-o, --output <form>', 'how').choices([...outputForms]).default('table'))
     .addHelpText(
       'after',

@@ -170,7 +170,9 @@ export async function runController(options: ControllerOptions): Promise<Control
       const { result, frozen } = heldPools.judge(planned, kept.memory, (node) => versions.last('node', node));
       await kept.keep(result.memory, generation);
       publish(result, frozen);
-      pace.run(() => statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors));
+      pace.run(() => {
+        statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors, snapshot);
+      });
       warn(result);
       metrics.observe(cache.look(snapshot).counts, errors.length, versions, generation, result.held, lists);
       metrics.heldPools.set(heldPools.count);

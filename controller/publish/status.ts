@@ -1,6 +1,7 @@
 /**
  * Status of the directory source: `PATH/.status/<Kind>/[<namespace>/]<name>.yaml` and `errors.yaml`, written only when
- * something changed, renamed into place. `lastTransitionTime` moves only when a condition's status does, across
+ * something changed, renamed into place. With the object's age, which its manifest need not say, since of two rules with
+ * one priority the older comes first. `lastTransitionTime` moves only when a condition's status does, across
  * restarts too. A status that cannot be written is logged and costs nothing else.
  */
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
@@ -11,6 +12,7 @@ import { isRecord } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
 import type { SourceError } from '../observe/document.ts';
 import type { Condition, Status } from '../plan/condition.ts';
+import type { Snapshot } from '../plan/snapshot.ts';
 
 /** What a file name may be made of; keys of refused documents are anybody's text. */
 const SAFE = /^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$/;
@@ -41,6 +43,13 @@ export function withErrors(statuses: ReadonlyMap<string, Status>, errors: readon
   return result;
 }
 
+const createdOf = (objects: Snapshot, key: string): string | undefined => objects.get(key)?.metadata.creationTimestamp;
+
+interface Published {
+  statuses: ReadonlyMap<string, Status>;
+  errors: readonly SourceError[];
+  objects: Snapshot;
+}
 type TimedCondition = Condition & { lastTransitionTime: string };
 
 export class StatusDirectory {
@@ -52,7 +61,9 @@ export class StatusDirectory {
   readonly #statuses = new Map<string, Status>();
   readonly #times = new Map<string, Map<string, TimedCondition>>();
   #known = false;
-  #next: { statuses: ReadonlyMap<string, Status>; errors: readonly SourceError[] } | undefined;
+  #next: Published | undefined;
+  /** Whose age was written. */
+  #objects: Snapshot = new Map();
   readonly #patches = new Map<string, Status>();
   #writing: Promise<void> | undefined;
 
@@ -63,8 +74,8 @@ export class StatusDirectory {
   }
 
   /** Returns at once; what is published while files are written replaces what was waiting. */
-  publish(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): void {
-    this.#next = { statuses, errors };
+  publish(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[], objects: Snapshot): void {
+    this.#next = { statuses, errors, objects };
     this.#patches.clear();
     this.#start();
   }
@@ -90,7 +101,7 @@ export class StatusDirectory {
       const next = this.#next;
       this.#next = undefined;
       try {
-        if (next !== undefined) await this.#writeAll(next.statuses, next.errors);
+        if (next !== undefined) await this.#writeAll(next);
         // What is patched is newer than all that waits to be published.
         if (this.#next !== undefined) continue;
         const patches = [...this.#patches];
@@ -102,13 +113,16 @@ export class StatusDirectory {
     }
   }
 
-  async #writeAll(statuses: ReadonlyMap<string, Status>, errors: readonly SourceError[]): Promise<void> {
+  async #writeAll({ statuses, errors, objects }: Published): Promise<void> {
+    const before = this.#objects;
+    this.#objects = objects;
     if (!this.#known) await this.#recall();
     this.#known = true;
     await this.#write('errors', stringify({ errors }));
     for (const [key, status] of statuses) {
       // Most are what they were, and there may be a great many.
-      if (this.#statuses.get(key) !== status) await this.#writeStatus(key, status);
+      const same = this.#statuses.get(key) === status && createdOf(before, key) === createdOf(objects, key);
+      if (!same) await this.#writeStatus(key, status);
     }
     for (const key of this.#written.keys()) {
       if (key === 'errors' || statuses.has(key)) continue;
@@ -125,7 +139,12 @@ export class StatusDirectory {
     const conditions = status.conditions.map((condition) => this.#timed(key, condition));
     this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
     const name = names.at(-1);
-    const metadata = names.length > 1 ? { namespace: names[0], name } : { name };
+    const creationTimestamp = createdOf(this.#objects, key);
+    const metadata = {
+      ...(names.length > 1 && { namespace: names[0] }),
+      name,
+      ...(creationTimestamp !== undefined && { creationTimestamp }),
+    };
     await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
     this.#statuses.set(key, status);
   }

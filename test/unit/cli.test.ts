@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { buildProgram } from '../../cli/program.ts';
 import { parseTarget } from '../../cli/target.ts';
+import { emptyMemory } from '../../controller/plan/memory.ts';
 import { sluice } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-cli-'));
@@ -401,6 +402,9 @@ t.test('explain', async (t) => {
     ['billing/pay-1', '198.51.100.70:icmp/13/1', { verdict: 'accept', icmpType: 13, icmpCode: 1 }],
     ['billing/pay-1', '[2001:db8:100::70]:icmp/128', { verdict: 'accept', protocol: 58 }],
     ['billing/pay-1', '[2001:db8:100::70]:ICMPv6/139', { verdict: 'drop', reason: 'default-action' }],
+    ['billing/pay-1', '198.51.100.80:icmp/3/4', { verdict: 'drop', reason: 'invalid', policy: undefined }],
+    ['billing/pay-1', '[2001:db8:100::80]:icmp/3', { verdict: 'drop', reason: 'invalid', egress: undefined }],
+    ['billing/pay-1', '10.244.1.13:icmp/3', { verdict: 'bypass', reason: 'clusterCIDRs' }],
     ['billing/pay-1', '198.51.100.90:443', { verdict: 'drop', reason: 'default-action', egress: undefined }],
     ['billing/pay-1', '198.51.100.80:23', { verdict: 'reject', policy: { decision: { rule: 'cluster/no-telnet' } } }],
     ['billing/pay-1', '203.0.113.102:80', { verdict: 'reject', reason: 'hairpin' }],
@@ -438,7 +442,7 @@ t.test('explain', async (t) => {
     '198.51.100.80:443',
   );
   for (const line of [
-    /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80:443/,
+    /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80:443, TCP$/m,
     /^cluster: no-match/m,
     /^namespace: accepted.*permits nothing by itself/m,
     /^ +\* +service\/billing\/pay +accept/m,
@@ -446,6 +450,9 @@ t.test('explain', async (t) => {
     /^Leaves as 203\.0\.113\.101: shard \S+ of pool edge, gateway gw-a\.$/m,
   ])
     t.match(out, line);
+  const ping = ['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', '198.51.100.80'];
+  t.match((await sluice(...ping)).out, /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80, ICMP type 8\/0$/m);
+  t.match((await sluice(...ping, '-o', 'yaml')).out, /^verdict: accept$/m);
   const excluding = manifests('excluding', {
     'cluster.yaml': cluster,
     'network.yaml': network,
@@ -515,4 +522,41 @@ t.test('explain', async (t) => {
     '::1:icmp/128',
   ])
     t.equal(parseTarget(text), undefined, JSON.stringify(text));
+});
+
+t.test('ages: of rules with one priority the one that is older in force, as the controller knows it', async (t) => {
+  const [old, young] = ['2025-01-01T00:00:00Z', '2025-01-02T00:00:00Z'];
+  const tied = {
+    'all.yaml': [
+      cluster,
+      '---',
+      network,
+      '---',
+      rule('ClusterEgressRule', 'a-young', '{ action: accept-decisively, externalServices: ["*"] }'),
+      rule('ClusterEgressRule', 'z-old', '{ action: drop, externalServices: ["*"] }'),
+    ].join('\n'),
+  };
+  const status = (name: string, created: string) => ({
+    [`.status/ClusterEgressRule/${name}.yaml`]: `metadata:\n  name: ${name}\n  creationTimestamp: ${created}\n`,
+  });
+  const unknown = manifests('tied', tied);
+  const known = manifests('tied-known', { ...tied, ...status('a-young', young), ...status('z-old', old) });
+  const state = manifests('tied-state', {
+    'planner.json': JSON.stringify({ generation: 1, memory: emptyMemory() }),
+    'objects.json': JSON.stringify({
+      files: {},
+      firstSeen: { 'ClusterEgressRule/a-young': young, 'ClusterEgressRule/z-old': old },
+    }),
+  });
+  const decides = async (...source: string[]) => {
+    const args = ['--from', 'billing/pay-1', '--to', '198.51.100.80:443', '-o', 'json', '--source', ...source];
+    return JSON.parse((await sluice('explain', ...args)).out).policy.decision.rule;
+  };
+  t.equal(await decides(`directory:${unknown}`), 'cluster/a-young', 'of one age: by name');
+  t.equal(await decides(`directory:${known}`), 'cluster/z-old', 'as the status says');
+  t.equal(await decides(`directory:${unknown}`, '--state', state), 'cluster/z-old', 'as the state says');
+  for (const source of [[`directory:${known}`], [`directory:${unknown}`, '--state', state]]) {
+    t.match((await sluice('get', 'cgr', '--source', ...source)).out, /^a-young .* \d+d\nz-old .* \d+d$/m);
+    t.match((await sluice('get', 'rules', '--source', ...source)).out, /z-old.*\n.*a-young/);
+  }
 });

@@ -515,9 +515,10 @@ t.test('status files', async (t) => {
         { conditions: [{ type: 'Programmed' as const, status: value, reason: 'R', message: String(now) }] },
       ],
     ]);
+  let objects = new Map<string, AnyObject>();
   const put = async (statuses: Parameters<StatusDirectory['publish']>[0]) => {
     const directory = new StatusDirectory(root, silentLog(), () => now);
-    directory.publish(statuses, []);
+    directory.publish(statuses, [], objects);
     await directory.close();
     return readFile(file, 'utf8').catch(() => undefined);
   };
@@ -529,6 +530,11 @@ t.test('status files', async (t) => {
     'the same status: the old time, in a new process too',
   );
   t.match(await put(status('False')), /lastTransitionTime: 2026-01-01T00:00:01.000Z/);
+  const aged = egressIP('a', { addresses: ['192.0.2.1'] });
+  objects = new Map([
+    ['EgressIP/a', { ...aged, metadata: { ...aged.metadata, creationTimestamp: '2025-01-01T00:00:00Z' } }],
+  ]);
+  t.match(await put(status('False')), /^metadata:\n {2}name: a\n {2}creationTimestamp: 2025-01-01T00:00:00Z\n/m);
   t.equal(await put(new Map()), undefined, 'an object that is gone has no status');
   const errors = [{ file: 'f', object: 'EgressIP/a', reason: 'Invalid' as const, details: ['spec: no'] }];
   const merged = withErrors(status('True'), errors).get('EgressIP/a');

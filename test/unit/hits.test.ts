@@ -639,7 +639,7 @@ t.test('status: counters reach the files without a planning, and outlive one', a
     ]),
   );
   const read = (key: string): string => readFileSync(join(root, `${key}.yaml`), 'utf8');
-  files.publish(controller.publish(statuses), []);
+  files.publish(controller.publish(statuses), [], new Map());
   await files.close();
   controller.report('gw-a', {
     type: 'hits',
@@ -657,7 +657,7 @@ t.test('status: counters reach the files without a planning, and outlive one', a
   t.match(read('GatewayPool/edge'), /defaultActionCounters:\n +hits: 5\n/);
   t.notMatch(read('ClusterEgressRule/a'), /counters/);
   now += 30_000;
-  files.publish(controller.publish(statuses), []);
+  files.publish(controller.publish(statuses), [], new Map());
   await files.close();
   t.match(read('ServiceEgressRule/x/b'), /hits: 1200/, 'a planning keeps them');
   await controller.close();

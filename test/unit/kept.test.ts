@@ -135,7 +135,7 @@ t.test('statuses: one that is the same object is not looked at again', async (t)
   };
   const statuses = new StatusDirectory(root, silentLog());
   const publish = async (...entries: [string, { conditions: (typeof condition)[] }][]): Promise<void> => {
-    statuses.publish(new Map(entries), []);
+    statuses.publish(new Map(entries), [], new Map());
     await statuses.close();
   };
   await publish(['EgressIP/a', status], ['EgressIP/b', { conditions: [condition] }]);

@@ -4,7 +4,8 @@
  */
 import t from 'tap';
 import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
-import { answerText, explain } from '../../cli/explain.ts';
+import { explain } from '../../cli/explain.ts';
+import { answerText } from '../../cli/explain-text.ts';
 import { parseTarget } from '../../cli/target.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
