@@ -6,7 +6,16 @@
 import type { KubeKindName, ObjectOf, SluiceKindName } from './schema/registry.ts';
 import type { AnyObject } from './validate.ts';
 
-export { beginsExchange, icmpNumber, icmpText, isIcmp, parseIcmpTypes, parsePorts, portEntry } from './ports.ts';
+export {
+  beginsExchange,
+  icmpNumber,
+  icmpText,
+  isIcmp,
+  parseIcmpTypes,
+  parsePorts,
+  portEntry,
+  typeOfIcmp,
+} from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
 export {
   DEFAULT_REFRESH_SECONDS,

@@ -13,8 +13,9 @@ const icmpProtocols: ReadonlySet<number> = new Set(Object.values(icmpProtocol));
 export const isIcmp = (protocol: number): boolean => icmpProtocols.has(protocol);
 /** The number by which PortEntry knows a type and code of ICMP. */
 export const icmpNumber = (type: number, code: number): number => type * 256 + code;
+export const typeOfIcmp = (number: number): number => number >>> 8;
 /** `8/0`. */
-export const icmpText = (number: number): string => `${number >>> 8}/${number & 0xff}`;
+export const icmpText = (number: number): string => `${typeOfIcmp(number)}/${number & 0xff}`;
 
 /** Types of ICMP to which Linux's connection tracking opens an entry: all others, by themselves, are invalid to it. */
 const beginning: Record<Family, ReadonlySet<number>> = { 4: new Set([8, 13, 15, 17]), 6: new Set([128, 139]) };

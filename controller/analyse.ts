@@ -4,7 +4,16 @@
  * certain is said: where there are no pods among the manifests, nothing is said of who is selected.
  * A schedule does not matter: what is wrong with a manifest must not depend on the hour.
  */
-import { type AnyObject, type EgressIP, type GatewayPool, objectKey } from '../api/kinds.ts';
+import {
+  type AnyObject,
+  beginsExchange,
+  type EgressIP,
+  type GatewayPool,
+  icmpProtocol,
+  objectKey,
+  portEntry,
+  typeOfIcmp,
+} from '../api/kinds.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
 import { judgeRules, objectKeyOfRule, type RuleCode, type RuleFinding } from '../policy/analysis/rules.ts';
 import { certainGroups, type ScopedRule } from '../policy/analysis/scope.ts';
@@ -41,6 +50,7 @@ export const analysisCodes = {
   NoSuchNamespace: 'an EgressIP that lists a namespace that does not exist',
   NotCarried: 'a namespace with rules that no GatewayPool selects: they have no effect',
   NoEgressIP: 'a namespace with rules whose pods have no EgressIP',
+  BeginsNothing: 'a port of an ExternalService with types of ICMP that begin no flow, so that no rule matches by it',
 } as const;
 
 /** `lists`: what is known of `addressesFrom`. */
@@ -65,6 +75,7 @@ export function analyse(objects: Snapshot, lists: KnownLists = new Map()): Objec
     ...egressIPFindings(snapshot, result),
     ...selectingNoPod(snapshot, result.binding),
     ...namespaceFindings(snapshot, result),
+    ...beginningNothing(snapshot),
   ];
   const said = new Set([...findings, ...rest].map(({ object, code }) => `${object} ${code}`));
   for (const finding of judge(snapshot, result, soft, unread)) {
@@ -226,6 +237,21 @@ function* unknownAccounts(snapshot: Snapshot): Generator<ObjectFinding> {
       const where = namespace === undefined ? '' : ` of namespace ${namespace}`;
       const message = `no pod${where} has the service account ${name}: correct the name, or take it out`;
       yield { object: objectKey(rule), severity: 'warning', code: 'UnknownServiceAccount', message };
+    }
+  }
+}
+
+/** Habits of packet filters that know no flows: unreachable, time exceeded, echo reply. */
+function* beginningNothing(snapshot: Snapshot): Generator<ObjectFinding> {
+  for (const service of ofKind(snapshot, 'ExternalService')) {
+    for (const port of service.spec.ports ?? []) {
+      const { protocol, ports } = portEntry(port);
+      const family = families.find((one) => icmpProtocol[one] === protocol);
+      if (family === undefined || ports === null) continue;
+      const types = ports.flatMap(([first, last]) => [typeOfIcmp(first), typeOfIcmp(last)]);
+      if (types.some((type) => beginsExchange(family, type))) continue;
+      const message = `ports ${port.name}: ${port.protocol} ${port.port} begins no flow, so no rule matches by it; replies and errors need no rule: take it out`;
+      yield { object: objectKey(service), severity: 'warning', code: 'BeginsNothing', message };
     }
   }
 }

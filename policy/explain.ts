@@ -90,7 +90,7 @@ export function describeDecision(
   const whole =
     wouldHave === undefined
       ? end
-      : `Accepted, since the policy of namespace ${workload?.namespace} is in audit; else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
+      : `Accepted, since the policy of namespace ${workload?.namespace} is in audit (by its label or its GatewayPool); else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
   const beyond = audit ? 'counted and logged' : 'dropped (limit)';
   const { verdict, limits = [], ports = {} } = decision;
   const connections = connectionLimitsText(limits, rules);
@@ -120,7 +120,7 @@ function describeRedirect(
   if (wouldRedirect === undefined) return undefined;
   const to = targetText(wouldRedirect);
   if (verdict === 'accept') {
-    return `Accepted ${by}, and not redirected to ${to}, since the policy of namespace ${workload?.namespace} is in audit.`;
+    return `Accepted ${by}, and not redirected to ${to}, since the policy of namespace ${workload?.namespace} is in audit (by its label or its GatewayPool).`;
   }
   const wish = `${wouldRedirect.by} redirects it to ${to}`;
   if (reason === 'rule') return `${verdicts[verdict]} ${by}, which is asked again: ${wish}.`;

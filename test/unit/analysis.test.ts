@@ -241,6 +241,22 @@ const rows: Row[] = [
     ],
   ],
   [
+    'ICMP that begins nothing, beside some that does',
+    [
+      serve,
+      exsvc(
+        'icmp',
+        'shop',
+        `{ addresses: [198.51.100.0/24], ports: [{ name: ping, protocol: ICMP, port: "0,8" }, { name: six, protocol: 58, port: "129,139/1" },
+          { name: errors, protocol: ICMP, port: "0,3/4,11" }, { name: far, protocol: ICMPv6, port: "8" }] }`,
+      ),
+    ],
+    [
+      ['ExternalService/shop/icmp', 'BeginsNothing', /ports errors: ICMP 0,3\/4,11 begins no flow/],
+      ['ExternalService/shop/icmp', 'BeginsNothing', /ports far: ICMPv6 8 /],
+    ],
+  ],
+  [
     'an EgressIP of pods that are not there',
     [serve, egressIP('none', 'count: 1, namespaces: [shop], podSelector: { matchLabels: { app: none } }')],
     [['EgressIP/none', 'ServesNoPod', /podSelector/]],

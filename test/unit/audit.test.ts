@@ -153,7 +153,7 @@ t.test('explain', async (t) => {
   );
   t.equal(
     explain(['namespace reject *'], true).summary,
-    'Accepted, since the policy of namespace a is in audit; else: rejected by namespace/r0 in the namespace context.',
+    'Accepted, since the policy of namespace a is in audit (by its label or its GatewayPool); else: rejected by namespace/r0 in the namespace context.',
   );
   t.match(
     explain([], true).summary,
