@@ -25,8 +25,8 @@ import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { answerText } from './explain-text.ts';
 import { listNotes } from './list-notes.ts';
-import { Exit, json, painter, print, yaml } from './output.ts';
-import { loadSource, type Source, statusOf } from './source.ts';
+import { Exit, json, painter, print, printError, yaml } from './output.ts';
+import { loadSource, refusedText, type Source, statusOf } from './source.ts';
 import { icmpTypeOf, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
 
 interface Query {
@@ -310,9 +310,11 @@ Examples:
     )
     .action(async ({ source, from, to, protocol, state, at, output }: Flags, command: Command) => {
       const query = { ...from, target: to, protocol: protocolOf(protocol, to) };
-      const answer = await explain(await loadSource(source, state), query, state, at);
+      const loaded = await loadSource(source, state);
+      const answer = await explain(loaded, query, state, at);
       const text = { json, yaml, text: () => answerText(answer, painter(command)) };
       print(command, text[output](answer));
+      if (loaded.errors.length > 0) printError(command, refusedText(loaded.errors.length, state));
     });
 }
 

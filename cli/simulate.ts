@@ -34,7 +34,7 @@ import {
   table,
   yaml,
 } from './output.ts';
-import { loadSource } from './source.ts';
+import { loadSource, refusedText } from './source.ts';
 
 interface Flags {
   source: string;
@@ -178,9 +178,7 @@ async function run(draftPath: string, flags: Flags, command: Command): Promise<v
   const current = await loadSource(source, state);
   // What is new is younger than all that is in force; ages count in seconds.
   const draft = await loadDirectory(draftPath, { firstSeen: current.firstSeen, now: () => Date.now() + 1000 });
-  if (current.errors.length > 0) {
-    printError(command, `${current.errors.length} documents in force are refused (sluice get errors) and not compared`);
-  }
+  if (current.errors.length > 0) printError(command, refusedText(current.errors.length, state));
   if (draft.errors.length > 0) {
     for (const { file, object, details } of draft.errors.slice(0, 20)) {
       printError(

@@ -1,5 +1,5 @@
 /**
- * What `get` and `explain` read of a directory source: the objects, the documents that were refused, and each object's
+ * What `get`, `explain` and `simulate` read of a directory source: the objects, the documents that were refused, and each object's
  * status as the controller wrote it below PATH/.status (absent where no controller has run). Reads only.
  */
 import { readdir, readFile, stat } from 'node:fs/promises';
@@ -19,6 +19,14 @@ export async function loadSource(source: string, state?: string): Promise<Source
   const ages = state === undefined ? { firstSeen: await agesOf(path) } : { state };
   return { path, ...(await loadDirectory(path, ages)) };
 }
+
+/** Of what is refused the last good version is in force, which only the controller's state has. */
+export const refusedText = (count: number, state: string | undefined): string =>
+  `${count} refused, see: sluice get errors; ${
+    state === undefined
+      ? 'what is in force of them is not looked at (--state DIR knows it)'
+      : 'what is in force of them is looked at'
+  }`;
 
 const MAX_STATUS_BYTES = 16 * 1024 * 1024;
 /** Files that are read at once. */

@@ -6,6 +6,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { parseAllDocuments } from 'yaml';
 import { buildProgram } from '../../cli/program.ts';
 import { parseTarget } from '../../cli/target.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
@@ -559,4 +560,30 @@ t.test('ages: of rules with one priority the one that is older in force, as the 
     t.match((await sluice('get', 'cgr', '--source', ...source)).out, /^a-young .* \d+d\nz-old .* \d+d$/m);
     t.match((await sluice('get', 'rules', '--source', ...source)).out, /z-old.*\n.*a-young/);
   }
+});
+
+t.test('explain and simulate: what is refused is in force as it was, which the state knows', async (t) => {
+  const forbid = rule('ClusterEgressRule', 'veto', '{ action: drop, externalServices: ["*"] }');
+  const broken = manifests('broken', {
+    'cluster.yaml': cluster,
+    'network.yaml': network,
+    'veto.yaml': forbid.replace('drop', 'dorp'),
+  });
+  const state = manifests('broken-state', {
+    'planner.json': JSON.stringify({ generation: 1, memory: emptyMemory() }),
+    'objects.json': JSON.stringify({
+      files: { 'veto.yaml': parseAllDocuments(forbid).flatMap((document) => document.toJS() ?? []) },
+      firstSeen: {},
+    }),
+  });
+  const flow = ['explain', '--from', 'billing/pay-1', '--to', '198.51.100.80:443', '--source', `directory:${broken}`];
+  t.match(await sluice(...flow), { code: 0, out: /default-action/, err: /^1 refused, .* not looked at \(--state DIR/ });
+  t.match(await sluice(...flow, '--state', state), {
+    code: 0,
+    out: /^Dropped by cluster\/veto/m,
+    err: /^1 refused, .* is looked at$/m,
+  });
+  const nothing = ['simulate', good, '--source', `directory:${broken}`];
+  t.match((await sluice(...nothing)).err, /^1 refused, .* not looked at/);
+  t.match((await sluice(...nothing, '--state', state)).err, /^1 refused, .* is looked at$/m);
 });
