@@ -99,11 +99,15 @@ function ageText(value: unknown, now: number): string {
 /** Conditions whose status True is the bad one. */
 const troubles = new Set(['Conflicted', 'WebhookFailing']);
 
-/** The first thing about an object that is not as its author wants it. */
+/** Reasons of Accepted True that are as the author wants it: the word itself, none, and what the column Schedule says. */
+const fine = new Set(['Accepted', '', 'OutOfSchedule']);
+
+/** The first thing about an object that is not as its author wants it: not so at all, else only in part. */
 function problemOf(object: WithStatus): string {
-  const problem = conditionsOf(object.status).find(
-    ({ type, status }) => status === (troubles.has(type) ? 'True' : 'False'),
-  );
+  const conditions = conditionsOf(object.status);
+  const problem =
+    conditions.find(({ type, status }) => status === (troubles.has(type) ? 'True' : 'False')) ??
+    conditions.find(({ type, status, reason }) => type === 'Accepted' && status === 'True' && !fine.has(reason));
   return problem === undefined ? '' : `${problem.reason}: ${problem.message}`;
 }
 

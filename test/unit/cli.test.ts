@@ -281,6 +281,17 @@ t.test('get', async (t) => {
     /^NAME +POOL +ADDRESSES .*PROGRAMMED +AGE +PROBLEM\nbilling +edge +203\.0\.113\.101 .*False .*GatewaysBehind: gw-a \\u001b\[31mis away\nv4only +edge/,
   );
   t.equal(wide.err, '1 refused, see: sluice get errors\n');
+  const part = (reason: string) =>
+    `status: { conditions: [{ type: Accepted, status: "True", reason: ${reason}, message: in part }, { type: Programmed, status: "True" }] }\n`;
+  for (const [reason, problem] of [
+    ['ListInvalid', ' ListInvalid: in part'],
+    ['OutOfSchedule', ''],
+    ['Accepted', ''],
+  ] as const) {
+    status('EgressIP', 'v4only', part(reason));
+    const { out } = await sluice('get', 'eip', 'v4only', '-o', 'wide', ...source);
+    t.equal(/s( \S+: .*)?\n$/.exec(out.replace(/ +/g, ' '))?.[1] ?? '', problem, reason);
+  }
   t.match((await sluice('get', 'GATEWAYPOOL', ...source)).out, /edge +VXLAN +Drop +Bypass +Enforce +True/);
   t.match(JSON.parse((await sluice('get', 'egressips', 'billing', '-o', 'json', ...source)).out), {
     kind: 'EgressIP',
