@@ -11,9 +11,12 @@ import { concat, type NftSet, portsText, protocolText, rangeText } from '../kern
 import { boxesOf } from '../policy/boxes.ts';
 import { compileRedirect } from '../policy/redirect.ts';
 import { addressType, header } from './destination-sets.ts';
+import { factored } from './factors.ts';
 
 /** Boxes that are compared one after another; more are a set. */
 const COMPARED = 8;
+/** A service may have 64 ports with limits, of which each is found by itself. */
+const MULTIPLIED = 4_096;
 const everywhere = { 4: '0.0.0.0/0', 6: '::/0' } as const;
 
 export class FlowMatches {
@@ -56,10 +59,17 @@ export class FlowMatches {
   }
 
   #of(entries: ServiceEntry[], of: readonly Family[] = families): string[] {
-    return of.flatMap((family) => this.#ofFamily(entries, family));
+    const { multiplied, factors } = factored(entries, MULTIPLIED);
+    return of.flatMap((family) => [
+      ...this.#boxed(multiplied, family),
+      ...factors.flatMap(([where, how]) => {
+        const there = this.#boxed([where], family);
+        return there.length === 0 ? [] : this.#boxed([how], family).flatMap((so) => there.map((at) => `${at}${so}`));
+      }),
+    ]);
   }
 
-  #ofFamily(entries: ServiceEntry[], family: Family): string[] {
+  #boxed(entries: ServiceEntry[], family: Family): string[] {
     const boxes = boxesOf(entries, family);
     const daddr = `ct original ${header[family]} daddr`;
     if (boxes.addresses.length + boxes.protocols.length + boxes.ports.length <= COMPARED) {

@@ -10,6 +10,7 @@ import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf, type PortBox } from '../policy/boxes.ts';
+import { factored } from './factors.ts';
 
 export const addressType = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 export const header = { 4: 'ip', 6: 'ip6' } as const;
@@ -72,6 +73,21 @@ export class DestinationSets {
 }
 
 function destinations(key: string, entries: ServiceEntry[], family: Family): Destinations {
+  const { multiplied, factors } = factored(entries);
+  const made = boxed(key, multiplied, family);
+  for (const [at, [where, how]] of factors.entries()) {
+    // No name has a space.
+    const [there, so] = [boxed(`${key} ${at} where`, [where], family), boxed(`${key} ${at} how`, [how], family)];
+    if (there.matches.length === 0) continue;
+    made.sets.push(...there.sets, ...so.sets);
+    for (const first of there.matches) {
+      for (const { address, ports } of so.matches) made.matches.push({ ...first, ports: `${address}${ports}` });
+    }
+  }
+  return made;
+}
+
+function boxed(key: string, entries: ServiceEntry[], family: Family): Destinations {
   const boxes = boxesOf(entries, family);
   const count = boxes.addresses.length + boxes.protocols.length + boxes.ports.length;
   return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : setsOf(key, boxes, family);

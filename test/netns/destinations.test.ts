@@ -248,6 +248,63 @@ for (const { what, ports, passes, stops } of rows) {
   });
 }
 
+/** Type and code, as a plan has them. */
+const ECHO = { 4: 8 << 8, 6: 128 << 8 } as const;
+t.test('many addresses with many ports: asked one after the other, for the verdict and for bandwidth', async (t) => {
+  const many = Array.from({ length: 300 }, (_, at) => [
+    `192.0.${at >> 7}.${2 * (at & 127)}/32`,
+    `2001:db8:7::${2 * at}/128`,
+  ]);
+  const ranges = Array.from({ length: 150 }, (_, at): [number, number] => [1000 + 10 * at, 1001 + 10 * at]);
+  const plan = planWith([{ name: 'other', protocol: 'SCTP' }]);
+  const name = Object.keys(plan.services).find((key) => key.endsWith('/it')) ?? '';
+  plan.services['billing/many'] = {
+    addresses: [...many.flat(), `${WEB[4]}/32`, `${WEB[6]}/128`],
+    ports: [
+      { protocol: TCP, ports: ranges },
+      { protocol: UDP, ports: null },
+      ...families.map((family) => ({
+        protocol: icmp[family],
+        ports: ranges.map(([first]): [number, number] => [first - 1000 + ECHO[family], first - 997 + ECHO[family]]),
+      })),
+    ],
+  };
+  for (const rule of Object.values(plan.rules)) {
+    if (rule.services === '*' || !rule.services.includes(name)) continue;
+    rule.services = [...rule.services, 'billing/many'];
+    rule.limits = { bandwidth: 1e9, shards: ['edge/s0'] };
+  }
+  const { decide } = compilePolicy(plan);
+  for (const family of families) {
+    await rig.reset();
+    await rig.apply(plan);
+    const elsewhere = { 4: '198.51.100.81', 6: '2001:db8:100::81' }[family];
+    const listed = { 4: '192.0.1.2', 6: '2001:db8:7::2' }[family];
+    const probes: [Probe, boolean][] = [
+      [tcp(1000), true],
+      [tcp(2491), true],
+      [tcp(1002), false],
+      [udp(7), true],
+      [sctp(7), true],
+      [{ ...tcp(1000), destination: listed }, true],
+      [{ ...sctp(7), destination: listed }, false],
+      [{ ...tcp(1000), destination: elsewhere }, false],
+      [{ ...udp(7), destination: elsewhere }, false],
+      [ping(family), true],
+      [ping(family, 5), false],
+    ];
+    const left = await leave(
+      family,
+      probes.map(([probe]) => probe),
+    );
+    probes.forEach(([probe, pass], at) => {
+      const flow = { source: PODS.pay[family], destination: WEB[family], ...probe };
+      t.equal(decide(flow).verdict === 'accept', left[at], `v${family} ${JSON.stringify(probe)}: the evaluator`);
+      t.equal(left[at], pass, `v${family} ${JSON.stringify(probe)}: the kernel`);
+    });
+  }
+});
+
 t.test('evaluator and kernel agree on types of ICMP, for random policies and from one to the next', async (t) => {
   await rig.reset();
   const seen = { accept: 0, other: 0 };

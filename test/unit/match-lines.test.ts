@@ -45,6 +45,24 @@ t.test('in one line each, where a chain would save nothing or not lead back', as
   t.equal(flat(others), 4, 'other ports');
 });
 
+t.test('many addresses with many ports are as many elements as the one and the other', async (t) => {
+  const many = {
+    addresses: Array.from({ length: 1000 }, (_, at) => `198.51.${at >> 7}.${2 * (at & 127)}/32`),
+    ports: tcp(...Array.from({ length: 100 }, (_, at) => 1 + 2 * at)),
+  };
+  const sizes = (services: ServiceEntry[]): number[] => {
+    const found = new DestinationSets({
+      rules: new Map(),
+      services: new Map(services.map((one, at) => [`s${at}`, one])),
+    }).find(services.map((_, at) => `s${at}`));
+    return found[4].sets.map(([, { elements }]) => elements.size);
+  };
+  t.same(sizes([many]), [1000, 100]);
+  const small = { addresses: many.addresses.slice(0, 20), ports: tcp(9) };
+  t.same(sizes([small, many]), [20, 1000, 100]);
+  t.same(sizes([{ ...many, addresses: many.addresses.slice(0, 10) }, small]), [1000 + 10], 'few of them are pairs');
+});
+
 t.test('every address of both families is one line', async (t) => {
   const all = ['0.0.0.0/0', '::/0'];
   t.same(compiled([{ addresses: all, ports: tcp(25) }]).lines, ['meta l4proto 6 th dport 25 goto verdict']);
