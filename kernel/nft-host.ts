@@ -5,6 +5,7 @@
  */
 import type { NftBatch } from '../wire/nft-batch.ts';
 import { layoutOf } from '../wire/nft-shape.ts';
+import { NetlinkWriter } from '../wire/nlwriter.ts';
 import type { EventSocket } from './event-socket.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, Nft, NftState, Ruleset } from './nft.ts';
@@ -77,11 +78,13 @@ export class HostNft implements Nft {
   async #create(change: TableChange): Promise<number> {
     // All that rules may ask, so that nobody asks the kernel meanwhile.
     const layouts = new Map(change.sets.map(({ name, shape }) => [name, layoutOf(shape)]));
+    // In turn: buffers of each part's own would have all of this program's memory searched for garbage every few parts.
+    const writers = [new NetlinkWriter(), new NetlinkWriter()];
     let before = Promise.resolve();
     let made = 0;
     for (const part of creation(change)) {
       if (isEmptyChange(part)) continue;
-      const batch = encodeChange(part, (set) => layouts.get(set));
+      const batch = encodeChange(part, (set) => layouts.get(set), writers[made % 2]);
       await before;
       before = this.#make(part, batch);
       made++;

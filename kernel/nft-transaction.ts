@@ -10,6 +10,7 @@ import { encodeGetGeneration, readGeneration } from '../wire/nft-listing.ts';
 import type { SetLayouts } from '../wire/nft-rule.ts';
 import { encodeGetSet, layoutOf, readSet, type SetLayout } from '../wire/nft-shape.ts';
 import { splitMessages } from '../wire/nlattr.ts';
+import type { NetlinkWriter } from '../wire/nlwriter.ts';
 import { type KernelCode, KernelError } from './errors.ts';
 import * as libc from './libc.ts';
 import type { NetlinkSocket } from './netlink-socket.ts';
@@ -18,8 +19,8 @@ import { changeSize, type TableChange } from './nft-change.ts';
 /** This thread stands still while a batch is made, some seconds for so much; the command would take minutes. */
 const CHANGE_MAX = 1_000_000;
 
-/** `known`: layouts of sets that are there. */
-export function encodeChange(change: TableChange, known: SetLayouts): NftBatch | undefined {
+/** `known`: layouts of sets that are there; `writer`: one to be written into anew. */
+export function encodeChange(change: TableChange, known: SetLayouts, writer?: NetlinkWriter): NftBatch | undefined {
   if (changeSize(change) > CHANGE_MAX) return undefined;
   // A hook is text of many forms, and seldom new.
   if (change.chains.some(({ hook }) => hook !== undefined)) return undefined;
@@ -31,7 +32,7 @@ export function encodeChange(change: TableChange, known: SetLayouts): NftBatch |
     return layouts.get(set);
   };
 
-  const batch = new NftBatch(change.table);
+  const batch = new NftBatch(change.table, writer);
   const elements = (verb: 'add' | 'delete', { set, shape, elements }: TableChange['elementsIn'][number]): boolean => {
     const layout = layoutOf(shape);
     return layout !== undefined && batch.changeElements(verb, set, layout, elements);

@@ -40,13 +40,16 @@ type Told = string | Rule | ToldElements;
 
 export class NftBatch {
   readonly #table: string;
-  readonly #writer = new NetlinkWriter(64 * 1024);
+  readonly #writer: NetlinkWriter;
   /** Of the message with number n at n - 1; the begin of the batch has 0. */
   readonly #told: Told[] = [];
   #setId = 0;
 
-  constructor(table: string) {
+  /** `writer`: one of which what it holds is of no use any more. */
+  constructor(table: string, writer = new NetlinkWriter(64 * 1024)) {
     this.#table = table;
+    this.#writer = writer;
+    writer.cut(0);
     this.#frame(NFNL_MSG_BATCH_BEGIN, 0);
   }
 
