@@ -17,6 +17,7 @@ import {
   type HttpsRequest,
   type HttpsWorld,
   Refusal,
+  withinTime,
 } from './https.ts';
 
 export const MAX_REDIRECTS = 3;
@@ -44,7 +45,7 @@ const getIfChanged = (etag: string | undefined): HttpsRequest => ({
 });
 
 /** Never rejects. `stop` ends it at once; its outcome is then of no interest. */
-export async function fetchList(
+export function fetchList(
   href: string,
   etag: string | undefined,
   policy: () => FetchPolicy,
@@ -53,27 +54,28 @@ export async function fetchList(
 ): Promise<FetchOutcome> {
   const timeoutMs = world.timeoutMs ?? HTTPS_TIMEOUT_MS;
   const deadline = Date.now() + timeoutMs;
-  const signal = AbortSignal.any([stop, AbortSignal.timeout(timeoutMs)]);
-  try {
-    let url = parsed(parseListUrl(href), 'url');
-    for (let redirects = 0; ; redirects++) {
-      const addresses = await checkedAddresses(url, policy(), world, signal);
-      const response = await ask(url, addresses, getIfChanged(etag), world, signal, deadline);
-      const status = response.statusCode ?? 0;
-      if (status === 200) return await read(response, signal);
-      response.destroy();
-      if (status === 304 && etag !== undefined) return { ok: true };
-      if (![301, 302, 303, 307, 308].includes(status))
-        throw new Refusal('Failed', `expected status 200, got ${status}`);
-      if (redirects === MAX_REDIRECTS) throw new Refusal('Failed', `more than ${MAX_REDIRECTS} redirects`);
-      url = parsed(redirectTarget(response.headers.location, url), 'redirect');
+  return withinTime(timeoutMs, stop, async (signal): Promise<FetchOutcome> => {
+    try {
+      let url = parsed(parseListUrl(href), 'url');
+      for (let redirects = 0; ; redirects++) {
+        const addresses = await checkedAddresses(url, policy(), world, signal);
+        const response = await ask(url, addresses, getIfChanged(etag), world, signal, deadline);
+        const status = response.statusCode ?? 0;
+        if (status === 200) return await read(response, signal);
+        response.destroy();
+        if (status === 304 && etag !== undefined) return { ok: true };
+        if (![301, 302, 303, 307, 308].includes(status))
+          throw new Refusal('Failed', `expected status 200, got ${status}`);
+        if (redirects === MAX_REDIRECTS) throw new Refusal('Failed', `more than ${MAX_REDIRECTS} redirects`);
+        url = parsed(redirectTarget(response.headers.location, url), 'redirect');
+      }
+    } catch (error) {
+      if (error instanceof Refusal) return { ok: false, reason: reasons[error.reason], message: error.message };
+      const late = signal.aborted && !stop.aborted;
+      const message = late ? `took longer than ${timeoutMs / 1000} s` : `cannot fetch: ${codeOf(error)}`;
+      return { ok: false, reason: 'FetchFailed', message };
     }
-  } catch (error) {
-    if (error instanceof Refusal) return { ok: false, reason: reasons[error.reason], message: error.message };
-    const late = signal.aborted && !stop.aborted;
-    const message = late ? `took longer than ${timeoutMs / 1000} s` : `cannot fetch: ${codeOf(error)}`;
-    return { ok: false, reason: 'FetchFailed', message };
-  }
+  });
 }
 
 function parsed(url: Result<ListUrl>, what: string): ListUrl {
