@@ -76,7 +76,7 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
   const { multiplied, factors } = factored(entries);
   const made = boxed(key, multiplied, family);
   for (const [at, [where, how]] of factors.entries()) {
-    // No name has a space.
+    // No list's key ends so.
     const [there, so] = [boxed(`${key} ${at} where`, [where], family), boxed(`${key} ${at} how`, [how], family)];
     if (there.matches.length === 0) continue;
     made.sets.push(...there.sets, ...so.sets);

@@ -310,6 +310,66 @@ const bySet = (change: TableChange): TableChange => ({
   elementsIn: change.elementsIn.toSorted((a, b) => (a.set < b.set ? -1 : 1)),
 });
 
+/** Rules want one number, groups one or the next: who comes or goes moves others (gateway/marks.ts). */
+const ALIKE = [
+  ['r131210', 'n/103615'],
+  ['r170415', 'n/203574'],
+  ['r192179', 'n/114491'],
+] as const;
+
+t.test('what is moved to another number by others is compiled again', async (t) => {
+  const numbers = (plan: GatewayPlan): unknown => [...compileGateway(plan).ruleNumbers].sort();
+  let moves = 0;
+  fc.assert(
+    fc.property(fc.array(fc.nat(ALIKE.length - 1), { maxLength: 9 }), (list) => {
+      const plan = basePlan();
+      const compiler = new GatewayCompiler();
+      compiler.update(plan, undefined);
+      for (const at of list) {
+        const [name, key] = ALIKE[at] ?? ALIKE[0];
+        const [id, uid, next] = [`namespace/n/${name}`, `uid-${at}`, copyPlan(plan)];
+        if (plan.rules[id] === undefined) {
+          next.rules[id] = {
+            context: 'namespace',
+            namespace: 'n',
+            name,
+            action: 'accept',
+            priority: 1,
+            services: '*',
+            limits: { maxConnections: at + 1 },
+          };
+          next.groups[key] = { namespace: 'n', rules: { cluster: [], namespace: [id], service: [] } };
+          next.workloads[uid] = {
+            namespace: 'n',
+            name: uid,
+            uid,
+            node: 'node-a',
+            services: [],
+            addresses: [`10.244.1.${100 + at}`],
+            group: key,
+            egress: {},
+          };
+        } else {
+          delete next.rules[id];
+          delete next.groups[key];
+          delete next.workloads[uid];
+        }
+        const now = compileGateway(next).ruleNumbers;
+        const moved = (other: string): boolean => other !== id && compiler.numbers.get(other) !== now.get(other);
+        if (Object.keys(plan.rules).some(moved)) moves++;
+        const delta = diffPlan(plan, next);
+        changePlan(plan, delta);
+        compiler.update(plan, delta);
+        if (JSON.stringify(plain(compiler.table.ruleset())) !== JSON.stringify(plain(compileGateway(plan).ruleset)))
+          return false;
+      }
+      return JSON.stringify([...compiler.numbers].sort()) === JSON.stringify(numbers(plan));
+    }),
+    { numRuns: 30 },
+  );
+  t.ok(moves > 10, `${moves} moves`);
+});
+
 t.test('step by step is as good as all at once', async (t) => {
   await fc.assert(
     fc.asyncProperty(steps, fc.constantFrom(1, 6, 64), async (list, compared) => {
