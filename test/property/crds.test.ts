@@ -8,11 +8,12 @@ import fc from 'fast-check';
 import t from 'tap';
 import { formatAddress, formatPrefix, formatRange, parseAddress, parsePrefix, parseRange } from '../../api/address.ts';
 import { crdOf } from '../../api/crd.ts';
-import { sluiceKinds } from '../../api/kinds.ts';
+import { parseObject, sluiceKinds } from '../../api/kinds.ts';
 import { parseAuthority, parseListUrl } from '../../api/list-url.ts';
 import { parseIcmpTypes, parsePorts } from '../../api/ports.ts';
 import type { Result } from '../../api/result.ts';
 import { addressText, prefixText, rangeText } from '../../api/schema/common.ts';
+import { objectOf } from '../kube/generated.ts';
 
 const patternOf = (schema: object): RegExp => new RegExp((schema as { pattern: string }).pattern);
 const address = patternOf(addressText());
@@ -150,4 +151,12 @@ t.test('hosts and URLs', async (t) => {
   for (const bad of ['http://a.test/', 'https:///a', 'https://u:p@a.test/', 'https://a.test./', 'https://a.test:0/'])
     t.notOk(url.test(bad), bad);
   for (const bad of ['a.test.', 'a.test:99999', '*.a.test', 'https://a.test', '[a]', '']) t.notOk(host.test(bad), bad);
+});
+
+t.test('test/kube/crds.ts, which runs by hand, can make objects of every kind, and most are right', async (t) => {
+  for (const kind of sluiceKinds) {
+    const objects = fc.sample(objectOf(kind), { numRuns: 200, seed: 1 });
+    const right = objects.filter((one) => parseObject(one).ok).length;
+    t.ok(right > 20 && right < 200, `${kind.kind}: ${right} of 200 are right`);
+  }
 });
