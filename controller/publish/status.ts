@@ -58,7 +58,7 @@ export class StatusDirectory {
   readonly #now: () => number;
   readonly #written = new Map<string, string>();
   /** What the text was made of. */
-  readonly #statuses = new Map<string, Status>();
+  readonly #sources = new Map<string, { status: Status; created: string | undefined }>();
   readonly #times = new Map<string, Map<string, TimedCondition>>();
   #known = false;
   #next: Published | undefined;
@@ -114,21 +114,21 @@ export class StatusDirectory {
   }
 
   async #writeAll({ statuses, errors, objects }: Published): Promise<void> {
-    const before = this.#objects;
     this.#objects = objects;
     if (!this.#known) await this.#recall();
     this.#known = true;
     await this.#write('errors', stringify({ errors }));
     for (const [key, status] of statuses) {
       // Most are what they were, and there may be a great many.
-      const same = this.#statuses.get(key) === status && createdOf(before, key) === createdOf(objects, key);
-      if (!same) await this.#writeStatus(key, status);
+      const source = this.#sources.get(key);
+      if (source?.status === status && source.created === createdOf(objects, key)) continue;
+      await this.#writeStatus(key, status);
     }
     for (const key of this.#written.keys()) {
       if (key === 'errors' || statuses.has(key)) continue;
       await rm(this.#file(key), { force: true });
       this.#written.delete(key);
-      this.#statuses.delete(key);
+      this.#sources.delete(key);
       this.#times.delete(key);
     }
   }
@@ -139,14 +139,14 @@ export class StatusDirectory {
     const conditions = status.conditions.map((condition) => this.#timed(key, condition));
     this.#times.set(key, new Map(conditions.map((condition) => [condition.type, condition])));
     const name = names.at(-1);
-    const creationTimestamp = createdOf(this.#objects, key);
+    const created = createdOf(this.#objects, key);
     const metadata = {
       ...(names.length > 1 && { namespace: names[0] }),
       name,
-      ...(creationTimestamp !== undefined && { creationTimestamp }),
+      ...(created !== undefined && { creationTimestamp: created }),
     };
     await this.#write(key, stringify({ apiVersion: API_VERSION, kind, metadata, status: { ...status, conditions } }));
-    this.#statuses.set(key, status);
+    this.#sources.set(key, { status, created });
   }
 
   #timed(key: string, condition: Condition): TimedCondition {
