@@ -166,7 +166,12 @@ async function get(word: string, name: string | undefined, flags: Flags, command
   const kinds = kindsNamed(word);
   const isErrors = word.toLowerCase() === 'errors';
   if (kinds === undefined && !isErrors) {
-    const known = [...sluiceKinds.map(({ plural }) => plural), ...kubeKinds.map(({ names }) => names[0])];
+    const named = ([first, ...short]: readonly string[]): string =>
+      short.length === 0 ? `${first}` : `${first} (${short.join(', ')})`;
+    const known = [
+      ...sluiceKinds.map(({ plural, shortNames }) => named([plural, ...shortNames])),
+      ...kubeKinds.map(({ names }) => named(names)),
+    ];
     throw new Exit(2, `no kind "${word}"; there are ${known.join(', ')}, rules, all, errors`);
   }
   const { path, snapshot, errors } = await loadSource(flags.source, flags.state);

@@ -304,6 +304,10 @@ t.test('get', async (t) => {
   });
   t.match((await sluice('get', 'eip', 'v4only', '-o', 'yaml', ...source)).out, /^apiVersion: .*\nkind: EgressIP\n/);
   t.match((await sluice('get', 'errors', ...source)).out, /^FILE .*\nbad\.yaml \(document 1\) +Invalid +/);
+  t.match(
+    (await sluice('get', 'shoes', ...source)).err,
+    /no kind "shoes"; there are .*egressips \(eip\), .*pods \(po\), /,
+  );
   t.match(await sluice('get', 'eip', 'none', ...source), { code: 1, err: 'sluice: no eip "none"\n' });
   t.match(await sluice('get', 'pods', '-n', 'billing', '--source', `directory:${good}`), {
     code: 0,

@@ -535,6 +535,13 @@ t.test('status files', async (t) => {
     ['EgressIP/a', { ...aged, metadata: { ...aged.metadata, creationTimestamp: '2025-01-01T00:00:00Z' } }],
   ]);
   t.match(await put(status('False')), /^metadata:\n {2}name: a\n {2}creationTimestamp: 2025-01-01T00:00:00Z\n/m);
+  const again = new StatusDirectory(root, silentLog(), () => now);
+  const same = status('False');
+  for (const creationTimestamp of ['2025-01-01T00:00:00Z', '2025-02-02T00:00:00Z']) {
+    again.publish(same, [], new Map([['EgressIP/a', { ...aged, metadata: { ...aged.metadata, creationTimestamp } }]]));
+    await again.close();
+    t.match(await readFile(file, 'utf8'), `creationTimestamp: ${creationTimestamp}`, 'made anew, with the same status');
+  }
   t.equal(await put(new Map()), undefined, 'an object that is gone has no status');
   const errors = [{ file: 'f', object: 'EgressIP/a', reason: 'Invalid' as const, details: ['spec: no'] }];
   const merged = withErrors(status('True'), errors).get('EgressIP/a');
