@@ -59,19 +59,18 @@ export class HostNft implements Nft {
 
   /**
    * Makes as many transactions as `work` returns, of which no event is written: those of a big table are half of what it
-   * costs the kernel. Whether others made any meanwhile is told by their number. If `work` fails, nothing is known anyway.
+   * costs the kernel. Whether others made any meanwhile is told by their number; if `work` fails, it is not known.
    */
   async #unheard(work: () => Promise<number>): Promise<void> {
     const before = askGeneration(this.#netlink());
     for (const { events } of this.#watches) events.hear(false);
-    let made: number;
+    let made: number | undefined;
     try {
       made = await work();
     } finally {
       for (const { events } of this.#watches) events.hear(true);
+      if (askGeneration(this.#netlink()) - before !== made) for (const { told } of this.#watches) told.onChanged();
     }
-    if (askGeneration(this.#netlink()) - before === made) return;
-    for (const { told } of this.#watches) told.onChanged();
   }
 
   /** Returns how many parts it was. One is made ready while the kernel is busy with the one before. */
@@ -82,14 +81,18 @@ export class HostNft implements Nft {
     const writers = [new NetlinkWriter(), new NetlinkWriter()];
     let before = Promise.resolve();
     let made = 0;
-    for (const part of creation(change)) {
-      if (isEmptyChange(part)) continue;
-      const batch = encodeChange(part, (set) => layouts.get(set), writers[made % 2]);
+    try {
+      for (const part of creation(change)) {
+        if (isEmptyChange(part)) continue;
+        const batch = encodeChange(part, (set) => layouts.get(set), writers[made % 2]);
+        await before;
+        before = this.#make(part, batch);
+        made++;
+      }
+    } finally {
+      // Whatever failed, nothing is on its way any more.
       await before;
-      before = this.#make(part, batch);
-      made++;
     }
-    await before;
     return made;
   }
 

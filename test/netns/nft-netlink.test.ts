@@ -409,11 +409,15 @@ t.test('a big table is made in parts, and the thread is free while the kernel wo
   await own.drop(TABLE);
   const [, ...rest] = change.rules;
   const wrong = { ...change, rules: [...rest.slice(0, 3_000), ['leaf_5', 'jump nope'], ...rest.slice(3_000)] };
+  let changed = 0;
+  const watch = own.watch(TABLE, { onChanged: () => changed++, onDeleted: () => undefined, onError: t.error });
   await t.rejects(
     own.run(wrong as TableChange),
     { name: 'KernelError', code: 'ENOENT', message: /add rule leaf_5 jump nope/ },
     'one part is refused',
   );
+  t.equal(changed, 1, 'what others did meanwhile is not known then');
+  await watch.close();
   t.notMatch(await listed(names.own), /chain base|goto leaf/, 'and none follows it');
 });
 
