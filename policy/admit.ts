@@ -5,6 +5,7 @@
 
 import { parseBandwidth } from '../api/bandwidth.ts';
 import { objectKey } from '../api/kinds.ts';
+import { LABEL_TRUSTED_SERVICES } from '../api/names.ts';
 import type { Context, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
 import type { AnyRule } from './applies.ts';
@@ -149,6 +150,10 @@ function conditionOf(
     const effect = action === 'drop' || action === 'reject' ? 'what was in force stays' : 'it matches the rest';
     const message = `a list of external service ${resolution.unread.join(', ')} was never read: ${effect}`;
     remarks.push({ reason: 'ListNotRead', message });
+  }
+  if (resolution.withdrawn.length > 0) {
+    const message = `external service ${resolution.withdrawn.join(', ')}: its namespace is not labelled ${LABEL_TRUSTED_SERVICES}: "true": the last list stays in force`;
+    remarks.push({ reason: 'UntrustedNamespace', message });
   }
   if (rule.kind === 'ServiceEgressRule') {
     const { service } = rule.spec;

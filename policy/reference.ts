@@ -3,6 +3,7 @@
  * a tenant's rule only its own namespace's, a cluster rule the controller's or a trusted namespace's.
  * A name that does not exist: an accept matches nothing there; a drop or reject keeps the last list that was in force,
  * or is refused if there never was one, since a veto that silently stops to match is worse than one that says so.
+ * So it is with a namespace that is gone, or not trusted any more: what it lent last stays in a veto, and nothing else.
  * A service with a list that was never read (`addressesFrom`) is the same in part: an accept matches what is known of
  * it, a drop or reject keeps what was in force, or is refused.
  */
@@ -22,6 +23,8 @@ export type Resolution =
       missing: string[];
       /** Services with a list that was never read. */
       unread: string[];
+      /** Names in namespaces that lend no more. */
+      withdrawn: string[];
     }
   | { ok: false; reason: RefusalReason; message: string };
 
@@ -63,8 +66,14 @@ const lastOf = (key: string, { lastServices }: KnownServices): ServiceEntry | un
 /** Beside what is known of a service now, which an accept rule may use, the plan has what a veto keeps of it. */
 const KEPT = ' (last in force)';
 const keptKey = (key: string): string => `${key}${KEPT}`;
+/** The same of what a namespace lent. Its own vetoes may have another list by now. */
+const LENT = ' (as it was lent)';
+const lentKey = (key: string): string => `${key}${LENT}`;
 /** `namespace/name` of a key in a plan's services. */
-export const serviceName = (key: string): string => (key.endsWith(KEPT) ? key.slice(0, -KEPT.length) : key);
+export const serviceName = (key: string): string => [KEPT, LENT].reduce(without, key);
+/** Under which a veto's list is remembered. */
+export const vetoKey = (key: string): string => without(key, KEPT);
+const without = (key: string, suffix: string): string => (key.endsWith(suffix) ? key.slice(0, -suffix.length) : key);
 
 /** Whether a namespace lends its services to cluster rules. */
 export const lendsServices = ({ metadata }: Namespace): boolean => metadata.labels?.[LABEL_TRUSTED_SERVICES] === 'true';
@@ -94,7 +103,7 @@ export function serviceCatalog(input: {
     const object = find(key);
     if (object !== undefined) return serviceEntryOf(object, lists?.get(key));
     // Without an object it is a list that resolve has found among the last.
-    return lastOf(serviceName(key), input.known) ?? { addresses: [], ports: null };
+    return lastOf(key, input.known) ?? lastOf(serviceName(key), input.known) ?? { addresses: [], ports: null };
   }
 
   function unreadOf(key: string): number[] {
@@ -103,7 +112,9 @@ export function serviceCatalog(input: {
   }
 
   function resolve({ namespace, action, names }: Parameters<ServiceCatalog['resolve']>[0]): Resolution {
+    const keepsLast = action === 'drop' || action === 'reject';
     const keys: string[] = [];
+    const withdrawn: string[] = [];
     for (const name of names) {
       if (name === '*') continue;
       const slash = name.indexOf('/');
@@ -117,13 +128,16 @@ export function serviceCatalog(input: {
       }
       const lender = name.slice(0, slash);
       if (lender !== input.controllerNamespace && !input.trusts(lender)) {
+        if (keepsLast && [lentKey(name), name].some((key) => lastOf(key, input.known) !== undefined)) {
+          withdrawn.push(name);
+          continue;
+        }
         const message = `externalServices: "${name}": namespace ${lender} is not labelled ${LABEL_TRUSTED_SERVICES}: "true"`;
         return { ok: false, reason: 'UntrustedNamespace', message };
       }
       keys.push(name);
     }
     const missing = keys.filter((key) => !has(key));
-    const keepsLast = action === 'drop' || action === 'reject';
     const never = keepsLast ? missing.filter((key) => lastOf(key, input.known) === undefined) : [];
     if (never.length > 0) {
       const message = `externalServices: ${never.join(', ')} not found and never in force: a ${action} rule would match nothing`;
@@ -136,11 +150,11 @@ export function serviceCatalog(input: {
       const message = `externalServices: ${which} never read and never in force: a ${action} rule would match too little`;
       return { ok: false, reason: 'ListNotRead', message };
     }
-    if (names.includes('*')) return { ok: true, services: '*', missing, unread: [] };
+    if (names.includes('*')) return { ok: true, services: '*', missing, unread: [], withdrawn };
     // The last list stays under the service's own key, so an accept rule must not name that key.
     const vetoed = (key: string): string => (unread.includes(key) ? keptKey(key) : key);
-    const services = [...new Set(keepsLast ? keys.map(vetoed) : keys.filter(has))];
-    return { ok: true, services, missing, unread };
+    const found = keepsLast ? [...keys.map(vetoed), ...withdrawn.map(lentKey)] : keys.filter(has);
+    return { ok: true, services: [...new Set(found)], missing, unread, withdrawn };
   }
 
   return { resolve, entry, watched: () => [...watched.values()] };

@@ -14,7 +14,7 @@ import {
 } from '../../api/plan.ts';
 import type { AdmittedRules, BoundRule } from '../../policy/admit.ts';
 import { bindingHolds, bindNamespace, type NamespaceBinding, type Surroundings } from '../../policy/bind-namespace.ts';
-import { serviceName } from '../../policy/reference.ts';
+import { vetoKey } from '../../policy/reference.ts';
 import { type Assigner, assignmentOf, podConflicts, type Serving } from './assign.ts';
 import { Findings } from './condition.ts';
 import { leaves, NamespaceEgress } from './egress.ts';
@@ -205,7 +205,7 @@ export function vetoesOf(
       if ((action !== 'drop' && action !== 'reject') || names === '*') continue;
       for (const name of names) {
         const service = services[name];
-        if (service !== undefined) vetoes[serviceName(name)] = service;
+        if (service !== undefined) vetoes[vetoKey(name)] = service;
       }
     }
   }

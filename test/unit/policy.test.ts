@@ -71,6 +71,7 @@ t.test('what a rule may name', async (t) => {
     'a/gone': { addresses: ['192.0.2.1/32'], ports: null },
     [`${NS}/gone`]: { addresses: ['192.0.2.2/32'], ports: null },
   };
+  const withdrawn = { addresses: ['192.0.2.9/32'], ports: null };
   const rows: [string, Partial<BindInput>, string, string[] | '*' | undefined][] = [
     ['cluster rule: the controller namespace', { clusterRules: [cluster('r')] }, 'Accepted', [`${NS}/web`]],
     [
@@ -88,6 +89,30 @@ t.test('what a rule may name', async (t) => {
     [
       'cluster rule: an unknown one',
       { clusterRules: [cluster('r', { externalServices: ['nowhere/web'] })] },
+      'UntrustedNamespace',
+      undefined,
+    ],
+    [
+      'drop: of a namespace that lends no more, the last list',
+      {
+        clusterRules: [cluster('r', { action: 'drop', externalServices: ['other/web', 'nowhere/web', 'web'] })],
+        lastServices: { 'other/web': withdrawn, 'nowhere/web': withdrawn },
+      },
+      'UntrustedNamespace',
+      [`${NS}/web`, 'other/web (as it was lent)', 'nowhere/web (as it was lent)'],
+    ],
+    [
+      'drop: another of them was never in force',
+      {
+        clusterRules: [cluster('r', { action: 'drop', externalServices: ['other/web', 'nowhere/web'] })],
+        lastServices: { 'other/web': withdrawn },
+      },
+      'UntrustedNamespace',
+      undefined,
+    ],
+    [
+      'accept: not its last list',
+      { clusterRules: [cluster('r', { externalServices: ['other/web'] })], lastServices: { 'other/web': withdrawn } },
       'UntrustedNamespace',
       undefined,
     ],
@@ -157,7 +182,21 @@ t.test('what a rule may name', async (t) => {
         services.every((key) => binding.services[key]),
         `${name}: lists are there`,
       );
+    for (const [key, entry] of Object.entries(binding.services)) {
+      if (key.endsWith(' (as it was lent)')) t.same(entry, withdrawn, 'not what the namespace says now');
+    }
   }
+  const lent = 'other/web (as it was lent)';
+  const later = bind(
+    input({
+      ...world,
+      clusterRules: [cluster('r', { action: 'drop', externalServices: ['other/web'] })],
+      namespaceRules: [tenant('other/r', { action: 'drop' })],
+      lastServices: { [lent]: withdrawn, 'other/web': last['a/gone'] },
+    }),
+  );
+  t.same(later.services[lent], withdrawn, 'whatever the vetoes of that namespace keep');
+  t.notSame(later.services['other/web'], withdrawn);
   const both = bind(
     input({
       namespaceRules: [
