@@ -104,7 +104,7 @@ export class GatewayHits {
 
   traffic(started: FlowRecord, { packets, bytes }: Carried): void {
     const id = hitsIdOf(started, this.#pool);
-    if (id !== undefined) this.#hits.traffic(id, packets, bytes);
+    if (id !== undefined) this.#hits.traffic(id, packets, bytes, this.#now());
   }
 
   /** Counts are as of now when this returns; readers that come meanwhile share one reading. */

@@ -138,6 +138,7 @@ export class HitTotals {
       const packets = value.packets - base.packets;
       if (packets === 0) continue;
       const totals = this.#of(counted.id);
+      this.#gone.delete(counted.id);
       totals.hits += packets;
       totals.lastHit = now;
       if (counted.as === 'permits') totals.flows += packets;
@@ -149,8 +150,10 @@ export class HitTotals {
   }
 
   /** What flows that the rule permitted have carried since they were last asked. */
-  traffic(id: string, packets: number, bytes: number): void {
+  traffic(id: string, packets: number, bytes: number, now: number): void {
     if (packets === 0) return;
+    // Away since long, unless its first hit was not read yet.
+    if (!this.totals.has(id)) this.#gone.set(id, now);
     const totals = this.#of(id);
     totals.packets += packets;
     totals.bytes += bytes;

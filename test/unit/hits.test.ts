@@ -90,7 +90,7 @@ t.test('totals: what permits counts flows, what denies packets', async (t) => {
     'cluster/a': hits(3, 3, 0, 0, 1000),
     'service/x/b': hits(4, 0, 4, 240, 1000),
   });
-  totals.traffic('cluster/a', 50, 6000);
+  totals.traffic('cluster/a', 50, 6000, 1500);
   totals.fold(counts([1, 3, 180], [2, 5, 300]), 2000);
   t.same(totals.totals.get('cluster/a'), hits(3, 3, 50, 6000, 1000), 'traffic is no hit');
   t.same(totals.totals.get('service/x/b'), hits(5, 0, 5, 300, 2000));
@@ -142,6 +142,19 @@ t.test('totals belong to the rule, not to its number', async (t) => {
   totals.fold(counts([1, 12, 720], [3, 1, 60]), 6);
   t.equal(totals.totals.get('cluster/b')?.hits, 33, 'a rule that came back counts on; its counter is a new one');
 });
+
+t.test(
+  'traffic of a rule that is away long since is forgotten too, that of one before its first hit is not',
+  async (t) => {
+    const totals = new HitTotals();
+    totals.use(new Map([[1, rule('cluster/new')]]), 0);
+    for (const id of ['cluster/old', 'cluster/new']) totals.traffic(id, 5, 500, 10);
+    totals.fold(counts([1, 1, 60]), 20);
+    t.same([...totals.totals.keys()], ['cluster/old', 'cluster/new']);
+    totals.fold(counts([1, 2, 120]), 10 + HOUR);
+    t.same(Object.fromEntries(totals.totals), { 'cluster/new': hits(2, 2, 5, 500, 10 + HOUR) });
+  },
+);
 
 t.test('totals: forgotten an hour after the rule, or when there are too many', async (t) => {
   const totals = new HitTotals();
