@@ -13,7 +13,14 @@ export async function filesOf(path: string, depth = 0): Promise<string[]> {
     if (entry.name.startsWith('.')) continue;
     const child = join(path, entry.name);
     if (entry.isDirectory() && depth < MAX_DEPTH) files.push(...(await filesOf(child, depth + 1)));
-    else if (/\.ya?ml$/.test(entry.name) && (await stat(child)).isFile()) files.push(child);
+    else if (/\.ya?ml$/.test(entry.name) && (await isManifest(child))) files.push(child);
   }
   return files;
 }
+
+/** A link that leads nowhere is one that cannot be read. */
+const isManifest = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isFile(),
+    () => true,
+  );

@@ -126,10 +126,16 @@ async function lint(paths: string[], { strict, output }: Flags, command: Command
     for (const file of await filesOf(path)) {
       files++;
       roots.set(file, resolve(root));
-      if ((await stat(file)).size > MAX_FILE_BYTES) {
-        const message = `is larger than ${MAX_FILE_BYTES} bytes: split it`;
-        findings.push({ file, line: 1, severity: 'error', code: 'TooLarge', message });
-      } else findings.push(...lintText(file, await readFile(file, 'utf8'), placed));
+      const bad = (code: string, message: string): void => {
+        findings.push({ file, line: 1, severity: 'error', code, message });
+      };
+      try {
+        if ((await stat(file)).size > MAX_FILE_BYTES)
+          bad('TooLarge', `is larger than ${MAX_FILE_BYTES} bytes: split it`);
+        else findings.push(...lintText(file, await readFile(file, 'utf8'), placed));
+      } catch (error) {
+        bad('Unreadable', error instanceof Error ? error.message : String(error));
+      }
     }
   }
   findings.push(...lintTogether(placed, await listsOf(placed, roots)));

@@ -11,7 +11,7 @@ import type { Logger } from '../../daemon/log.ts';
 import type { Snapshot } from '../plan/snapshot.ts';
 import { type FileContent, readDocuments, type SourceError } from './document.ts';
 import { type Remembered, recall, remember } from './remembered.ts';
-import { Tree, type TreeFile } from './tree.ts';
+import { type Listing, Tree, type TreeFile } from './tree.ts';
 
 export type { SourceError } from './document.ts';
 
@@ -26,6 +26,8 @@ export interface DirectoryOptions {
   state?: string;
   log: Logger;
   now?: () => number;
+  /** For tests: so few that they are soon beyond it. */
+  maxFiles?: number;
   onChange(observation: Observation): void;
   /** After each look, changed or not: something may have happened to files that are no manifests. */
   onLook?(): void;
@@ -43,6 +45,8 @@ const MAX_DELAY_MS = 100;
 const EMPTY_GRACE_MS = 250;
 /** A look without an event: network file systems have no inotify, and watches can run out. */
 const POLL_MS = 5_000;
+/** Below the path. */
+const MAX_FILES = 20_000;
 const MAX_FILE_BYTES = 32 * 1024 * 1024;
 
 interface LoadedFile extends FileContent {
@@ -51,7 +55,7 @@ interface LoadedFile extends FileContent {
 
 /** The logic between files and snapshot; apart from the watch, so that `lint` and `get` have it too. */
 class Directory {
-  readonly #options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>;
+  readonly #options: Pick<DirectoryOptions, 'path' | 'state' | 'now' | 'maxFiles'>;
   readonly #tree: Tree;
   readonly #files = new Map<string, LoadedFile>();
   readonly #emptySince = new Map<string, number>();
@@ -59,13 +63,13 @@ class Directory {
   observation: Observation = { snapshot: new Map(), errors: [] };
 
   constructor(
-    options: Pick<DirectoryOptions, 'path' | 'state' | 'now'>,
+    options: Pick<DirectoryOptions, 'path' | 'state' | 'now' | 'maxFiles'>,
     onEvent?: (error?: Error) => void,
     firstSeen: ReadonlyMap<string, string> = new Map(),
   ) {
     this.#options = options;
     this.#firstSeen = new Map(firstSeen);
-    this.#tree = new Tree(options.path, onEvent);
+    this.#tree = new Tree(options.path, options.maxFiles ?? MAX_FILES, onEvent);
   }
 
   async recall(): Promise<void> {
@@ -77,12 +81,13 @@ class Directory {
 
   /** Reads what changed; true if the observation did. `again`: look once more, after so many milliseconds. */
   async load(): Promise<{ changed: boolean; again?: number }> {
-    const { files, unreadable } = await this.#tree.list();
+    const listing = await this.#tree.list();
+    const { files, unreadable, tooMany } = listing;
     const now = (this.#options.now ?? Date.now)();
     let changed = false;
     let waiting = false;
     for (const name of this.#files.keys()) {
-      if (files.has(name) || [...unreadable.keys()].some((directory) => isBelow(name, directory))) continue;
+      if (files.has(name) || tooMany || [...unreadable.keys()].some((directory) => isBelow(name, directory))) continue;
       this.#files.delete(name);
       changed = true;
     }
@@ -102,7 +107,7 @@ class Directory {
       changed = true;
     }
     const before = this.observation.errors.length;
-    if (changed || unreadable.size > 0 || before > 0) this.#merge(unreadable, now);
+    if (changed || unreadable.size > 0 || tooMany || before > 0) this.#merge(listing, now);
     changed ||= before !== this.observation.errors.length;
     return { changed, ...(waiting ? { again: EMPTY_GRACE_MS } : {}) };
   }
@@ -122,13 +127,17 @@ class Directory {
     }
   }
 
-  #merge(unreadable: ReadonlyMap<string, string>, now: number): void {
+  #merge({ unreadable, tooMany }: Listing, now: number): void {
     const snapshot = new Map<string, AnyObject>();
     const origin = new Map<string, string>();
     const errors: SourceError[] = [];
     const firstSeen = new Map<string, string>();
     for (const [directory, message] of unreadable) {
       errors.push({ file: `${directory}/`, reason: 'Unreadable', details: [message] });
+    }
+    if (tooMany) {
+      const detail = `more than ${this.#options.maxFiles ?? MAX_FILES} files: the rest is not read; put several documents into one file`;
+      errors.push({ file: '*', reason: 'Unreadable', details: [detail] });
     }
     const names = [...this.#files.keys()].sort();
     for (const name of names) {

@@ -8,7 +8,6 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
 const MAX_DEPTH = 16;
-const MAX_FILES = 20_000;
 
 export interface TreeFile {
   path: string;
@@ -22,20 +21,24 @@ export interface Listing {
   files: Map<string, TreeFile>;
   /** Directories (relative, '' is the root) that could not be read: nothing is known of what lies below. */
   unreadable: Map<string, string>;
+  /** There are more than that: nothing is known of the rest. */
+  tooMany: boolean;
 }
 
 export class Tree {
   readonly #watchers = new Map<string, { inode: bigint; watcher: FSWatcher }>();
   readonly #root: string;
+  readonly #maxFiles: number;
   readonly #onEvent: ((error?: Error) => void) | undefined;
 
-  constructor(root: string, onEvent?: (error?: Error) => void) {
+  constructor(root: string, maxFiles: number, onEvent?: (error?: Error) => void) {
     this.#root = root;
+    this.#maxFiles = maxFiles;
     this.#onEvent = onEvent;
   }
 
   async list(): Promise<Listing> {
-    const listing: Listing = { files: new Map(), unreadable: new Map() };
+    const listing: Listing = { files: new Map(), unreadable: new Map(), tooMany: false };
     const seen = new Set<string>();
     await this.#walk('', 0, listing, seen);
     for (const [directory, { watcher }] of this.#watchers) {
@@ -57,8 +60,13 @@ export class Tree {
         // `.status`, and what editors leave: lock files, swap files.
         if (entry.name.startsWith('.')) continue;
         const child = directory === '' ? entry.name : `${directory}/${entry.name}`;
-        if (entry.isDirectory() && depth < MAX_DEPTH) await this.#walk(child, depth + 1, listing, seen);
-        else if (/\.ya?ml$/.test(entry.name) && listing.files.size < MAX_FILES) await this.#file(child, listing);
+        if (entry.isDirectory()) {
+          if (depth < MAX_DEPTH) await this.#walk(child, depth + 1, listing, seen);
+          else listing.unreadable.set(child, `deeper than ${MAX_DEPTH} directories`);
+        } else if (/\.ya?ml$/.test(entry.name)) {
+          if (listing.files.size < this.#maxFiles) await this.#file(child, listing);
+          else listing.tooMany = true;
+        }
       }
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;

@@ -2,7 +2,7 @@
  * The command `sluice`, in this process: exit codes, help of every verb, and lint, get and explain over small
  * manifests written here. What a terminal would see never has control characters that came from a manifest.
  */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -195,6 +195,7 @@ t.test('lint', async (t) => {
     'sub/f.yaml': 'apiVersion: v1\nkind: Namespace\nmetadata: { name: billing }\n',
     '.hidden.yaml': 'nonsense: [',
   });
+  symlinkSync('nowhere', join(bad, 'g.yaml'));
   const { code, out, err } = await sluice('lint', bad);
   t.equal(code, 1);
   t.match(out, /a\.yaml:\d: .* at line \d+, column \d+\n/, 'YAML errors have a line, and announce no excerpt');
@@ -206,6 +207,7 @@ t.test('lint', async (t) => {
   t.match(out, /c\.yaml:2: ServiceEgressRule\/billing\/pay: ExternalServiceNotFound: /);
   t.match(out, /e\.yaml:1: .*alias/i, 'an alias bomb is no more than an error');
   t.match(out, /sub\/f\.yaml:1: Namespace\/billing: Duplicate: is in .*a\.yaml:1 already/);
+  t.match(out, /g\.yaml:1: ENOENT/, 'what cannot be read hides nothing else');
   t.notMatch(out, /hidden/);
   // biome-ignore lint/suspicious/noControlCharactersInRegex: that is what must not be there
   t.notMatch(out + err, /[\x00-\x09\x0b-\x1f\u202e]/, 'nothing that steers a terminal');

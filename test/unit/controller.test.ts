@@ -9,7 +9,7 @@ import t from 'tap';
 import { type AnyObject, type EgressIP, objectKey, parseObject } from '../../api/kinds.ts';
 import type { GatewayPlan, NodePlan } from '../../api/plan.ts';
 import { runController } from '../../controller/main.ts';
-import { type Observation, watchDirectory } from '../../controller/observe/directory.ts';
+import { loadDirectory, type Observation, watchDirectory } from '../../controller/observe/directory.ts';
 import { readDocuments } from '../../controller/observe/document.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from '../../controller/plan/memory.ts';
 import { noPeers, type Peers } from '../../controller/plan/peers.ts';
@@ -169,6 +169,35 @@ t.test('readDocuments: what is bad leaves what was', async (t) => {
       `${title}: errors`,
     );
   }
+});
+
+t.test('the directory source: what is beyond its bounds is said, and nothing counts as deleted', async (t) => {
+  const root = await mkdtemp(join(tmpdir(), 'sluice-d-'));
+  t.teardown(() => rm(root, { recursive: true, force: true }));
+  const deep = join(root, ...Array(17).fill('d'));
+  await mkdir(deep, { recursive: true });
+  await writeFile(join(deep, 'a.yaml'), yaml('deep'));
+  t.match((await loadDirectory(root)).errors, [
+    { file: `${Array(17).fill('d').join('/')}/`, reason: 'Unreadable', details: ['deeper than 16 directories'] },
+  ]);
+  await rm(join(root, 'd'), { recursive: true });
+  await writeFile(join(root, 'b.yaml'), yaml('kept'));
+  let looks = 0;
+  const onLook = () => looks++;
+  const source = await watchDirectory({ path: root, log: silentLog(), onChange: () => undefined, onLook, maxFiles: 3 });
+  t.teardown(() => source.close());
+  for (const name of ['c', 'd', 'e']) await writeFile(join(root, `${name}.yaml`), '');
+  const until = async (check: () => boolean) => {
+    const since = performance.now();
+    while (!check() && performance.now() - since < 5000) await new Promise((done) => setTimeout(done, 10));
+  };
+  await until(() => source.current().errors.some(({ file }) => file === '*'));
+  t.match(source.current().errors, [{ reason: 'Unreadable', details: [/^more than 3 files/] }]);
+  await writeFile(join(root, 'f.yaml'), '');
+  await rm(join(root, 'b.yaml'));
+  const before = looks;
+  await until(() => looks > before);
+  t.same([...source.current().snapshot.keys()], ['ConfigMap/a/kept']);
 });
 
 t.test('the directory source: watched, robust, remembered', async (t) => {
