@@ -108,6 +108,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       saidUnshaped = said;
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
+      // Not while the first plan is brought: a big table's counters, all zero, are slow to read while it is made.
+      if (inForce === undefined) hits.start();
       inForce = generation;
       current = plan;
       metrics.applied(seconds, generation, compiled.workloads, shards.length, flowsEnded);
@@ -127,7 +129,6 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
-  hits.start();
   client = startPlanClient({
     role: 'gateway',
     name: options.name,
