@@ -6,7 +6,7 @@
  * change its shape under its own name.
  */
 import type { NftChain, NftSet } from './nft.ts';
-import { isLimitShape, isMapShape, rulesOf, shapeOf } from './nft-state.ts';
+import { isCountedShape, isLimitShape, isMapShape, rulesOf, shapeOf } from './nft-state.ts';
 
 export type NftElement = [key: string, value: string];
 
@@ -132,6 +132,21 @@ function elementsOf(changes: Map<string, ElementsChange>, set: string, head: Omi
 }
 
 export const isEmptyChange = (change: TableChange): boolean => changeSize(change) === 0;
+
+/**
+ * The same as one or two changes: elements that count packets come before the rules that name them. While the kernel works
+ * through a transaction, a packet that meets its rules does not find what came with them (nft_rhash_update() looks past
+ * what is not active in both generations) and adds another element of the same key. Of the two one counts, and the other
+ * may be the one that is read.
+ */
+export function countersFirst(change: TableChange): TableChange[] {
+  const made = new Set(change.sets.map(({ name }) => name));
+  const counts = ({ set, shape }: ElementsChange): boolean => isCountedShape(shape) && !made.has(set);
+  const counting = change.elementsIn.filter(counts);
+  const rest = { ...change, elementsIn: change.elementsIn.filter((elements) => !counts(elements)) };
+  if (counting.length === 0 || isEmptyChange(rest)) return [change];
+  return [{ ...emptyChange(change.family, change.table), elementsIn: counting }, rest];
+}
 
 /** Elements on one line: long lists stay readable in logs, short enough for an error to point at. */
 const LINE_ELEMENTS = 256;

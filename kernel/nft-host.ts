@@ -1,7 +1,8 @@
 /**
  * nftables of this machine, or of one of its network namespaces. A change goes to the kernel as netlink messages of our
  * own (nft-transaction.ts) where all of it is understood there, else as a script to the `nft` command: the same change,
- * some hundred times slower in a big table. Either is one transaction, and nobody above sees which it was.
+ * some hundred times slower in a big table. Either is one transaction, and nobody above sees which it was; what counts
+ * packets comes in one before it.
  */
 import type { NftBatch } from '../wire/nft-batch.ts';
 import { layoutOf } from '../wire/nft-shape.ts';
@@ -9,7 +10,7 @@ import { NetlinkWriter } from '../wire/nlwriter.ts';
 import type { EventSocket } from './event-socket.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 import type { CounterValue, Nft, NftState, Ruleset } from './nft.ts';
-import { changeSize, isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
+import { changeSize, countersFirst, isEmptyChange, scriptOf, type TableChange } from './nft-change.ts';
 import { creation } from './nft-create.ts';
 import { listCounters, listTable } from './nft-list.ts';
 import { askGeneration, askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
@@ -21,8 +22,8 @@ export interface HostOptions {
   namespace?: string;
 }
 
-/** A table of more is created in parts. */
-const CREATED_AT_ONCE = 10_000;
+/** A table of more is created in parts; of a change of more the events would not find room. */
+const BIG = 10_000;
 /** Events of a change come some milliseconds after it; process ids come round again. */
 const COMMANDS_MAX = 32;
 
@@ -40,8 +41,10 @@ export class HostNft implements Nft {
 
   async run(change: TableChange): Promise<void> {
     if (isEmptyChange(change)) return;
-    if (change.create && changeSize(change) > CREATED_AT_ONCE) await this.#unheard(() => this.#create(change));
-    else await this.#make(change, this.encode(change));
+    for (const part of countersFirst(change)) {
+      if (changeSize(part) <= BIG) await this.#make(part, this.encode(part));
+      else await this.#unheard(() => this.#makeBig(part));
+    }
   }
 
   /** Tells of what others do to a table. */
@@ -58,7 +61,7 @@ export class HostNft implements Nft {
   }
 
   /**
-   * Makes as many transactions as `work` returns, of which no event is written: those of a big table are half of what it
+   * Makes as many transactions as `work` returns, of which no event is written: those of a big change are half of what it
    * costs the kernel. Whether others made any meanwhile is told by their number; if `work` fails, it is not known.
    */
   async #unheard(work: () => Promise<number>): Promise<void> {
@@ -71,6 +74,13 @@ export class HostNft implements Nft {
       for (const { events } of this.#watches) events.hear(true);
       if (askGeneration(this.#netlink()) - before !== made) for (const { told } of this.#watches) told.onChanged();
     }
+  }
+
+  /** Returns how many transactions it was. */
+  async #makeBig(change: TableChange): Promise<number> {
+    if (change.create) return this.#create(change);
+    await this.#make(change, this.encode(change));
+    return 1;
   }
 
   /** Returns how many parts it was. One is made ready while the kernel is busy with the one before. */

@@ -42,6 +42,7 @@ export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'count
 }
 
 export const isMapShape = (shape: string): boolean => shape.includes(' : ');
+export const isCountedShape = (shape: string): boolean => shape.includes(' flags dynamic');
 export const isLimitShape = (shape: string): boolean =>
   Object.values(limitExample).some((text) => shape.includes(text));
 
