@@ -309,6 +309,8 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       slot.wanted = { plan, generation };
       if (slot.link?.resumed === false) resume(slot, slot.link);
       else update(slot);
+      // So that a client that comes need not wait for it: of a large plan it takes a second or two.
+      if (slot.link === undefined) setImmediate(() => slot.wanted?.plan === plan && hashOf(plan));
     },
     forget(role, name) {
       const key = peerKey(role, name);
