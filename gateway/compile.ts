@@ -188,11 +188,7 @@ export class GatewayCompiler {
     const held = new Set(heldShards.map((shard) => `${settings.pool}/${shard}`));
     const nat = natOf(plan, { settings, held });
     table.setCounters([...countedReasons.map(counterName), ...auditReasons.map(auditCounterName)]);
-    table.derive(workloadSets(settings), (each) => {
-      const elements = workloadElements(settings, this.#pool?.nat ?? nat);
-      const { nodes } = this.#places;
-      for (const { entry, mark } of this.#workloads.values()) elements(entry, mark, outerOf(nodes, entry), each);
-    });
+    table.derive(workloadSets(settings), (each) => this.#tell(settings, this.#pool?.nat ?? nat, each));
     const heads = { ...limitHeads, [HITS_SET]: hitsHead };
     for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
     table.setSet(GROUPS_SET, { type: 'mark', value: 'verdict', elements: new Map() });
@@ -229,6 +225,15 @@ export class GatewayCompiler {
     this.#limit(pool, plan, policy, heldShards);
     // Their elements the table asks for.
     for (const [uid, entry] of Object.entries(plan.workloads)) this.#hold(uid, entry, pool.policy);
+  }
+
+  *#tell(settings: PoolSettings, nat: SourceNat, each: EachElement): Generator<void> {
+    const elements = workloadElements(settings, nat);
+    const { nodes } = this.#places;
+    for (const { entry, mark } of this.#workloads.values()) {
+      elements(entry, mark, outerOf(nodes, entry), each);
+      yield;
+    }
   }
 
   #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {

@@ -4,7 +4,15 @@
  * chain that groups share, a set of destinations) is held by each and goes with the last of them.
  */
 import { digest } from '../api/digest.ts';
-import { ChangeBuilder, type NftChain, type NftSet, type Ruleset, shapeOf, type TableChange } from '../kernel/nft.ts';
+import {
+  ChangeBuilder,
+  type ElementsChange,
+  type NftChain,
+  type NftSet,
+  type Ruleset,
+  shapeOf,
+  type TableChange,
+} from '../kernel/nft.ts';
 
 export type SetHead = Omit<NftSet, 'elements'>;
 export type EachElement = (set: string, key: string, value: string) => void;
@@ -12,8 +20,12 @@ export type EachElement = (set: string, key: string, value: string) => void;
 /** Sets of which the elements are not kept, since there are too many: they are told when they are needed. */
 interface Derived {
   heads: Record<string, SetHead>;
-  tell(each: EachElement): void;
+  /** In steps, after each of which whoever asked may do something else. */
+  tell(each: EachElement): Iterable<unknown>;
 }
+
+/** Elements of derived sets that are told at once: about a part of those in which a table is created (nft-create.ts). */
+const PART = 16_000;
 
 const sameChain = (a: NftChain, b: NftChain): boolean =>
   a.hook === b.hook && a.rules.length === b.rules.length && a.rules.every((rule, index) => rule === b.rules[index]);
@@ -36,7 +48,7 @@ export class Table {
   #chainsBefore: Before<NftChain> = new Map();
   #setsBefore: Before<NftSet> = new Map();
   #elementsBefore = new Map<string, Before<string>>();
-  #derived: Derived = { heads: {}, tell: () => undefined };
+  #derived: Derived = { heads: {}, tell: () => [] };
   /** Of derived sets that were there before: what has changed. */
   #derivedChanges = new Map<string, Map<string, { before?: string; after?: string }>>();
 
@@ -55,13 +67,13 @@ export class Table {
     for (const name of [...this.#chains.keys()]) this.deleteChain(name);
     for (const name of [...this.#sets.keys()]) this.deleteSet(name);
     for (const [name, set] of this.#derivedSets()) remember(this.#setsBefore, name, set);
-    this.#derived = { heads: {}, tell: () => undefined };
+    this.#derived = { heads: {}, tell: () => [] };
     this.#derivedChanges.clear();
     this.#holders.clear();
   }
 
   /** After clear(). `tell` says all elements of these sets, each once, as they are when it is called. */
-  derive(heads: Record<string, SetHead>, tell: (each: EachElement) => void): void {
+  derive(heads: Record<string, SetHead>, tell: Derived['tell']): void {
     this.#derived = { heads, tell };
     for (const name of Object.keys(heads)) remember(this.#setsBefore, name, undefined);
   }
@@ -165,13 +177,17 @@ export class Table {
     };
   }
 
-  /** What leads from no table to ruleset(), without the cost of making that first. */
+  /** What leads from no table to ruleset(), without the cost of making that first. To be used before the table changes. */
   takeWhole(): TableChange {
     const change = new ChangeBuilder(this.#name, true);
     for (const name of this.#counters) change.addCounter(name);
-    const { heads, tell } = this.#derived;
+    const { heads } = this.#derived;
     for (const [name, head] of Object.entries(heads)) change.addSet(name, { ...head, elements: new Map() });
-    tell((set, key, value) => change.addElement(set, heads[set] as SetHead, [key, value]));
+    const later = { size: 0, [Symbol.iterator]: () => parts };
+    const parts = this.#derivedParts(later);
+    const first = parts.next();
+    if (!first.done) change.addParts(first.value, later);
+    later.size = 0;
     for (const [name, set] of this.#sets) change.addSet(name, set);
     for (const [name, chain] of this.#chains) change.addChain(name, chain);
     this.taken();
@@ -241,8 +257,32 @@ export class Table {
   #derivedSets(): Map<string, NftSet> {
     const { heads, tell } = this.#derived;
     const sets = new Map(Object.entries(heads).map(([name, head]) => [name, { ...head, elements: new Map() }]));
-    tell((set, key, value) => sets.get(set)?.elements.set(key, value));
+    for (const _step of tell((set, key, value) => sets.get(set)?.elements.set(key, value)));
     return sets;
+  }
+
+  *#derivedParts(told: { size: number }): Generator<ElementsChange[]> {
+    const { heads, tell } = this.#derived;
+    const shapes = new Map(Object.entries(heads).map(([name, head]) => [name, shapeOf(head)]));
+    let part = new Map<string, ElementsChange>();
+    let size = 0;
+    const each: EachElement = (set, key, value) => {
+      let change = part.get(set);
+      if (change === undefined) {
+        change = { set, shape: shapes.get(set) ?? '', elements: [] };
+        part.set(set, change);
+      }
+      change.elements.push([key, value]);
+      size++;
+    };
+    const take = (): ElementsChange[] => {
+      told.size += size;
+      const taken = [...part.values()];
+      [part, size] = [new Map(), 0];
+      return taken;
+    };
+    for (const _step of tell(each)) if (size >= PART) yield take();
+    if (size > 0) yield take();
   }
 
   #changesOf(set: string): Map<string, { before?: string; after?: string }> {

@@ -17,6 +17,12 @@ export interface ElementsChange {
   elements: NftElement[];
 }
 
+/** Elements of a new table's sets in parts that are made when they are taken, once: there are too many to hold. */
+export interface LaterElements extends Iterable<ElementsChange[]> {
+  /** Of those that were taken. */
+  size: number;
+}
+
 export interface TableChange {
   family: 'inet';
   table: string;
@@ -35,6 +41,8 @@ export interface TableChange {
   /** Added behind those that the chain has, in this order. */
   rules: [chain: string, text: string][];
   elementsIn: ElementsChange[];
+  /** And after these. Only with `create`. */
+  later?: LaterElements;
 }
 
 /** A change that changes nothing yet. */
@@ -57,11 +65,11 @@ export const emptyChange = (family: 'inet', table: string): TableChange => ({
 
 /** How much it is: elements, rules, chains and what else comes, goes or is emptied. 0: nothing to do. */
 export function changeSize(change: TableChange): number {
-  const { create, elementsOut, elementsIn } = change;
+  const { create, elementsOut, elementsIn, later } = change;
   const elements = [...elementsOut, ...elementsIn].reduce((sum, { elements }) => sum + elements.length, 0);
   const { flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules } = change;
   const lists = [flushed, flushedMaps, chainsOut, setsOut, countersOut, counters, sets, chains, rules];
-  return lists.reduce((sum, { length }) => sum + length, elements) + Number(create);
+  return lists.reduce((sum, { length }) => sum + length, elements) + (later?.size ?? 0) + Number(create);
 }
 
 /** Collects a change, in any order. */
@@ -111,6 +119,11 @@ export class ChangeBuilder {
 
   addElement(name: string, set: Omit<NftSet, 'elements'>, element: NftElement): void {
     elementsOf(this.#in, name, set).push(element);
+  }
+
+  addParts(first: ElementsChange[], later: LaterElements): void {
+    for (const elements of first) this.#in.set(elements.set, elements);
+    this.#change.later = later;
   }
 
   deleteElement(name: string, set: Omit<NftSet, 'elements'>, element: NftElement): void {
@@ -169,7 +182,9 @@ export function scriptOf(change: TableChange): string {
     out.push(`add chain ${at} ${name}${hook === undefined ? '' : ` { ${hook} }`}`);
   }
   for (const [chain, rule] of change.rules) out.push(`add rule ${at} ${chain} ${rule}`);
-  for (const elements of change.elementsIn) elementLines(out, 'add', at, elements);
+  for (const part of [change.elementsIn, ...(change.later ?? [])]) {
+    for (const elements of part) elementLines(out, 'add', at, elements);
+  }
   return out.length === 0 ? '' : `${out.join('\n')}\n`;
 }
 

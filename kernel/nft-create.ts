@@ -41,6 +41,7 @@ export function* creation(change: TableChange): Generator<TableChange> {
     elementsIn: plainForCommand,
   };
   for (const part of elementParts(plain)) yield { ...empty(), elementsIn: part };
+  for (const part of change.later ?? []) yield { ...empty(), elementsIn: part };
   for (const chains of parts([...many])) yield { ...empty(), chains: chains.map((name) => ({ name })) };
   const rules = change.rules.filter(([chain]) => !base.has(chain) && !few.has(chain));
   for (const part of parts(rules)) yield { ...empty(), rules: part };

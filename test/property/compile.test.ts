@@ -16,7 +16,16 @@ import type {
 import { changePlan, copyPlan, diffPlan } from '../../api/plan-delta.ts';
 import { compileGateway, GatewayCompiler, type Machine } from '../../gateway/compile.ts';
 import { LAST_HOOK } from '../../gateway/frame.ts';
-import { changeSize, diffRuleset, emptyState, type Ruleset, type TableChange } from '../../kernel/nft.ts';
+import {
+  changeSize,
+  diffRuleset,
+  type ElementsChange,
+  emptyState,
+  isEmptyChange,
+  type Ruleset,
+  scriptOf,
+  type TableChange,
+} from '../../kernel/nft.ts';
 import { creation } from '../../kernel/nft-create.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
 import { basePlan, directPlan } from '../netns/gateway-plans.ts';
@@ -304,11 +313,14 @@ function plain({ sets, chains, ...rest }: Ruleset): unknown {
   };
 }
 
-/** Elements of which set come first makes no difference. */
-const bySet = (change: TableChange): TableChange => ({
-  ...change,
-  elementsIn: change.elementsIn.toSorted((a, b) => (a.set < b.set ? -1 : 1)),
-});
+/** Elements of which set come first makes no difference, nor in which part. */
+function bySet({ later, ...change }: TableChange): TableChange {
+  const sets = new Map<string, ElementsChange>();
+  for (const { set, shape, elements } of [change.elementsIn, ...(later ?? [])].flat()) {
+    sets.set(set, { set, shape, elements: [...(sets.get(set)?.elements ?? []), ...elements] });
+  }
+  return { ...change, elementsIn: [...sets.values()].toSorted((a, b) => (a.set < b.set ? -1 : 1)) };
+}
 
 /** Rules want one number, groups one or the next: who comes or goes moves others (gateway/marks.ts). */
 const ALIKE = [
@@ -436,4 +448,39 @@ t.test('a table that is created in parts is the same, and in force only at the e
     await other.run(part);
   }
   t.same(await other.list('inet', 'sluice'), await one.list('inet', 'sluice'));
+});
+
+t.test('a table of many workloads is told in parts', async (t) => {
+  const plan = basePlan();
+  const [some] = Object.values(plan.workloads);
+  if (some === undefined) throw new Error('no workload');
+  for (let at = 0; at < 5_000; at++) {
+    const uid = `u-many-${at}`;
+    plan.workloads[uid] = {
+      ...some,
+      uid,
+      name: uid,
+      addresses: [`10.99.${at >> 8}.${at & 255}`, `fd99::${at.toString(16)}`],
+    };
+  }
+  const compiler = new GatewayCompiler();
+  compiler.update(plan, undefined);
+  const change = compiler.table.takeWhole();
+  const before = changeSize(change);
+  const script = scriptOf(change);
+  t.ok((change.later?.size ?? 0) > 16_000, 'most is told later');
+  t.equal(changeSize(change), before + (change.later?.size ?? 0), 'and counted when it was');
+  const told = (parts: Iterable<TableChange>): number =>
+    [...parts].flatMap(({ elementsIn }) => elementsIn).reduce((sum, { elements }) => sum + elements.length, 0);
+  const whole = bySet(compiler.table.takeWhole());
+  t.equal(
+    told(creation(compiler.table.takeWhole())),
+    told([whole]),
+    'all of it is in the parts in which it is created',
+  );
+  const kernel = new FakeNft();
+  await kernel.run(compiler.table.takeWhole());
+  const there = await kernel.list('inet', 'sluice');
+  t.ok(isEmptyChange(diffRuleset(there, compiler.table.ruleset())), 'all of it is there');
+  t.match(script, /fd99::1387\b/, 'in the script too');
 });
