@@ -26,6 +26,8 @@ const everything = (family: Family): Boxes => ({
 
 /** Numbers of ports, and of ICMP's types and codes as they stand in the header. */
 const ALL: [first: number, last: number] = [0, 0xffff];
+/** Of nearly all packets the map of ports has said all: a look-up of the rest costs more than these comparisons. */
+const notAsked = 'meta l4proto != 6 meta l4proto != 17 ';
 /** What a run may grow to: more boxes than this many for each match are rather compared one by one. */
 const GROWTH = 8;
 
@@ -40,13 +42,13 @@ export function runLines(scope: Scope, name: string, rules: readonly RunRule[]):
     const address = addressType[family];
     const daddr = `${header[family]} daddr`;
     const verdict = ({ rule }: OrderedBox): string => `goto ${rules[rule]?.chain}`;
-    const add = (suffix: string, type: string, key: string, found: [string, OrderedBox][]): void => {
+    const add = (suffix: string, type: string, key: string, found: [string, OrderedBox][], only = ''): void => {
       if (found.length === 0) return;
       const elements = new Map(found.map(([text, box]) => [text, verdict(box)]));
       maps.push({
         name: `${name}_${suffix}${family}`,
         type: `${address} . ${type}`,
-        look: `${daddr} . ${key}`,
+        look: `${only}${daddr} . ${key}`,
         elements,
       });
     };
@@ -81,6 +83,7 @@ export function runLines(scope: Scope, name: string, rules: readonly RunRule[]):
       'inet_proto',
       'meta l4proto',
       rest.map((box) => [concat(span(box.range), portsText(box.first, box.last)), box]),
+      notAsked,
     );
   }
   return maps.map(({ name: map, type, look, elements }) => {
