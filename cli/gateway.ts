@@ -1,5 +1,4 @@
 /** `sluice gateway`: the program of a gateway machine, until SIGINT or SIGTERM. What it puts in force outlives it. */
-import { setFlagsFromString } from 'node:v8';
 import { type Command, InvalidArgumentError } from 'commander';
 import { isPeerName } from '../api/plan-stream.ts';
 import { formatListen } from '../daemon/listen.ts';
@@ -46,9 +45,6 @@ Example:
     --state /var/lib/sluice/gateway --flow-log /var/log/sluice/flows.jsonl --metrics 127.0.0.1:7792`,
     )
     .action(async (flags: Flags) => {
-      // A big plan is held in many small objects: V8 would let as much garbage again gather before it looks for it. So it
-      // looks a little more often, for a seventh less memory (docs/bench.md).
-      setFlagsFromString('--heap-growing-percent=30');
       const { runGateway } = await import('../gateway/main.ts');
       await untilSignal(await runGateway(flags));
     });

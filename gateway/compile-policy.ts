@@ -52,6 +52,7 @@ export interface PolicyChanged {
 /** A context's rules, of all groups that have the same there. */
 interface RuleList {
   key: string;
+  asked: string;
   chain: string;
   context: Context;
   /** Any of its groups: what is compiled is the same for all. */
@@ -88,6 +89,8 @@ export class PolicyCompiler implements PolicyView {
   readonly #options: PolicyOptions;
   readonly #ruleLines: RuleLines;
   readonly #lists = new Map<string, RuleList>();
+  /** Those without a redirect, by asked(): found without a look at each rule of each group. */
+  readonly #plainLists = new Map<string, RuleList>();
   readonly #listsOfGroup = new Map<string, RuleList[]>();
   readonly #groupChains = new Map<string, GroupChain>();
   readonly #chainOfGroup = new Map<string, GroupChain>();
@@ -171,7 +174,10 @@ export class PolicyCompiler implements PolicyView {
     else this.#otherwise(id, work);
     // A list with a redirect is made from more.
     if (was !== undefined && (was.redirect === undefined) !== (rule.redirect === undefined)) {
-      for (const list of this.#listsOfRule.get(id) ?? []) addAll(work.regroup, list.groups);
+      for (const list of this.#listsOfRule.get(id) ?? []) {
+        addAll(work.regroup, list.groups);
+        this.#plainLists.delete(list.asked);
+      }
     }
   }
 
@@ -294,15 +300,19 @@ export class PolicyCompiler implements PolicyView {
   #listOf(context: Context, group: GroupEntry, work: Work): RuleList | undefined {
     const ids = group.rules[context];
     if (ids.length === 0) return undefined;
+    const asked = askedOf(context, group, ids);
+    const plain = this.#plainLists.get(asked);
+    if (plain !== undefined) return plain;
     const redirects = ids.some((id) => this.rules.get(id)?.redirect !== undefined);
     const again = redirects ? redirectContexts.map((other) => group.rules[other]) : [];
-    const key = digest(JSON.stringify([context, group.audit === true, ids, ...again]));
+    const key = digest(JSON.stringify([asked, ...again]));
     let list = this.#lists.get(key);
     if (list === undefined) {
       const chain = `${context}_${key}`;
       const rules = [...new Set([...ids, ...again.flat()])];
-      list = { key, chain, context, group, groups: new Set(), rules, scope: new Scope(this.#options.table) };
+      list = { key, asked, chain, context, group, groups: new Set(), rules, scope: new Scope(this.#options.table) };
       this.#lists.set(key, list);
+      if (!redirects) this.#plainLists.set(asked, list);
       for (const id of rules) {
         const lists = this.#listsOfRule.get(id) ?? new Set();
         this.#listsOfRule.set(id, lists.add(list));
@@ -323,6 +333,7 @@ export class PolicyCompiler implements PolicyView {
       if (list.groups.size > 0) continue;
       work.lists.delete(list);
       this.#lists.delete(list.key);
+      if (this.#plainLists.get(list.asked) === list) this.#plainLists.delete(list.asked);
       list.scope.release();
       for (const id of list.rules) {
         const others = this.#listsOfRule.get(id);
@@ -341,6 +352,10 @@ export class PolicyCompiler implements PolicyView {
     list.scope = scope;
   }
 }
+
+/** Ids have no space. */
+const askedOf = (context: Context, { audit }: GroupEntry, ids: readonly string[]): string =>
+  `${context} ${audit === true} ${ids.join(' ')}`;
 
 function addAll<T>(set: Set<T>, items: Iterable<T>): void {
   for (const item of items) set.add(item);

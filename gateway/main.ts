@@ -8,6 +8,7 @@ import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
 import type { PlanDelta } from '../api/plan-delta.ts';
 import { hitsMessage } from '../api/plan-stream.ts';
+import { tightenHeap } from '../daemon/heap.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
@@ -52,7 +53,13 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   await mkdir(options.state, { recursive: true });
   const kernel = hostKernel(log.warn.bind(log));
   const gateway = new GatewayApply(options.name, kernel, options.state, {
-    watch: { before: (numbers) => hits.before(numbers) },
+    watch: {
+      before(numbers) {
+        // The plan is compiled; what is made of it for the kernel is soon garbage.
+        tightenHeap();
+        return hits.before(numbers);
+      },
+    },
   });
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');

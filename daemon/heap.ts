@@ -1,0 +1,21 @@
+/**
+ * How much garbage V8 lets gather. A big plan is many small objects, and by default as much again may lie about unused
+ * before the whole heap is searched.
+ */
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+
+let tight = false;
+
+/**
+ * From now on the heap grows by less than a third between two searches: for a fifth less memory. Not before a first plan
+ * is understood: as long as a heap grows from nothing, it would be searched again and again. It is searched once now,
+ * since only then V8 finds a new limit.
+ */
+export function tightenHeap(): void {
+  if (tight) return;
+  tight = true;
+  setFlagsFromString('--heap-growing-percent=30');
+  setFlagsFromString('--expose-gc');
+  (runInNewContext('gc') as () => void)();
+}
