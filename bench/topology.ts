@@ -107,7 +107,16 @@ export class Topology {
       await run(['ip', 'netns', 'add', this.namespace(host)], { op: 'netns' });
       const quiet = ['net.ipv6.conf.all.accept_dad=0', 'net.ipv6.conf.default.accept_dad=0'];
       // A namespace inherits the machine's congestion control, but not always its buffers: the same for all.
-      await this.#in(host, ['sysctl', '-qw', ...quiet, 'net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1']);
+      // After 64,000 connections from one egress IP ports come round again: none may still wait for the other pod's.
+      const waiting = 'net.ipv4.tcp_max_tw_buckets=0';
+      await this.#in(host, [
+        'sysctl',
+        '-qw',
+        waiting,
+        ...quiet,
+        'net.ipv4.ip_forward=1',
+        'net.ipv6.conf.all.forwarding=1',
+      ]);
       await this.#ip(host, ['link set lo up']);
     }
     await this.#link('client', 'pod', 'node', 'pod');
