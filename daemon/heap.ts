@@ -16,6 +16,11 @@ export function tightenHeap(): void {
   if (tight) return;
   tight = true;
   setFlagsFromString('--heap-growing-percent=30');
+  collectGarbage();
+}
+
+/** The whole heap is searched, now. */
+export function collectGarbage(): void {
   setFlagsFromString('--expose-gc');
   (runInNewContext('gc') as () => void)();
 }

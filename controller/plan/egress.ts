@@ -3,7 +3,7 @@
  * says no more; what an EgressIP says for all its workloads (addresses that it spreads over, destinations, a limit)
  * once, under its name; which of them serve a workload by destination once per such list.
  */
-import { createHash } from 'node:crypto';
+import { digest } from '../../api/digest.ts';
 import type { EgressIP } from '../../api/kinds.ts';
 import {
   type DestinationTable,
@@ -91,7 +91,7 @@ export class NamespaceEgress {
     const text = JSON.stringify(names);
     let key = this.#keys.get(text);
     if (key === undefined) {
-      key = createHash('sha256').update(text).digest('hex').slice(0, 12);
+      key = digest(text);
       this.#keys.set(text, key);
       this.tables[key] = { egressIPs: names };
     }

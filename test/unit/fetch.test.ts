@@ -19,8 +19,8 @@ import type { HttpsWorld } from '../../controller/observe/https.ts';
 import { forbiddenAddresses } from '../../controller/plan/forbidden.ts';
 import { ofKind } from '../../controller/plan/snapshot.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
+import { collectGarbage } from '../../daemon/heap.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
-import { collectGarbage } from '../garbage.ts';
 
 const NAME = 'lists.example.test';
 const WEB = '198.51.100.7';

@@ -35,10 +35,10 @@ import { postWebhook } from '../../controller/publish/webhook-post.ts';
 import type { DeliveryOutcome } from '../../controller/publish/webhook-queue.ts';
 import { Webhooks } from '../../controller/webhooks.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
+import { collectGarbage } from '../../daemon/heap.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { type PlanClient, startPlanClient } from '../../daemon/stream-client.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
-import { collectGarbage } from '../garbage.ts';
 import { sluice } from '../sluice.ts';
 import { smallCluster } from './small-cluster.ts';
 
