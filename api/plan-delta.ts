@@ -92,13 +92,14 @@ export function checkDelta(plan: object, delta: unknown, changes?: Changes): Res
   for (const name of new Set([...Object.keys(sets), ...Object.keys(deletes)])) {
     const collection = own(collections, name) as Record<string, unknown> | undefined;
     if (collection === undefined) return { ok: false, error: `unknown collection ${JSON.stringify(name)}` };
-    const gone = own(deletes, name) ?? [];
+    // Not `?? {}`: null is no collection, and changePlan() would throw at it.
+    const gone = Object.hasOwn(deletes, name) ? deletes[name] : [];
     if (!Array.isArray(gone)) return { ok: false, error: `delete.${name} is not a list` };
     const there = (key: string): boolean => changes?.has(name, key) ?? Object.hasOwn(collection, key);
     if (new Set(gone).size !== gone.length || !gone.every((key) => typeof key === 'string' && there(key))) {
       return { ok: false, error: `delete.${name} names a key that is not there` };
     }
-    const set = own(sets, name) ?? {};
+    const set = Object.hasOwn(sets, name) ? sets[name] : {};
     if (!isRecord(set)) return { ok: false, error: `set.${name} is not an object` };
     for (const key of Object.keys(set)) {
       const value = set[key];

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import {
   CT_DECIDED,
   NFT_TABLE_GATEWAY,
-  RULE_PRIORITY_RESET,
+  RULE_PRIORITY_EGRESS,
   RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
   TABLE_GATEWAY_PROHIBIT,
@@ -274,7 +274,7 @@ export class GatewayApply {
         TABLE_GATEWAY_RESET,
         TABLE_GATEWAY_PROHIBIT,
       ],
-      rulePriorities: [[RULE_PRIORITY_RESET, RULE_PRIORITY_UNCHECKED]],
+      rulePriorities: [[RULE_PRIORITY_EGRESS, RULE_PRIORITY_UNCHECKED]],
       neighbourDevices: [TUNNEL_DEVICE],
     };
   }

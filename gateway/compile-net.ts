@@ -179,6 +179,14 @@ function rules(pool: PoolSettings): Rule[] {
   const rejected = (value: number): { value: number; mask: number } => ({ value, mask: 0xffffffff });
   const iif = ingressOf(pool);
   return families.flatMap((family): Rule[] => [
+    // First, since nearly all that comes in this way goes out: what is checked asks for no way back to a workload.
+    {
+      family,
+      priority: RULE_PRIORITY_EGRESS,
+      table: pool.externalGateway[family] === undefined ? TABLE_MAIN : TABLE_GATEWAY_EGRESS,
+      iif,
+      mark,
+    },
     { family, priority: RULE_PRIORITY_RESET, table: TABLE_GATEWAY_RESET, iif, mark: rejected(GATEWAY_RESET_MARK) },
     {
       family,
@@ -188,13 +196,6 @@ function rules(pool: PoolSettings): Rule[] {
       mark: rejected(GATEWAY_PROHIBIT_MARK),
     },
     { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
-    {
-      family,
-      priority: RULE_PRIORITY_EGRESS,
-      table: pool.externalGateway[family] === undefined ? TABLE_MAIN : TABLE_GATEWAY_EGRESS,
-      iif,
-      mark,
-    },
     { family, priority: RULE_PRIORITY_UNCHECKED, table: TABLE_GATEWAY_UNCHECKED, iif },
   ]);
 }

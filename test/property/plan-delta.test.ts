@@ -104,6 +104,8 @@ t.test('hostile deltas are refused by name', async (t) => {
     ['no object', '[]', /a delta is an object/],
     ['no set', '{"delete":{}}', /a delta is an object/],
     ['set is a list', '{"set":[],"delete":{}}', /a delta is an object/],
+    ['a collection set to null', '{"set":{"workloads":null},"delete":{}}', /set.workloads is not an object/],
+    ['a list of deletes that is null', '{"set":{},"delete":{"workloads":null}}', /delete.workloads is not a list/],
     ['an unknown collection', '{"set":{"shoes":{}},"delete":{}}', /unknown collection "shoes"/],
     ['a collection of Object.prototype', '{"set":{"toString":{}},"delete":{}}', /unknown collection/],
     ['__proto__ as a collection', '{"set":{"__proto__":{"a":{}}},"delete":{}}', /unknown collection "__proto__"/],
@@ -132,9 +134,12 @@ t.test('whatever comes, nothing throws and no prototype changes', async (t) => {
     key,
     fc.constantFrom('__proto__', 'set', 'delete', 'workloads', 'type', 'plan', 'generation'),
   );
+  const collection = fc.constantFrom(...Object.keys(emptyNodePlan()));
   const anything = fc.oneof(
     fc.jsonValue(),
     fc.string(),
+    // Names that are known, of whatever: what is looked into only then.
+    fc.dictionary(collection, fc.oneof(fc.jsonValue(), fc.dictionary(hostileKey, fc.jsonValue()))),
     fc.dictionary(
       hostileKey,
       fc.oneof(fc.jsonValue(), fc.dictionary(hostileKey, fc.dictionary(hostileKey, fc.jsonValue()))),
