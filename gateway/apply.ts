@@ -99,7 +99,7 @@ export class GatewayApply {
   }
 
   /** Who is there and what is numbered how, of the plan that was applied last. */
-  get compiled(): Pick<GatewayCompiler, 'workloads' | 'workloadOf' | 'numbers' | 'rule'> {
+  get compiled(): Pick<GatewayCompiler, 'workloads' | 'workloadOf' | 'contested' | 'numbers' | 'rule'> {
     return this.#compiler;
   }
 

@@ -23,8 +23,9 @@ import { type Changes, GROUPS_SET, type PolicyChanges, PolicyCompiler } from './
 import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
 import { type Numbers, ruleNumbers } from './marks.ts';
-import { placeSets, workloadElements, workloadSets } from './membership.ts';
+import { movedNodes, newHairpins, placeSets, type Sender, workloadElements, workloadSets } from './membership.ts';
 import { type EgressDifference, SourceNat } from './source-nat.ts';
+import { Sources } from './sources.ts';
 import { type EachElement, Scope, Table } from './table.ts';
 import { HITS_SET, hitsHead } from './verdict.ts';
 
@@ -43,6 +44,8 @@ export interface Changed {
   workloads: [before: WorkloadEntry | undefined, after: WorkloadEntry | undefined][] | undefined;
   /** Settings, gateways, nodes or shards are others. */
   places: boolean;
+  /** Addresses that no workload may reach any more; of other settings, not all. */
+  refused: ReadonlySet<string>;
   /** Numbers of rules that came, went, or do something else now; undefined: all. */
   numbers: ReadonlySet<number> | undefined;
 }
@@ -89,7 +92,7 @@ export class GatewayCompiler {
   readonly table = new Table(NFT_TABLE_GATEWAY);
   /** By uid; `mark`: of the group, as its elements in the table have it. */
   readonly #workloads = new Map<string, Held>();
-  readonly #byAddress = new Map<string, WorkloadEntry>();
+  readonly #sources = new Sources();
   readonly #compared: number;
   #places: Places = placesOf(emptyGatewayPlan());
   #pool: Pool | undefined;
@@ -106,7 +109,12 @@ export class GatewayCompiler {
 
   /** Who sends from an address (canonical text). */
   workloadOf(address: string): WorkloadEntry | undefined {
-    return this.#byAddress.get(address);
+    return this.#sources.ownerOf(address);
+  }
+
+  /** Addresses that are nobody's, since several workloads claim them. */
+  get contested(): ReturnType<Sources['contested']> {
+    return this.#sources.contested();
   }
 
   /** Rule ids, or DEFAULT_ACTION, and their numbers. */
@@ -146,9 +154,10 @@ export class GatewayCompiler {
     if (places) this.#places = placesOf(plan);
     if (pool === undefined) {
       if ('pool' in settings) this.#enter(plan, settings.pool, reversePathFilter, heldShards);
-      return { groups: undefined, workloads: undefined, places: true, numbers: undefined };
+      return { groups: undefined, workloads: undefined, places: true, refused: new Set(), numbers: undefined };
     }
     if (places) this.#setPlaces(plan, pool.settings);
+    const refused = places ? newHairpins(before, plan) : new Set<string>();
     this.#reframe(pool, plan, reversePathFilter);
     const reshared = this.#reshare(pool, heldShards);
     const { nat: natBefore } = pool;
@@ -161,7 +170,7 @@ export class GatewayCompiler {
     const was = { nodes: before.nodes, nat: natBefore };
     const others = { marked: changed.marked, moved, egress };
     const workloads = this.#changeWorkloads(changesOf(changes, 'workloads'), was, others, pool);
-    return { groups: changed.groups, workloads, places, numbers: changed.numbers };
+    return { groups: changed.groups, workloads, places, refused, numbers: changed.numbers };
   }
 
   #difference(plan: GatewayPlan, { policy }: Pool): PlanDelta {
@@ -180,7 +189,7 @@ export class GatewayCompiler {
     this.table.clear();
     this.#pool = undefined;
     this.#workloads.clear();
-    this.#byAddress.clear();
+    this.#sources.clear();
   }
 
   #enter(plan: GatewayPlan, settings: PoolSettings, reversePathFilter: boolean, heldShards: readonly string[]): void {
@@ -230,10 +239,14 @@ export class GatewayCompiler {
   *#tell(settings: PoolSettings, nat: SourceNat, each: EachElement): Generator<void> {
     const elements = workloadElements(settings, nat);
     const { nodes } = this.#places;
-    for (const { entry, mark } of this.#workloads.values()) {
-      elements(entry, mark, outerOf(nodes, entry), each);
+    for (const held of this.#workloads.values()) {
+      elements(this.#sender(held, nodes), each);
       yield;
     }
+  }
+
+  #sender({ entry, mark }: Held, nodes: GatewayPlan['nodes']): Sender {
+    return { workload: entry, addresses: this.#sources.addressesOf(entry), mark, outer: outerOf(nodes, entry) };
   }
 
   #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
@@ -294,6 +307,11 @@ export class GatewayCompiler {
     for (const [uid, entry] of changes.set) changed.set(uid, entry);
     const found: [WorkloadEntry | undefined, WorkloadEntry | undefined][] = [];
     for (const [uid, after] of changed) found.push([this.#workloads.get(uid)?.entry, after]);
+    for (const rival of this.#sources.rivalsOf(found.flat())) {
+      if (changed.has(rival.uid)) continue;
+      changed.set(rival.uid, rival);
+      found.push([rival, rival]);
+    }
     // What is the same is made anew where what it is made of is another.
     if (marked.size > 0 || moved.size > 0 || egress !== undefined) {
       for (const [uid, { entry }] of this.#workloads) {
@@ -305,27 +323,23 @@ export class GatewayCompiler {
     const { table } = this;
     const elementsBefore = workloadElements(pool.settings, before.nat);
     const go: EachElement = (set, key, value) => table.go(set, key, value);
-    for (const uid of changed.keys()) {
-      const was = this.#workloads.get(uid);
-      if (was === undefined) continue;
-      elementsBefore(was.entry, was.mark, outerOf(before.nodes, was.entry), go);
-      for (const address of was.entry.addresses) this.#byAddress.delete(address);
-      this.#workloads.delete(uid);
-    }
+    const gone = [...changed.keys()].flatMap((uid) => this.#workloads.get(uid) ?? []);
+    for (const held of gone) elementsBefore(this.#sender(held, before.nodes), go);
+    for (const { entry } of gone) this.#sources.remove(entry);
+    for (const uid of changed.keys()) this.#workloads.delete(uid);
     const elements = workloadElements(pool.settings, pool.nat);
     const come: EachElement = (set, key, value) => table.come(set, key, value);
     const { nodes } = this.#places;
-    for (const [uid, entry] of changed) {
-      if (entry === undefined) continue;
-      const { mark } = this.#hold(uid, entry, pool.policy);
-      elements(entry, mark, outerOf(nodes, entry), come);
-    }
+    const here = [...changed].flatMap(([uid, entry]) =>
+      entry === undefined ? [] : this.#hold(uid, entry, pool.policy),
+    );
+    for (const held of here) elements(this.#sender(held, nodes), come);
     return found;
   }
 
   #hold(uid: string, entry: WorkloadEntry, policy: PolicyCompiler): Held {
     const held = { entry, mark: policy.groupMark(entry.group) };
-    for (const address of entry.addresses) this.#byAddress.set(address, entry);
+    this.#sources.add(entry);
     this.#workloads.set(uid, held);
     return held;
   }
@@ -346,14 +360,6 @@ const policyChanges = (delta: PlanDelta): PolicyChanges => ({
   services: changesOf(delta, 'services'),
   groups: changesOf(delta, 'groups'),
 });
-
-function movedNodes(before: Record<string, NodeEntry>, after: Record<string, NodeEntry>): Set<string> {
-  const moved = new Set<string>();
-  for (const name of new Set([...Object.keys(before), ...Object.keys(after)])) {
-    if (!sameJson(before[name]?.addresses ?? [], after[name]?.addresses ?? [])) moved.add(name);
-  }
-  return moved;
-}
 
 export interface CompilerOptions {
   compared?: number;

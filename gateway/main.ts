@@ -88,6 +88,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   let inForce: number | undefined;
   let connected = false;
   let saidUnshaped = '[]';
+  let saidContested = '[]';
   let current: GatewayPlan | undefined;
   const reconcile = async (table: boolean): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
@@ -113,6 +114,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       if (said !== saidUnshaped)
         log.warn({ unshaped }, 'interfaces on which limits of bandwidth are kept by dropping alone');
       saidUnshaped = said;
+      const contested = JSON.stringify(compiled.contested);
+      if (contested !== saidContested)
+        log.warn({ contested: compiled.contested }, 'addresses that several workloads claim: none has them');
+      saidContested = contested;
       const seconds = (performance.now() - began) / 1000;
       const shards = heldShards(plan, options.name);
       // Not while the first plan is brought: a big table's counters, all zero, are slow to read while it is made.

@@ -4,6 +4,7 @@
  */
 import { formatAddress, parseAddress } from '../api/address.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings, type WorkloadEntry } from '../api/plan.ts';
+import { sameJson } from '../api/plan-delta.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
@@ -47,17 +48,27 @@ export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
   return sets;
 }
 
-/** Says the elements that one workload has in workloadSets(). `mark`: of its group, as text. `outer`: its node's addresses. */
-export type TellWorkload = (workload: WorkloadEntry, mark: string, outer: readonly string[], each: EachElement) => void;
+export interface Sender {
+  workload: WorkloadEntry;
+  /** Those of its addresses that are its own (sources.ts). */
+  addresses: readonly string[];
+  /** Of its group, as text. */
+  mark: string;
+  /** Its node's addresses. */
+  outer: readonly string[];
+}
+
+/** Says the elements that one workload has in workloadSets(). */
+export type TellWorkload = (sender: Sender, each: EachElement) => void;
 
 /**
  * `nat`: of the plan's EgressIPs.
- * Two workloads have no element in common, since no two have one address.
+ * Two workloads have no element in common, since no two own one address.
  */
 export function workloadElements(pool: PoolSettings, nat: SourceNat): TellWorkload {
   const tunnel = isTunnelled(pool) ? concat(String(pool.steering.port), vniText(pool)) : undefined;
-  return (workload, mark, outer, each) => {
-    for (const address of workload.addresses) {
+  return ({ workload, addresses, mark, outer }, each) => {
+    for (const address of addresses) {
       const parsed = parseAddress(address);
       if (!parsed.ok) continue;
       const { family, value } = parsed.value;
@@ -72,12 +83,14 @@ export function workloadElements(pool: PoolSettings, nat: SourceNat): TellWorklo
   };
 }
 
+type Places = Pick<GatewayPlan, 'nodes' | 'shards' | 'gateways'>;
+
 /** Sets of what is not a workload. */
-export function placeSets(
-  { nodes, shards, gateways }: Pick<GatewayPlan, 'nodes' | 'shards' | 'gateways'>,
-  pool: PoolSettings,
-): Record<string, NftSet> {
+export function placeSets(plan: Places, pool: PoolSettings): Record<string, NftSet> {
+  const { nodes, shards } = plan;
   const sets: Record<string, NftSet> = {};
+  const hairpin = hairpinAddresses(plan);
+  const cluster = clusterRanges(pool);
   for (const family of families) {
     const type = addressType[family];
     const of = (addresses: Iterable<string>): NftSet => {
@@ -86,26 +99,42 @@ export function placeSets(
       return { type, elements };
     };
     if (isTunnelled(pool)) sets[`nodes${family}`] = of(Object.values(nodes).flatMap(({ addresses }) => addresses));
-    const egressIPs = Object.values(shards).flatMap((shard) => shard.egressIPs);
-    sets[`egress${family}`] = of(egressIPs);
-    sets[`hairpin${family}`] = of([
-      ...egressIPs,
-      ...Object.values(shards).flatMap(({ nextHops }) => nextHops[family] ?? []),
-      ...Object.values(gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
-    ]);
-    sets[`cluster${family}`] = {
-      type,
-      interval: true,
-      elements: new Map(disjoint([...pool.clusterCIDRs, ...pool.excludedCIDRs], family).map((text) => [text, ''])),
-    };
+    sets[`egress${family}`] = of(Object.values(shards).flatMap((shard) => shard.egressIPs));
+    sets[`hairpin${family}`] = of(hairpin);
+    const elements = new Map(textsOf(cluster, family).map((text) => [text, '']));
+    sets[`cluster${family}`] = { type, interval: true, elements };
   }
   return sets;
 }
 
-/** Prefixes as ranges that do not overlap, which an interval set wants. */
-function disjoint(prefixes: string[], family: Family): string[] {
+/** Destinations that are refused to every workload as `hairpin`, each once. */
+export const hairpinAddresses = ({ shards, gateways }: Omit<Places, 'nodes'>): Set<string> =>
+  new Set([
+    ...Object.values(shards).flatMap(({ egressIPs, nextHops }) => [...egressIPs, ...Object.values(nextHops)]),
+    ...Object.values(gateways).flatMap(({ internalAddress, addresses }) => [internalAddress, ...addresses]),
+  ]);
+
+export function newHairpins(before: Omit<Places, 'nodes'>, after: Omit<Places, 'nodes'>): Set<string> {
+  const refused = hairpinAddresses(after);
+  for (const address of hairpinAddresses(before)) refused.delete(address);
+  return refused;
+}
+
+/** And those as `cluster-destination`. */
+export const clusterRanges = ({ clusterCIDRs, excludedCIDRs }: PoolSettings): PrefixSet =>
+  must(PrefixSet.parse([...clusterCIDRs, ...excludedCIDRs]));
+
+/** As ranges that do not overlap, which an interval set wants. */
+function textsOf(prefixes: PrefixSet, family: Family): string[] {
   const text = (value: bigint): string => formatAddress({ family, value });
-  return must(PrefixSet.parse(prefixes))
-    .ranges(family)
-    .map(({ first, last }) => rangeText(text(first), text(last)));
+  return prefixes.ranges(family).map(({ first, last }) => rangeText(text(first), text(last)));
+}
+
+/** Nodes whose workloads' packets come from other addresses now. */
+export function movedNodes(before: GatewayPlan['nodes'], after: GatewayPlan['nodes']): Set<string> {
+  const moved = new Set<string>();
+  for (const name of new Set([...Object.keys(before), ...Object.keys(after)])) {
+    if (!sameJson(before[name]?.addresses ?? [], after[name]?.addresses ?? [])) moved.add(name);
+  }
+  return moved;
 }

@@ -1,8 +1,8 @@
 /**
  * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
- * translated to an address with which the workload does not leave for that destination now, those that the policy no
- * longer permits, and those that it would now send elsewhere. The evaluator walks the flow's original tuple again; nothing else is disturbed. After it
- * the last hook may trust a decided flow's translation.
+ * translated to an address with which the workload does not leave for that destination now, those to where no workload
+ * may go, those that the policy no longer permits, and those that it would now send elsewhere. The evaluator walks the
+ * flow's original tuple again; nothing else is disturbed. After it the last hook may trust a decided flow's translation.
  */
 import { parseAddress } from '../api/address.ts';
 import { type Egress, families, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
@@ -12,12 +12,14 @@ import { compileEgress } from '../policy/egress.ts';
 import { compilePolicy, type Decision, type Flow, workloadsByAddress } from '../policy/evaluate.ts';
 import type { ConntrackView, TupleView } from '../wire/conntrack.ts';
 import type { Changed } from './compile.ts';
+import { clusterRanges, hairpinAddresses } from './membership.ts';
 
 /** Who sends from an address. */
 export type WorkloadOf = (address: string) => WorkloadEntry | undefined;
 
 type Judge = (flow: ConntrackView) => boolean;
 type Decided = Pick<Decision, 'verdict' | 'redirect'>;
+const dropped: Decided = { verdict: 'drop' };
 
 /**
  * `workloadOf`: of the plan's workloads; `changed`: flows that it does not touch are not asked about. For one walk through
@@ -30,6 +32,7 @@ export function endedBy(
 ): Judge {
   const evaluator = compilePolicy(plan, workloadOf);
   const egress = compileEgress(plan);
+  let refused: ReturnType<typeof refusedBy> | undefined;
   const touched = changed === undefined ? () => true : touchedBy(changed);
   const sources = new Map<string, Judge>();
   /** A group's workloads have one policy, and many flows go to few places: by what is asked for, then by destination. */
@@ -55,14 +58,18 @@ export function endedBy(
   function judgeOf(source: string): Judge {
     const workload = workloadOf(source);
     if (workload === undefined) return () => true;
-    if (!touched(workload)) return () => false;
+    if (!touched(workload)) return ({ original }) => changed?.refused.has(original.destination) === true;
     const leaves = leavesWith(workload);
     const kinds = known(decisions, workload.group, () => new Map<number, Map<string, Decided>>());
     return ({ protocol, original, reply }) => {
       const { destination, destinationPort } = original;
       if (!leaves(reply.destination, destination)) return true;
       const decided = known(kinds, kindOf(protocol, original), () => new Map<string, Decided>());
-      const { verdict, redirect } = known(decided, destination, () => evaluator.decide(flowOf(protocol, original)));
+      const { verdict, redirect } = known(decided, destination, () => {
+        // Of many changes no flow comes to this.
+        refused ??= refusedBy(plan);
+        return refused(destination) ? dropped : evaluator.decide(flowOf(protocol, original));
+      });
       if (verdict !== 'accept') return true;
       // Who answers is where the flow went.
       const port = redirect === undefined ? destinationPort : redirect.port;
@@ -71,6 +78,17 @@ export function endedBy(
   }
 
   return (flow) => known(sources, flow.original.source, judgeOf)(flow);
+}
+
+/**
+ * Destinations that no policy is asked about. Where a rule sends a flow instead is not among them: that is the policy's
+ * (policy/redirect.ts).
+ */
+function refusedBy({ settings, shards, gateways }: GatewayPlan): (destination: string) => boolean {
+  if (!('pool' in settings)) return () => false;
+  const hairpin = hairpinAddresses({ shards, gateways });
+  const cluster = clusterRanges(settings.pool);
+  return (destination) => hairpin.has(destination) || cluster.has(must(parseAddress(destination)));
 }
 
 const addressesOf = (egress: readonly Egress[]): string[] => egress.map(({ address }) => address);
@@ -136,10 +154,11 @@ function sameWay(a: WorkloadEntry, b: WorkloadEntry): boolean {
 }
 
 /**
- * Whether a flow could end by the change: a policy that says something else, or a workload that is gone or is another.
- * Workloads that are merely new have no flows yet: until now their packets were dropped.
+ * Whether a flow could end by the change: a policy that says something else, a workload that is gone or is another, or
+ * a destination that nobody may reach now. Workloads that are merely new have no flows yet: until now their packets
+ * were dropped.
  */
-export function touchesFlows({ groups, workloads }: Changed): boolean {
+export function touchesFlows({ groups, workloads, refused }: Changed): boolean {
   if (groups === undefined || workloads === undefined) return true;
-  return groups.size > 0 || workloads.some(([before]) => before !== undefined);
+  return groups.size > 0 || refused.size > 0 || workloads.some(([before]) => before !== undefined);
 }

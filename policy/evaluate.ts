@@ -241,13 +241,13 @@ function once<T>(make: (key: string) => T): (key: string) => T {
   };
 }
 
-/** Who sends from an address. */
+/** Who sends from an address; nobody, should two claim it (gateway/sources.ts). */
 export function workloadsByAddress({
   workloads,
 }: Pick<Policy, 'workloads'>): (address: string) => WorkloadEntry | undefined {
-  const found = new Map<string, WorkloadEntry>();
+  const found = new Map<string, WorkloadEntry | undefined>();
   for (const workload of Object.values(workloads))
-    for (const address of workload.addresses) found.set(address, workload);
+    for (const address of workload.addresses) found.set(address, found.has(address) ? undefined : workload);
   return (address) => found.get(address);
 }
 

@@ -520,6 +520,125 @@ t.test('an address that changes hands: not even a flow that could not be ended l
   }
 });
 
+/** Of pods, as `source destination`. */
+async function podFlows(on: GatewayRig): Promise<string[]> {
+  return (await on.flows())
+    .filter(({ original }) => Object.values(PODS).some((pod) => Object.values(pod).includes(original.source as never)))
+    .map(({ id, original }) => `${original.source} ${original.destination} ${id}`)
+    .sort();
+}
+
+t.test(
+  'destinations that nobody may reach any more: flows to there end, no other, and none when there are less',
+  async (t) => {
+    const there = { 4: DESTINATIONS[4][0], 6: DESTINATIONS[6][0] };
+    const ranges = families.map((family) => `${WEB[family]}/${family === 4 ? 32 : 128}`);
+    const ways: [string, DropReason, (plan: GatewayPlan) => void][] = [
+      [
+        'clusterCIDRs',
+        'cluster-destination',
+        ({ settings }) => 'pool' in settings && settings.pool.clusterCIDRs.push(...ranges),
+      ],
+      [
+        'excludedCIDRs',
+        'cluster-destination',
+        ({ settings }) => 'pool' in settings && settings.pool.excludedCIDRs.push(...ranges),
+      ],
+      ['a gateway’s addresses', 'hairpin', ({ gateways }) => gateways['gw-b']?.addresses.push(...Object.values(WEB))],
+    ];
+    for (const on of rigs) {
+      for (const [what, reason, widen] of ways) {
+        await on.reset();
+        const plan = planFor(on, basePlan('Accept'));
+        await on.apply(plan);
+        const flows = families.flatMap((family) =>
+          [PODS.pay[family], PODS.rev[family]].flatMap((source) =>
+            [WEB[family], there[family]].map((destination) => ({
+              source,
+              destination,
+              protocol: PROTOCOL_UDP,
+              destinationPort: 53,
+              marker: marker(),
+            })),
+          ),
+        );
+        for (const probe of flows) on.fromNode(probePacket(probe));
+        await on.collect();
+        const before = await podFlows(on);
+        t.equal(before.length, flows.length, `${on.mode}, ${what}: flows are there`);
+        const wider = structuredClone(plan);
+        widen(wider);
+        await on.apply(wider);
+        const others = before.filter((flow) => !Object.values(WEB).some((web) => flow.includes(` ${web} `)));
+        t.strictSame(await podFlows(on), others, 'those to there are gone, and they alone');
+        const { grew, seen } = await watch(() => {
+          for (const probe of flows) on.fromNode(probePacket(probe));
+        }, on);
+        t.strictSame(grew, { [counterName(reason)]: 4 }, 'what they send now is dropped by its reason');
+        t.equal(
+          seen.filter(({ where, kind }) => where === 'outside' && kind === 'packet').length,
+          4,
+          'the rest leaves',
+        );
+        await on.apply(plan);
+        t.strictSame(await podFlows(on), others, 'a narrowing ends nothing');
+        for (const probe of flows) on.fromNode(probePacket(probe));
+        await on.collect();
+        t.equal((await podFlows(on)).length, flows.length, 'and lets them begin anew');
+      }
+    }
+  },
+);
+
+t.test('an address that two workloads claim is nobody’s, until one of them has it', async (t) => {
+  for (const on of rigs) {
+    await on.reset();
+    const alone = planFor(on, basePlan('Accept'));
+    const both = structuredClone(alone);
+    const rev = both.workloads['uid-rev'];
+    if (rev === undefined) throw new Error('no workload');
+    // Of another namespace, with another group and egress IP; and a manifest that says all twice.
+    const addresses = Object.values(PODS.pay).flatMap((address) => [address, address]);
+    both.workloads['uid-thief'] = { ...rev, uid: 'uid-thief', name: 'thief', addresses };
+    for (const node of Object.values(both.nodes)) node.addresses.push(...node.addresses);
+    const after = structuredClone(both);
+    delete after.workloads['uid-pay'];
+    const sent = families.flatMap((family) =>
+      (['pay', 'rev'] as const).map((pod) => ({
+        source: PODS[pod][family],
+        destination: WEB[family],
+        protocol: PROTOCOL_UDP,
+        destinationPort: 53,
+        marker: marker(),
+      })),
+    );
+    const leave = async (): Promise<string[]> => {
+      for (const probe of sent) on.fromNode(probePacket(probe));
+      const seen = await on.collect();
+      return seen.flatMap(({ where, packet }) => (where === 'outside' ? packet.source : [])).sort();
+    };
+    const [pay, thief] = [EGRESS.pay, EGRESS.rev];
+    const rows: [string, GatewayPlan, string[]][] = [
+      ['a first load', both, [EGRESS.rev[4], EGRESS.rev[6]]],
+      ['one goes', alone, [pay[4], EGRESS.rev[4], pay[6], EGRESS.rev[6]]],
+      ['it comes again', both, [EGRESS.rev[4], EGRESS.rev[6]]],
+      ['the other goes', after, [thief[4], EGRESS.rev[4], thief[6], EGRESS.rev[6]]],
+    ];
+    for (const [what, plan, sources] of rows) {
+      await on.apply(plan);
+      t.strictSame(await leave(), sources.sort(), `${on.mode}: ${what}`);
+    }
+    await on.apply(both);
+    t.strictSame(
+      (await podFlows(on)).filter((flow) => Object.values(PODS.pay).some((address) => flow.startsWith(`${address} `))),
+      [],
+      `${on.mode}: flows from there end`,
+    );
+    await on.restarted(on === rig ? state : directState).apply(both);
+    t.strictSame(await leave(), [EGRESS.rev[6], EGRESS.rev[4]], `${on.mode}: a restart`);
+  }
+});
+
 t.test('element updates: a pod that comes or goes changes elements, never a chain', async (t) => {
   const plan = webPlan();
   await rig.apply(plan);

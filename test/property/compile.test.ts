@@ -149,9 +149,11 @@ const workloadEdit = fc
     v6: fc.boolean(),
     egress: fc.constantFrom('203.0.113.101', '203.0.113.102', ''),
     gone: fc.boolean(),
+    /** Another's addresses too, or its own once more. */
+    claims: fc.option(fc.nat(5), { nil: undefined, freq: 3 }),
   })
   .map(
-    ({ at, group, node, v6, egress, gone }): Edit =>
+    ({ at, group, node, v6, egress, gone, claims }): Edit =>
       (plan) => {
         const uid = `uid-${at}`;
         const groups = Object.keys(plan.groups);
@@ -166,7 +168,9 @@ const workloadEdit = fc
           uid,
           node,
           services: [],
-          addresses: [`10.244.1.${100 + at}`, ...(v6 ? [`fd00:244:1::${100 + at}`] : [])],
+          addresses: [at, claims ?? []]
+            .flat()
+            .flatMap((own) => [`10.244.1.${100 + own}`, ...(v6 ? [`fd00:244:1::${100 + own}`] : [])]),
           group: key,
           egress: egress === '' ? {} : { 4: { address: egress, shard: 's0' } },
         };
@@ -409,9 +413,14 @@ t.test('step by step is as good as all at once', async (t) => {
         t.strictSame([...there.chains.keys()].sort(), Object.keys(whole.ruleset.chains).sort());
         t.equal(whole.ruleset.chains[LAST_HOOK] !== undefined, true);
         t.equal(compiler.workloads, Object.keys(plan.workloads).length);
-        for (const workload of Object.values(plan.workloads)) {
-          for (const address of workload.addresses) t.equal(compiler.workloadOf(address), workload);
+        const all = Object.values(plan.workloads);
+        const contested = new Set<string>();
+        for (const address of all.flatMap(({ addresses }) => addresses)) {
+          const [first, second] = all.filter(({ addresses }) => addresses.includes(address));
+          if (second !== undefined) contested.add(address);
+          t.equal(compiler.workloadOf(address), second === undefined ? first : undefined, address);
         }
+        t.strictSame(compiler.contested.map(({ address }) => address).sort(), [...contested].sort());
       }
     }),
     { numRuns: 30 },

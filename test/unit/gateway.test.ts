@@ -8,7 +8,7 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { CT_DECIDED } from '../../api/names.ts';
-import { emptyGatewayPlan, families, type GatewayPlan, type WorkloadEntry } from '../../api/plan.ts';
+import { emptyGatewayPlan, families, type GatewayPlan, type PoolSettings, type WorkloadEntry } from '../../api/plan.ts';
 import { countedReasons, counterName, dropReasons } from '../../api/reasons.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { compileNet, deviceSysctls, heldShards, workloadRoutes } from '../../gateway/compile-net.ts';
@@ -547,6 +547,10 @@ const flow = (rule: string, source = '10.244.1.5'): ConntrackEntry => ({
 });
 
 t.test('which established flows a plan ends', async (t) => {
+  const ranges = ({ settings }: GatewayPlan) =>
+    ('pool' in settings ? settings.pool : t.fail('no pool')) as PoolSettings;
+  const claim = (address: string) => (p: GatewayPlan) =>
+    (p.workloads['u-9'] = workload('u-9', 'b', [address], 'batch/1'));
   const ends = (edit: (plan: GatewayPlan) => void, one = flow('service/billing/web')): boolean =>
     endedBy(edited(edit))(one);
   const rows: [name: string, edit: (plan: GatewayPlan) => void, ended: boolean][] = [
@@ -565,6 +569,15 @@ t.test('which established flows a plan ends', async (t) => {
     ['its destination leaves the list', (p) => (p.services['billing/web'] = { addresses: [], ports: null }), true],
     ['a veto above', (p) => Object.assign(p.rules['cluster/no'] ?? {}, { services: '*' }), true],
     ['its group loses the rule', (p) => Object.assign(p.groups['billing/1']?.rules ?? {}, { service: [] }), true],
+    ['its destination is the cluster’s now', (p) => ranges(p).clusterCIDRs.push('198.51.100.80/31'), true],
+    ['or excluded', (p) => ranges(p).excludedCIDRs.push('198.51.100.80/32'), true],
+    ['what lies beside it is', (p) => ranges(p).excludedCIDRs.push('198.51.100.82/31'), false],
+    ['the cluster has less', (p) => ranges(p).clusterCIDRs.splice(0), false],
+    ['its destination is a gateway now', (p) => p.gateways['gw-b']?.addresses.push('198.51.100.80'), true],
+    ['or an egress IP', (p) => p.shards.s1?.egressIPs.push('198.51.100.80'), true],
+    ['another is', (p) => p.shards.s1?.egressIPs.push('198.51.100.81'), false],
+    ['another pod claims its pod’s address', claim('10.244.1.5'), true],
+    ['or that of another pod', claim('10.244.2.6'), false],
   ];
   // Without the rule that drops the rest of the namespace, which comes before the service context.
   const open = (p: GatewayPlan): void => void p.groups['billing/1']?.rules.namespace.pop();
@@ -603,6 +616,14 @@ t.test('which established flows a plan ends', async (t) => {
     t.equal(ends(only(icmpType * 256), ping), false, `v${family}: a ping, where echo requests are permitted`);
     t.equal(ends(only(13 * 256), ping), true, `v${family}: a ping, where another type is`);
   }
+  const sent = flow('service/billing/web');
+  const elsewhere = (p: GatewayPlan): void => {
+    open(p);
+    Object.assign(p.rules['service/billing/web'] ?? {}, { redirect: { address: '198.51.100.90' } });
+    ranges(p).clusterCIDRs.push('198.51.100.90/32');
+  };
+  const redirected = { ...sent, reply: { ...sent.reply, source: '198.51.100.90' } };
+  t.equal(ends(elsewhere, redirected), false, 'where a rule sends it instead is for the policy to say');
   t.notOk(touches(before, edited(open)), 'the same plan: it is not');
   t.notOk(
     touches(
