@@ -47,7 +47,7 @@ export const analysisCodes = {
   SelectsNoPod: 'a rule whose selectors match no pod',
   UnknownServiceAccount: 'a rule that names a service account that no pod has',
   ServesNoPod: 'an EgressIP that no pod leaves with',
-  NoSuchNamespace: 'an EgressIP that lists a namespace that does not exist',
+  NoSuchNamespace: 'a namespace that does not exist: an EgressIP lists it, or it has rules',
   NotCarried: 'a namespace with rules that no GatewayPool selects: they have no effect',
   NoEgressIP: 'a namespace with rules whose pods have no EgressIP',
   BeginsNothing: 'a port of an ExternalService with types of ICMP that begin no flow, so that no rule matches by it',
@@ -81,7 +81,7 @@ export function analyse(objects: Snapshot, lists: KnownLists = new Map()): Objec
   for (const finding of judge(snapshot, result, soft, unread)) {
     const object = objectKeyOfRule(finding.rule);
     if (finding.code === 'MatchesNothing' && said.has(`${object} ExternalServiceNotFound`)) continue;
-    findings.push({ object, severity: 'warning', code: finding.code, message: ruleMessage(finding) });
+    findings.push({ object, severity: 'warning', code: finding.code, message: ruleMessage(finding, result.binding) });
   }
   const isVague = ({ code }: ObjectFinding): boolean => code === 'SelectsNoPod' || code === 'ServesNoPod';
   const isKnown = ({ object }: ObjectFinding): boolean => betterReasons.some((code) => said.has(`${object} ${code}`));
@@ -189,13 +189,24 @@ const rulesOf = (snapshot: Snapshot): AnyRule[] => [
 const usedRules = ({ groups }: Binding): Set<string> =>
   new Set(Object.values(groups).flatMap(({ rules }) => Object.values(rules).flat()));
 
-function ruleMessage({ rule, code, blockers }: RuleFinding): string {
+/** Of a rule that names some destination, or none. */
+function nothingText({ rules, services }: Binding, id: string): string {
+  const { services: keys = [], redirect } = rules[id] ?? {};
+  if (redirect !== undefined) {
+    const family = redirect.address.includes(':') ? 6 : 4;
+    return `its redirect takes TCP, UDP and SCTP over IPv${family} only, and its ExternalServices have nothing of that; name others, or take the redirect out`;
+  }
+  return keys !== '*' && keys.some((key) => (services[key]?.addresses.length ?? 0) > 0)
+    ? 'of its ExternalServices the ports are ICMP of one IP version and the addresses of the other; correct them, name others, or remove the rule'
+    : 'none of its ExternalServices holds an address; fill their lists, name others, or remove the rule';
+}
+
+function ruleMessage({ rule, code, blockers }: RuleFinding, binding: Binding): string {
   const shown =
     blockers.length > 3 ? `${blockers.slice(0, 3).join(', ')} and ${blockers.length - 3} more` : blockers.join(', ');
   const first = `${shown} ${blockers.length === 1 ? 'comes' : 'come'} first and`;
   const messages: Record<RuleCode, string> = {
-    MatchesNothing:
-      'matches nothing: none of its ExternalServices holds an address; fill their lists, name others, or remove the rule',
+    MatchesNothing: `matches nothing: ${nothingText(binding, rule)}`,
     Shadowed: `is never reached: ${first} matches all that it names; give it a lower priority, or remove it`,
     Contradicted: `can never permit: ${shown} in a context above forbids all that it names; ask the owner of that rule, or remove this one`,
     Overruled: `can never forbid: ${shown} in a context above accepts decisively all that it names; make that an accept, or remove this one`,
@@ -321,6 +332,11 @@ function* namespaceFindings(snapshot: Snapshot, result: PlanResult): Generator<O
   for (const [name, rule] of ruled) {
     const namespace = namespaces.get(name);
     const object = namespace === undefined ? objectKey(rule) : objectKey(namespace);
+    if (namespace === undefined && namespaces.size > 0) {
+      const message = `there is no namespace ${name}, so its rules have no effect: correct the name, or add the Namespace`;
+      yield { object, severity: 'warning', code: 'NoSuchNamespace', message };
+      continue;
+    }
     const selected = ({ spec }: GatewayPool): boolean =>
       namespace !== undefined && matches(spec.namespaceSelector, labelsOf(namespace));
     if (namespace !== undefined && !pools.some(selected)) {

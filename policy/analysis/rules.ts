@@ -6,14 +6,16 @@
  * counts as in the way; a group that is too large to decide yields no finding.
  */
 
+import { portProtocols } from '../../api/kinds.ts';
 import type { Context, GroupEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
 import type { Destination, ServiceTest } from '../destination.ts';
 import { compileService } from '../destination.ts';
+import { type CompiledRedirect, canRedirect, compileRedirect } from '../redirect.ts';
 import { cellsOf, sampleOf, TooLarge } from './cells.ts';
 
 export const ruleCodes = {
-  MatchesNothing: 'the rule names no destination at all',
+  MatchesNothing: 'the rule names no destination at all, or none that it can match',
   Shadowed: 'earlier rules of the same context match all that it names',
   Contradicted: 'it would permit what a context above drops or rejects',
   Overruled: 'it would forbid what a context above accepts decisively',
@@ -48,8 +50,21 @@ export interface JudgedPolicy {
   open?: ReadonlySet<string>;
 }
 
-/** Fields that do not change what a rule matches and what follows from it. */
-const unconditional = new Set(['context', 'namespace', 'name', 'action', 'priority', 'services']);
+/**
+ * Fields with which a rule decides each flow that it matches. What is over a limit is decided too; a redirect says what
+ * the rule matches, which `matches` reads.
+ */
+const unconditional = new Set([
+  'context',
+  'namespace',
+  'name',
+  'action',
+  'priority',
+  'services',
+  'logging',
+  'limits',
+  'redirect',
+]);
 
 /** Whether the rule takes effect on each flow that it matches. */
 function isFirm(entry: RuleEntry): boolean {
@@ -76,6 +91,7 @@ interface Walked {
   entry: RuleEntry;
   firm: boolean;
   tests: ServiceTest[] | '*';
+  redirect?: CompiledRedirect;
 }
 
 /** In the order of the rules' ids; rules that no group has are not judged. */
@@ -86,7 +102,9 @@ export function judgeRules({ rules, services, groups, soft, open }: JudgedPolicy
   for (const [id, entry] of Object.entries(rules)) {
     const any = entry.services === '*' || open?.has(id) === true;
     const own = any ? '*' : (entry.services as string[]).flatMap((key) => tests.get(key) ?? []);
-    walked.set(id, { id, entry, firm: isFirm(entry) && !soft?.has(id) && !open?.has(id), tests: own });
+    const firm = isFirm(entry) && !soft?.has(id) && !open?.has(id);
+    const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
+    walked.set(id, { id, entry, firm, tests: own, ...redirect });
   }
   const budget = { tests: MAX_TESTS };
   const seen = new Set<string>();
@@ -143,15 +161,12 @@ function judgeGroup(
   budget: { tests: number },
 ): void {
   // What hands on nothing that a pod asks for may hand on what a redirect leads there.
-  if (lists.flat().some(({ entry }) => entry.redirect !== undefined)) {
-    for (const fact of facts.values()) fact.permits = true;
-  }
+  const redirects = lists.flat().some(({ redirect }) => redirect !== undefined);
+  if (redirects) for (const fact of facts.values()) fact.permits = true;
   const named = new Set(lists.flat().flatMap(({ entry }) => (entry.services === '*' ? [] : entry.services)));
   for (const family of families) {
-    const { addresses, traffic } = cellsOf(
-      [...named].flatMap((key) => services[key] ?? []),
-      family,
-    );
+    const known = [...named].flatMap((key) => services[key] ?? []);
+    const { addresses, traffic } = cellsOf(redirects ? [...known, withPorts] : known, family);
     for (const address of addresses) {
       for (const kind of traffic) {
         const destination = sampleOf(address, kind);
@@ -162,7 +177,14 @@ function judgeGroup(
   }
 }
 
-function matches({ tests }: Walked, destination: Destination, budget: { tests: number }): boolean {
+/** What a redirect can take, as the evaluator has it: the boundary of protocols. */
+const withPorts: ServiceEntry = {
+  addresses: [],
+  ports: [...portProtocols].map((protocol) => ({ protocol, ports: null })),
+};
+
+function matches({ tests, redirect }: Walked, destination: Destination, budget: { tests: number }): boolean {
+  if (redirect !== undefined && !canRedirect(redirect, destination)) return false;
   if (tests === '*') return true;
   budget.tests -= tests.length;
   if (budget.tests < 0) throw new TooLarge('rules and destinations');

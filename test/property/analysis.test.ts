@@ -74,11 +74,22 @@ const drawnRule = fc.record({
   podSelector,
   namespaceSelector: fc.constantFrom(undefined, undefined, { matchLabels: { 'kubernetes.io/metadata.name': 'a' } }),
   endpoints: fc.constantFrom('All', 'Ready'),
-  softly: fc.constantFrom('schedule', 'audit', 'redirect', 'redirect', undefined, undefined, undefined),
-  redirect: fc.record({
-    address: fc.constantFrom('198.51.100.2', '198.51.100.5', '2001:db8::2', '10.244.0.1'),
-    port: fc.constantFrom(undefined, 80, 443),
-  }),
+  softly: fc.constantFrom('schedule', 'audit', undefined, undefined),
+  logging: fc.constantFrom(undefined, undefined, 'All', 'None'),
+  limit: fc.constantFrom(
+    undefined,
+    undefined,
+    { maxConnections: 4 },
+    { connectionsPerSecond: 4 },
+    { bandwidth: '1Mbit' },
+  ),
+  redirect: fc.option(
+    fc.record({
+      address: fc.constantFrom('198.51.100.2', '198.51.100.5', '2001:db8::2', '10.244.0.1'),
+      port: fc.constantFrom(undefined, 80, 443),
+    }),
+    { freq: 3, nil: undefined },
+  ),
 });
 const drawnCluster = fc.record({
   services: fc.tuple(externalService, externalService, externalService),
@@ -168,7 +179,9 @@ function snapshotOf({ services, rules, withSoft, auditB, defaultAction, egress, 
     if (withSoft && softly === 'schedule') spec.schedule = schedule;
     if (withSoft && softly === 'audit') spec.mode = 'Audit';
     const permits = action === 'accept-decisively' || (action === 'accept' && kind === 'ServiceEgressRule');
-    if (withSoft && softly === 'redirect' && permits) spec.redirect = rest.redirect;
+    if (rest.redirect && permits) spec.redirect = rest.redirect;
+    if (rest.logging) spec.logging = rest.logging;
+    if (action.startsWith('accept')) Object.assign(spec, rest.limit);
     const metadata = { name: `r${index}`, ...(kind === 'ClusterEgressRule' ? {} : { namespace: space }) };
     objects.push({ apiVersion: sluice, kind, metadata, spec });
   });
@@ -315,9 +328,10 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
     const unassigned = 'pool' in policy.settings ? policy.settings.pool.unassigned : 'Drop';
     const egress = workload.egress[family]?.address;
     if (egress === undefined) return { verdict: unassigned === 'Drop' ? 'drop' : 'bypass', reason: 'unassigned' };
-    const { verdict, reason, rule, wouldHave, redirect } = compiled(policy).decide(flow);
+    const { verdict, reason, rule, wouldHave, redirect, limits = [] } = compiled(policy).decide(flow);
     const where = redirect && `${redirect.address} ${redirect.port}`;
-    return { verdict, reason, rule, wouldHave, where, ...(verdict === 'accept' && { egress }) };
+    const under = limits.map((id) => [id, { ...policy.rules[id]?.limits, shards: undefined }]);
+    return { verdict, reason, rule, wouldHave, where, ...(verdict === 'accept' && { egress, under }) };
   };
   const evaluators = new WeakMap<GatewayPlan, ReturnType<typeof compilePolicy>>();
   const compiled = (policy: GatewayPlan) => {
@@ -364,7 +378,9 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
           [change.after, now],
         ] as const) {
           const { verdict, reason, rule, wouldHave } = real as Decision;
-          const { where = '' } = real as { where?: string };
+          const { where = '', under = [] } = real as { where?: string; under?: [string, object][] };
+          if ((told.limits === undefined) !== (under.length === 0)) throw new Error('other limits');
+          if (under.some(([id]) => told.limits?.includes(id) === false)) throw new Error('another limit');
           // The rule says a port, or the flow keeps its own.
           const [address = '', port = String(flow.destinationPort)] = (told.redirect ?? '').split(' port ');
           if ((told.redirect === undefined ? '' : `${address} ${port}`) !== where) throw new Error('another redirect');

@@ -76,10 +76,21 @@ const rule = fc.record({
     { weight: 1, arbitrary: fc.constant('*' as const) },
   ),
 });
+/** What lets go there by a redirect of its own to the same address, perhaps with another port, or forbidden to it. */
+const sibling = fc.constantFrom(undefined, undefined, {}, { port: 80 }, { port: 443 }, { forbidden: 'it is a pod' });
 /** Of one group: words from above on some places, and a redirect of all that gets past them. */
-const ledAway = fc.tuple(rule, rule, redirect).map(([first, second, to]) => [
+const ledAway = fc.tuple(rule, rule, redirect, sibling).map(([first, second, to, other]) => [
   { ...first, context: 'cluster' as const, names: ['a/there'] },
-  { ...second, context: 'namespace' as const },
+  other === undefined
+    ? { ...second, context: 'namespace' as const }
+    : {
+        context: 'namespace' as const,
+        action: 'accept-decisively' as const,
+        audit: false,
+        redirect: { address: to.address, ...(to.port !== undefined && { port: to.port }), ...other },
+        limited: false,
+        names: ['a/there'],
+      },
   {
     context: 'service' as const,
     action: 'accept' as const,
@@ -328,6 +339,10 @@ t.test('decide is what the design says, and explain tells the same walk', async 
         throw new Error('no words');
       if (decision.redirect !== undefined) reasons.add('redirected');
       if (decidedAgain) reasons.add(`the second walk: ${decision.reason}`);
+      const other = p.rules[decision.rule ?? '']?.redirect;
+      if (decidedAgain && other?.address === decision.wouldRedirect?.address) {
+        reasons.add(other?.forbidden === undefined ? 'there by another port' : 'there, where it may not');
+      }
       reasons.add(`${decision.reason} ${decision.wouldHave ?? decision.verdict} ${decision.context}`);
       if (decision.wouldHave !== undefined) reasons.add('the policy in audit');
       if (decision.audited !== undefined) reasons.add('a rule in audit');
@@ -336,7 +351,7 @@ t.test('decide is what the design says, and explain tells the same walk', async 
   });
   t.doesNotThrow(() => fc.assert(property, { numRuns: 1500 }));
   // The draws reach every outcome that there is.
-  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2 + 3 + 3 + 1, [...reasons].join(', '));
+  t.equal(reasons.size, 1 + 3 * 3 + 1 + 2 + 2 + 3 + 3 + 1 + 2, [...reasons].join(', '));
 });
 
 t.test('boxes: the union is exact, each list is disjoint, neighbours are merged', async (t) => {

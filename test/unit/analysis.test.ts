@@ -121,6 +121,59 @@ const rows: Row[] = [
     [['ServiceEgressRule/shop/c', 'Shadowed', /service\/shop\/a, service\/shop\/b come first/]],
   ],
   [
+    'an earlier rule that names more, whatever else it says',
+    [
+      serve,
+      svcgr(
+        'all',
+        '{ action: accept, service: front, priority: 1, externalServices: ["*"], logging: All, maxConnections: 4, bandwidth: 1Mbit }',
+      ),
+    ],
+    [['ServiceEgressRule/shop/serve', 'Shadowed', /service\/shop\/all comes first/]],
+  ],
+  [
+    'two earlier redirects, one a family, before what has ports',
+    [
+      serve,
+      svcgr(
+        'to4',
+        '{ action: accept, service: front, priority: 1, externalServices: [web], redirect: { address: 192.0.2.1 } }',
+      ),
+      svcgr(
+        'to6',
+        '{ action: accept, service: front, priority: 2, externalServices: [web], redirect: { address: "2001:db8:2::1" } }',
+      ),
+    ],
+    [['ServiceEgressRule/shop/serve', 'Shadowed', /service\/shop\/to4, service\/shop\/to6 come first/]],
+  ],
+  [
+    'an earlier redirect, before what pings too',
+    [
+      svcgr(
+        'to4',
+        '{ action: accept, service: front, priority: 1, externalServices: [half], redirect: { address: 192.0.2.1 } }',
+      ),
+      svcgr('ping', '{ action: accept, service: front, priority: 2, externalServices: [half] }'),
+    ],
+    [],
+  ],
+  [
+    'a redirect to the other family',
+    [
+      exsvc('v6', 'shop', '{ addresses: ["2001:db8::/64"] }'),
+      svcgr('to4', '{ action: accept, service: front, externalServices: [v6], redirect: { address: 192.0.2.1 } }'),
+    ],
+    [['ServiceEgressRule/shop/to4', 'MatchesNothing', /takes TCP, UDP and SCTP over IPv4 only/]],
+  ],
+  [
+    'ICMP of the other family',
+    [
+      exsvc('ping', 'shop', '{ addresses: [198.51.100.1], ports: [{ name: p, protocol: ICMPv6, port: "128" }] }'),
+      svcgr('ping', '{ action: accept, service: front, externalServices: [ping] }'),
+    ],
+    [['ServiceEgressRule/shop/ping', 'MatchesNothing', /ICMP of one IP version and the addresses of the other/]],
+  ],
+  [
     'earlier for IPv4 only',
     [svcgr('a', '{ action: drop, service: front, priority: 1, externalServices: [net] }'), serve],
     [],
@@ -320,6 +373,13 @@ t.test('lint: every code, and its neighbour that is none', async (t) => {
   );
   t.match(await lint(...shop.map((text) => text.replace('team: a', 'team: c')), serve), [
     { object: 'Namespace/shop', code: 'NotCarried' },
+  ]);
+  const block = nsgr('block', '{ action: drop, externalServices: ["*"] }').replace(
+    'namespace: shop',
+    'namespace: shpo',
+  );
+  t.match(await lint(...shop, block), [
+    { object: 'NamespaceEgressRule/shpo/block', code: 'NoSuchNamespace', message: /there is no namespace shpo/ },
   ]);
   t.same(await lint(serve), [], 'without a GatewayPool nothing is known of egress');
   met.add('NoEgressIP').add('NotCarried');

@@ -163,6 +163,11 @@ t.test('explain', async (t) => {
   t.match(outcomes[0], { outcome: 'no-match', rule: undefined, why: 'only rules in audit match, which are skipped' });
   t.match(steps[0], { rule: 'cluster/r0', matched: true, audit: true });
   t.notOk('audit' in (steps[1] ?? {}));
+  t.same(
+    explain(['cluster drop * audit']).contexts.map(({ outcome }) => outcome),
+    ['no-match', 'no-match', 'no-match'],
+    'a rule in audit that drops ends no walk',
+  );
 });
 
 /** Objects of one pool, one namespace with a pod, a rule in audit and one that is not. */
