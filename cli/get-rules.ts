@@ -35,7 +35,8 @@ export async function countedObjects(source: Source, query: RulesQuery): Promise
     ...ofKind(snapshot, 'GatewayPool').sort((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1)),
   ];
   const objects: Counted[] = [];
-  for (const object of all) {
+  for (const aged of all) {
+    const object = (source.unaged.get(objectKey(aged)) as typeof aged | undefined) ?? aged;
     const { name, namespace } = object.metadata;
     if (query.name !== undefined && name !== query.name) continue;
     if (query.namespace !== undefined && namespace !== query.namespace) continue;

@@ -174,7 +174,7 @@ async function get(word: string, name: string | undefined, flags: Flags, command
     ];
     throw new Exit(2, `no kind "${word}"; there are ${known.join(', ')}, rules, all, errors`);
   }
-  const { path, snapshot, errors } = await loadSource(flags.source, flags.state);
+  const { path, snapshot, errors, unaged } = await loadSource(flags.source, flags.state);
   if (kinds === undefined) {
     if (errors.length === 0 && (flags.output === 'table' || flags.output === 'wide')) {
       printError(command, 'no document was refused');
@@ -189,7 +189,8 @@ async function get(word: string, name: string | undefined, flags: Flags, command
       .sort((a, b) => (objectKey(a) < objectKey(b) ? -1 : 1));
     const ours = sluiceKinds.some(({ kind }) => kind === shown.kind);
     const objects: WithStatus[] = [];
-    for (const object of matching) {
+    for (const aged of matching) {
+      const object = unaged.get(objectKey(aged)) ?? aged;
       const status = ours ? await statusOf(path, object) : undefined;
       objects.push(status === undefined ? object : ({ ...object, status } as WithStatus));
     }

@@ -123,7 +123,11 @@ async function lint(paths: string[], { strict, output }: Flags, command: Command
   const roots = new Map<string, string>();
   for (const path of paths) {
     const root = (await stat(path)).isDirectory() ? path : dirname(path);
-    for (const file of await filesOf(path)) {
+    const { files: found, unread } = await filesOf(path);
+    for (const [file, message] of unread) {
+      findings.push({ file, line: 1, severity: 'error', code: 'Unreadable', message });
+    }
+    for (const file of found) {
       files++;
       roots.set(file, resolve(root));
       const bad = (code: string, message: string): void => {

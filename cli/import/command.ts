@@ -11,7 +11,7 @@ import { type AnyObject, parseObject, sluiceKinds } from '../../api/kinds.ts';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
 import { itemsOf, parseYaml } from '../../controller/observe/document.ts';
-import { filesOf, MAX_FILE_BYTES } from '../files.ts';
+import { type Files, filesOf, MAX_FILE_BYTES } from '../files.ts';
 import { Exit, json, print, printable, printError, yaml } from '../output.ts';
 import { CES_CONTROLLER_NAMESPACE, type CesOptions, importF5Ces } from './f5-ces.ts';
 import { importNetworkPolicies } from './networkpolicy.ts';
@@ -83,7 +83,9 @@ async function readInputs(paths: readonly string[]): Promise<{ inputs: Input[]; 
     return false;
   };
   for (const path of paths) {
-    for (const file of path === '-' ? ['-'] : await filesOf(path)) {
+    const { files, unread }: Files = path === '-' ? { files: ['-'], unread: new Map() } : await filesOf(path);
+    for (const [file, message] of unread) errors.push(`${file}: ${message}`);
+    for (const file of files) {
       if (seen.has(resolve(file))) continue;
       seen.add(resolve(file));
       if (file === '-') {

@@ -7,11 +7,12 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import type { AnyObject } from '../../api/kinds.ts';
+import { sameJson } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
 import type { Snapshot } from '../plan/snapshot.ts';
 import { type FileContent, readDocuments, type SourceError } from './document.ts';
 import { type Remembered, recall, remember } from './remembered.ts';
-import { type Listing, Tree, type TreeFile } from './tree.ts';
+import { type Listing, MAX_FILES, Tree, type TreeFile } from './tree.ts';
 
 export type { SourceError } from './document.ts';
 
@@ -45,8 +46,6 @@ const MAX_DELAY_MS = 100;
 const EMPTY_GRACE_MS = 250;
 /** A look without an event: network file systems have no inotify, and watches can run out. */
 const POLL_MS = 5_000;
-/** Below the path. */
-const MAX_FILES = 20_000;
 const MAX_FILE_BYTES = 32 * 1024 * 1024;
 
 interface LoadedFile extends FileContent {
@@ -60,6 +59,8 @@ class Directory {
   readonly #files = new Map<string, LoadedFile>();
   readonly #emptySince = new Map<string, number>();
   #firstSeen: Map<string, string>;
+  /** As they are written, of objects whose age nothing tells. */
+  #unaged = new Map<string, AnyObject>();
   observation: Observation = { snapshot: new Map(), errors: [] };
 
   constructor(
@@ -87,7 +88,7 @@ class Directory {
     let changed = false;
     let waiting = false;
     for (const name of this.#files.keys()) {
-      if (files.has(name) || tooMany || [...unreadable.keys()].some((directory) => isBelow(name, directory))) continue;
+      if (files.has(name) || tooMany || [...unreadable.keys()].some((place) => isIn(name, place))) continue;
       this.#files.delete(name);
       changed = true;
     }
@@ -106,9 +107,9 @@ class Directory {
       this.#files.set(name, { ...(await this.#read(name, file, known)), signature: file.signature });
       changed = true;
     }
-    const before = this.observation.errors.length;
-    if (changed || unreadable.size > 0 || tooMany || before > 0) this.#merge(listing, now);
-    changed ||= before !== this.observation.errors.length;
+    const before = this.observation.errors;
+    if (changed || unreadable.size > 0 || tooMany || before.length > 0) this.#merge(listing, now);
+    changed ||= !sameJson(before, this.observation.errors);
     return { changed, ...(waiting ? { again: EMPTY_GRACE_MS } : {}) };
   }
 
@@ -132,9 +133,8 @@ class Directory {
     const origin = new Map<string, string>();
     const errors: SourceError[] = [];
     const firstSeen = new Map<string, string>();
-    for (const [directory, message] of unreadable) {
-      errors.push({ file: `${directory}/`, reason: 'Unreadable', details: [message] });
-    }
+    this.#unaged = new Map();
+    for (const [file, message] of unreadable) errors.push({ file, reason: 'Unreadable', details: [message] });
     if (tooMany) {
       const detail = `more than ${this.#options.maxFiles ?? MAX_FILES} files: the rest is not read; put several documents into one file`;
       errors.push({ file: '*', reason: 'Unreadable', details: [detail] });
@@ -151,7 +151,9 @@ class Directory {
           continue;
         }
         origin.set(key, name);
-        const seen = this.#firstSeen.get(key) ?? new Date(now).toISOString();
+        const known = this.#firstSeen.get(key);
+        if (known === undefined && object.metadata.creationTimestamp === undefined) this.#unaged.set(key, object);
+        const seen = known ?? new Date(now).toISOString();
         firstSeen.set(key, seen);
         snapshot.set(key, withAge(key, object, seen));
       }
@@ -165,6 +167,10 @@ class Directory {
     return { files, firstSeen: this.#firstSeen };
   }
 
+  get unaged(): ReadonlyMap<string, AnyObject> {
+    return this.#unaged;
+  }
+
   close(): void {
     this.#tree.close();
   }
@@ -173,7 +179,9 @@ class Directory {
 /** Made of an object and the time when it was first seen: the same as long as these are, and so are snapshots. */
 const aged = new WeakMap<AnyObject, { seen: string; object: AnyObject }>();
 
-const isBelow = (file: string, directory: string): boolean => directory === '' || file.startsWith(`${directory}/`);
+/** `place`: as a listing's `unreadable` has it. */
+const isIn = (file: string, place: string): boolean =>
+  place === '/' || file === place || (place.endsWith('/') && file.startsWith(place));
 
 function withAge<O extends AnyObject>(key: string, object: O, seen: string): O {
   const { creationTimestamp, uid } = object.metadata;
@@ -199,6 +207,8 @@ function uidOf(key: string, time: string): string {
 export interface Loaded extends Observation {
   /** Object key → time, of objects that do not say their own age. */
   firstSeen: ReadonlyMap<string, string>;
+  /** Objects of which neither their manifest nor anybody else says the age: as they are written, without a made-up one. */
+  unaged: ReadonlyMap<string, AnyObject>;
 }
 
 /**
@@ -215,7 +225,8 @@ export async function loadDirectory(
   await directory.load();
   const broken = directory.observation.errors.find(({ file }) => file === '/');
   if (broken !== undefined) throw new Error(broken.details.join('; '));
-  return { ...directory.observation, firstSeen: directory.remembered().firstSeen };
+  const { observation, unaged } = directory;
+  return { ...observation, firstSeen: directory.remembered().firstSeen, unaged };
 }
 
 /** Loads once (the promise resolves after the first load, before any onChange), then watches. */

@@ -196,6 +196,7 @@ t.test('lint', async (t) => {
     '.hidden.yaml': 'nonsense: [',
   });
   symlinkSync('nowhere', join(bad, 'g.yaml'));
+  symlinkSync('..', join(bad, 'out'));
   const { code, out, err } = await sluice('lint', bad);
   t.equal(code, 1);
   t.match(out, /a\.yaml:\d: .* at line \d+, column \d+\n/, 'YAML errors have a line, and announce no excerpt');
@@ -207,7 +208,8 @@ t.test('lint', async (t) => {
   t.match(out, /c\.yaml:2: ServiceEgressRule\/billing\/pay: ExternalServiceNotFound: /);
   t.match(out, /e\.yaml:1: .*alias/i, 'an alias bomb is no more than an error');
   t.match(out, /sub\/f\.yaml:1: Namespace\/billing: Duplicate: is in .*a\.yaml:1 already/);
-  t.match(out, /g\.yaml:1: ENOENT/, 'what cannot be read hides nothing else');
+  t.match(out, /g\.yaml:1: a link that leads nowhere/, 'what cannot be read hides nothing else');
+  t.match(out, /bad\/out\/:1: a link to a directory outside of the manifests/, 'nor is it passed over in silence');
   t.notMatch(out, /hidden/);
   // biome-ignore lint/suspicious/noControlCharactersInRegex: that is what must not be there
   t.notMatch(out + err, /[\x00-\x09\x0b-\x1f\u202e]/, 'nothing that steers a terminal');
@@ -292,7 +294,7 @@ t.test('get', async (t) => {
   ] as const) {
     status('EgressIP', 'v4only', part(reason));
     const { out } = await sluice('get', 'eip', 'v4only', '-o', 'wide', ...source);
-    t.equal(/s( \S+: .*)?\n$/.exec(out.replace(/ +/g, ' '))?.[1] ?? '', problem, reason);
+    t.equal(/True( \S+: .*)?\n$/.exec(out.replace(/ +/g, ' '))?.[1] ?? '', problem, reason);
   }
   t.match((await sluice('get', 'GATEWAYPOOL', ...source)).out, /edge +VXLAN +Drop +Bypass +Enforce +True/);
   t.match(JSON.parse((await sluice('get', 'egressips', 'billing', '-o', 'json', ...source)).out), {
@@ -576,6 +578,15 @@ t.test('ages: of rules with one priority the one that is older in force, as the 
   for (const source of [[`directory:${known}`], [`directory:${unknown}`, '--state', state]]) {
     t.match((await sluice('get', 'cgr', '--source', ...source)).out, /^a-young .* \d+d\nz-old .* \d+d$/m);
     t.match((await sluice('get', 'rules', '--source', ...source)).out, /z-old.*\n.*a-young/);
+  }
+  t.match(
+    (await sluice('get', 'cgr', '--source', `directory:${unknown}`)).out,
+    /^a-young +\S+ .*\D$/m,
+    'none is made up',
+  );
+  for (const kind of ['cgr', 'rules', 'pods']) {
+    const { out } = await sluice('get', kind, '-o', 'yaml', '--source', `directory:${unknown}`);
+    t.notMatch(out, /creationTimestamp/, `nor in ${kind}`);
   }
 });
 

@@ -137,7 +137,13 @@ t.test('explain says which records a flow leaves', async (t) => {
     [['service accept All'], undefined, /accept/],
   ];
   for (const [rules, said, text] of rows) {
-    const source = { path: '/nowhere', snapshot: snapshotOf(...rules), errors: [], firstSeen: new Map() };
+    const source = {
+      path: '/nowhere',
+      snapshot: snapshotOf(...rules),
+      errors: [],
+      firstSeen: new Map(),
+      unaged: new Map(),
+    };
     const target = parseTarget('198.51.100.80:443');
     if (target === undefined) throw new Error('no target');
     const answer = await explain(source, { namespace: 'billing', pod: 'pay', target, protocol: 6 });
