@@ -1,0 +1,114 @@
+/**
+ * `host[:port]` of a Host field, of an absolute target and of CONNECT (RFC 9110 §4.2, §7.2, RFC 3986 §3.2) in one form:
+ * names in lower case without a trailing dot, IDN as the A-labels that they are on the wire, addresses apart from names and in
+ * canonical text. What two readers could take for different hosts is refused: percent-encoding, bytes beyond ASCII,
+ * user information, `0x7f.1` and `2130706433`, which many take for an address.
+ * Leaves out: whether an A-label is good Punycode, public suffixes, IPv6 zones and IPvFuture (refused).
+ */
+
+import { isIPv4, isIPv6 } from 'node:net';
+import { addressBytes, ipv6Text } from './address-text.ts';
+
+export interface Host {
+  readonly kind: 'name' | 'ipv4' | 'ipv6';
+  /** Lower case, no trailing dot, IPv6 without brackets. */
+  readonly text: string;
+  /** As written; undefined if there is none. */
+  readonly port: number | undefined;
+}
+
+export type HostReason =
+  | 'empty-host'
+  /** A byte that no DNS name has: percent-encoding, UTF-8, a comma. */
+  | 'bad-host-byte'
+  | 'user-information'
+  /** An empty label, one of more than 63 bytes, or more than 253 in all. */
+  | 'bad-host-label'
+  /** Digits that many read as an IPv4 address, and are none as RFC 3986 writes it. */
+  | 'ambiguous-address'
+  | 'bad-ipv6-host'
+  | 'bad-port';
+
+/** RFC 1035 §2.3.4, as text without the last dot. */
+const NAME_MAX = 253;
+const LABEL_MAX = 63;
+
+const DOT = 0x2e;
+const COLON = 0x3a;
+
+/** A reason is a text, a host an object. */
+export function readHost(text: string): Host | HostReason {
+  if (text === '') return 'empty-host';
+  if (text.charCodeAt(0) === 0x5b) return readIpv6(text);
+  const length = text.length;
+  let end = 0;
+  let labelStart = 0;
+  let upper = false;
+  for (; end < length; end++) {
+    const code = text.charCodeAt(end);
+    if (code === COLON) break;
+    if (code === DOT) {
+      if (end === labelStart || end - labelStart > LABEL_MAX) return 'bad-host-label';
+      labelStart = end + 1;
+      continue;
+    }
+    if (code >= 0x41 && code <= 0x5a) upper = true;
+    else if (!isNameByte(code)) return text.includes('@') ? 'user-information' : 'bad-host-byte';
+  }
+  const port = readPort(text, end);
+  if (port === BAD_PORT) return text.includes('@') ? 'user-information' : 'bad-port';
+  if (end === 0) return 'empty-host';
+  // A trailing dot closes the last label; any other is as long as to the end.
+  const bare = labelStart === end ? end - 1 : end;
+  if (end - labelStart > LABEL_MAX || bare > NAME_MAX) return 'bad-host-label';
+  const slice = bare === length ? text : text.slice(0, bare);
+  const name = upper ? slice.toLowerCase() : slice;
+  if (!endsInNumber(name)) return { kind: 'name', text: name, port };
+  // With a trailing dot it is a name to some and an address to others.
+  if (bare !== end || !isIPv4(name)) return 'ambiguous-address';
+  return { kind: 'ipv4', text: name, port };
+}
+
+/** Letters, digits, hyphen; underscore, which hosts have though they should not. */
+function isNameByte(code: number): boolean {
+  return (code >= 0x61 && code <= 0x7a) || (code >= 0x30 && code <= 0x39) || code === 0x2d || code === 0x5f;
+}
+
+/** The last label is decimal or `0x…`: no top-level domain is, and address parsers of the inet_aton() kind take it. */
+function endsInNumber(name: string): boolean {
+  let at = name.lastIndexOf('.') + 1;
+  const first = name.charCodeAt(at);
+  if (first < 0x30 || first > 0x39) return false;
+  const hexadecimal = first === 0x30 && name.charCodeAt(at + 1) === 0x78;
+  for (at += hexadecimal ? 2 : 1; at < name.length; at++) {
+    const code = name.charCodeAt(at);
+    const digit = code >= 0x30 && code <= 0x39;
+    if (!digit && !(hexadecimal && code >= 0x61 && code <= 0x66)) return false;
+  }
+  return true;
+}
+
+function readIpv6(text: string): Host | HostReason {
+  const end = text.indexOf(']');
+  const inner = text.slice(1, end < 0 ? undefined : end);
+  if (end < 0 || !isIPv6(inner) || inner.includes('%')) return 'bad-ipv6-host';
+  const port = readPort(text, end + 1);
+  if (port === BAD_PORT) return 'bad-port';
+  return { kind: 'ipv6', text: ipv6Text(addressBytes(inner.toLowerCase()), 0), port };
+}
+
+const BAD_PORT = -1;
+
+/** `:` without digits is no port (RFC 3986 §3.2.3); port 0 is none that a connection has. */
+function readPort(text: string, at: number): number | undefined {
+  if (at === text.length) return undefined;
+  if (text.charCodeAt(at) !== COLON || text.length - at > 6) return BAD_PORT;
+  let port = 0;
+  for (let i = at + 1; i < text.length; i++) {
+    const digit = text.charCodeAt(i) - 0x30;
+    if (digit < 0 || digit > 9) return BAD_PORT;
+    port = 10 * port + digit;
+  }
+  if (at + 1 === text.length) return undefined;
+  return port === 0 || port > 0xffff ? BAD_PORT : port;
+}
