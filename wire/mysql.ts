@@ -103,7 +103,6 @@ export function readMysqlClient(bytes: Uint8Array): GreetingReading {
     }
     if (length > AUTH_MAX) return refused('too-long');
     at += own + length;
-    if (at > end) return refused('bad-length');
   }
   const databaseEnd = textUpToNul(bytes, at, limit, TEXT_MAX, whole);
   if (typeof databaseEnd !== 'number') return databaseEnd;

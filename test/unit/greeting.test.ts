@@ -99,6 +99,12 @@ const understood: [
     { message: 'identification', version: '2.0', software: 'dropbear' },
   ],
   [
+    'an SSH server with as many lines before as may be',
+    'ssh server',
+    text(`${'x\n'.repeat(64)}SSH-2.0-x\n`),
+    { message: 'identification', version: '2.0', software: 'x' },
+  ],
+  [
     'the key exchange after the identification is not part of it',
     'ssh client',
     Buffer.concat([text('SSH-2.0-Go\r\n'), hex('000001b4 04 14')]),
@@ -364,6 +370,7 @@ const unfit: [what: string, reader: Reader, bytes: Uint8Array, reason: GreetingR
   ['an error of the last century', 'postgresql server', text('Eno such'), 'other-protocol'],
   ['HTTP, which is a line to Redis', 'redis client', HTTP_REQUEST, 'other-protocol'],
   ['HTTP by PING', 'redis client', text('PINGER\r\n'), 'other-protocol'],
+  ['bytes above ASCII', 'redis client', hex('80'), 'other-protocol'],
   ['an empty array', 'redis client', text('*0\r\n'), 'bad-length'],
   ['a negative array', 'redis client', text('*-1\r\n'), 'bad-length'],
   ['a huge array', 'redis client', text('*99999999\r\n'), 'too-many'],
