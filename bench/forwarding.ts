@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Family } from '../api/plan.ts';
 import { CpuMeter } from './cpu.ts';
-import { type Count, type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from './load.ts';
+import { type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from './load.ts';
 import { generatePlan, PODS_PER_NODE, podAddresses } from './plan.ts';
 import { generateScalePlan, issueSize } from './scale-plan.ts';
 import { median, type Ratio, ratioOfMedians } from './statistics.ts';
@@ -27,7 +27,8 @@ interface Row {
   perSecond: Ratio;
   /** Of the gateway and server alone: the floor's cost a packet taken off. Only with --floor, only for udp. */
   gatewayOnly?: { sluiceNs: number; baselineNs: number; ratio: number };
-  samples: Partial<Record<Subject, Sample[]>>;
+  /** The slices of each round. */
+  samples: Partial<Record<Subject, Sample[][]>>;
 }
 
 const { values } = parseArgs({
@@ -103,28 +104,28 @@ try {
 }
 
 async function compare(load: Load, family: Family): Promise<Row> {
-  const samples: Partial<Record<Subject, Sample[]>> = {};
+  const samples: Row['samples'] = {};
   // One round before the first, not counted: neighbours are found, code and caches are warm.
   const decided = (): boolean => isNarrow(summary(load, family, samples).perCpuSecond);
   for (let round = -1; round < options.mostRounds && (round < options.rounds || !decided()); round++) {
-    const counts = new Map<Subject, Count[]>();
+    const taken = new Map<Subject, Sample[]>();
     const measured = [...generators.entries()].map(([at, generator]) => ({
       generator,
       subject: subjects[at] ?? 'sluice',
     }));
-    const taken = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
-    for (const { generator } of taken) await generator.prepare();
+    const asked = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
+    for (const { generator } of asked) await generator.prepare();
     // Not of the first round, in which neighbours are found.
     const slices = sliced.includes(load) && round >= 0 ? options.slices : 1;
     for (let slice = 0; slice < slices; slice++) {
-      const order = (round + slice) % 2 === 0 ? taken : taken.toReversed();
+      const order = (round + slice) % 2 === 0 ? asked : asked.toReversed();
       for (const { generator, subject } of order) {
         const count = await generator.measure(load, family, (round < 0 ? 0.3 : options.seconds) / slices);
-        counts.set(subject, [...(counts.get(subject) ?? []), count]);
+        taken.set(subject, [...(taken.get(subject) ?? []), sampleOf(count)]);
       }
     }
     if (round < 0) continue;
-    for (const [subject, of] of counts) samples[subject] = [...(samples[subject] ?? []), sampleOf(of)];
+    for (const [subject, of] of taken) samples[subject] = [...(samples[subject] ?? []), of];
   }
   const row = summary(load, family, samples);
   print(row);
@@ -136,11 +137,12 @@ function isNarrow({ ratio, low, high }: Ratio): boolean {
 }
 
 function summary(load: Load, family: Family, samples: Row['samples']): Row {
-  const pick = (subject: Subject, key: keyof Sample): number[] => (samples[subject] ?? []).map((sample) => sample[key]);
+  const pick = (subject: Subject, key: keyof Sample): number[][] =>
+    (samples[subject] ?? []).map((slices) => slices.map((sample) => sample[key]));
   const mid = (subject: Subject): Sample => ({
-    perSecond: median(pick(subject, 'perSecond')),
-    perCpuSecond: median(pick(subject, 'perCpuSecond')),
-    lost: median(pick(subject, 'lost')),
+    perSecond: median(pick(subject, 'perSecond').flat()),
+    perCpuSecond: median(pick(subject, 'perCpuSecond').flat()),
+    lost: median(pick(subject, 'lost').flat()),
   });
   const row: Row = {
     load,

@@ -28,7 +28,7 @@ export interface Sample {
   lost: number;
 }
 
-/** What was counted in some seconds; counts of several slices add up. */
+/** What was counted in some seconds. */
 export interface Count {
   /** Gbit, thousand packets that arrived or thousand connections. */
   amount: number;
@@ -38,14 +38,8 @@ export interface Count {
   cpuSeconds: number;
 }
 
-export function sampleOf(counts: Count[]): Sample {
-  const sum = (key: keyof Count): number => counts.reduce((total, count) => total + count[key], 0);
-  const amount = sum('amount');
-  return {
-    perSecond: amount / sum('seconds'),
-    perCpuSecond: amount / sum('cpuSeconds'),
-    lost: sum('lost') / (amount + sum('lost')),
-  };
+export function sampleOf({ amount, lost, seconds, cpuSeconds }: Count): Sample {
+  return { perSecond: amount / seconds, perCpuSecond: amount / cpuSeconds, lost: lost / (amount + lost) };
 }
 
 const pin = (cpu: number): string[] => (availableParallelism() > 1 ? ['taskset', '-c', String(cpu)] : []);

@@ -1,6 +1,7 @@
 /**
- * Medians and a bootstrap of their ratio. The rounds are drawn with replacement as pairs, since what disturbs a round
- * disturbs both of its subjects; the interval is the middle 95 % of the ratios so found (percentile bootstrap).
+ * Medians and a bootstrap of their ratio. Rounds are drawn with replacement, whole and as pairs, since what disturbs a round
+ * disturbs all of its slices and both of its subjects; the interval is the middle 95 % of the ratios so found (percentile
+ * bootstrap of clusters).
  */
 
 export interface Ratio {
@@ -17,18 +18,24 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[half - 1] ?? 0) + upper) / 2;
 }
 
-/** Ratio of medians, subject to baseline; `values[i]` of both come from the same round. */
-export function ratioOfMedians(subject: readonly number[], baseline: readonly number[], draws = 10_000): Ratio {
+/** Ratio of medians over all slices, subject to baseline; `values[i]` of both are the slices of the same round. */
+export function ratioOfMedians(
+  subject: readonly (readonly number[])[],
+  baseline: readonly (readonly number[])[],
+  draws = 4_000,
+): Ratio {
   if (subject.length !== baseline.length) throw new TypeError('rounds do not pair up');
   const random = seeded(42);
+  const of = (values: readonly (readonly number[])[], rounds: readonly number[]): number =>
+    median(rounds.flatMap((at) => values[at] ?? []));
+  const ratioOf = (rounds: readonly number[]): number => of(subject, rounds) / of(baseline, rounds);
   const ratios: number[] = [];
   for (let draw = 0; draw < draws; draw++) {
-    const rounds = subject.map(() => Math.floor(random() * subject.length));
-    ratios.push(median(rounds.map((at) => subject[at] ?? 0)) / median(rounds.map((at) => baseline[at] ?? 0)));
+    ratios.push(ratioOf(subject.map(() => Math.floor(random() * subject.length))));
   }
   ratios.sort((a, b) => a - b);
   const quantile = (share: number): number => ratios[Math.min(draws - 1, Math.floor(share * draws))] ?? 0;
-  return { ratio: median(subject) / median(baseline), low: quantile(0.025), high: quantile(0.975) };
+  return { ratio: ratioOf([...subject.keys()]), low: quantile(0.025), high: quantile(0.975) };
 }
 
 /** mulberry32: the same figures give the same interval. */

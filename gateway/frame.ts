@@ -175,6 +175,7 @@ function lastHook(
   bandwidth: string | undefined,
 ): NftChain {
   const decided = markText(CT_DECIDED);
+  // Not `!= … goto`, which would spare a packet the verdict: of one that belongs to no flow neither matches.
   const known = settled ? [`ct mark and ${decided} == ${decided} accept`] : [];
   // The kernel names the tunnel device as the one that our own tunnel packets came in by.
   const own = tunnelled ? [`meta mark ${markText(GATEWAY_TUNNEL_MARK)} accept`] : [];
@@ -244,8 +245,11 @@ function tunnelHooks(
 ): string[] {
   const { port } = pool.steering;
   const outers = outerFamilies(nodes);
+  // A map to the mark: to set one afterwards is another expression for every packet.
   const held = families.flatMap((inner) =>
-    outers.map((outer) => `${innerType} ${etherType[inner]} ${heldKey(outer, inner)} @held${outer}${inner}`),
+    outers.map(
+      (outer) => `${innerType} ${etherType[inner]} meta mark set ${heldKey(outer, inner)} map @held${outer}${inner}`,
+    ),
   );
   const suspect = families.map((family) =>
     chain(`suspect${family}`, [
@@ -260,7 +264,7 @@ function tunnelHooks(
     `goto ${dropped('bad-tunnel-frame')}`,
   ]);
   onDevice(scope, 'tunnel_in', pool.internalInterface, [
-    ...held.map((match) => `${match} notrack ${checked} accept`),
+    ...held.map((match) => `${match} notrack accept`),
     `udp dport ${port} goto ${tunnel}`,
   ]);
   return [`udp dport ${port} goto ${dropped('foreign-tunnel')}`];

@@ -3,11 +3,12 @@
  * elements, whatever else there is. Pure.
  */
 import { formatAddress, parseAddress } from '../api/address.ts';
+import { GATEWAY_CHECKED_MARK } from '../api/names.ts';
 import { type Family, families, type GatewayPlan, type PoolSettings, type WorkloadEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
-import { concat, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
+import { concat, markText, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
 import { addressType, header, perFamily } from './destination-sets.ts';
 import { type SourceNat, sourceHeads } from './source-nat.ts';
@@ -23,6 +24,9 @@ export const vniText = (pool: PoolSettings): string => rawText(BigInt(pool.steer
 /** One look-up instead of comparisons: each expression costs a packet about as much as the next. */
 export const heldKey = (outer: Family, inner: Family): string =>
   `${header[outer]} saddr . udp dport . ${vni} . ${innerSource[inner]}`;
+
+/** What is checked has: of who is held by whom. */
+const checkedMark = markText(GATEWAY_CHECKED_MARK);
 
 export const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
 
@@ -43,7 +47,7 @@ export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
     sets[group] = { type, value: 'mark' };
     if (!tunnelled) continue;
     sets[known] = { type: { typeof: innerSource[family] } };
-    for (const outer of families) sets[held[outer]] = { type: { typeof: heldKey(outer, family) } };
+    for (const outer of families) sets[held[outer]] = { type: { typeof: heldKey(outer, family) }, value: 'mark' };
   }
   return sets;
 }
@@ -78,7 +82,7 @@ export function workloadElements(pool: PoolSettings, nat: SourceNat): TellWorklo
       if (tunnel === undefined) continue;
       const raw = rawText(value);
       each(known, raw, '');
-      for (const node of outer) each(held[familyOf(node)], concat(node, tunnel, raw), '');
+      for (const node of outer) each(held[familyOf(node)], concat(node, tunnel, raw), checkedMark);
     }
   };
 }

@@ -427,7 +427,7 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
     rules.some((rule) => /sluice-vx|4793|untracked .*accept|notrack/.test(rule)),
     'nothing of the tunnel, and nothing that passes untracked',
   );
-  t.match(change(samplePlan(), direct).join('\n'), /delete set inet sluice held44/, 'a pool may change its mode');
+  t.match(change(samplePlan(), direct).join('\n'), /delete map inet sluice held44/, 'a pool may change its mode');
 });
 
 t.test('addresses and routes', async (t) => {
