@@ -20,6 +20,8 @@ const call = {
   setsockopt: declare('int setsockopt(int, int, int, void*, uint32_t)'),
   send: declare('int64_t send(int, void*, size_t, int)'),
   recv: declare('int64_t recv(int, void*, size_t, int)'),
+  recvmmsg: declare('int recvmmsg(int, void*, unsigned int, int, void*)'),
+  memmove: declare('uintptr_t memmove(void*, void*, size_t)'),
   poll: declare('int poll(void*, uint64_t, int)'),
   eventfd: declare('int eventfd(unsigned int, int)'),
   write: declare('int64_t write(int, void*, size_t)'),
@@ -111,14 +113,61 @@ export function setReceiveTimeout(fd: number, milliseconds: number): void {
   setOption(fd, SOL_SOCKET, SO_RCVTIMEO, new Uint8Array(timeval.buffer));
 }
 
-export function send(fd: number, bytes: Uint8Array, flags = 0): number {
-  return checked('send', call.send(fd, bytes, bytes.length, flags));
+/** The first `length` bytes. */
+export function send(fd: number, bytes: Uint8Array, flags = 0, length = bytes.length): number {
+  return checked('send', call.send(fd, bytes, length, flags));
 }
 
 /** Bytes received, or the negative errno if `expected` lists it. */
 export function receive(fd: number, into: Uint8Array, flags: number, expected: readonly number[] = []): number {
   return checked('recv', call.recv(fd, into, into.length, flags), expected);
 }
+
+/**
+ * Datagrams received at once, or the negative errno if `expected` lists it. `headers`: so many struct mmsghdr, whose
+ * vectors hold addresses (addressOf). Never waits.
+ */
+export function receiveMany(fd: number, headers: Uint8Array, count: number, expected: readonly number[] = []): number {
+  return checked('recvmmsg', call.recvmmsg(fd, headers, count, MSG_DONTWAIT, null), expected);
+}
+
+/** Where an array's memory is. It stays there as long as the array's buffer lives, which the caller sees to. */
+export function addressOf(bytes: Uint8Array): bigint {
+  if (bytes.length < ON_HEAP_MAX) throw new RangeError('a short array may lie on the heap, where it moves');
+  return BigInt(call.memmove(bytes, bytes, 0));
+}
+/** V8 keeps typed arrays up to 64 bytes on its heap; far above that to be safe. */
+const ON_HEAP_MAX = 1024;
+
+/** poll(2) over the same few descriptors again and again: allocates nothing. */
+export class PollSet {
+  readonly #entries: Uint8Array;
+  readonly #events: Int16Array;
+  readonly #count: number;
+
+  constructor(fds: readonly number[]) {
+    this.#count = fds.length;
+    this.#entries = new Uint8Array(8 * fds.length);
+    this.#events = new Int16Array(this.#entries.buffer);
+    const view = new DataView(this.#entries.buffer);
+    for (const [index, fd] of fds.entries()) {
+      view.setInt32(8 * index, fd, true);
+      view.setInt16(8 * index + 4, POLLIN, true);
+    }
+  }
+
+  /** Sleeps until one is readable or has an error, at most so long; a signal ends it early. */
+  wait(timeoutMs: number): void {
+    const answer = checked('poll', call.poll(this.#entries, this.#count, timeoutMs), interrupted);
+    if (answer < 0) for (let at = 0; at < this.#count; at++) this.#events[4 * at + 3] = 0;
+  }
+
+  /** Whether the last wait found it so. */
+  ready(index: number): boolean {
+    return this.#events[4 * index + 3] !== 0;
+  }
+}
+const interrupted = [EINTR];
 
 /** Sleeps until one of the descriptors is readable or has an error; says which. Signals only restart it. */
 export function poll(fds: readonly number[], timeoutMs = -1): boolean[] {
