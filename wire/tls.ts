@@ -1,0 +1,152 @@
+/**
+ * The first bytes of a TCP stream that should carry TLS: the client's hello, over as many records as it was cut into (RFC
+ * 8446 §5.1), and whether the server answers as one of TLS. A hello in one record is read where it lies; one over several
+ * is put together once it is whole, the only copy there is. Strict where servers are lax: whatever a server might take for
+ * something else than we do has a reason of its own. Left out: decryption, the second hello after a HelloRetryRequest, and
+ * DTLS. Hellos of SSL 2 are told apart and refused: they have no extensions, hence no name.
+ */
+
+import { u8, u16 } from './bytes.ts';
+import { MORE, type Reading, read, refused } from './reading.ts';
+import {
+  CLIENT_HELLO,
+  type ClientHello,
+  HANDSHAKE_HEADER,
+  type HelloLimits,
+  helloLimits,
+  helloReasons,
+  readHelloBody,
+} from './tls-hello.ts';
+
+export const tlsReasons = {
+  ...helloReasons,
+  'not-tls': 'the first bytes are no record of TLS with a handshake',
+  'sslv2-hello': 'a hello in the form of SSL 2 (RFC 5246 appendix E.2), which names no server',
+  'other-record': 'a record of another type within the hello',
+  'bad-record': 'a record within the hello of no version of SSL 3 or TLS',
+  'empty-record': 'a record of the handshake without a byte',
+  'record-too-long': 'a record of more than 16,384 bytes',
+  'too-many-records': 'a hello over more records than are read',
+} as const;
+export type TlsReason = keyof typeof tlsReasons;
+
+export interface TlsLimits extends HelloLimits {
+  /** Records that a hello may be spread over. */
+  readonly records: number;
+}
+
+/** A hello of 4,096 bytes may come in records of one. */
+export const tlsLimits: TlsLimits = { ...helloLimits, records: 4096 };
+
+const RECORD_HEADER = 5;
+const RECORD_MAX = 16_384;
+const RECORD_ALERT = 21;
+const RECORD_HANDSHAKE = 22;
+const SERVER_HELLO = 2;
+/** Version, random, an empty session id, cipher suite and compression. */
+const SERVER_HELLO_MIN = 38;
+
+/** What the client says first. Bytes after the hello's last record are not looked at: early data, if it announces some. */
+export function readClientHello(bytes: Uint8Array, limits: TlsLimits = tlsLimits): Reading<ClientHello, TlsReason> {
+  let at = 0;
+  /** Bytes of the message in the records before `at`. */
+  let got = 0;
+  /** Of the body, and of the whole message once its header is there. */
+  let body = 0;
+  let whole = -1;
+  for (let records = 1; ; records++) {
+    if (records > limits.records) return refused('too-many-records');
+    const size = records === 1 ? firstRecord(bytes) : laterRecord(bytes, at);
+    if (typeof size === 'string') return size === 'more' ? MORE : refused(size);
+    const start = at + RECORD_HEADER;
+    const end = start + size;
+    for (let i = got; i < HANDSHAKE_HEADER && i < got + size && start + i - got < bytes.length; i++) {
+      const octet = u8(bytes, start + i - got);
+      if (i > 0) body = (body << 8) | octet;
+      else if (octet !== CLIENT_HELLO) return refused('not-client-hello');
+      if (i < HANDSHAKE_HEADER - 1) continue;
+      if (body > limits.helloBytes) return refused('hello-too-long');
+      whole = HANDSHAKE_HEADER + body;
+    }
+    // Said before the rest is there: the answer is the same for any cut.
+    if (whole >= 0 && got + size > whole) return refused('bytes-after-hello');
+    if (end > bytes.length) return MORE;
+    at = end;
+    got += size;
+    if (got !== whole) continue;
+    if (records === 1) return readHelloBody(bytes, start + HANDSHAKE_HEADER, end, end, limits);
+    return readHelloBody(joinRecords(bytes, whole), HANDSHAKE_HEADER, whole, end, limits);
+  }
+}
+
+/** The size of the first record, `more`, or what is wrong with its header. */
+function firstRecord(bytes: Uint8Array): number | 'more' | TlsReason {
+  if (bytes.length === 0) return 'more';
+  if (u8(bytes, 0) !== RECORD_HANDSHAKE) return u8(bytes, 0) & 0x80 ? sslv2(bytes) : 'not-tls';
+  if (bytes.length > 1 && u8(bytes, 1) !== 3) return 'not-tls';
+  return recordSize(bytes, 0);
+}
+
+/** Two bytes of length with the highest bit set, the message's type (1), its version (2.0 or 3.x). */
+function sslv2(bytes: Uint8Array): 'more' | TlsReason {
+  if (bytes.length > 2 && u8(bytes, 2) !== CLIENT_HELLO) return 'not-tls';
+  if (bytes.length < 5) return 'more';
+  return u16(bytes, 3) === 0x0002 || u8(bytes, 3) === 3 ? 'sslv2-hello' : 'not-tls';
+}
+
+function laterRecord(bytes: Uint8Array, at: number): number | 'more' | TlsReason {
+  if (bytes.length > at && u8(bytes, at) !== RECORD_HANDSHAKE) return 'other-record';
+  if (bytes.length > at + 1 && u8(bytes, at + 1) !== 3) return 'bad-record';
+  return recordSize(bytes, at);
+}
+
+function recordSize(bytes: Uint8Array, at: number): number | 'more' | TlsReason {
+  if (bytes.length < at + RECORD_HEADER) return 'more';
+  const size = u16(bytes, at + 3);
+  return size === 0 ? 'empty-record' : size > RECORD_MAX ? 'record-too-long' : size;
+}
+
+/** The message that records carry; all of them are there. */
+function joinRecords(bytes: Uint8Array, whole: number): Uint8Array {
+  const message = new Uint8Array(whole);
+  for (let at = 0, got = 0; got < whole; ) {
+    const start = at + RECORD_HEADER;
+    at = start + u16(bytes, at + 3);
+    message.set(bytes.subarray(start, at), got);
+    got += at - start;
+  }
+  return message;
+}
+
+export const serverReasons = {
+  'not-tls': tlsReasons['not-tls'],
+  'not-server-hello': 'a handshake that begins with another message than a ServerHello of SSL 3 or TLS',
+} as const;
+export type ServerReason = keyof typeof serverReasons;
+
+/** A HelloRetryRequest is a ServerHello too. */
+export type ServerAnswer = { readonly message: 'server-hello' } | { readonly message: 'alert'; readonly code: number };
+
+/**
+ * What the server says first: enough to tell that it speaks TLS. An honest server puts the header of its hello into one
+ * record; one that cuts it is refused.
+ */
+export function readServerTls(bytes: Uint8Array): Reading<ServerAnswer, ServerReason> {
+  if (bytes.length === 0) return MORE;
+  const type = u8(bytes, 0);
+  if (type !== RECORD_HANDSHAKE && type !== RECORD_ALERT) return refused('not-tls');
+  if (bytes.length > 1 && u8(bytes, 1) !== 3) return refused('not-tls');
+  if (bytes.length < RECORD_HEADER) return MORE;
+  const size = u16(bytes, 3);
+  if (type === RECORD_ALERT) {
+    if (size !== 2) return refused('not-tls');
+    // Warning or fatal (RFC 8446 §6).
+    if (bytes.length > RECORD_HEADER && ((u8(bytes, 5) - 1) & 0xfe) !== 0) return refused('not-tls');
+    return bytes.length < RECORD_HEADER + 2 ? MORE : read({ message: 'alert', code: u8(bytes, 6) });
+  }
+  if (size < HANDSHAKE_HEADER + 1 || size > RECORD_MAX) return refused('not-tls');
+  if (bytes.length > RECORD_HEADER && u8(bytes, 5) !== SERVER_HELLO) return refused('not-server-hello');
+  if (bytes.length < RECORD_HEADER + HANDSHAKE_HEADER + 1) return MORE;
+  const short = u8(bytes, 6) === 0 && u16(bytes, 7) < SERVER_HELLO_MIN;
+  return short || u8(bytes, 9) !== 3 ? refused('not-server-hello') : read({ message: 'server-hello' });
+}
