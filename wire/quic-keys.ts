@@ -90,12 +90,10 @@ export class QuicKeyCache {
     for (const octet of connectionId) name += String.fromCharCode(octet);
     const known = this.#keys.get(name);
     const keys = known ?? new InitialKeys(version, connectionId);
-    if (known !== undefined) this.#keys.delete(name);
-    else if (this.#keys.size >= this.#max)
-      for (const oldest of this.#keys.keys()) {
-        this.#keys.delete(oldest);
-        break;
-      }
+    // A map keeps the order in which names were set.
+    const full = known === undefined && this.#keys.size >= this.#max;
+    const out = full ? this.#keys.keys().next().value : name;
+    if (out !== undefined) this.#keys.delete(out);
     this.#keys.set(name, keys);
     return keys;
   }

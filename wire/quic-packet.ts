@@ -93,7 +93,7 @@ export class QuicCursor {
   }
 }
 
-/** A packet at `start`. The end of an Initial is that of its content; of other types too, save Retry: the datagram's. */
+/** A packet at `start`. It ends where its length says; a Retry, which has none, with the datagram. */
 export function parseLongHeader(bytes: Uint8Array, start: number, tokenMax: number): Reading<LongHeader, PacketReason> {
   const first = u8(bytes, start);
   if ((first & LONG_FORM) === 0) return refused((first & FIXED_BIT) === 0 ? 'not-quic' : 'short-header');

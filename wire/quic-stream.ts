@@ -23,8 +23,6 @@ const FIRST_BYTES = 4096;
 export class CryptoStream {
   readonly #max: number;
   #bytes: Uint8Array = new Uint8Array(0);
-  /** Whether `#bytes` is a frame's own, as it is while there was but one, from 0 on. */
-  #borrowed = false;
   /** What is there, in order and with gaps between. As many as frames at most, and those are counted. */
   #ranges: Range[] = [];
 
@@ -57,7 +55,6 @@ export class CryptoStream {
     if (data.length === 0) return undefined;
     if (offset === 0 && this.#ranges.length === 0) {
       this.#bytes = data;
-      this.#borrowed = true;
       this.#ranges.push(merged);
       return undefined;
     }
@@ -83,11 +80,10 @@ export class CryptoStream {
   }
 
   #grow(needed: number): void {
-    if (!this.#borrowed && needed <= this.#bytes.length) return;
-    const size = Math.max(FIRST_BYTES, needed, this.#borrowed ? 0 : 2 * this.#bytes.length);
-    const bytes = new Uint8Array(Math.min(size, this.#max));
+    // Bytes of a frame that was kept are all there: what comes for their places is the same, or was refused.
+    if (needed <= this.#bytes.length) return;
+    const bytes = new Uint8Array(Math.min(Math.max(FIRST_BYTES, needed, 2 * this.#bytes.length), this.#max));
     bytes.set(this.#bytes);
     this.#bytes = bytes;
-    this.#borrowed = false;
   }
 }

@@ -3,8 +3,9 @@
  * datagrams and in any order, decrypted, and the CRYPTO frames in them put together. Unlike a reader of streams it keeps
  * what came: one `QuicHelloReader` a flow, given each datagram once. Of bytes that come twice the first count, and other
  * bytes in the same place are refused: which of them a server takes is its own affair. A flow is one connection until its
- * hello is read. Left out: what servers send, 0-RTT data, and further connections from the same port after the hello (a
- * datagram with a long header and another connection ID; see `QuicHello`).
+ * hello is read. Left out: what servers send, 0-RTT data, and what comes after the hello: a second one (after a
+ * HelloRetryRequest, within the same connection), and further connections from the same port. An Initial packet that opens
+ * under the keys of its own connection ID begins one of these: a new reader, given it, says other than `undecryptable`.
  */
 
 import type { QuicKeyCache, QuicVersion } from './quic-keys.ts';

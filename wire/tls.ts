@@ -2,8 +2,9 @@
  * The first bytes of a TCP stream that should carry TLS: the client's hello, over as many records as it was cut into (RFC
  * 8446 §5.1), and whether the server answers as one of TLS. A hello in one record is read where it lies; one over several
  * is put together once it is whole, the only copy there is. Strict where servers are lax: whatever a server might take for
- * something else than we do has a reason of its own. Left out: decryption, the second hello after a HelloRetryRequest, and
- * DTLS. Hellos of SSL 2 are told apart and refused: they have no extensions, hence no name.
+ * something else than we do has a reason of its own. Left out: decryption and DTLS. Hellos of SSL 2 are told apart and refused:
+ * they have no extensions, hence no name. A server that asks for another hello (HelloRetryRequest) is said to: that hello
+ * may name another server than the first did, and is in clear too (RFC 8446 §4.1.4).
  */
 
 import { u8, u16 } from './bytes.ts';
@@ -45,6 +46,10 @@ const RECORD_HANDSHAKE = 22;
 const SERVER_HELLO = 2;
 /** Version, random, an empty session id, cipher suite and compression. */
 const SERVER_HELLO_MIN = 38;
+/** Message header, version and random: as much of the server's first record as is read. */
+const SERVER_HELLO_HEAD = HANDSHAKE_HEADER + 2 + 32;
+/** The random of a HelloRetryRequest (RFC 8446 §4.1.3), which is a ServerHello otherwise: SHA-256 of its name. */
+const RETRY_RANDOM = 'cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c';
 
 /** What the client says first. Bytes after the hello's last record are not looked at: early data, if it announces some. */
 export function readClientHello(bytes: Uint8Array, limits: TlsLimits = tlsLimits): Reading<ClientHello, TlsReason> {
@@ -124,12 +129,13 @@ export const serverReasons = {
 } as const;
 export type ServerReason = keyof typeof serverReasons;
 
-/** A HelloRetryRequest is a ServerHello too. */
-export type ServerAnswer = { readonly message: 'server-hello' } | { readonly message: 'alert'; readonly code: number };
+export type ServerAnswer =
+  | { readonly message: 'server-hello' | 'hello-retry-request' }
+  | { readonly message: 'alert'; readonly code: number };
 
 /**
- * What the server says first: enough to tell that it speaks TLS. An honest server puts the header of its hello into one
- * record; one that cuts it is refused.
+ * What the server says first: enough to tell that it speaks TLS. An honest server puts its hello into one record; one that
+ * cuts it before the random ends is refused.
  */
 export function readServerTls(bytes: Uint8Array): Reading<ServerAnswer, ServerReason> {
   if (bytes.length === 0) return MORE;
@@ -138,15 +144,28 @@ export function readServerTls(bytes: Uint8Array): Reading<ServerAnswer, ServerRe
   if (bytes.length > 1 && u8(bytes, 1) !== 3) return refused('not-tls');
   if (bytes.length < RECORD_HEADER) return MORE;
   const size = u16(bytes, 3);
+  const message = RECORD_HEADER;
   if (type === RECORD_ALERT) {
     if (size !== 2) return refused('not-tls');
     // Warning or fatal (RFC 8446 §6).
-    if (bytes.length > RECORD_HEADER && ((u8(bytes, 5) - 1) & 0xfe) !== 0) return refused('not-tls');
-    return bytes.length < RECORD_HEADER + 2 ? MORE : read({ message: 'alert', code: u8(bytes, 6) });
+    if (bytes.length > message && ((u8(bytes, message) - 1) & 0xfe) !== 0) return refused('not-tls');
+    return bytes.length < message + 2 ? MORE : read({ message: 'alert', code: u8(bytes, message + 1) });
   }
-  if (size < HANDSHAKE_HEADER + 1 || size > RECORD_MAX) return refused('not-tls');
-  if (bytes.length > RECORD_HEADER && u8(bytes, 5) !== SERVER_HELLO) return refused('not-server-hello');
-  if (bytes.length < RECORD_HEADER + HANDSHAKE_HEADER + 1) return MORE;
-  const short = u8(bytes, 6) === 0 && u16(bytes, 7) < SERVER_HELLO_MIN;
-  return short || u8(bytes, 9) !== 3 ? refused('not-server-hello') : read({ message: 'server-hello' });
+  if (size < SERVER_HELLO_HEAD || size > RECORD_MAX) return refused('not-tls');
+  if (bytes.length > message && u8(bytes, message) !== SERVER_HELLO) return refused('not-server-hello');
+  const version = message + HANDSHAKE_HEADER;
+  if (bytes.length > version) {
+    const short = u8(bytes, message + 1) === 0 && u16(bytes, message + 2) < SERVER_HELLO_MIN;
+    if (short || u8(bytes, version) !== 3) return refused('not-server-hello');
+  }
+  if (bytes.length < message + SERVER_HELLO_HEAD) return MORE;
+  const retry = isRetryRandom(bytes, version + 2);
+  return read({ message: retry ? 'hello-retry-request' : 'server-hello' });
+}
+
+function isRetryRandom(bytes: Uint8Array, at: number): boolean {
+  for (let i = 0; i < 32; i++) {
+    if (u8(bytes, at + i) !== Number.parseInt(RETRY_RANDOM.slice(2 * i, 2 * i + 2), 16)) return false;
+  }
+  return true;
 }

@@ -9,6 +9,7 @@ import { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import fc from 'fast-check';
 import t from 'tap';
+import { parseHostName } from '../../api/host-name.ts';
 import { bytesOfU16, join } from '../../wire/bytes.ts';
 import { QuicHelloReader } from '../../wire/quic.ts';
 import { QuicKeyCache } from '../../wire/quic-keys.ts';
@@ -159,6 +160,18 @@ const someHello = fc.oneof(
   fc.tuple(hello, sizes).map(([{ message }, sizes]) => records(message, ...sizes)),
   fc.constantFrom(CHROMIUM_TLS.subarray(0, 400), OPENSSL_EARLY_DATA),
 );
+
+t.test('names are those of policy', async () => {
+  const text = fc.oneof(name, letters('a0.-_xX1:[*', 0, 12), fc.string({ unit: 'grapheme-ascii', maxLength: 20 }));
+  fc.assert(
+    fc.property(text, (text) => {
+      const answer = readClientHello(records(helloMessage({ extensions: [serverName(text)] }), 20_000));
+      const policy = parseHostName(text);
+      equal(answer.state === 'read' ? answer.value.serverName : undefined, policy.ok ? policy.value : undefined);
+    }),
+    { numRuns: 1000 },
+  );
+});
 
 t.test('changed bytes have one answer too', async () => {
   fc.assert(

@@ -123,7 +123,7 @@ export function sealInitial(fields: InitialFields): Uint8Array {
   ]);
   const content = join(fields.frames);
   const around = before.length + 2 + numberSize + 16;
-  const padded = new Uint8Array(Math.max(content.length, 4, (fields.padTo ?? 1200) - around));
+  const padded = new Uint8Array(Math.max(content.length, 4 - numberSize, (fields.padTo ?? 1200) - around));
   padded.set(content);
   const length = varint(numberSize + padded.length + 16, 2);
   const numberBytes = bytesOfU32(number % 2 ** 32).subarray(4 - numberSize);

@@ -249,6 +249,11 @@ const flows: [string, Uint8Array[], string][] = [
     ),
     NAME,
   ],
+  [
+    'a packet number of before a turn of its byte, late',
+    [initial([piece(0, 50)], { number: 256 }), initial([piece(50)], { number: 255, numberSize: 1 })],
+    NAME,
+  ],
   ['two Initials in one datagram', [datagram(small([piece(0, 50)]), small([piece(50)], { number: 1 }))], NAME],
   ['an Initial and 0-RTT in one datagram', [datagram(small([whole]), otherPacket('0-rtt'))], NAME],
   ['an Initial of version 2 and 0-RTT', [datagram(small([whole], { version: 2 }), otherPacket('0-rtt', 2))], NAME],
@@ -356,6 +361,12 @@ const flows: [string, Uint8Array[], string][] = [
     'bad-frame',
   ],
   ['an ACK that ends early', [initial([join([new Uint8Array(1180), u8s(2, 0x40)])])], 'bad-frame'],
+  [
+    'a CRYPTO frame that ends one byte past the packet',
+    [initial([join([new Uint8Array(1100), u8s(6), varint(0), varint(hello.length + 1), hello])])],
+    'bad-frame',
+  ],
+  ['no frame', [datagram(small([], { numberSize: 4 }))], 'bad-frame'],
   ['a close', [initial([u8s(0x1c, 0, 0, 0)])], 'closed'],
   ['a close after the hello in its packet', [initial([whole, u8s(0x1c, 0, 0, 0)])], 'closed'],
   ['CRYPTO past the bound', [initial([cryptoFrame(16_388 - 9, new Uint8Array(10))])], 'crypto-too-long'],
@@ -435,6 +446,18 @@ t.test('an answer stays', async (t) => {
   t.equal(refused.take(initial([whole]), keys), reason);
 });
 
+t.test('a buffer of datagrams that is used again', async (t) => {
+  const reader = new QuicHelloReader();
+  const buffer = new Uint8Array(1200);
+  const said = [initial([pqPiece(0, 1000)]), initial([pqPiece(1000)], { number: 1 })].map((datagram) => {
+    buffer.set(datagram);
+    const answer = reader.take(buffer, new QuicKeyCache());
+    buffer.fill(0xff);
+    return answer;
+  });
+  t.match(said, [{ state: 'more' }, { state: 'read', value: { connectionId: CLIENT_ID } }]);
+});
+
 t.test('bounds are the caller’s', async (t) => {
   const limits: QuicLimits = {
     ...quicLimits,
@@ -477,6 +500,7 @@ t.test('the cache of keys', async (t) => {
   keys.get(1, b);
   keys.get(1, c);
   t.not(keys.get(1, a), first, 'and is derived anew');
+  t.ok(keys.size <= 2);
   const shared = new QuicKeyCache(1);
   const flowsAtOnce = [a, b].map((destination) => ({ destination, reader: new QuicHelloReader() }));
   for (const [from, to] of [

@@ -4,10 +4,18 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { type AddressInfo, connect, createServer } from 'node:net';
-import { connect as connectTls, createServer as createTlsServer } from 'node:tls';
+import {
+  type ConnectionOptions,
+  connect as connectTls,
+  createServer as createTlsServer,
+  type TlsOptions,
+} from 'node:tls';
 import t, { type Test } from 'tap';
+import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { join } from '../../wire/bytes.ts';
 import {
   readClientHello,
@@ -238,6 +246,7 @@ const refusals: [string, Uint8Array, TlsReason][] = [
   ['compression past the end', edited(bare(), 4 + 2 + 32 + 33 + 6, 9), 'bad-length'],
   ['one byte after compression', record(message(1, join([bare().subarray(4), u8s(0)]))), 'bad-length'],
   ['extensions that end before the message', record(message(1, join([named.subarray(4), u8s(0)]))), 'bad-length'],
+  ['an extension after the list of them', record(message(1, join([named.subarray(4), extension(5)]))), 'bad-length'],
   ['extensions past the message', record(message(1, named.subarray(4, -1))), 'bad-length'],
   ['an extension past the list', fields({ extensions: [u8s(0, 5, 0, 9, 1)] }), 'bad-length'],
   ['an extension cut in its header', fields({ extensions: [u8s(0, 5, 0)] }), 'bad-length'],
@@ -265,6 +274,7 @@ const refusals: [string, Uint8Array, TlsReason][] = [
     record(hello(extension(0x1234), alpn('h2'), extension(0x1234))),
     'duplicate-extension',
   ],
+  ['an empty extension twice in a row', record(hello(extension(0x1234), extension(0x1234))), 'duplicate-extension'],
   ['a name of type 1', ext(0, list16(nameEntry('a.test', 1))), 'bad-name-type'],
   ['two names', record(hello(serverName('a.test', 'b.test'))), 'several-names'],
   ['a name and one of another type', ext(0, list16(nameEntry('a.test'), nameEntry('b.test', 1))), 'several-names'],
@@ -412,6 +422,12 @@ async function capture(start: (port: number) => ChildProcess | { destroy(): void
   }
 }
 
+const ofNode = (options: ConnectionOptions) => (port: number) => {
+  const socket = connectTls({ host: '127.0.0.1', port, rejectUnauthorized: false, ...options });
+  socket.on('error', () => {});
+  return socket;
+};
+
 t.test('clients of this machine', async (t) => {
   const run =
     (command: string, ...args: string[]) =>
@@ -421,11 +437,6 @@ t.test('clients of this machine', async (t) => {
         args.map((arg) => arg.replace('PORT', String(port))),
         { stdio: 'ignore' },
       );
-  const node = (options: object) => (port: number) => {
-    const socket = connectTls({ host: '127.0.0.1', port, rejectUnauthorized: false, ...options });
-    socket.on('error', () => {});
-    return socket;
-  };
   const python = `import socket, ssl
 c = ssl.create_default_context()
 c.set_alpn_protocols(['http/1.1'])
@@ -433,18 +444,18 @@ c.wrap_socket(socket.create_connection(('127.0.0.1', PORT)), server_hostname='Py
   const rows: [string, Parameters<typeof capture>[0], Partial<ClientHello>][] = [
     [
       'node:tls',
-      node({ servername: 'Node.Example.test', ALPNProtocols: ['h2', 'http/1.1'] }),
+      ofNode({ servername: 'Node.Example.test', ALPNProtocols: ['h2', 'http/1.1'] }),
       { serverName: 'node.example.test', alpn: ['h2', 'http/1.1'], versions: [0x0304, 0x0303] },
     ],
-    ['node:tls without a name', node({}), { serverName: undefined, alpn: [] }],
+    ['node:tls without a name', ofNode({}), { serverName: undefined, alpn: [] }],
     [
       'node:tls, 1.3 alone',
-      node({ servername: 'a.test', minVersion: 'TLSv1.3' }),
+      ofNode({ servername: 'a.test', minVersion: 'TLSv1.3' }),
       { versions: [0x0304], legacyVersion: 0x0303 },
     ],
     [
       'node:tls, at most 1.2',
-      node({ servername: 'a.test', maxVersion: 'TLSv1.2' }),
+      ofNode({ servername: 'a.test', maxVersion: 'TLSv1.2' }),
       { versions: [0x0303], legacyVersion: 0x0303 },
     ],
     [
@@ -507,15 +518,20 @@ c.wrap_socket(socket.create_connection(('127.0.0.1', PORT)), server_hostname='Py
 });
 
 t.test('what a server answers', async (t) => {
+  const random = createHash('sha256').update('HelloRetryRequest').digest();
   const serverHello = message(2, join([u8s(3, 3), new Uint8Array(32), u8s(0, 0x13, 1, 0)]));
-  const rows: [string, Uint8Array, ServerReason | 'server-hello' | number][] = [
+  const retry = message(2, join([u8s(3, 3), random, u8s(0, 0x13, 1, 0)]));
+  const rows: [string, Uint8Array, ServerReason | 'server-hello' | 'hello-retry-request' | number][] = [
     ['a ServerHello', record(serverHello, 22, 0x0303), 'server-hello'],
     [
       'one and a certificate in the same record',
       record(join([serverHello, message(11, new Uint8Array(900))])),
       'server-hello',
     ],
-    ['the first part of one', record(serverHello.subarray(0, 8)), 'server-hello'],
+    ['its first part', record(serverHello.subarray(0, 38)), 'server-hello'],
+    ['less of it', record(serverHello.subarray(0, 37)), 'not-tls'],
+    ['a HelloRetryRequest', record(retry, 22, 0x0303), 'hello-retry-request'],
+    ['a random that is nearly the one of it', edited(retry, 4 + 2 + 31, 0x9d), 'server-hello'],
     ['an alert', record(u8s(2, 40), 21), 40],
     ['a warning', record(u8s(1, 112), 21, 0x0303), 112],
     ['an HTTP answer', ascii('HTTP/1.1 400 Bad Request\r\n'), 'not-tls'],
@@ -526,11 +542,10 @@ t.test('what a server answers', async (t) => {
     ['an alert of three bytes', record(u8s(2, 40, 0), 21), 'not-tls'],
     ['another version of the record', record(serverHello, 22, 0x0500), 'not-tls'],
     ['an empty record', record(new Uint8Array(0)), 'not-tls'],
-    ['a header of four bytes alone', record(serverHello.subarray(0, 4)), 'not-tls'],
     ['a record of 16,385 bytes', u8s(22, 3, 3, 0x40, 0x01, 2), 'not-tls'],
     ['a ClientHello', record(named), 'not-server-hello'],
-    ['a HelloRequest', record(message(0, u8s(3, 3, 3, 3))), 'not-server-hello'],
-    ['a hello too short to be one', record(message(2, serverHello.subarray(4, 41))), 'not-server-hello'],
+    ['a HelloRequest', record(message(0, new Uint8Array(40))), 'not-server-hello'],
+    ['a hello too short to be one', edited(serverHello, 3, 37), 'not-server-hello'],
     ['a hello of version 2', record(edited(serverHello, 4, 2).subarray(5)), 'not-server-hello'],
   ];
   for (const [what, bytes, expected] of rows) {
@@ -555,30 +570,30 @@ t.test('what a server answers', async (t) => {
   const reasons = rows.map(([, , expected]) => expected).filter((expected) => String(expected) in serverReasons);
   t.same([...new Set(reasons)].sort(), Object.keys(serverReasons).sort(), 'a row for each reason');
 
-  // A server without a certificate has no cipher in common with anybody; one with PSK alone needs none.
-  const psk = { ciphers: 'PSK-AES128-GCM-SHA256', maxVersion: 'TLSv1.2' as const };
-  const servers: [string, object, object, object][] = [
-    ['a server of node:tls', { ...psk, pskCallback: () => Buffer.alloc(16, 1) }, psk, { message: 'server-hello' }],
-    ['a server of node:tls that refuses', {}, {}, { message: 'alert', code: 40 }],
+  const directory = t.testdir();
+  await createServerCertificate(directory, ['server.example.test'], Date.now());
+  const [cert, key] = ['tls.crt', 'tls.key'].map((file) => readFileSync(`${directory}/${file}`));
+  const servers: [string, TlsOptions, ConnectionOptions, object][] = [
+    ['a server of node:tls', { cert, key }, {}, { message: 'server-hello' }],
+    ['one of TLS 1.2', { cert, key, maxVersion: 'TLSv1.2' }, {}, { message: 'server-hello' }],
+    // The client sends a share of its first group alone.
+    ['one that wants another group', { cert, key, ecdhCurve: 'P-384' }, {}, { message: 'hello-retry-request' }],
+    ['one without a certificate', {}, {}, { message: 'alert', code: 40 }],
+    [
+      'one that wants TLS 1.3',
+      { cert, key, minVersion: 'TLSv1.3' },
+      { maxVersion: 'TLSv1.2' },
+      { message: 'alert', code: 70 },
+    ],
   ];
   for (const [what, options, client, says] of servers) {
     const server = createTlsServer(options).listen(0, '127.0.0.1');
     server.on('tlsClientError', () => {});
     await once(server, 'listening');
-    const greeting = await capture((port) => {
-      const socket = connectTls({
-        host: '127.0.0.1',
-        port,
-        pskCallback: () => ({ psk: Buffer.alloc(16, 1), identity: 'x' }),
-        checkServerIdentity: () => undefined,
-        ...client,
-      });
-      socket.on('error', () => {});
-      return socket;
-    });
+    const hello = await capture(ofNode({ servername: 'server.example.test', ...client }));
     const socket = connect((server.address() as AddressInfo).port, '127.0.0.1');
     socket.on('error', () => {});
-    socket.write(greeting ?? '');
+    socket.write(hello ?? '');
     const [answer] = (await once(socket, 'data')) as [Buffer];
     t.same(readServerTls(answer), { state: 'read', value: says }, what);
     socket.destroy();
