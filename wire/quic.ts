@@ -3,9 +3,9 @@
  * datagrams and in any order, decrypted, and the CRYPTO frames in them put together. Unlike a reader of streams it keeps
  * what came: one `QuicHelloReader` a flow, given each datagram once. Of bytes that come twice the first count, and other
  * bytes in the same place are refused: which of them a server takes is its own affair. A flow is one connection until its
- * hello is read. Left out: what servers send, 0-RTT data, and what comes after the hello: a second one (after a
- * HelloRetryRequest, within the same connection), and further connections from the same port. An Initial packet that opens
- * under the keys of its own connection ID begins one of these: a new reader, given it, says other than `undecryptable`.
+ * hello is read. Left out: what servers send, 0-RTT data, and what comes after the hello: a second one in the same connection
+ * (after a HelloRetryRequest), and further connections from the same port. An Initial packet that its own connection ID's
+ * keys open begins such a connection, or the same one anew after a Retry: a new reader does not call it `undecryptable`.
  */
 
 import type { QuicKeyCache, QuicVersion } from './quic-keys.ts';

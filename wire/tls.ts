@@ -7,6 +7,7 @@
  * may name another server than the first did, and is in clear too (RFC 8446 §4.1.4).
  */
 
+import { createHash } from 'node:crypto';
 import { u8, u16 } from './bytes.ts';
 import { MORE, type Reading, read, refused } from './reading.ts';
 import {
@@ -48,8 +49,8 @@ const SERVER_HELLO = 2;
 const SERVER_HELLO_MIN = 38;
 /** Message header, version and random: as much of the server's first record as is read. */
 const SERVER_HELLO_HEAD = HANDSHAKE_HEADER + 2 + 32;
-/** The random of a HelloRetryRequest (RFC 8446 §4.1.3), which is a ServerHello otherwise: SHA-256 of its name. */
-const RETRY_RANDOM = 'cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c';
+/** The random of a HelloRetryRequest (RFC 8446 §4.1.3), which is a ServerHello otherwise. */
+const RETRY_RANDOM = createHash('sha256').update('HelloRetryRequest').digest();
 
 /** What the client says first. Bytes after the hello's last record are not looked at: early data, if it announces some. */
 export function readClientHello(bytes: Uint8Array, limits: TlsLimits = tlsLimits): Reading<ClientHello, TlsReason> {
@@ -159,13 +160,6 @@ export function readServerTls(bytes: Uint8Array): Reading<ServerAnswer, ServerRe
     if (short || u8(bytes, version) !== 3) return refused('not-server-hello');
   }
   if (bytes.length < message + SERVER_HELLO_HEAD) return MORE;
-  const retry = isRetryRandom(bytes, version + 2);
+  const retry = RETRY_RANDOM.every((octet, i) => octet === bytes[version + 2 + i]);
   return read({ message: retry ? 'hello-retry-request' : 'server-hello' });
-}
-
-function isRetryRandom(bytes: Uint8Array, at: number): boolean {
-  for (let i = 0; i < 32; i++) {
-    if (u8(bytes, at + i) !== Number.parseInt(RETRY_RANDOM.slice(2 * i, 2 * i + 2), 16)) return false;
-  }
-  return true;
 }
