@@ -215,6 +215,7 @@ function answerOf(
   const limit = name === undefined ? undefined : gatewayPlan.egressIPs[name]?.limits?.maxConnections;
   const policy = carriage.evaluator.explain(flow);
   const { decision, summary } = policy;
+  if (base.protocol === UDP_LITE) return { ...head, ...udpLite(summary), policy };
   const records = describeLogging(policy, gatewayPlan.rules);
   return {
     ...head,
@@ -252,6 +253,16 @@ const invalid = (icmpType: number): Pick<Answer, 'verdict' | 'reason' | 'summary
   summary:
     `Dropped whatever the rules say: ICMP type ${icmpType} begins nothing, so conntrack calls it invalid. ` +
     'What belongs to an open flow (a reply to it, an error about it) passes without a rule.',
+});
+
+const UDP_LITE = 136;
+/** `summary`: of the policy. The machine's setting stands in no manifest; this is what Linux has by default. */
+const udpLite = (summary: string): Pick<Answer, 'verdict' | 'reason' | 'summary'> => ({
+  verdict: 'drop',
+  reason: 'invalid',
+  summary:
+    'Dropped whatever the rules say: Linux reckons the checksum of UDP-Lite as if it were UDP, so conntrack calls it invalid. ' +
+    `On gateways where net.netfilter.nf_conntrack_checksum is 0: ${summary}`,
 });
 
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);

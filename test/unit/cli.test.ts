@@ -473,6 +473,12 @@ t.test('explain', async (t) => {
   const ping = ['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', '198.51.100.80'];
   t.match((await sluice(...ping)).out, /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80, ICMP type 8\/0$/m);
   t.match((await sluice(...ping, '-o', 'yaml')).out, /^verdict: accept$/m);
+  t.match(JSON.parse((await sluice(...ping, '--protocol', '136', '-o', 'json')).out), {
+    verdict: 'drop',
+    reason: 'invalid',
+    summary: /UDP-Lite .*invalid\. On gateways where .*nf_conntrack_checksum is 0: Accepted by service\/billing\/pay/,
+    egress: undefined,
+  });
   const excluding = manifests('excluding', {
     'cluster.yaml': cluster,
     'network.yaml': network,
