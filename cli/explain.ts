@@ -241,9 +241,14 @@ function settledText({ verdict, reason }: Settled, address: string, pool: string
   if (verdict !== 'bypass') {
     return `${verdict === 'drop' ? 'Dropped' : 'Rejected'} whatever the rules say: ${dropReasons[reason]}.`;
   }
-  return reason === 'unassigned'
-    ? 'Not steered: no EgressIP serves the pod there, and the pool says unassigned: Bypass; no rule applies.'
-    : `Not steered: ${address} lies in ${reason} of GatewayPool ${pool}.`;
+  switch (reason) {
+    case 'unassigned':
+      return 'Not steered: no EgressIP serves the pod there, and the pool says unassigned: Bypass; no rule applies.';
+    case 'never-steered':
+      return `Not steered: ${address} is an unspecified, loopback, link-local, multicast or broadcast address; no rule applies.`;
+    default:
+      return `Not steered: ${address} lies in ${reason} of GatewayPool ${pool}.`;
+  }
 }
 
 /** Without a flow that it answers, or is an error about. */

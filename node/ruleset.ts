@@ -7,6 +7,7 @@
  */
 import { formatAddress, parseAddress, parsePrefix, prefixRange, type Range } from '../api/address.ts';
 import { NFT_TABLE_NODE, NODE_MARK_HELD, NODE_MARK_MASK, TUNNEL_DEVICE } from '../api/names.ts';
+import { neverSteered } from '../api/never-steered.ts';
 import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { counterName, type DropReason } from '../api/reasons.ts';
@@ -24,18 +25,6 @@ export const nodeDropReasons = [
   'invalid',
   'leak',
 ] as const satisfies readonly DropReason[];
-
-/** Never off-cluster, whatever the plan says: unspecified, loopback, link-local, multicast, broadcast. */
-const neverSteered = [
-  '0.0.0.0/8',
-  '127.0.0.0/8',
-  '169.254.0.0/16',
-  '224.0.0.0/4',
-  '255.255.255.255/32',
-  '::/127',
-  'fe80::/10',
-  'ff00::/8',
-];
 
 const ours = markText(NODE_MARK_MASK);
 const others = markText(~NODE_MARK_MASK);

@@ -7,6 +7,7 @@
 import type { Address } from '../api/address.ts';
 import { formatAddress, formatRange, parseRange } from '../api/address.ts';
 import { isIcmp } from '../api/kinds.ts';
+import { neverSteered } from '../api/never-steered.ts';
 import type { GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import { families } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
@@ -20,7 +21,7 @@ import { compilePolicy } from './evaluate.ts';
 
 /** Settled before any rule is asked. */
 export type Settled =
-  | { verdict: 'bypass'; reason: 'clusterCIDRs' | 'excludedCIDRs' | 'unassigned' }
+  | { verdict: 'bypass'; reason: 'clusterCIDRs' | 'excludedCIDRs' | 'never-steered' | 'unassigned' }
   | { verdict: 'drop'; reason: 'tunnel-port' | 'no-egress-ip' | 'unassigned' }
   | { verdict: 'reject'; reason: 'hairpin' };
 
@@ -54,6 +55,7 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
     guarded: setOf(guarded),
     cluster: setOf(settings.clusterCIDRs),
     excluded: setOf(settings.excludedCIDRs),
+    never: setOf(neverSteered),
     egress: setOf(egressIPs),
   };
   const tunnel = settings.steering.mode === 'VXLAN' ? settings.steering.port : undefined;
@@ -64,6 +66,7 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
     if (tunnelled || sets.guarded.has(address)) return { verdict: 'drop', reason: 'tunnel-port' };
     if (sets.cluster.has(address)) return { verdict: 'bypass', reason: 'clusterCIDRs' };
     if (sets.excluded.has(address)) return { verdict: 'bypass', reason: 'excludedCIDRs' };
+    if (sets.never.has(address)) return { verdict: 'bypass', reason: 'never-steered' };
     const choice = egress.towards(workload, address);
     if (choice.addresses.length === 0) {
       if (choice.assigned) return { verdict: 'drop', reason: 'no-egress-ip' };
@@ -106,7 +109,7 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
       return { ...decision, ...(decision.verdict === 'accept' && { egress: choice }) };
     },
     boundaries: [
-      ...[guarded, settings.clusterCIDRs, settings.excludedCIDRs, egressIPs].map((addresses) => ({
+      ...[guarded, settings.clusterCIDRs, settings.excludedCIDRs, [...neverSteered], egressIPs].map((addresses) => ({
         addresses,
         ports: null,
       })),
