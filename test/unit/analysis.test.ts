@@ -166,6 +166,24 @@ const rows: Row[] = [
     [['ServiceEgressRule/shop/to4', 'MatchesNothing', /takes TCP, UDP and SCTP over IPv4 only/]],
   ],
   [
+    'an accept above for where a redirect leads',
+    [
+      exsvc('proxy', 'shop', '{ addresses: [192.0.2.1] }'),
+      nsgr('hand-on', '{ action: accept, externalServices: [proxy] }'),
+      svcgr('to', '{ action: accept, service: front, externalServices: [web], redirect: { address: 192.0.2.1 } }'),
+    ],
+    [],
+  ],
+  [
+    'an accept above for where no redirect leads',
+    [
+      exsvc('proxy', 'shop', '{ addresses: [192.0.2.1] }'),
+      nsgr('hand-on', '{ action: accept, externalServices: [proxy] }'),
+      svcgr('to', '{ action: accept, service: front, externalServices: [web] }'),
+    ],
+    [['NamespaceEgressRule/shop/hand-on', 'PermitsNothing', /only hands on/]],
+  ],
+  [
     'ICMP of the other family',
     [
       exsvc('ping', 'shop', '{ addresses: [198.51.100.1], ports: [{ name: p, protocol: ICMPv6, port: "128" }] }'),
