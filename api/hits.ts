@@ -33,12 +33,17 @@ export const hitsTuple = ({ hits, flows, packets, bytes, lastHit }: RuleHits): H
   lastHit,
 ];
 
+/** Of each count but the last: 2 years of 100 Gbit/s. It is beyond what a number holds exactly (9 PB), which rounds it by bytes. */
+export const MAX_COUNT = 1e18;
+/** What a Date can say. */
+const LAST_TIME = 8.64e15;
+
 /** undefined: not five counts. */
 export function readHits(value: unknown): RuleHits | undefined {
   if (!Array.isArray(value) || value.length !== 5) return undefined;
-  if (!value.every((item) => Number.isSafeInteger(item) && item >= 0)) return undefined;
+  if (!value.every((item) => Number.isInteger(item) && item >= 0 && item <= MAX_COUNT)) return undefined;
   const [hits, flows, packets, bytes, lastHit] = value as HitsTuple;
-  return { hits, flows, packets, bytes, lastHit };
+  return lastHit > LAST_TIME ? undefined : { hits, flows, packets, bytes, lastHit };
 }
 
 export const defaultActionId = (pool: string): string => `default/${pool}`;

@@ -34,12 +34,14 @@ export class ControllerHits {
   #published = new Map<string, { key: string; status: Status }>();
   readonly #timer: NodeJS.Timeout;
   #saving: Promise<void> = Promise.resolve();
-  #saveAt: number;
+  #isSaving = false;
+  #savedAt: number;
+  #pause = SAVE_MS;
 
   private constructor(options: ControllerHitsOptions, sums: HitSums) {
     this.#options = options;
     this.#sums = sums;
-    this.#saveAt = options.now() + SAVE_MS;
+    this.#savedAt = options.now();
     this.#timer = setInterval(() => this.#tick(), TICK_MS).unref();
   }
 
@@ -87,11 +89,14 @@ export class ControllerHits {
       if (published !== undefined) patches.set(published.key, this.#with(id, published.status));
     }
     if (patches.size > 0) this.#options.patch(patches);
-    if (now < this.#saveAt) return;
-    this.#saveAt = Number.POSITIVE_INFINITY;
+    // A clock that was set back puts nothing off.
+    if (this.#isSaving || (now >= this.#savedAt && now - this.#savedAt < this.#pause)) return;
+    this.#isSaving = true;
     const began = performance.now();
     this.#saving = this.#save().finally(() => {
-      this.#saveAt = this.#options.now() + Math.max(SAVE_MS, SAVE_SHARE * (performance.now() - began));
+      this.#isSaving = false;
+      this.#savedAt = this.#options.now();
+      this.#pause = Math.max(SAVE_MS, SAVE_SHARE * (performance.now() - began));
     });
   }
 

@@ -7,6 +7,7 @@ import {
   type HitsTuple,
   hitsTuple,
   isHitId,
+  MAX_COUNT,
   noHits,
   type RuleHits,
   readHits,
@@ -79,7 +80,7 @@ export class HitSums {
       const sum = this.#sums.get(id) ?? noHits();
       // Less than before within an epoch: an older state of the gateway came back. What it counts again was counted.
       for (const field of ['hits', 'flows', 'packets', 'bytes'] as const) {
-        sum[field] += Math.max(0, totals[field] - before[field]);
+        sum[field] = Math.min(MAX_COUNT, sum[field] + Math.max(0, totals[field] - before[field]));
       }
       sum.lastHit = Math.max(sum.lastHit, totals.lastHit);
       this.#sums.set(id, sum);
@@ -92,13 +93,15 @@ export class HitSums {
 
   /** Rules whose status may show other counters now than it does; it is taken as done. */
   due(now: number): string[] {
-    this.#budget = Math.min(WRITES_PER_SECOND, this.#budget + (WRITES_PER_SECOND * (now - this.#budgetAt)) / 1000);
+    // A clock may be set back.
+    const seconds = Math.max(0, now - this.#budgetAt) / 1000;
+    this.#budget = Math.min(WRITES_PER_SECOND, this.#budget + WRITES_PER_SECOND * seconds);
     this.#budgetAt = now;
     const due: string[] = [];
     for (const id of this.#waiting) {
       if (this.#budget < 1) break;
       const shown = this.#shown.get(id);
-      if (shown !== undefined && now - shown.at < OBJECT_MS) continue;
+      if (shown !== undefined && now >= shown.at && now - shown.at < OBJECT_MS) continue;
       this.#waiting.delete(id);
       const hits = roundHits(this.#sums.get(id) ?? noHits());
       if (shown !== undefined && sameHits(shown.hits, hits)) continue;

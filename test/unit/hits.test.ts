@@ -8,7 +8,16 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { Registry } from 'prom-client';
 import t from 'tap';
-import { hitsIdOfObject, isHitId, noHits, type RuleHits, roundCount, statusCounters } from '../../api/hits.ts';
+import {
+  type HitsTuple,
+  hitsIdOfObject,
+  isHitId,
+  MAX_COUNT,
+  noHits,
+  type RuleHits,
+  roundCount,
+  statusCounters,
+} from '../../api/hits.ts';
 import { type Action, emptyGatewayPlan, type GatewayPlan, type RuleLimits } from '../../api/plan.ts';
 import {
   formatMessage,
@@ -468,10 +477,10 @@ t.test('a round reports so much, and the rest in the next ones', async (t) => {
 
 t.test('messages: bounds, and what is refused', async (t) => {
   const long = (n: number): string => `service/${'n'.repeat(63)}/${'x'.repeat(245)}${String(n).padStart(8, '0')}`;
-  const most = Number.MAX_SAFE_INTEGER;
+  const most = MAX_COUNT;
   const full = Array.from({ length: MAX_HITS_RULES }, (_, n): [string, RuleHits] => [
     long(n),
-    hits(most, most, most, most, most),
+    hits(most, most, most, most, 8.64e15),
   ]);
   const message = hitsMessage('0123-abc', full);
   const line = formatMessage(message).trim();
@@ -485,6 +494,10 @@ t.test('messages: bounds, and what is refused', async (t) => {
     [of({ 'cluster/a': [1, 2, 3, 4] }), 'hits: expected five counts a rule'],
     [of({ 'cluster/a': [1, 2, 3, 4, -1] }), 'hits: expected five counts a rule'],
     [of({ 'cluster/a': [1, 2, 3, 4, 1e300] }), 'hits: expected five counts a rule'],
+    [of({ 'cluster/a': [1, 2, 3, 1.5, 4] }), 'hits: expected five counts a rule'],
+    [of({ 'cluster/a': [1, 2, 3, 2e18, 4] }), 'hits: expected five counts a rule'],
+    // No Date says it: a status that did would throw.
+    [of({ 'cluster/a': [1, 2, 3, 4, Number.MAX_SAFE_INTEGER] }), 'hits: expected five counts a rule'],
     [of({ 'cluster/../a': [1, 2, 3, 4, 5] }), 'hits: expected ids of rules'],
     ['{"type":"hits","epoch":"a","rules":{"__proto__":[1,2,3,4,5]}}', 'hits: expected ids of rules'],
     [
@@ -624,6 +637,28 @@ t.test('status: once a minute an object, twenty a second in all, and each in its
   const next = HitSums.restore(JSON.parse(JSON.stringify(sums.save())));
   t.match(next.with('default/edge', { conditions: [] }), { defaultActionCounters: { hits: 1200 } }, 'after a restart');
   t.same(next.due(200_000), [], 'and it is not written again');
+});
+
+t.test('a clock that is set back, and counters beyond what a number holds exactly', async (t) => {
+  const sums = new HitSums();
+  const ids = Array.from({ length: 30 }, (_, n) => `cluster/r${n}`);
+  const report = (count: number) =>
+    sums.report('gw-a', 'e', Object.fromEntries(ids.map((id) => [id, tuple(count, 90_000)])));
+  const DAY = 86_400_000;
+  report(1000);
+  sums.due(DAY);
+  report(2000);
+  const due = [0, 1000, 2000].map((now) => sums.due(now).length);
+  t.same(due, [0, 20, 10], 'twenty a second again, at once');
+  report(3000);
+  t.equal(sums.due(70_000).length, 20, 'and once a minute');
+
+  const large: HitsTuple = [1, 1, 1, 2 * Number.MAX_SAFE_INTEGER, 90_000];
+  sums.report('gw-b', 'e', { 'cluster/r0': large });
+  sums.report('gw-c', 'e', { 'cluster/r0': [1, 1, 1, MAX_COUNT, 90_000] });
+  t.equal(sums.sums.get('cluster/r0')?.bytes, MAX_COUNT);
+  const next = HitSums.restore(JSON.parse(JSON.stringify(sums.save())));
+  t.equal(next.sums.get('cluster/r0')?.bytes, MAX_COUNT, 'and it outlives a restart');
 });
 
 t.test('status: counters reach the files without a planning, and outlive one', async (t) => {
