@@ -170,7 +170,10 @@ function sidesOf({ snapshot, result }: SimulatedState, namespace: string | undef
 }
 
 /** A short text per content, made once per group. */
-function contentsOf(plan: GatewayPlan, { boundaries, egress }: Carriage): (workload: WorkloadEntry) => string {
+function contentsOf(
+  plan: GatewayPlan,
+  { boundaries, egress, egressLimits }: Carriage,
+): (workload: WorkloadEntry) => string {
   const base = JSON.stringify([plan.settings, boundaries]);
   const services = new Map<string, string>();
   const serviceText = (key: string): string => {
@@ -199,7 +202,17 @@ function contentsOf(plan: GatewayPlan, { boundaries, egress }: Carriage): (workl
     const names = table === undefined ? [] : (plan.destinations[table]?.egressIPs ?? []);
     const by = names.map((name) => [name, plan.egressIPs[name], workload.elsewhere?.[name]]);
     const ways = families.filter((family) => egress.everything(workload, family).length > 0);
-    return [text, ...familiesOf(workload), 'leaves', ...ways, ...(by.length > 0 ? [JSON.stringify(by)] : [])].join(' ');
+    const limits = families
+      .flatMap((family) => egress.choices(workload, family))
+      .map((way) => egressLimits(workload, way));
+    return [
+      text,
+      ...familiesOf(workload),
+      'leaves',
+      ...ways,
+      ...limits,
+      ...(by.length > 0 ? [JSON.stringify(by)] : []),
+    ].join(' ');
   };
 }
 

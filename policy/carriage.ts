@@ -18,6 +18,7 @@ import type { EgressChoice, EgressMap } from './egress.ts';
 import { compileEgress } from './egress.ts';
 import type { Evaluator } from './evaluate.ts';
 import { compilePolicy } from './evaluate.ts';
+import { egressLimitsText } from './limits.ts';
 
 /** Settled before any rule is asked. */
 export type Settled =
@@ -31,6 +32,8 @@ export interface Carriage {
   /** undefined: the rules decide. */
   settled(workload: WorkloadEntry, destination: Destination): Settled | undefined;
   egress: EgressMap;
+  /** In words: what EgressIPs bound of the workload's flows that leave so. */
+  egressLimits(workload: WorkloadEntry, choice: EgressChoice): string;
   /** undefined: the workload has no address of the destination's family. `egress`: the flow leaves with one of these. */
   decide(
     workload: WorkloadEntry,
@@ -93,10 +96,24 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
     return found;
   }
 
+  /** Few have limits, and many ask. */
+  const limited = Object.fromEntries(
+    Object.entries(plan.egressIPs).filter(([, entry]) => (entry.limits ?? entry.bandwidth) !== undefined),
+  );
+  const limits = new Map<string, string>();
+  function egressLimits({ group }: WorkloadEntry, choice: EgressChoice): string {
+    const audit = plan.groups[group]?.audit === true;
+    const key = JSON.stringify([choice.egressIP, choice.addresses, audit]);
+    const text = limits.get(key) ?? egressLimitsText(choice, limited, !audit);
+    limits.set(key, text);
+    return text;
+  }
+
   return {
     plan,
     evaluator,
     egress,
+    egressLimits,
     settled,
     boundariesOf,
     decide(workload, destination) {

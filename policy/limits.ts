@@ -4,7 +4,8 @@
  */
 
 import { formatBandwidth } from '../api/bandwidth.ts';
-import type { Policy, RuleLimits } from '../api/plan.ts';
+import type { GatewayPlan, Policy, RuleLimits } from '../api/plan.ts';
+import type { EgressChoice } from './egress.ts';
 
 /** Those that a flow must keep to when it begins. */
 export const limitFields = ['connectionsPerSecond', 'maxConnections'] as const;
@@ -51,6 +52,27 @@ export function bandwidthsText(ids: readonly string[], ports: Record<string, num
     return bandwidth === undefined ? [] : [[id, bandwidth]];
   });
   return [...ofRules, ...Object.entries(ports)].map(([name, bits]) => `${name} (${bandwidthText(bits)})`).join(', ');
+}
+
+/** What an EgressIP bounds of flows that leave with these of its addresses; '' if it bounds nothing. */
+export function egressLimitsText(
+  { egressIP, addresses }: Pick<EgressChoice, 'egressIP' | 'addresses'>,
+  egressIPs: GatewayPlan['egressIPs'],
+  withBandwidth: boolean,
+): string {
+  const own = egressIP === undefined ? undefined : egressIPs[egressIP]?.limits;
+  const connections = own === undefined ? [] : [`EgressIP ${egressIP} (${own.maxConnections} connections at once)`];
+  const leaving = new Set(addresses.map(({ address }) => address));
+  const bandwidths = Object.entries(withBandwidth ? egressIPs : {}).flatMap(([name, { bandwidth }]) => {
+    if (bandwidth?.addresses.some((address) => leaving.has(address)) !== true) return [];
+    const { egress, ingress } = bandwidth;
+    const ways = [
+      ...(egress === undefined ? [] : [`${formatBandwidth(egress)} to the outside`]),
+      ...(ingress === undefined ? [] : [`${formatBandwidth(ingress)} back`]),
+    ];
+    return [`EgressIP ${name} (${ways.join(', ')})`];
+  });
+  return [...connections, ...bandwidths].join(', ');
 }
 
 /** Of a limit that holds for each direction. */

@@ -138,8 +138,12 @@ export function outcomeOf(side: Side | undefined, destination: Destination, with
   if ('redirect' in decision && decision.redirect !== undefined) {
     outcome.redirect = redirectText(side.carriage.plan.rules[decision.redirect.by]?.redirect);
   }
-  const limits = decision.verdict === 'accept' ? limitsText(decision, side.carriage.plan) : '';
-  if (limits !== '') outcome.limits = limits;
+  if (decision.verdict === 'accept') {
+    const choice = 'egress' in decision ? decision.egress : undefined;
+    const own = choice === undefined ? '' : side.carriage.egressLimits(side.workload, choice);
+    const limits = [limitsText(decision, side.carriage.plan), own].filter(Boolean).join(', ');
+    if (limits !== '') outcome.limits = limits;
+  }
   if (withEgress && 'egress' in decision) outcome.egress = egressText(side, destination.address);
   return outcome;
 }

@@ -569,6 +569,29 @@ t.test('simulate', async (t) => {
     after: { verdict: 'bypass', reason: 'no-pool' },
   });
 
+  const limited = shop.map((text) =>
+    text.replace('namespaces: [shop]', 'namespaces: [shop], maxConnections: 7, bandwidth: { egress: 5Mbit }'),
+  );
+  const under = 'EgressIP shop (7 connections at once), EgressIP shop (5 Mbit/s to the outside)';
+  t.match((await json(after(...world, ...limited, serve))).changes, [
+    { pods: ['front'], kind: 'limits', before: { limits: undefined }, after: { verdict: 'accept', limits: under } },
+  ]);
+  const inAudit = [cgr('none', '{ action: drop, externalServices: ["*"], priority: 9 }'), edge('mode: Audit')];
+  const from = directory(...world, ...shop.slice(1), serve, ...inAudit);
+  const { out } = await sluice(
+    'simulate',
+    directory(...world, ...limited.slice(1), serve, ...inAudit),
+    '--source',
+    `directory:${from}`,
+    '-o',
+    'json',
+  );
+  t.match(
+    JSON.parse(out).changes[0],
+    { kind: 'limits', after: { limits: 'EgressIP shop (7 connections at once)' } },
+    'in audit bandwidth is not limited',
+  );
+
   // An object that says no age keeps the one that it has; a new one is younger, and so comes after it.
   const first = svcgr('aaa', '{ action: drop, service: front, externalServices: [web] }');
   t.same(await json(after(...world, ...shop, serve, first)), none);
