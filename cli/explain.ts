@@ -208,7 +208,9 @@ function answerOf(
     const gateway = shard?.order[0];
     const nextHop = shard?.nextHops[family];
     const at = { ...(gateway !== undefined && { gateway }), ...(nextHop !== undefined && { nextHop }) };
-    return { pool, ...egress, ...at, ...egressBandwidth(gatewayPlan, egress.address) };
+    // In audit of the whole policy nothing waits.
+    const audit = gatewayPlan.groups[workload.group]?.audit === true;
+    return { pool, ...egress, ...at, ...(audit ? {} : egressBandwidth(gatewayPlan, egress.address)) };
   });
   const [only, ...others] = ways;
   const { egressIP: name, prefix } = choice;

@@ -166,6 +166,16 @@ const rows: Row[] = [
     [['ServiceEgressRule/shop/to4', 'MatchesNothing', /takes TCP, UDP and SCTP over IPv4 only/]],
   ],
   [
+    'accepts above that a service rule completes',
+    [
+      exsvc('all', 'sluice-system', '{ addresses: [0.0.0.0/0, "::/0"] }'),
+      cgr('fine', '{ action: accept, externalServices: [all] }'),
+      nsgr('fine', '{ action: accept, externalServices: [web] }'),
+      serve,
+    ],
+    [],
+  ],
+  [
     'an accept above for where a redirect leads',
     [
       exsvc('proxy', 'shop', '{ addresses: [192.0.2.1] }'),
@@ -424,6 +434,75 @@ t.test('lint: without pods, only what holds for any', async (t) => {
   });
 });
 
+t.test('lint: without pods, nothing that a pod may undo', async (t) => {
+  const web = exsvc('web', 'shop', '{ addresses: [198.51.100.80] }');
+  const b = '{ action: drop, externalServices: [web], priority: 2000 }';
+  const rows: [string, string[], string[]][] = [
+    [
+      'an account before all',
+      [nsgr('a', '{ action: accept, externalServices: ["*"], serviceAccounts: [x] }'), nsgr('b', b)],
+      [],
+    ],
+    [
+      'an account before the same',
+      [
+        nsgr('a', '{ action: accept, externalServices: ["*"], serviceAccounts: [x] }'),
+        nsgr('b', '{ action: drop, externalServices: [web], priority: 2000, serviceAccounts: [x] }'),
+      ],
+      ['b'],
+    ],
+    [
+      'another service',
+      [
+        svcgr('a', '{ action: accept, service: one, externalServices: ["*"] }'),
+        svcgr('b', '{ action: drop, service: two, externalServices: [web], priority: 2000 }'),
+      ],
+      [],
+    ],
+    [
+      'the same service',
+      [
+        svcgr('a', '{ action: accept, service: one, externalServices: ["*"] }'),
+        svcgr('b', '{ action: drop, service: one, externalServices: [web], priority: 2000 }'),
+      ],
+      ['b'],
+    ],
+    [
+      'a namespace of which no label is known',
+      [
+        cgr(
+          'a',
+          '{ action: drop, externalServices: ["*"], namespaceSelector: { matchExpressions: [{ key: x, operator: DoesNotExist }] } }',
+        ),
+        nsgr('b', '{ action: accept-decisively, externalServices: [web] }'),
+      ],
+      [],
+    ],
+    [
+      'a namespace of which the labels are known',
+      [
+        namespace('shop'),
+        cgr(
+          'a',
+          '{ action: drop, externalServices: ["*"], namespaceSelector: { matchExpressions: [{ key: x, operator: DoesNotExist }] } }',
+        ),
+        nsgr('b', '{ action: accept-decisively, externalServices: [web] }'),
+      ],
+      ['b'],
+    ],
+  ];
+  const useless = new Set(Object.keys(ruleCodes));
+  for (const [name, documents, expected] of rows) {
+    const { out } = await sluice('lint', '-o', 'json', directory(web, ...documents));
+    const found = (JSON.parse(out).findings as Found[]).filter(({ code }) => useless.has(code));
+    t.same(
+      found.map(({ object }) => object.split('/').at(-1)),
+      expected,
+      name,
+    );
+  }
+});
+
 t.test('lint: forms and exit codes', async (t) => {
   const clean = directory(...world, ...shop, serve);
   const warned = directory(
@@ -591,6 +670,24 @@ t.test('simulate', async (t) => {
     { kind: 'limits', after: { limits: 'EgressIP shop (7 connections at once)' } },
     'in audit bandwidth is not limited',
   );
+
+  const tls = (more = ''): string[] => [
+    exsvc(
+      'tls',
+      'shop',
+      `{ addresses: [198.51.100.81], ports: [{ name: a, protocol: TCP }, { name: b, protocol: TCP, port: "443"${more} }] }`,
+    ),
+    svcgr('tls', '{ action: accept, service: front, externalServices: [tls] }'),
+  ];
+  const limitedPort = after(...world, ...shop, serve, ...tls(', bandwidth: 1Mbit'));
+  const free = `directory:${directory(...world, ...shop, serve, ...tls())}`;
+  const { changes } = JSON.parse((await sluice('simulate', limitedPort, '--source', free, '-o', 'json')).out);
+  t.match(
+    changes,
+    [{ kind: 'limits', traffic: [{ protocols: [6, 6], ports: [443, 443] }] }],
+    'a limit of a port within others',
+  );
+  t.equal(changes.length, 1);
 
   // An object that says no age keeps the one that it has; a new one is younger, and so comes after it.
   const first = svcgr('aaa', '{ action: drop, service: front, externalServices: [web] }');

@@ -488,6 +488,21 @@ t.test('explain', async (t) => {
   const ping = ['explain', '--source', `directory:${good}`, '--from', 'billing/pay-1', '--to', '198.51.100.80'];
   t.match((await sluice(...ping)).out, /^billing\/pay-1 \(10\.244\.1\.11\) to 198\.51\.100\.80, ICMP type 8\/0$/m);
   t.match((await sluice(...ping, '-o', 'yaml')).out, /^verdict: accept$/m);
+  for (const [mode, shaped] of [
+    ['Enforce', true],
+    ['Audit', false],
+  ] as const) {
+    const files = {
+      'cluster.yaml': cluster,
+      'policy.yml': policy,
+      'network.yaml': network
+        .replace('namespaces: [billing]', 'namespaces: [billing], bandwidth: { egress: 5Mbit }')
+        .replace('name: edge }\nspec:\n', `name: edge }\nspec:\n  mode: ${mode}\n`),
+    };
+    const source = `directory:${manifests(`shaped-${mode}`, files)}`;
+    const { out } = await sluice('explain', '--source', source, '--from', 'billing/pay-1', '--to', '198.51.100.80:443');
+    t.equal(/Bandwidth of EgressIP billing, .*: 5 Mbit/.test(out), shaped, `nothing waits in audit: ${mode}`);
+  }
   t.match(JSON.parse((await sluice(...ping, '--protocol', '136', '-o', 'json')).out), {
     verdict: 'drop',
     reason: 'invalid',
