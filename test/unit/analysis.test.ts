@@ -689,6 +689,26 @@ t.test('simulate', async (t) => {
   );
   t.equal(changes.length, 1);
 
+  const led = [
+    ...[...world, ...shop],
+    exsvc('proxy', 'shop', '{ addresses: [192.0.2.1] }'),
+    svcgr('to', '{ action: accept, service: front, externalServices: [half], redirect: { address: 192.0.2.1 } }'),
+  ];
+  const only80 = nsgr(
+    'only80',
+    '{ action: accept-decisively, externalServices: [proxy], redirect: { address: 192.0.2.1, port: 80 } }',
+  );
+  const two = await sluice('simulate', after(...led, only80), '--source', `directory:${after(...led)}`, '-o', 'json');
+  const away = JSON.parse(two.out).changes.find(({ destinations }: { destinations: string[] }) =>
+    destinations.includes('198.51.100.0/25'),
+  );
+  t.match(away, { before: { verdict: 'accept' }, after: { verdict: 'drop', reason: 'redirect' } });
+  t.match(
+    away.traffic.filter(({ protocols }: { protocols: number[] }) => protocols[0] === 6),
+    [{ ports: [0, 79] }, { ports: [81, 65_535] }],
+    'a port that a redirect leads to is one of its own',
+  );
+
   // An object that says no age keeps the one that it has; a new one is younger, and so comes after it.
   const first = svcgr('aaa', '{ action: drop, service: front, externalServices: [web] }');
   t.same(await json(after(...world, ...shop, serve, first)), none);
