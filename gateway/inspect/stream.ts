@@ -9,8 +9,10 @@
  * before the verdict, except what carries no byte of it, or only bytes that were let on before.
  *
  * The place of the first byte must be known, else a second segment that comes first could pose as the beginning. A SYN tells
- * it; so does a caller who queues no SYNs and has it from the kernel (the `ackseq` of the SYN+ACK, kept in a set together with
- * the tuple, makes a rule that marks the packet that begins a stream). What comes before that is dropped, and sent again.
+ * it; so does a caller who queues no SYNs and has it from the kernel: the SYN+ACK's `ackseq` goes into a set together with the
+ * tuple, and a packet whose tuple and sequence number are in the set begins the stream. (`meta mark set @th,64,32`, then
+ * `update @s { ip daddr . tcp dport . ip saddr . tcp sport . meta mark }`; a set of `tcp sequence` itself makes nft 1.0.6 abort
+ * when it lists it.) What comes before the first is dropped, and sent again.
  *
  * Leaves out what comes after the verdict: from then on the kernel carries the flow, and a sender that has raw sockets may
  * send other bytes for those that were read, in the hope that the receiver never got the first. Closed in part by rules: a
