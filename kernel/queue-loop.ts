@@ -53,7 +53,7 @@ export interface QueueLoopOptions {
   copyRange: number;
   /** What becomes of packets that cannot be decided. */
   overload: typeof DROP | typeof ACCEPT;
-  /** Packets that may wait at once: each takes one of the kernel queue's places, and the kernel walks past it at each verdict. */
+  /** Packets that may wait at once: each takes one of the kernel queue's places, and each verdict is looked up among them. */
   maxHeld: number;
   /** Milliseconds that one may wait. */
   holdMs: number;
