@@ -100,10 +100,13 @@ export function createDecider(control: QueueControl, data: unknown): Decider {
     message(value) {
       if (value === 'release') release();
       else if (value === 'throw') throw new Error('as the message said');
-      else if (value === 'spin') spin();
-      // A message of the kernel that the loop never sees: as if it had gone deaf.
-      else if (value === 'steal') libc.receive(fd, new Uint8Array(65_536), 0);
-      else if (typeof value === 'number') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, value);
+      else if (value === 'spin') {
+        control.post('spins');
+        spin();
+      } else if (value === 'steal') {
+        // A message of the kernel that the loop never sees: as if it had gone deaf.
+        libc.receive(fd, new Uint8Array(65_536), 0);
+      } else if (typeof value === 'number') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, value);
       else control.post({ heard: value });
     },
   };
