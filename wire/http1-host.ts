@@ -7,6 +7,7 @@
  */
 
 import { isIPv4, isIPv6 } from 'node:net';
+import { parseHostName } from '../api/host-name.ts';
 import { addressBytes, ipv6Text } from './address-text.ts';
 
 export interface Host {
@@ -22,70 +23,37 @@ export type HostReason =
   /** A byte that no DNS name has: percent-encoding, UTF-8, a comma. */
   | 'bad-host-byte'
   | 'user-information'
-  /** An empty label, one of more than 63 bytes, or more than 253 in all. */
+  /** An empty label, one of more than 63 bytes or with a hyphen at an end, or more than 253 in all. */
   | 'bad-host-label'
   /** Digits that many read as an IPv4 address, and are none as RFC 3986 writes it. */
   | 'ambiguous-address'
   | 'bad-ipv6-host'
   | 'bad-port';
 
-/** RFC 1035 §2.3.4, as text without the last dot. */
-const NAME_MAX = 253;
-const LABEL_MAX = 63;
-
-const DOT = 0x2e;
 const COLON = 0x3a;
+/** Letters, digits, hyphen, the dots between; underscore, which hosts have though they should not. */
+const nameBytes = /^[a-zA-Z0-9._-]+$/;
+/**
+ * The last label is decimal or `0x…`: no top-level domain is, and address parsers of the inet_aton() kind take it. With a
+ * trailing dot it is a name to some and an address to others.
+ */
+const endsInNumber = /(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$/i;
 
 /** A reason is a text, a host an object. */
 export function readHost(text: string): Host | HostReason {
   if (text === '') return 'empty-host';
   if (text.charCodeAt(0) === 0x5b) return readIpv6(text);
-  const length = text.length;
-  let end = 0;
-  let labelStart = 0;
-  let upper = false;
-  for (; end < length; end++) {
-    const code = text.charCodeAt(end);
-    if (code === COLON) break;
-    if (code === DOT) {
-      if (end === labelStart || end - labelStart > LABEL_MAX) return 'bad-host-label';
-      labelStart = end + 1;
-      continue;
-    }
-    if (code >= 0x41 && code <= 0x5a) upper = true;
-    else if (!isNameByte(code)) return text.includes('@') ? 'user-information' : 'bad-host-byte';
-  }
-  const port = readPort(text, end);
-  if (port === BAD_PORT) return text.includes('@') ? 'user-information' : 'bad-port';
-  if (end === 0) return 'empty-host';
-  // A trailing dot closes the last label; any other is as long as to the end.
-  const bare = labelStart === end ? end - 1 : end;
-  if (end - labelStart > LABEL_MAX || bare > NAME_MAX) return 'bad-host-label';
-  const slice = bare === length ? text : text.slice(0, bare);
-  const name = upper ? slice.toLowerCase() : slice;
-  if (!endsInNumber(name)) return { kind: 'name', text: name, port };
-  // With a trailing dot it is a name to some and an address to others.
-  if (bare !== end || !isIPv4(name)) return 'ambiguous-address';
-  return { kind: 'ipv4', text: name, port };
-}
-
-/** Letters, digits, hyphen; underscore, which hosts have though they should not. */
-function isNameByte(code: number): boolean {
-  return (code >= 0x61 && code <= 0x7a) || (code >= 0x30 && code <= 0x39) || code === 0x2d || code === 0x5f;
-}
-
-/** The last label is decimal or `0x…`: no top-level domain is, and address parsers of the inet_aton() kind take it. */
-function endsInNumber(name: string): boolean {
-  let at = name.lastIndexOf('.') + 1;
-  const first = name.charCodeAt(at);
-  if (first < 0x30 || first > 0x39) return false;
-  const hexadecimal = first === 0x30 && name.charCodeAt(at + 1) === 0x78;
-  for (at += hexadecimal ? 2 : 1; at < name.length; at++) {
-    const code = name.charCodeAt(at);
-    const digit = code >= 0x30 && code <= 0x39;
-    if (!digit && !(hexadecimal && code >= 0x61 && code <= 0x66)) return false;
-  }
-  return true;
+  const colon = text.indexOf(':');
+  const host = colon < 0 ? text : text.slice(0, colon);
+  if (text.includes('@')) return 'user-information';
+  if (host === '') return 'empty-host';
+  if (!nameBytes.test(host)) return 'bad-host-byte';
+  const port = readPort(text, host.length);
+  if (port === BAD_PORT) return 'bad-port';
+  if (isIPv4(host)) return { kind: 'ipv4', text: host, port };
+  const name = parseHostName(host);
+  if (name.ok) return { kind: 'name', text: name.value, port };
+  return endsInNumber.test(host) ? 'ambiguous-address' : 'bad-host-label';
 }
 
 function readIpv6(text: string): Host | HostReason {
