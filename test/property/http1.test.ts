@@ -36,7 +36,8 @@ const LETTERS = 'abcdefghijklmnopqrstuvwxyz';
 const label = fc
   .tuple(fc.constantFrom(...LETTERS), oneOf(`${LETTERS}0123456789-_`, { maxLength: 20 }))
   .map((two) => two.join(''));
-const hostName = fc.array(label, { minLength: 1, maxLength: 5 }).map((labels) => labels.join('.'));
+const hostLabel = label.map((text) => text.replace(/-+$/, ''));
+const hostName = fc.array(hostLabel, { minLength: 1, maxLength: 5 }).map((labels) => labels.join('.'));
 const path = oneOf(`${LETTERS}ABC019/._~%25;=&+@:`, { maxLength: 30 }).map((text) => `/${text}`);
 const text = oneOf(`${LETTERS}GET /HTP1.:\r\n0`, { maxLength: 40 });
 const request: fc.Arbitrary<Request> = fc.record({

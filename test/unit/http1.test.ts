@@ -132,6 +132,7 @@ t.test('evasion: two things said at once', async (t) => {
     ['Host in upper case', named('A.TEST'), { host: host('a.test') }],
     ['Host with a trailing dot', named('a.test.'), { host: host('a.test') }],
     ['Host with two', named('a.test..'), 'bad-host-label'],
+    ['a label that ends in a hyphen', named('a-.test'), 'bad-host-label'],
     ['Host with a port', named('a.test:080'), { host: host('a.test', 80) }],
     ['Host with an empty port', named('a.test:'), { host: host('a.test') }],
     ['IDN as A-labels', named('XN--bcher-KVA.test'), { host: host('xn--bcher-kva.test') }],
