@@ -8,6 +8,7 @@ import t, { type Test } from 'tap';
 import { compileGateway } from '../../gateway/compile.ts';
 import {
   diffRuleset,
+  type ElementsChange,
   emptyChange,
   emptyState,
   markText,
@@ -419,6 +420,32 @@ t.test('a big table is made in parts, and the thread is free while the kernel wo
   t.equal(changed, 1, 'what others did meanwhile is not known then');
   await watch.close();
   t.notMatch(await listed(names.own), /chain base|goto leaf/, 'and none follows it');
+
+  // A part that cannot even be written, while the kernel is at one that it takes or refuses.
+  const unwritable = {
+    size: 0,
+    // biome-ignore lint/correctness/useYield: that it never comes to one is the point
+    *[Symbol.iterator](): Generator<ElementsChange[]> {
+      throw new TypeError('not to be written');
+    },
+  };
+  const twice = [...elements.slice(1), ['10.9.0.1', markText(77)] as [string, string]];
+  const unhandled: unknown[] = [];
+  const onUnhandled = (reason: unknown) => unhandled.push(reason);
+  process.on('unhandledRejection', onUnhandled);
+  for (const [what, first, refusal] of [
+    ['it is taken', elements, /not to be written/],
+    ['it is refused', twice, /EEXIST|add element m/],
+  ] as const) {
+    await own.drop(TABLE);
+    const [map, verdictMap] = change.elementsIn;
+    const elementsIn = [{ ...map, elements: [...first] }, verdictMap] as ElementsChange[];
+    await t.rejects(own.run({ ...change, elementsIn, later: unwritable }), refusal, what);
+    t.notMatch(await listed(names.own), /chain base|goto leaf/, 'none follows');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  process.off('unhandledRejection', onUnhandled);
+  t.strictSame(unhandled, [], 'and nobody is left to hear of it');
 });
 
 t.test('what others made is listed as it is, or as something that nobody wants', async (t) => {
