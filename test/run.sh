@@ -59,11 +59,11 @@ run_tap() {
   shift
   [ $# -gt 0 ] || return 0
   if [ "$reporter" = terse ]; then
-    tap --disable-coverage --jobs="$jobs" --timeout=300 --reporter=terse --output-file="$tap_log" "$@"
+    tap --disable-coverage --jobs="$jobs" --timeout=600 --reporter=terse --output-file="$tap_log" "$@"
     code=$?
   else
     # Passing assertions are noise in a log: only top-level results, failures with their diagnostics, and the summary.
-    tap --disable-coverage --jobs="$jobs" --timeout=300 --reporter=tap "$@" |
+    tap --disable-coverage --jobs="$jobs" --timeout=600 --reporter=tap "$@" |
       tee "$tap_log" | grep -v -E '^ +(ok |# Subtest|1\.\.|# time=)|^ *$'
     code=${PIPESTATUS[0]}
   fi

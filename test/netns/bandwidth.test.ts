@@ -12,7 +12,7 @@ import { diffTc } from '../../kernel/tc.ts';
 import { FlowRig, type Goodput, type Transfer } from './flow-rig.ts';
 import { basePlan, directPlan, EGRESS, PODS, WEB } from './gateway-plans.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(570_000);
 /** As long as the figure of the issue is about. */
 const SECONDS = 10;
 const rigs = { VXLAN: await FlowRig.create('bw-vx', 'VXLAN'), Direct: await FlowRig.create('bw-di', 'Direct') };

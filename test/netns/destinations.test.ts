@@ -30,7 +30,7 @@ import {
 import { addRule, basePlan, DESTINATIONS, EGRESS, ICMP_TYPES, PODS, randomTypedPlan, WEB } from './gateway-plans.ts';
 import { GatewayRig, ROUTER } from './gateway-rig.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const RUNS = Math.ceil(Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 2);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('dst', state);

@@ -16,13 +16,13 @@ import { awaitReady } from '../../lab/ready.ts';
 import { allowList, serverAddresses } from '../../lab/topology.ts';
 import { up } from '../../lab/up.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(570_000);
 const lab = `x${process.pid}`;
 const place = placeOf(lab);
 t.teardown(() => down(lab));
 
 const at = (host: string, argv: string[]): Promise<Outcome> =>
-  run(inNamespace(place.namespace(host), argv), { timeoutMs: 25_000 });
+  run(inNamespace(place.namespace(host), argv), { timeoutMs: 60_000 });
 type Server = 'web' | 'web2';
 /** With what address each of so many new connections of rev-1 is seen; '' for one that fails. */
 async function seen(server: Server, family: Family, count: number): Promise<string[]> {
@@ -30,7 +30,7 @@ async function seen(server: Server, family: Family, count: number): Promise<stri
   const url = `http://${family === 6 ? `[${address}]` : address}/ip`;
   const answers: string[] = [];
   for (let i = 0; i < count; i++) {
-    answers.push((await at('rev-1', ['curl', '-sS', '-m', '2', url])).stdout.trim());
+    answers.push((await at('rev-1', ['curl', '-sS', '-m', '10', url])).stdout.trim());
   }
   return answers;
 }
@@ -38,7 +38,7 @@ const distinct = (answers: string[]): string[] => [...new Set(answers)].sort();
 /** Until new connections are seen as that: manifests need a moment, through controller, gateways and node. */
 async function becomes(server: Server, family: Family, count: number, expected: string[]): Promise<string[]> {
   let answers: string[] = [];
-  for (let i = 0; i < 20; i++) {
+  for (let i = 0; i < 200; i++) {
     answers = distinct(await seen(server, family, count));
     if (String(answers) === String([...expected].sort())) break;
     await sleep(100);

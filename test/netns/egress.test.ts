@@ -26,7 +26,7 @@ import { buildUdp, PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { addRule, basePlan, directPlan, EGRESS, PODS, WEB } from './gateway-plans.ts';
 import { GatewayRig, icmpOf, type Probe, probePacket, ROUTER, type Sighting } from './gateway-rig.ts';
 
-t.setTimeout(180_000);
+t.setTimeout(570_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40);
 const exec = promisify(execFile);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
@@ -375,7 +375,7 @@ async function startNode(): Promise<{
   close(): Promise<void>;
 }> {
   const [node, wire] = [`t-eip-n-${process.pid}`, `t-eip-w-${process.pid}`];
-  const sh = (command: string) => exec('sh', ['-c', command], { timeout: 10_000 });
+  const sh = (command: string) => exec('sh', ['-c', command], { timeout: 60_000 });
   for (const namespace of [node, wire]) await sh(`ip netns add ${namespace}`);
   await sh(`ip link add cni0 netns ${node} type veth peer name pods netns ${wire}`);
   await sh(`ip link add eth0 netns ${node} type veth peer name far netns ${wire}`);

@@ -78,7 +78,7 @@ export class FlowRig {
 
   in(host: Host, command: string): Promise<string> {
     const words = command.split(' ');
-    return run(['ip', 'netns', 'exec', this.namespace(host), ...words], { op: command, timeoutMs: 30_000 });
+    return run(['ip', 'netns', 'exec', this.namespace(host), ...words], { op: command, timeoutMs: 90_000 });
   }
 
   /** `onStart`: it begins now. */
@@ -139,7 +139,7 @@ export class FlowRig {
 
   async #ip(host: Host, lines: string[]): Promise<void> {
     for (const line of lines) {
-      await run(['ip', '-n', this.namespace(host), ...line.split(' ')], { op: line, timeoutMs: 10_000 });
+      await run(['ip', '-n', this.namespace(host), ...line.split(' ')], { op: line, timeoutMs: 60_000 });
     }
   }
 }

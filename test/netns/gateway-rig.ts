@@ -159,7 +159,7 @@ export class GatewayRig {
     try {
       // The same for what a route prohibits; this one is the whole machine's (test/run.sh puts it back).
       await writeFile('/proc/sys/net/ipv4/route/error_cost', '0');
-      for (const command of commands) await exec('sh', ['-c', command], { timeout: 10_000 });
+      for (const command of commands) await exec('sh', ['-c', command], { timeout: 60_000 });
       const macOf = (device: string): string => {
         const socket = PacketSocket.open({ device, etherType: 0, namespace: names.gateway });
         const mac = socket.mac();
@@ -290,23 +290,22 @@ export class GatewayRig {
     this.#outside.send(buildFrame({ destination: this.#outsideMac, source: WIRE_MAC, etherType, payload: packet }));
   }
 
-  /** What came out on both wires, until nothing has come for a while. */
+  /** What came out on both wires, until nothing has come for a while, nor when that was over. */
   async collect(quietMs = 30): Promise<Sighting[]> {
     const seen: Sighting[] = [];
-    let quietSince = Date.now();
-    while (Date.now() - quietSince < quietMs) {
+    for (let quietSince = Date.now(), looking = quietSince; ; looking = Date.now()) {
+      const before = seen.length;
       for (const [where, socket] of [['outside', this.#outside] as const, ['inside', this.#inside] as const]) {
         for (let bytes = socket.receive(); bytes !== undefined; bytes = socket.receive()) {
           const seeInside = this.mode === 'Direct' ? insideDirect : inside;
           const sighting = where === 'outside' ? outside(bytes) : seeInside(bytes);
-          if (sighting === undefined) continue;
-          seen.push(sighting);
-          quietSince = Date.now();
+          if (sighting !== undefined) seen.push(sighting);
         }
       }
+      if (seen.length > before) quietSince = Date.now();
+      else if (looking - quietSince >= quietMs) return seen;
       await new Promise((resolve) => setImmediate(resolve));
     }
-    return seen;
   }
 
   async close(): Promise<void> {

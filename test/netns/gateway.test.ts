@@ -25,7 +25,7 @@ import {
   type Sighting,
 } from './gateway-rig.ts';
 
-t.setTimeout(240_000);
+t.setTimeout(570_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const directState = mkdtempSync(join(tmpdir(), 'sluice-test-'));

@@ -204,7 +204,7 @@ t.test('the recorder: what a flow carries is said once, by look or at its end', 
   const atItsEnd = async (run: RecorderRig): Promise<number> => {
     await endFlows(() => true, options);
     let packets = 0;
-    for (let tries = 0; tries < 100 && packets === 0; tries++) {
+    for (let tries = 0; tries < 1000 && packets === 0; tries++) {
       packets += (await asked(run, 'wait')).packets;
       await new Promise((resolve) => setTimeout(resolve, 20));
     }

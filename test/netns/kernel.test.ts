@@ -17,14 +17,14 @@ import { everySet, nftSuite, TABLE } from '../nft-suite.ts';
 import { tcSuite } from '../tc-suite.ts';
 
 // Other tests run beside it.
-t.setTimeout(90_000);
+t.setTimeout(570_000);
 let count = 0;
 /** A namespace for the length of one test. */
 async function inFresh(body: (namespace: string, exec: (command: string) => Promise<string>) => Promise<void>) {
   const namespace = `t-kernel-${process.pid}-${count++}`;
   const exec = (command: string) =>
-    run(['ip', 'netns', 'exec', namespace, 'sh', '-ec', command], { op: command, timeoutMs: 20_000 });
-  await run(['ip', 'netns', 'add', namespace], { op: 'netns add', timeoutMs: 10_000 });
+    run(['ip', 'netns', 'exec', namespace, 'sh', '-ec', command], { op: command, timeoutMs: 60_000 });
+  await run(['ip', 'netns', 'add', namespace], { op: 'netns add', timeoutMs: 60_000 });
   try {
     // No link-local addresses of the kernel's own, which would come in the middle of a comparison.
     await exec(`sysctl -qw net.ipv6.conf.default.addr_gen_mode=1 net.ipv6.conf.default.accept_dad=0
@@ -32,7 +32,7 @@ async function inFresh(body: (namespace: string, exec: (command: string) => Prom
       ip addr add 10.0.0.21/24 dev eth0; ip addr add fd00:10::21/64 dev eth0 nodad`);
     await body(namespace, exec);
   } finally {
-    await run(['ip', 'netns', 'del', namespace], { op: 'netns del', timeoutMs: 10_000 });
+    await run(['ip', 'netns', 'del', namespace], { op: 'netns del', timeoutMs: 60_000 });
   }
 }
 

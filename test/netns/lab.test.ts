@@ -155,7 +155,7 @@ t.test('the default topology', async (t) => {
       );
       return hosts.filter((_, at) => shown[at]?.code === 0);
     };
-    const until = Date.now() + 5_000;
+    const until = Date.now() + 60_000;
     let left = await withTunnel();
     for (; left.length > 0 && Date.now() < until; left = await withTunnel()) await sleep(100);
     t.same(left, [], 'no tunnel device is left on a gateway or node');
@@ -190,7 +190,7 @@ t.test('the default topology', async (t) => {
     await heal(name, 'ctl', 'process');
     await heal(name, 'web2', 'link');
     // The neighbour is asked for once a second.
-    t.equal((await ping(8)).code, 0, 'a mended one does');
+    t.equal((await ping(50)).code, 0, 'a mended one does');
     t.ok((await status(name)).hosts.find((h) => h.host === 'ctl')?.programs[0]?.pid, 'the controller runs again');
   });
 

@@ -27,7 +27,7 @@ import { decodeNflog } from '../../wire/nflog.ts';
 import { addRule, basePlan, DESTINATIONS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
 import { GatewayRig, type Probe, probePacket } from './gateway-rig.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 2;
 /** The kernel looks for dead connections once a tick at most: 10 ms where it ticks slowest. */
 const TICK_MS = 21;
@@ -74,10 +74,20 @@ const probes = (pod: Pod, count: number, port = 80): Probe[] =>
 /** How many left. */
 async function passed(list: Probe[]): Promise<number> {
   for (const one of list) rig.fromNode(probePacket(one));
+  return seen(list);
+}
+
+async function seen(list: Probe[]): Promise<number> {
   const markers = new Set(list.map((one) => one.marker));
-  const seen = await rig.collect();
-  return seen.filter(({ where, kind, ...s }) => where === 'outside' && kind === 'packet' && markers.has(s.marker))
+  const came = await rig.collect();
+  return came.filter(({ where, kind, marker: about }) => where === 'outside' && kind === 'packet' && markers.has(about))
     .length;
+}
+
+/** The kernel gathers log records, and a busy machine may take long to read them. */
+async function loggedAre(count: number): Promise<void> {
+  for (let tries = 0; tries < 600 && logged.length < count; tries++) await wait(100);
+  await wait(100);
 }
 
 type Limited = [
@@ -123,7 +133,7 @@ t.test('maxConnections: of all sources and both families together; what ends mak
   await wait(TICK_MS);
   t.equal(await passed(probes('pay', 3)), 0, 'what was refused took no place, and gave none');
 
-  await wait(100);
+  await loggedAre(8);
   const numbers = compileGateway(plan).ruleNumbers;
   const view = viewOf('gw-a', plan, numbers);
   t.match(
@@ -152,13 +162,26 @@ t.test('later packets of a flow ask no more', async (t) => {
 
 t.test('connectionsPerSecond: a second’s worth at once, then as time goes by', async (t) => {
   await start(planOf([service, { connectionsPerSecond: 4 }]));
-  t.equal(await passed([...probes('pay', 6), ...probes('rev', 6)]), 4);
-  t.equal((await rig.counters()).drop_limit, 8);
+  /** How many of these passed, and when, in milliseconds, they were sent. */
+  const round = async (list: Probe[]): Promise<{ count: number; from: number; to: number }> => {
+    const from = performance.now();
+    for (const one of list) rig.fromNode(probePacket(one));
+    const to = performance.now();
+    return { count: await seen(list), from, to };
+  };
+  // One each 250 ms, on whichever machine.
+  const first = await round([...probes('pay', 6), ...probes('rev', 6)]);
+  const meanwhile = Math.ceil((first.to - first.from) / 250);
+  t.ok(first.count >= 4 && first.count <= 4 + meanwhile, `a second's worth: ${first.count}`);
+  t.equal((await rig.counters()).drop_limit, 12 - first.count);
   await wait(550);
-  const half = await passed(probes('rev', 6));
-  t.ok(half >= 2 && half <= 3, `half a second later: ${half}`);
+  const half = await round(probes('rev', 6));
+  const [least, most] = [Math.floor((half.from - first.to) / 250), Math.ceil((half.to - first.from) / 250)];
+  t.ok(half.count >= Math.min(least, 4) && half.count <= most, `half a second later: ${half.count}`);
   await wait(2000);
-  t.equal(await passed(probes('pay', 9)), 4, 'a quiet time saves up a second’s worth, not more');
+  const last = await round(probes('pay', 9));
+  const more = Math.ceil((last.to - last.from) / 250);
+  t.ok(last.count >= 4 && last.count <= 4 + more, `a quiet time saves up a second’s worth, not more: ${last.count}`);
 });
 
 t.test('every rule that matched must hold, in every context', async (t) => {
@@ -301,7 +324,7 @@ t.test('in audit what is over a limit passes, and is counted and logged', async 
   t.equal(await passed(probes('pay', 5)), 5);
   t.match(await rig.counters(), { audit_limit: 3, drop_limit: 0, audit_rule: 0 });
   t.equal(await passed(probes('rev', 1)), 0, 'the other namespace is not in audit, and the rule is full');
-  await wait(100);
+  await loggedAre(4);
   const view = viewOf('gw-a', plan, compileGateway(plan).ruleNumbers);
   const audits = logged.filter(({ prefix }) => prefix !== 'limit');
   t.match(

@@ -47,7 +47,7 @@ function start(namespace: string, args: string[], env: Record<string, string> = 
 }
 async function until(t: Tap.Test, title: string, check: () => boolean | Promise<boolean>): Promise<void> {
   const since = performance.now();
-  while (!(await check()) && performance.now() - since < 15_000) await new Promise((done) => setTimeout(done, 20));
+  while (!(await check()) && performance.now() - since < 60_000) await new Promise((done) => setTimeout(done, 20));
   t.ok(await check(), title);
 }
 

@@ -18,7 +18,7 @@ import { addRule, basePlan, EGRESS, PODS, WEB } from './gateway-plans.ts';
 import { GatewayRig, type Probe, probePacket } from './gateway-rig.ts';
 import { startRecorder } from './recorder-rig.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('log', state);
 const options = { namespace: `t-log-gw-${process.pid}` };
@@ -85,7 +85,7 @@ async function records(): Promise<FlowRecord[]> {
   rig.fromNode(probePacket(sentinel));
   const all: FlowRecord[] = [];
   let quiet = false;
-  for (const until = Date.now() + 5_000; !(quiet && all.some(isSentinel)) && Date.now() < until; ) {
+  for (const until = Date.now() + 60_000; !(quiet && all.some(isSentinel)) && Date.now() < until; ) {
     await new Promise((resolve) => setTimeout(resolve, 30));
     const more = (await recorder.ask('wait')).flatMap(({ record }) => record ?? []);
     quiet = more.length === 0;

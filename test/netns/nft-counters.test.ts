@@ -24,7 +24,7 @@ const MANY = 60_000;
 const namespace = `t-nftcount-${process.pid}`;
 const nft = new HostNft({ namespace });
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
 await run(['ip', '-n', namespace, 'link', 'set', 'lo', 'up'], { op: 'link' });
 t.teardown(() => run(['ip', 'netns', 'del', namespace], { op: 'netns del' }));

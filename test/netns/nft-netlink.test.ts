@@ -30,7 +30,7 @@ const names = { own: `t-nftlink-${process.pid}-0`, nft: `t-nftlink-${process.pid
 const own = new HostNft({ namespace: names.own });
 const nft = new HostNft({ namespace: names.nft });
 
-t.setTimeout(180_000);
+t.setTimeout(570_000);
 for (const namespace of Object.values(names)) {
   await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
   for (const device of ['inside', 'outside']) {
@@ -634,7 +634,7 @@ function ground(ruleset: Ruleset): Ruleset {
   };
 }
 
-t.test('rulesets of random plans, and the way to their settled ones', { timeout: 120_000 }, async (t) => {
+t.test('rulesets of random plans, and the way to their settled ones', { timeout: 570_000 }, async (t) => {
   const plans = [
     ...fc.sample(randomPlan, { seed: 3, numRuns: ROUNDS }),
     ...fc.sample(randomTypedPlan, { seed: 4, numRuns: ROUNDS }),

@@ -108,7 +108,7 @@ export class PathRig {
       ...['pod', 'uplink', 'outside'].map((device) => `ip netns exec ${wires} ethtool -K ${device} tx off rx off`),
     ];
     try {
-      for (const command of commands) await exec('sh', ['-c', command], { timeout: 10_000 });
+      for (const command of commands) await exec('sh', ['-c', command], { timeout: 60_000 });
       return new PathRig(names, state);
     } catch (error) {
       await remove(names);
@@ -214,11 +214,11 @@ export class PathRig {
     this.#pod.send(buildFrame({ destination: this.#podMac, source: WIRE_MAC, etherType, payload: packet }));
   }
 
-  /** UDP that came out, until nothing has come for a while. */
+  /** UDP that came out, until nothing has come for a while, nor when that was over. */
   async collect(quietMs: number): Promise<Seen[]> {
     const seen: Seen[] = [];
-    let quietSince = Date.now();
-    while (Date.now() - quietSince < quietMs) {
+    for (let quietSince = Date.now(), looking = quietSince; ; looking = Date.now()) {
+      const before = seen.length;
       for (const [where, socket] of [['outside', this.#outside] as const, ['uplink', this.#uplink] as const]) {
         for (let bytes = socket.receive(); bytes !== undefined; bytes = socket.receive()) {
           const frame = parseFrame(bytes);
@@ -226,12 +226,12 @@ export class PathRig {
           if (!frame.ok || !packet?.ok || packet.value.protocol !== 17) continue;
           const marker = u32(frame.value.payload, packet.value.payloadOffset);
           seen.push({ where, marker, source: packet.value.source });
-          quietSince = Date.now();
         }
       }
+      if (seen.length > before) quietSince = Date.now();
+      else if (looking - quietSince >= quietMs) return seen;
       await new Promise((resolve) => setImmediate(resolve));
     }
-    return seen;
   }
 
   async close(): Promise<void> {

@@ -21,7 +21,7 @@ import { WEB } from './gateway-plans.ts';
 import { PORT, type Probe, probePacket, VNI } from './gateway-rig.ts';
 import { PathRig, UNDERLAY } from './path-rig.ts';
 
-t.setTimeout(240_000);
+t.setTimeout(570_000);
 const CHANGES = Math.ceil(Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 3);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 

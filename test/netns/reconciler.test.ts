@@ -20,7 +20,7 @@ const element = (key: string): TableChange => ({
 
 await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
 t.teardown(() => run(['ip', 'netns', 'del', namespace], { op: 'netns del' }));
-t.setTimeout(60_000);
+t.setTimeout(570_000);
 
 t.test("only somebody else's change of the table is looked for", async (t) => {
   const ours = new HostNft({ namespace });
@@ -51,19 +51,19 @@ t.test("only somebody else's change of the table is looked for", async (t) => {
 
     await others.run(element('10.0.1.1'));
     await others.runScript(`add element inet ${TABLE} s { 10.0.1.2 }\n`);
-    t.same(await within(5000, 1), [true], 'somebody adds elements: looked at once for both');
+    t.same(await within(60_000, 1), [true], 'somebody adds elements: looked at once for both');
     await others.run(element('10.0.1.3'));
     t.same(await within(2000, 1), [], 'and not again at once');
     await others.drop(TABLE);
-    t.same(await within(700, 1), [true], 'a deletion: at once');
+    t.same(await within(6_000, 1), [true], 'a deletion: at once, not ten seconds after the last');
     t.same(await within(1500, 1), [], 'which is for the change before too');
 
     await ours.run({ ...emptyChange('inet', TABLE), create: true });
     refuse = true;
     await others.runScript('flush ruleset\n');
-    t.same(await within(4000, 2), [true, true], 'one that fails is tried again, the table with it');
+    t.same(await within(60_000, 2), [true, true], 'one that fails is tried again, the table with it');
     refuse = false;
-    t.same(await within(4000, 1), [true]);
+    t.same(await within(60_000, 1), [true]);
     t.same(await within(1500, 1), [], 'until it has done it');
     await ours.run({ ...emptyChange('inet', TABLE), create: true });
     await ours.drop(TABLE);
@@ -85,13 +85,13 @@ t.test("only somebody else's change of the table is looked for", async (t) => {
     await ours.run(big);
     t.same([await within(1500, 1), heard], [[], 0], 'of a big table we do not even hear');
     await ours.run(element('10.0.0.1'));
-    await sleep(200);
+    for (let tries = 0; tries < 1000 && heard === 0; tries++) await sleep(20);
     t.not(heard, 0, 'afterwards we do');
     await ours.drop(TABLE);
     const made = ours.run(big);
     await others.run({ ...emptyChange('inet', 'another'), create: true });
     await made;
-    t.same(await within(15_000, 1), [true], 'what others did meanwhile may have been to ours');
+    t.same(await within(60_000, 1), [true], 'what others did meanwhile may have been to ours');
   } finally {
     await reconciler.close();
   }

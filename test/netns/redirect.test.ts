@@ -19,7 +19,7 @@ import { buildIcmp, PROTOCOL_TCP, PROTOCOL_UDP, TCP_ACK, TCP_SYN } from '../../w
 import { addRule, basePlan, DESTINATIONS, directPlan, EGRESS, PODS, PORTS, randomPlan, WEB } from './gateway-plans.ts';
 import { GatewayRig, icmpOf, NODES, type Probe, probePacket, ROUTER, type Sighting } from './gateway-rig.ts';
 
-t.setTimeout(240_000);
+t.setTimeout(570_000);
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 2;
 const states = ['VXLAN', 'Direct'].map(() => mkdtempSync(join(tmpdir(), 'sluice-test-')));
 const rig = await GatewayRig.create('rd', states[0] as string);

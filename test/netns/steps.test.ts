@@ -18,7 +18,7 @@ import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { addRule, basePlan, DESTINATIONS, EGRESS, PODS, PORTS, randomPlan } from './gateway-plans.ts';
 import { GatewayRig, type Probe, probePacket, type Sighting } from './gateway-rig.ts';
 
-t.setTimeout(240_000);
+t.setTimeout(570_000);
 const PAIRS = Math.ceil(Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 4);
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('st', state);

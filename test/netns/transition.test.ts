@@ -13,7 +13,7 @@ import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { DESTINATIONS, PODS, PORTS, randomPlan } from './gateway-plans.ts';
 import { GatewayRig, type Probe, probePacket, type Sighting } from './gateway-rig.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const CHANGES = Number(process.env.SLUICE_PROPERTY_RUNS ?? 40) / 2;
 const state = mkdtempSync(join(tmpdir(), 'sluice-test-'));
 const rig = await GatewayRig.create('tr', state);

@@ -13,7 +13,7 @@ import { type BandwidthTable, bandwidthTable } from '../../gateway/bandwidth-cha
 import { compilePolicy } from '../../policy/evaluate.ts';
 import { DESTINATIONS, EGRESS, ICMP_TYPES, PODS, PORTS, randomTypedPlan } from '../netns/gateway-plans.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 
 interface Packet {
   family: Family;

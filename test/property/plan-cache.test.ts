@@ -14,7 +14,7 @@ import type { Peer, Peers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const NOW = Date.parse('2026-06-01T00:00:00Z');
 const NAMESPACES = ['a', 'b', 'sluice-system'] as const;
 const GATEWAYS = ['g1', 'g2'] as const;

@@ -16,7 +16,7 @@ import { rendezvousOrder, rendezvousPick } from '../../controller/plan/rendezvou
 import { compileNode, settingsOf } from '../../node/compile.ts';
 import { compileEgress } from '../../policy/egress.ts';
 
-t.setTimeout(120_000);
+t.setTimeout(570_000);
 const NOW = Date.parse('2026-01-01T00:00:00Z');
 const QUARANTINE = 60_000;
 const facts = { workloadInterfaces: ['cni0'], underlayMtu: 1500, rpFilterAll: 0, underlays: {} };

@@ -21,6 +21,8 @@ import { startPlanClient } from '../../daemon/stream-client.ts';
 
 type Fields = Record<string, unknown>;
 const NOW = Date.parse('2026-01-01T00:00:00Z');
+/** Directories are looked at so often, whatever is heard of them. */
+const POLL_MS = 5_000;
 let age = 0;
 
 /** Objects come out as old as they were made: the first is the oldest. */
@@ -189,7 +191,7 @@ t.test('the directory source: what is beyond its bounds is said, and nothing cou
   for (const name of ['c', 'd', 'e']) await writeFile(join(root, `${name}.yaml`), '');
   const until = async (check: () => boolean) => {
     const since = performance.now();
-    while (!check() && performance.now() - since < 5000) await new Promise((done) => setTimeout(done, 10));
+    while (!check() && performance.now() - since < 60_000) await new Promise((done) => setTimeout(done, 10));
   };
   await until(() => source.current().errors.some(({ file }) => file === '*'));
   t.match(source.current().errors, [{ reason: 'Unreadable', details: [/^more than 3 files/] }]);
@@ -209,13 +211,15 @@ t.test('the directory source: watched, robust, remembered', async (t) => {
   await writeFile(join(path, 'b.yaml'), `${yaml('one', 'b')}---\n${yaml('two', 'b')}`);
   await writeFile(join(path, 'a.yml'), yaml('one', 'a'));
   let changes = 0;
-  const open = () => watchDirectory({ path, state, log: silentLog(), onChange: () => changes++ });
+  let stopped: number | undefined;
+  const now = () => stopped ?? Date.now();
+  const open = () => watchDirectory({ path, state, log: silentLog(), onChange: () => changes++, now });
   let source = await open();
   const shown = ({ snapshot }: Observation) =>
     Object.fromEntries([...snapshot].map(([key, o]) => [key.split('/')[2], dataOf(o)]));
   const until = async (title: string, check: () => boolean) => {
     const start = performance.now();
-    while (!check() && performance.now() - start < 3000) await new Promise((done) => setTimeout(done, 2));
+    while (!check() && performance.now() - start < 60_000) await new Promise((done) => setTimeout(done, 2));
     t.ok(check(), title);
     return performance.now() - start;
   };
@@ -224,7 +228,7 @@ t.test('the directory source: watched, robust, remembered', async (t) => {
 
   await writeFile(join(path, 'a.yml'), yaml('one', 'a2'));
   const took = await until('written in place', () => shown(source.current()).one === 'a2');
-  t.ok(took < 150, `seen within 150 ms (${took.toFixed(0)})`);
+  t.ok(took < POLL_MS, `seen before it is looked for (${took.toFixed(0)} ms)`);
   await writeFile(join(path, '.a.swp'), yaml('one', 'a3'));
   await rename(join(path, '.a.swp'), join(path, 'a.yml'));
   await until('renamed over', () => shown(source.current()).one === 'a3');
@@ -236,10 +240,12 @@ t.test('the directory source: watched, robust, remembered', async (t) => {
   const { creationTimestamp, uid } = source.current().snapshot.get('ConfigMap/a/three')?.metadata ?? {};
   t.match(uid, /^[0-9a-f-]{36}$/, 'a uid is made up');
 
+  stopped = Date.now();
   await writeFile(join(path, 'new', 'c.yaml'), '');
   await writeFile(join(path, 'a.yml'), yaml('one', 'a4'));
   await until('a later change is seen', () => shown(source.current()).one === 'a4');
   t.equal(shown(source.current()).three, 'y', 'a file that is empty for a moment has lost nothing');
+  stopped = undefined;
   await until('but is believed in the end', () => shown(source.current()).three === undefined);
   await writeFile(join(path, 'new', 'c.yaml'), yaml('three', 'z'));
   await until('and comes back', () => shown(source.current()).three === 'z');
@@ -668,7 +674,7 @@ t.test('runController: from a manifest on disk to a node', async (t) => {
   );
   const until = async (title: string, check: () => boolean | undefined | Promise<boolean>) => {
     const since = performance.now();
-    while (!(await check()) && performance.now() - since < 5000) await new Promise((done) => setTimeout(done, 1));
+    while (!(await check()) && performance.now() - since < 60_000) await new Promise((done) => setTimeout(done, 1));
     t.ok(await check(), title);
     return performance.now() - since;
   };
@@ -698,7 +704,7 @@ t.test('runController: from a manifest on disk to a node', async (t) => {
       'after a gateway had it',
     );
   }
-  t.ok(Math.min(...times) < 150, `from file to release in ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`);
+  t.ok(Math.min(...times) < POLL_MS, 'not only when directories are looked at anyway');
   t.comment(`from file to release: ${times.map((ms) => ms.toFixed(0)).join(', ')} ms`);
 
   let unblock = () => {};

@@ -492,7 +492,7 @@ t.test('fetchList', async (t) => {
       setTimeout(collectGarbage, 100);
       const outcome = await fetch(`https://${NAME}/`, undefined, { timeoutMs: 300 });
       t.match(outcome, { ok: false, reason: 'FetchFailed', message: /took longer than 0.3 s|ETIMEDOUT/ }, title);
-      t.ok(performance.now() - since < 3000, `${title}: given up in time`);
+      t.ok(performance.now() - since < 30_000, `${title}: given up in time`);
     }
     const stop = new AbortController();
     respond = () => stop.abort();
@@ -500,7 +500,7 @@ t.test('fetchList', async (t) => {
     ports[WEB] = byName;
     const since = performance.now();
     await fetchList(`https://${NAME}/`, undefined, policy, world, stop.signal);
-    t.ok(performance.now() - since < 3000, 'stopped from outside');
+    t.ok(performance.now() - since < 9_000, 'stopped from outside, not by the time limit');
   });
 
   await t.test('a name with several addresses: the next one where one does not answer', async (t) => {

@@ -694,7 +694,7 @@ t.test('status: counters reach the files without a planning, and outlive one', a
     epoch: 'e',
     rules: { 'service/x/b': tuple(1234, 61_000), 'default/edge': tuple(5, 0), 'cluster/gone': tuple(1) },
   });
-  for (let tries = 0; tries < 100 && !read('GatewayPool/edge').includes('Counters'); tries++) {
+  for (let tries = 0; tries < 1200 && !read('GatewayPool/edge').includes('Counters'); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
   await files.close();

@@ -21,7 +21,7 @@ const directory = async (test: Pick<typeof t, 'teardown'>): Promise<string> => {
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 async function until(what: string, holds: () => unknown): Promise<void> {
   for (const began = Date.now(); !(await holds()); await sleep(10)) {
-    if (Date.now() - began > 10_000) throw new Error(`never: ${what}`);
+    if (Date.now() - began > 60_000) throw new Error(`never: ${what}`);
   }
 }
 
@@ -73,7 +73,8 @@ t.test('memory: addresses are on disk first, releases follow, at most about once
     inodes.add((await stat(releases)).ino);
     await sleep(10);
   }
-  t.ok(inodes.size <= 2, `${inodes.size} files in less than a second`);
+  const seconds = (Date.now() - began) / 1000;
+  t.ok(inodes.size <= 2 + Math.floor(seconds), `${inodes.size} files in ${seconds} seconds`);
   t.equal((await stat(join(root, 'planner.json'))).mtimeMs, written.mtimeMs, 'what did not change is not written');
   t.same((await readKeptMemory(root))?.allocations, first.allocations, 'as explain reads it');
   const last = { ...first, released: memory('one', 'p', 'last').released };

@@ -90,7 +90,7 @@ const has = (events: string[], event: string, count: number): boolean =>
   events.filter((item) => item.startsWith(event)).length >= count;
 
 async function waitUntil(done: () => boolean, waiters: Set<() => void>, what: string, seen: string[]): Promise<void> {
-  const until = performance.now() + 8_000;
+  const until = performance.now() + 60_000;
   while (!done()) {
     if (performance.now() > until) throw new Error(`never came: ${what}; seen: ${seen.join(', ')}`);
     await new Promise<void>((resolve) => {
@@ -314,7 +314,7 @@ t.test('who is refused, and why', async (t) => {
 });
 
 t.test('hits: a gateway tells them, a node may not', async (t) => {
-  const told: unknown[] = [];
+  const told: [from: string, message: unknown][] = [];
   const recorder = await startRecorder(0, (gateway, message) => told.push([gateway, message]));
   const message = hitsMessage('e1', [['cluster/a', { hits: 1, flows: 2, packets: 3, bytes: 4, lastHit: 5 }]]);
   const gateway = startPlanClient({
@@ -329,19 +329,22 @@ t.test('hits: a gateway tells them, a node may not', async (t) => {
   });
   t.equal(gateway.report(message), false, 'not before it is connected');
   await recorder.waitFor('hello gateway/gw-a');
-  for (let tries = 0; tries < 200 && told.length === 0; tries++) {
+  for (let tries = 0; tries < 3000 && told.length === 0; tries++) {
     gateway.report(message);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   t.same(told[0], ['gw-a', message]);
-  const heard = told.length;
   const node = startClient(recorder.server.port);
   await recorder.waitFor('hello node/node-a');
-  for (let tries = 0; tries < 200 && !node.client.report(message); tries++) {
+  for (let tries = 0; tries < 3000 && !node.client.report(message); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   await recorder.waitFor('gone node-a');
-  t.equal(told.length, heard, 'a node that tells hits is refused');
+  t.same(
+    told.filter(([from]) => from !== 'gw-a'),
+    [],
+    'a node that tells hits is refused',
+  );
   await gateway.close();
   await node.client.close();
   await recorder.server.close();
