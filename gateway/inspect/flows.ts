@@ -27,7 +27,11 @@ export interface FlowLimits extends StreamLimits {
   memory: number;
 }
 
-/** The longest that honest clients begin with: an HTTP head of 16 KiB, a ClientHello of 2 in segments of 536 bytes. */
+/**
+ * The longest that honest clients begin with: an HTTP head of 16 KiB, a ClientHello of 2 in segments of 536 bytes. A sender
+ * gets no answer while its packets are held, so it sends its first window and no more: ten segments (RFC 6928), however
+ * small. What is cut finer than that is never whole, and lost by time; `packets` is for senders with a larger window.
+ */
 export const defaultLimits: FlowLimits = {
   bytes: 16_384,
   packets: 64,
