@@ -177,7 +177,9 @@ export class Stream {
 
   /**
    * Packets that carry nothing from `place` on are held no longer: their ids go into `ids`, and the caller lets them on. For
-   * protocols in which the peer must answer before there is more to read. Bytes past what was read stay.
+   * protocols in which the peer must answer before there is more to read. Bytes past what was read stay. From then on the
+   * stream must not begin anew: whatever ends the flow before a verdict has to end the connection in the kernel (its conntrack
+   * entry; with tcp_loose=0 nothing of it passes then), for a fresh stream would not know what the receiver has.
    */
   passUpTo(place: number, ids: number[]): void {
     const stop = Math.min(place, this.length);
