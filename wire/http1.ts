@@ -3,7 +3,7 @@
  * body ends. Stricter than RFC 9112 lets a recipient be wherever two recipients are known to disagree: what a server might
  * read in another way than we do (request smuggling) is refused, each shape by its own name. One pass from the left, each
  * byte judged by those before it: more bytes never change an answer.
- * Leaves out: responses, the meaning of all fields but Host, Content-Length, Transfer-Encoding, Upgrade; fields by which an
+ * Leaves out: responses, the meaning of all fields but Host, Content-Length, Transfer-Encoding, Expect, Upgrade; fields by which an
  * application lets the method or path be overridden (X-HTTP-Method-Override). The body is http1-body.ts's.
  */
 
@@ -12,7 +12,6 @@ import {
   COLON,
   CR,
   DELETE,
-  type FieldReason,
   isBlank,
   LF,
   LOWER,
@@ -23,86 +22,17 @@ import {
   TOKEN,
 } from './http1-field.ts';
 import { type Host, readHost } from './http1-host.ts';
-import { type Path, readTarget, type TargetForm, type TargetReason } from './http1-target.ts';
+import {
+  type BodyAmbiguity,
+  REQUEST_LIMITS,
+  type RequestHead,
+  type RequestLimits,
+  type RequestReason,
+} from './http1-request.ts';
+import { type Path, readTarget, type TargetForm } from './http1-target.ts';
 import { MORE, type Reading, read, refused } from './reading.ts';
 
-/** What comes behind the body, or at once. */
-export type Following =
-  | 'request'
-  /** The server may answer 101: from there on another protocol, which cannot be read. */
-  | 'upgrade'
-  /** CONNECT: from a 2xx answer on anything. */
-  | 'tunnel';
-
-export interface RequestHead {
-  /** A token; letters in upper case. */
-  readonly method: string;
-  readonly form: TargetForm;
-  /** As sent. */
-  readonly target: string;
-  /** Of the origin and the absolute form. */
-  readonly path: Path | undefined;
-  readonly version: '1.0' | '1.1';
-  /** Of the target where it has one, else of the Host field; they agree. Undefined: HTTP/1.0 without either. */
-  readonly host: Host | undefined;
-  readonly framing: 'none' | 'length' | 'chunked';
-  /** Bytes of the body; 0 where it is chunked. */
-  readonly contentLength: number;
-  readonly following: Following;
-  /** The protocols that Upgrade asks for, in lower case as written; empty without. */
-  readonly upgrade: string;
-  /** Bytes of the head, with the empty line behind it (and one before it). */
-  readonly length: number;
-}
-
-export type RequestReason =
-  | TargetReason
-  | FieldReason
-  // Bounds.
-  | 'head-too-long'
-  | 'line-too-long'
-  | 'too-many-fields'
-  // The request line.
-  | 'blank-lines'
-  | 'bad-method'
-  /** Servers differ on whether `get` is GET. */
-  | 'lower-case-method'
-  | 'bad-request-line'
-  | 'http-0.9'
-  | 'bad-version'
-  | 'http2-preface'
-  // Bytes and lines.
-  | 'bare-carriage-return'
-  /** A line that begins with white space: the rest of the one before it, to some. */
-  | 'obs-fold'
-  | 'missing-colon'
-  | 'space-before-colon'
-  | 'space-in-name'
-  | 'bad-name'
-  // Host.
-  | 'missing-host'
-  | 'duplicate-host'
-  /** The target names another host than the Host field. */
-  | 'conflicting-host'
-  // Framing.
-  | 'repeated-content-length'
-  | 'differing-content-lengths'
-  | 'content-length-with-transfer-encoding'
-  | 'bad-transfer-coding'
-  | 'repeated-transfer-encoding'
-  | 'transfer-encoding-in-http-1.0'
-  | 'connect-with-body';
-
-export interface RequestLimits {
-  /** Bytes from the first to the end of the empty line. */
-  readonly headBytes: number;
-  /** Bytes of one line without its end. */
-  readonly lineBytes: number;
-  readonly fields: number;
-}
-
-/** What common servers take at most (nginx 4 × 8 KiB, Apache 100 fields of 8 KiB, Node 16 KiB), or somewhat more. */
-export const REQUEST_LIMITS: RequestLimits = { headBytes: 32_768, lineBytes: 16_384, fields: 128 };
+export * from './http1-request.ts';
 
 /** Registered methods have at most 17 (RFC 9110 §16.1.1). */
 const METHOD_MAX = 32;
@@ -138,6 +68,7 @@ class HeadReader {
   #contentLength = -1;
   #chunked = false;
   #upgrade = '';
+  #expects = false;
 
   constructor(bytes: Uint8Array, limits: RequestLimits) {
     this.#bytes = bytes;
@@ -294,10 +225,15 @@ class HeadReader {
     }
   }
 
-  /** Of the four fields that say where a request goes and where it ends. */
+  /** Of the fields that say where a request goes and where it ends. */
   #meaning(start: number, nameEnd: number, lineEnd: number): boolean {
     const length = nameEnd - start;
     if (length === 4 && this.#named(start, 'host')) return this.#hostField(this.#value(nameEnd, lineEnd));
+    if (length === 6 && this.#named(start, 'expect')) {
+      // RFC 9110 §10.1.1: there is no other.
+      this.#expects = this.#value(nameEnd, lineEnd).toLowerCase() === '100-continue';
+      return this.#expects || this.#refuse('unknown-expectation');
+    }
     if (length === 7 && this.#named(start, 'upgrade')) {
       const value = this.#value(nameEnd, lineEnd).toLowerCase();
       this.#upgrade = this.#upgrade === '' ? value : `${this.#upgrade}, ${value}`;
@@ -364,10 +300,15 @@ class HeadReader {
       if (this.#contentLength >= 0) return this.#refuse('content-length-with-transfer-encoding');
       if (this.#minor === 0) return this.#refuse('transfer-encoding-in-http-1.0');
     }
-    if (this.#method === 'CONNECT' && (this.#chunked || this.#contentLength > 0)) {
-      return this.#refuse('connect-with-body');
-    }
-    return true;
+    const body = this.#chunked || this.#contentLength > 0;
+    return !(body && (this.#method === 'CONNECT' || this.#method === 'TRACE')) || this.#refuse('forbidden-body');
+  }
+
+  #bodyAmbiguous(): readonly BodyAmbiguity[] {
+    const meaningless = this.#method === 'GET' || this.#method === 'HEAD' || this.#method === 'DELETE';
+    if (!meaningless && !this.#expects) return NOT_AMBIGUOUS;
+    const found: BodyAmbiguity[] = this.#expects ? ['expects-continue'] : [];
+    return meaningless ? [...found, 'body-without-meaning'] : found;
   }
 
   head(): RequestHead {
@@ -381,6 +322,7 @@ class HeadReader {
       host: this.#targetHost ?? this.#host,
       framing: this.#chunked ? 'chunked' : contentLength > 0 ? 'length' : 'none',
       contentLength,
+      bodyAmbiguous: this.#chunked || contentLength > 0 ? this.#bodyAmbiguous() : NOT_AMBIGUOUS,
       following: this.#method === 'CONNECT' ? 'tunnel' : this.#upgrade === '' ? 'request' : 'upgrade',
       upgrade: this.#upgrade,
       length: this.#at,
@@ -388,6 +330,7 @@ class HeadReader {
   }
 }
 
+const NOT_AMBIGUOUS: readonly BodyAmbiguity[] = Object.freeze([]);
 const VERSION = Uint8Array.from(Buffer.from('HTTP/1.1'));
 function afterMethod(byte: number, begun: boolean): RequestReason {
   if (byte === LF) return 'bare-line-feed';

@@ -67,8 +67,8 @@ function serve(socket: Socket, { heads, others }: Recording): void {
   });
 }
 
-const brief = ({ method, form, host, path, framing, following }: RequestHead): string =>
-  `${method} ${form} ${host?.kind} ${host?.text} ${path?.normal} ${framing} ${following}`;
+const brief = ({ method, form, host, path, framing, following, bodyAmbiguous }: RequestHead): string =>
+  [method, form, host?.kind, host?.text, path?.normal ?? 'undefined', framing, following, ...bodyAmbiguous].join(' ');
 
 t.test('node:http', async (t) => {
   const recording = await record(t);
@@ -144,6 +144,11 @@ t.test('curl', async (t) => {
       'a file in chunks',
       ['-H', 'Transfer-Encoding: chunked', '-d', 'x'.repeat(5000), 'http://a.test/'],
       ['POST origin name a.test / chunked request'],
+    ],
+    [
+      'a file that waits for leave',
+      ['-H', 'Expect: 100-continue', '--expect100-timeout', '0.01', '-d', 'x=1', 'http://a.test/'],
+      ['POST origin name a.test / length request expects-continue'],
     ],
     ['upper case and a trailing dot', ['http://A.TEST./'], ['GET origin name a.test / none request']],
     ['an IPv6 literal', ['-g', 'http://[2001:DB8:0::80]:81/'], ['GET origin ipv6 2001:db8::80 / none request']],
