@@ -279,9 +279,16 @@ const addressPort = ({ address, family, port }: Target): string =>
 /** `2026-03-29T01:00:00Z`, `2026-03-29T03:00+02:00`: with an offset, since a local time may exist twice or not at all. */
 export function timeArgument(text: string): number {
   const form = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)$/;
-  const time = form.test(text) ? Date.parse(text) : Number.NaN;
+  const time = form.test(text) && isDay(text) ? Date.parse(text) : Number.NaN;
   if (time >= 0) return time;
   throw new InvalidArgumentError('expected a time since 1970 like 2026-03-29T01:00:00Z or 2026-03-29T03:00+02:00');
+}
+
+/** Date.parse takes 30 February for 2 March. */
+function isDay(text: string): boolean {
+  const day = text.slice(0, 10);
+  const parsed = Date.parse(day);
+  return !Number.isNaN(parsed) && new Date(parsed).toISOString().startsWith(day);
 }
 
 interface Flags {

@@ -155,7 +155,7 @@ const metaFields = {
 function timestamp() {
   return Type.String({
     maxLength: 20,
-    pattern: '^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z$',
+    pattern: '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$',
     expected: 'a time like 2026-11-25T12:00:00Z',
   });
 }

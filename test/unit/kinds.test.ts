@@ -166,6 +166,8 @@ const rows: Row[] = [
     'metadata.annotations["__proto__"]',
   ],
   ['Pod', 'metadata.creationTimestamp', 'yesterday', /^a time like/, '"yesterday"'],
+  ['EgressIP', 'metadata.creationTimestamp', '2026-13-01T12:00:00Z', /^a time like/, '"2026-13-01T12:00:00Z"'],
+  ['EgressIP', 'metadata.creationTimestamp', '2026-12-01T24:00:00Z', /^a time like/, '"2026-12-01T24:00:00Z"'],
   ['EgressIP', 'spec', undefined, 'an object', 'nothing'],
   ['EgressIP', 'spec', null, 'an object', 'null'],
   ['EgressIP', 'spec', [], 'an object', 'an empty list'],

@@ -439,7 +439,14 @@ t.test('the command: explain --at, get, lint', async (t) => {
   const midnight = await ask('2026-11-27T23:30:00Z');
   t.notMatch(midnight.out, /does not apply/);
   t.match(midnight.out, /^drop \(rule\)\nDropped by namespace\/a\/calm/m);
-  for (const bad of ['noon', '2026-11-27T12:00', '2026-11-27', '2026-13-27T12:00Z', '1969-01-01T00:00Z']) {
+  for (const bad of [
+    'noon',
+    '2026-11-27T12:00',
+    '2026-11-27',
+    '2026-13-27T12:00Z',
+    '2026-02-30T12:00Z',
+    '1969-01-01T00:00Z',
+  ]) {
     t.match(await ask(bad), { code: 2, err: /expected a time since 1970/ }, bad);
   }
 
