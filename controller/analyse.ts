@@ -15,7 +15,13 @@ import {
   typeOfIcmp,
 } from '../api/kinds.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
-import { judgeRules, objectKeyOfRule, type RuleCode, type RuleFinding } from '../policy/analysis/rules.ts';
+import {
+  type Judgement,
+  judgeRules,
+  objectKeyOfRule,
+  type RuleCode,
+  type RuleFinding,
+} from '../policy/analysis/rules.ts';
 import { certainGroups, type ScopedRule } from '../policy/analysis/scope.ts';
 import type { AnyRule } from '../policy/applies.ts';
 import type { Binding } from '../policy/bind.ts';
@@ -44,6 +50,7 @@ export interface ObjectFinding {
 
 /** Beside those of rules (ruleCodes) and of status. */
 export const analysisCodes = {
+  NotJudged: 'rules that there is too much to compare with, of which one is named',
   SelectsNoPod: 'a rule whose selectors match no pod',
   UnknownServiceAccount: 'a rule that names a service account that no pod has',
   ServesNoPod: 'an EgressIP that no pod leaves with',
@@ -53,8 +60,8 @@ export const analysisCodes = {
   BeginsNothing: 'a port of an ExternalService with types of ICMP that begin no flow, so that no rule matches by it',
 } as const;
 
-/** `lists`: what is known of `addressesFrom`. */
-export function analyse(objects: Snapshot, lists: KnownLists = new Map()): ObjectFinding[] {
+/** `lists`: what is known of `addressesFrom`; `most`: as judgeRules has it. */
+export function analyse(objects: Snapshot, lists: KnownLists = new Map(), most?: number): ObjectFinding[] {
   const soft = new Set<string>();
   const snapshot = new Map<string, AnyObject>();
   for (const [key, object] of objects) {
@@ -78,7 +85,14 @@ export function analyse(objects: Snapshot, lists: KnownLists = new Map()): Objec
     ...beginningNothing(snapshot),
   ];
   const said = new Set([...findings, ...rest].map(({ object, code }) => `${object} ${code}`));
-  for (const finding of judge(snapshot, result, soft, unread)) {
+  const { findings: judged, undecided } = judge(snapshot, result, soft, unread, most);
+  const [first] = undecided;
+  if (first !== undefined) {
+    const others = undecided.length === 1 ? 'this rule is' : `this rule and ${undecided.length - 1} others are`;
+    const message = `there is too much to compare it with: whether ${others} ever reached, and may permit anything, is not known; look at one namespace at a time`;
+    findings.push({ object: objectKeyOfRule(first), severity: 'warning', code: 'NotJudged', message });
+  }
+  for (const finding of judged) {
     const object = objectKeyOfRule(finding.rule);
     if (finding.code === 'MatchesNothing' && said.has(`${object} ExternalServiceNotFound`)) continue;
     findings.push({ object, severity: 'warning', code: finding.code, message: ruleMessage(finding, result.binding) });
@@ -154,7 +168,8 @@ function judge(
   { binding, pools }: PlanResult,
   soft: ReadonlySet<string>,
   unread: ReadonlySet<string>,
-): RuleFinding[] {
+  most: number | undefined,
+): Judgement {
   const defaults = new Map<string, 'Drop' | 'Accept'>();
   for (const { settings, workloads } of pools.values()) {
     if (!('pool' in settings)) continue;
@@ -177,7 +192,14 @@ function judge(
       keys !== '*' && keys.some((key) => unread.has(serviceName(key))) ? [id] : [],
     ),
   );
-  return judgeRules({ rules, services, groups: [...groups, ...certainGroups(scoped, lonely, labels)], soft, open });
+  return judgeRules({
+    rules,
+    services,
+    groups: [...groups, ...certainGroups(scoped, lonely, labels)],
+    soft,
+    open,
+    most,
+  });
 }
 
 const rulesOf = (snapshot: Snapshot): AnyRule[] => [

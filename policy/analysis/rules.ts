@@ -3,12 +3,15 @@
  * the context, or the verdict of a context above, comes first everywhere), and accepts that can never permit. Decided
  * cell by cell (cells.ts) for every group of pods that the rule applies to, so that a finding is true and no guess.
  * What holds only at times (a schedule), is only counted (audit), or is a field that this file does not know never
- * counts as in the way; a group that is too large to decide yields no finding.
+ * counts as in the way; rules of a group that is too large to decide are named, and no more is said of them.
  */
 
+import { type Address, parseRange } from '../../api/address.ts';
 import { portProtocols } from '../../api/kinds.ts';
-import type { Context, GroupEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
+import type { Context, Family, GroupEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
+import { PrefixSet } from '../../api/prefix-set.ts';
+import { must } from '../../api/result.ts';
 import type { Destination, ServiceTest } from '../destination.ts';
 import { compileService } from '../destination.ts';
 import { type CompiledRedirect, canRedirect, compileRedirect } from '../redirect.ts';
@@ -31,6 +34,12 @@ export interface RuleFinding {
   blockers: string[];
 }
 
+export interface Judgement {
+  findings: RuleFinding[];
+  /** Ids of rules that there is too much to compare with. */
+  undecided: string[];
+}
+
 /** Pods with one policy. */
 export interface JudgedGroup extends GroupEntry {
   /** Of the pool that carries them; absent: not known, so that it may be Accept. */
@@ -48,6 +57,8 @@ export interface JudgedPolicy {
   soft?: ReadonlySet<string>;
   /** Ids of rules that name lists that are not known here: they may match anything. */
   open?: ReadonlySet<string>;
+  /** Comparisons that it may take; absent: some seconds' worth. */
+  most?: number | undefined;
 }
 
 /**
@@ -74,8 +85,9 @@ function isFirm(entry: RuleEntry): boolean {
   );
 }
 
-/** Tests of one service against one cell, over all groups: some seconds. */
+/** Tests of one service against one cell or address, over all groups: some seconds. And of one group, so that others have their turn. */
 const MAX_TESTS = 20_000_000;
+const MAX_GROUP_TESTS = 5_000_000;
 
 interface Facts {
   named: boolean;
@@ -86,27 +98,40 @@ interface Facts {
   above: Set<string>;
 }
 
+/** An external service, read once for all groups. */
+interface Known {
+  entry: ServiceEntry;
+  set: PrefixSet;
+  test: ServiceTest;
+}
+
 interface Walked {
   id: string;
   entry: RuleEntry;
   firm: boolean;
-  tests: ServiceTest[] | '*';
+  services: Known[] | '*';
   redirect?: CompiledRedirect;
 }
 
+/** A rule at an address: with the services that have it. */
+interface There {
+  rule: Walked;
+  tests: ServiceTest[] | '*';
+}
+
 /** In the order of the rules' ids; rules that no group has are not judged. */
-export function judgeRules({ rules, services, groups, soft, open }: JudgedPolicy): RuleFinding[] {
+export function judgeRules({ rules, services, groups, soft, open, most }: JudgedPolicy): Judgement {
   const facts = new Map<string, Facts>();
-  const tests = new Map(Object.entries(services).map(([key, entry]) => [key, compileService(entry)]));
+  const known = new Map(Object.entries(services).map(([key, entry]) => [key, knownOf(entry)]));
   const walked = new Map<string, Walked>();
   for (const [id, entry] of Object.entries(rules)) {
     const any = entry.services === '*' || open?.has(id) === true;
-    const own = any ? '*' : (entry.services as string[]).flatMap((key) => tests.get(key) ?? []);
+    const own = any ? '*' : (entry.services as string[]).flatMap((key) => known.get(key) ?? []);
     const firm = isFirm(entry) && !soft?.has(id) && !open?.has(id);
     const redirect = entry.redirect && { redirect: compileRedirect(entry.redirect) };
-    walked.set(id, { id, entry, firm, tests: own, ...redirect });
+    walked.set(id, { id, entry, firm, services: own, ...redirect });
   }
-  const budget = { tests: MAX_TESTS };
+  let left = most ?? MAX_TESTS;
   const seen = new Set<string>();
   for (const group of groups) {
     const key = JSON.stringify([group.rules, group.defaultAction, group.only]);
@@ -123,21 +148,33 @@ export function judgeRules({ rules, services, groups, soft, open }: JudgedPolicy
       facts.set(id, { ...none, shadow: new Set(), above: new Set() });
     }
     const own = new Map(judged.flatMap(({ id }) => [[id, facts.get(id) as Facts]]));
+    const budget = { tests: Math.min(left, MAX_GROUP_TESTS) };
+    left -= budget.tests;
     try {
-      judgeGroup(lists, services, group.defaultAction === 'Drop', own, budget);
+      judgeGroup(lists, known, group.defaultAction === 'Drop', own, budget);
     } catch (error) {
       if (!(error instanceof TooLarge)) throw error;
-      for (const fact of own.values()) fact.undecided = true;
+      for (const [id, fact] of own) fact.undecided ||= !isSettled(rules[id] as RuleEntry, fact);
     }
+    left += Math.max(0, budget.tests);
   }
   const order = new Map(Object.keys(rules).map((id, index) => [id, index]));
   const byOrder = (a: string, b: string): number => (order.get(a) ?? 0) - (order.get(b) ?? 0);
-  return [...facts].flatMap(([id, fact]): RuleFinding[] => {
+  const findings = [...facts].flatMap(([id, fact]): RuleFinding[] => {
     const rule = rules[id];
     if (rule === undefined || fact.undecided) return [];
     const code = codeOf(rule, fact, rules);
     return code === undefined ? [] : [{ rule: id, code, blockers: [...fact.shadow, ...fact.above].sort(byOrder) }];
   });
+  return { findings, undecided: [...facts].flatMap(([id, { undecided }]) => (undecided ? [id] : [])) };
+}
+
+function knownOf(entry: ServiceEntry): Known {
+  return {
+    entry,
+    set: PrefixSet.of(entry.addresses.map((text) => must(parseRange(text)))),
+    test: compileService(entry),
+  };
 }
 
 function codeOf(rule: RuleEntry, fact: Facts, rules: JudgedPolicy['rules']): RuleCode | undefined {
@@ -153,9 +190,13 @@ function codeOf(rule: RuleEntry, fact: Facts, rules: JudgedPolicy['rules']): Rul
   return permits ? 'Contradicted' : 'Overruled';
 }
 
+/** Nothing that another flow or another group shows would change what is said of the rule. */
+const isSettled = ({ action, context }: RuleEntry, { may, permits }: Facts): boolean =>
+  may && (permits || action !== 'accept' || context === 'service');
+
 function judgeGroup(
   lists: readonly Walked[][],
-  services: JudgedPolicy['services'],
+  known: ReadonlyMap<string, Known>,
   defaultDrops: boolean,
   facts: Map<string, Facts>,
   budget: { tests: number },
@@ -163,19 +204,51 @@ function judgeGroup(
   // What hands on nothing that a pod asks for may hand on what a redirect leads there.
   const redirects = lists.flat().some(({ redirect }) => redirect !== undefined);
   if (redirects) for (const fact of facts.values()) fact.permits = true;
-  const named = new Set(lists.flat().flatMap(({ entry }) => (entry.services === '*' ? [] : entry.services)));
+  const stillOpen = (): Walked[] =>
+    lists.flat().filter(({ id, entry }) => {
+      const fact = facts.get(id);
+      return fact !== undefined && !isSettled(entry, fact);
+    });
+  const open = stillOpen();
+  const focus = open.some(({ services }) => services === '*')
+    ? undefined
+    : open.flatMap(({ services }) => services as Known[]).map(({ set }) => set);
+  const named = [...new Set(lists.flat().flatMap(({ entry }) => (entry.services === '*' ? [] : entry.services)))];
   for (const family of families) {
-    const known = [...named].flatMap((key) => services[key] ?? []);
-    const { addresses, traffic } = cellsOf(redirects ? [...known, withPorts] : known, family);
+    const near = new Set(
+      named
+        .flatMap((key) => known.get(key) ?? [])
+        .filter(({ set }) => focus === undefined || focus.some((other) => meet(set, other, family))),
+    );
+    const entries = [...near].map(({ entry }) => entry);
+    const { addresses, traffic } = cellsOf(redirects ? [...entries, withPorts] : entries, family);
     for (const address of addresses) {
+      if (focus !== undefined && !focus.some((set) => set.has(address.sample))) continue;
+      const there = lists.map((list) => list.flatMap((rule) => thereOf(rule, address.sample, near, budget)));
       for (const kind of traffic) {
         const destination = sampleOf(address, kind);
-        const inCell = lists.map((list) => list.filter((rule) => matches(rule, destination, budget)));
+        const inCell = there.map((list) =>
+          list.filter((one) => matches(one, destination, budget)).map(({ rule }) => rule),
+        );
         judgeCell(inCell, defaultDrops, facts);
       }
+      if (stillOpen().length === 0) return;
     }
   }
 }
+
+function thereOf(rule: Walked, address: Address, near: ReadonlySet<Known>, budget: { tests: number }): There[] {
+  const { services } = rule;
+  if (services === '*') return [{ rule, tests: '*' }];
+  spend(budget, services.length);
+  const tests = services.flatMap((one) => (near.has(one) && one.set.has(address) ? [one.test] : []));
+  return tests.length === 0 ? [] : [{ rule, tests }];
+}
+
+const meet = (a: PrefixSet, b: PrefixSet, family: Family): boolean => {
+  const [few, many] = a.ranges(family).length < b.ranges(family).length ? [a, b] : [b, a];
+  return few.ranges(family).some((range) => many.intersects(range));
+};
 
 /** What a redirect can take, as the evaluator has it: the boundary of protocols. */
 const withPorts: ServiceEntry = {
@@ -183,11 +256,15 @@ const withPorts: ServiceEntry = {
   ports: [...portProtocols].map((protocol) => ({ protocol, ports: null })),
 };
 
-function matches({ tests, redirect }: Walked, destination: Destination, budget: { tests: number }): boolean {
-  if (redirect !== undefined && !canRedirect(redirect, destination)) return false;
-  if (tests === '*') return true;
-  budget.tests -= tests.length;
+function spend(budget: { tests: number }, tests: number): void {
+  budget.tests -= tests;
   if (budget.tests < 0) throw new TooLarge('rules and destinations');
+}
+
+function matches({ rule, tests }: There, destination: Destination, budget: { tests: number }): boolean {
+  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) return false;
+  if (tests === '*') return true;
+  spend(budget, tests.length);
   return tests.some((test) => test(destination) === 'match');
 }
 

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import t from 'tap';
 import { trafficText } from '../../cli/simulate.ts';
-import { analysisCodes } from '../../controller/analyse.ts';
+import { analyse, analysisCodes } from '../../controller/analyse.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
@@ -411,6 +411,24 @@ t.test('lint: every code, and its neighbour that is none', async (t) => {
   ]);
   t.same(await lint(serve), [], 'without a GatewayPool nothing is known of egress');
   met.add('NoEgressIP').add('NotCarried');
+
+  const { snapshot } = await loadDirectory(
+    directory(
+      ...world,
+      nsgr('a', '{ action: drop, externalServices: [half] }'),
+      nsgr('b', '{ action: drop, externalServices: [half] }'),
+      serve,
+    ),
+  );
+  t.match(analyse(snapshot, new Map(), 3), [
+    {
+      object: 'NamespaceEgressRule/shop/a',
+      code: 'NotJudged',
+      message: /^there is too much to compare it with: whether this rule and 2 others are ever reached/,
+    },
+  ]);
+  t.match(analyse(snapshot), [{ code: 'Shadowed' }]);
+  met.add('NotJudged');
 
   t.same(
     [...Object.keys(ruleCodes), ...Object.keys(analysisCodes)].filter((code) => !met.has(code)),
