@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { parse } from 'yaml';
-import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
+import { type AnyObject, objectKey, parseObject, type ScheduleWindow } from '../../api/kinds.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { runCli } from '../../cli/program.ts';
 import { Alarm } from '../../controller/alarm.ts';
@@ -20,6 +20,7 @@ import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { startPlanClient } from '../../daemon/stream-client.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
+import { scheduleState } from '../../policy/schedule.ts';
 
 type Json = Record<string, unknown>;
 const utc = (at: string): number => Date.parse(`${at.replace(' ', 'T')}Z`);
@@ -92,6 +93,19 @@ const outcomes = (gatewayPlan: GatewayPlan | undefined): string[] => {
 const both = (outcome: string): string[] => [outcome, outcome];
 /** A slow machine's second. A controller that missed an edge would see it within a minute. */
 const SOON_MS = 10_000;
+
+t.test('a clock that is set back finds the schedule as it was then', async (t) => {
+  const schedule: ScheduleWindow[] = [{ from: '08:00', to: '17:00', timezone: 'UTC' }];
+  for (const [at, open, until] of [
+    ['2026-11-27 12:00:00', true, '2026-11-27 17:00:00'],
+    ['2026-11-27 04:00:00', false, '2026-11-27 08:00:00'],
+    ['2026-11-26 12:00:00', true, '2026-11-26 17:00:00'],
+    ['2022-11-26 17:00:00', false, '2022-11-27 08:00:00'],
+    ['2026-11-27 12:00:00', true, '2026-11-27 17:00:00'],
+  ] as const) {
+    t.same(scheduleState(schedule, utc(at)), { open, nextChange: utc(until) }, at);
+  }
+});
 
 t.test('what a schedule may be', async (t) => {
   const good: unknown[] = [
