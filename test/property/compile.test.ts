@@ -9,7 +9,9 @@ import type {
   EgressIPEntry,
   GatewayPlan,
   GroupEntry,
+  Redirect,
   RuleEntry,
+  RuleLimits,
   ServiceEntry,
   WorkloadEntry,
 } from '../../api/plan.ts';
@@ -49,19 +51,27 @@ const rule = fc
     mode: fc.option(fc.constant('Audit' as const), { nil: undefined, freq: 5 }),
     logging: fc.option(fc.constantFrom('All' as const, 'None' as const), { nil: undefined, freq: 4 }),
     redirect: fc.option(
-      fc.record({ address: fc.constantFrom('198.51.100.90', '2001:db8:100::90'), port: fc.constantFrom(80, 8080) }),
-      { nil: undefined, freq: 4 },
+      fc.record(
+        {
+          address: fc.constantFrom('198.51.100.90', '2001:db8:100::90'),
+          port: fc.constantFrom(80, 8080),
+          forbidden: fc.constant('it is the address of a pod'),
+        },
+        { requiredKeys: ['address'] },
+      ),
+      { nil: undefined, freq: 2 },
     ),
     limits: fc.option(
       fc.record(
         {
           maxConnections: fc.integer({ min: 1, max: 9 }),
+          connectionsPerSecond: fc.integer({ min: 1, max: 9 }),
           bandwidth: fc.constantFrom(1e6, 5e6),
           shards: fc.subarray(['edge/s0', 'edge/s1'], { minLength: 1 }),
         },
         { requiredKeys: ['shards'] },
       ),
-      { nil: undefined, freq: 4 },
+      { nil: undefined, freq: 2 },
     ),
   })
   .map(({ redirect, limits, mode, logging, ...rest }): RuleEntry => {
@@ -104,10 +114,19 @@ const service = fc.record({
       ports: fc.option(
         fc.array(
           fc.record({
-            protocol: fc.constantFrom(6, 17, 1, 47),
-            ports: fc.option(fc.constant([[80, 90]] as [number, number][]), { nil: null }),
+            protocol: fc.constantFrom(6, 17, 132, 1, 58, 47),
+            ports: fc.option(
+              fc.constantFrom<[number, number][]>(
+                [[80, 90]],
+                [
+                  [443, 443],
+                  [2048, 2303],
+                ],
+              ),
+              { nil: null, freq: 2 },
+            ),
           }),
-          { maxLength: 2 },
+          { minLength: 1, maxLength: 4 },
         ),
         { nil: null },
       ),
@@ -298,13 +317,12 @@ const machine: fc.Arbitrary<Machine> = fc.record({
   reversePathFilter: fc.boolean(),
   heldShards: fc.subarray(['s0', 's1']),
 });
-const steps = fc.array(
-  fc.record({ edits: fc.array(edit, { minLength: 1, maxLength: 6 }), machine, told: fc.boolean() }),
-  {
-    minLength: 1,
-    maxLength: 12,
-  },
-);
+const stepOf = (minLength: number, maxLength: number) =>
+  fc.record({ edits: fc.array(edit, { minLength, maxLength }), machine, told: fc.boolean() });
+/** The first makes a plan of it in which there is something of everything. */
+const steps = fc
+  .tuple(stepOf(12, 40), fc.array(stepOf(1, 6), { minLength: 1, maxLength: 11 }))
+  .map(([first, rest]) => [first, ...rest]);
 
 /** Plain, and in one order. */
 function plain({ sets, chains, ...rest }: Ruleset): unknown {
@@ -386,7 +404,73 @@ t.test('what is moved to another number by others is compiled again', async (t) 
   t.ok(moves > 10, `${moves} moves`);
 });
 
+/** What of a plan the kernel decides by; the compiler of TypeScript sees to it that none is forgotten here. */
+const fields: {
+  rules: Record<keyof RuleEntry, true>;
+  redirect: Record<keyof Redirect, true>;
+  limits: Record<keyof RuleLimits, true>;
+  services: Record<keyof ServiceEntry, true>;
+  groups: Record<keyof GroupEntry, true>;
+  egressIPs: Record<keyof EgressIPEntry, true>;
+  workloads: Record<keyof WorkloadEntry, true>;
+} = {
+  rules: {
+    context: true,
+    namespace: true,
+    name: true,
+    action: true,
+    mode: true,
+    logging: true,
+    priority: true,
+    services: true,
+    redirect: true,
+    limits: true,
+  },
+  redirect: { address: true, port: true, forbidden: true },
+  limits: { connectionsPerSecond: true, maxConnections: true, bandwidth: true, shards: true },
+  services: { addresses: true, ports: true, limits: true },
+  groups: { namespace: true, audit: true, rules: true },
+  egressIPs: { spread: true, destinations: true, limits: true, bandwidth: true },
+  workloads: {
+    namespace: true,
+    name: true,
+    uid: true,
+    node: true,
+    services: true,
+    addresses: true,
+    group: true,
+    egress: true,
+    egressIP: true,
+    destinations: true,
+    elsewhere: true,
+  },
+};
+
+/** Counts the fields that the plan's objects have, and of rules which actions in which contexts, of services protocols. */
+function note(plan: GatewayPlan, met: Map<string, number>): void {
+  const add = (what: string): void => {
+    met.set(what, (met.get(what) ?? 0) + 1);
+  };
+  const addAll = (kind: keyof typeof fields, object: object | undefined): void => {
+    for (const field of Object.keys(object ?? {})) add(`${kind}.${field}`);
+  };
+  for (const entry of Object.values(plan.rules)) {
+    addAll('rules', entry);
+    addAll('redirect', entry.redirect);
+    addAll('limits', entry.limits);
+    add(`${entry.action} in ${entry.context}`);
+  }
+  for (const entry of Object.values(plan.services)) {
+    addAll('services', entry);
+    for (const { protocol, ports } of entry.ports ?? []) add(`protocol ${protocol}${ports === null ? '' : ' ports'}`);
+  }
+  for (const kind of ['groups', 'egressIPs', 'workloads'] as const) {
+    for (const entry of Object.values(plan[kind])) addAll(kind, entry);
+  }
+}
+
 t.test('step by step is as good as all at once', async (t) => {
+  const met = new Map<string, number>();
   await fc.assert(
     fc.asyncProperty(steps, fc.constantFrom(1, 6, 64), async (list, compared) => {
       const plan = basePlan();
@@ -399,6 +483,7 @@ t.test('step by step is as good as all at once', async (t) => {
         for (const change of edits) change(next);
         const delta = diffPlan(plan, next);
         changePlan(plan, delta);
+        note(plan, met);
         compiler.update(plan, told ? delta : undefined, facts);
         compiler.guard(false);
         await kernel.run(compiler.table.take());
@@ -424,6 +509,19 @@ t.test('step by step is as good as all at once', async (t) => {
       }
     }),
     { numRuns: 30 },
+  );
+  const wanted = [
+    ...Object.entries(fields).flatMap(([kind, names]) => Object.keys(names).map((name) => `${kind}.${name}`)),
+    ...['accept', 'accept-decisively', 'drop', 'reject'].flatMap((action) =>
+      ['cluster', 'namespace', 'service'].map((context) => `${action} in ${context}`),
+    ),
+    ...[6, 17, 132, 1, 58].flatMap((protocol) => [`protocol ${protocol}`, `protocol ${protocol} ports`]),
+    'protocol 47',
+  ];
+  t.same(
+    wanted.filter((what) => (met.get(what) ?? 0) < 3),
+    [],
+    'every field, every action in each context and every protocol was met',
   );
 });
 
