@@ -191,6 +191,30 @@ t.test('precedence: of two EgressIPs the one that comes first by the first that 
   t.same(serves(run([...names.reverse(), pod('pay', 5)]), 'uid-pay', '198.51.100.80'), ['one'], 'the name');
 });
 
+t.test('an EgressIP of another gateway pool serves only what that pool carries', async (t) => {
+  const only = (name: string) => ({ namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': name } } });
+  const other = object('GatewayPool', 'q', {
+    spec: {
+      ...only('b'),
+      gateways: [{ name: 'h1', internalAddress: '10.0.1.1' }],
+      interfaces: { internal: 'in', external: { name: 'out' } },
+      nextHops: { v4: ['10.0.1.64'] },
+      steering: { mode: 'VXLAN', vni: 2 },
+    },
+  });
+  const elsewhere = object('EgressIPPool', 'e', {
+    spec: { gatewayPool: 'q', ranges: ['203.0.113.1-203.0.113.9'], namespaceSelector: {} },
+  });
+  const far = egressIP('far', { pool: 'e', addresses: ['203.0.113.5'], namespaces: ['a', 'b'] });
+  const world = [gatewayPool(only('a')), other, elsewhere, far, pod('one', 1), pod('two', 2, {}, 'b')];
+  const alone = run(world);
+  t.same(serves(alone, 'uid-one', '198.51.100.1'), [], 'a pod of another pool has nothing of it');
+  t.match(alone.pools.get('q')?.workloads, { 'uid-two': { egress: { 4: { address: '203.0.113.5' } } } });
+  const both = run([...world, egressIP('near', { addresses: ['192.0.2.9'], ...only('a') })]);
+  t.same(serves(both, 'uid-one', '198.51.100.1'), ['near'], 'nor is it in the way of one that is of its pool');
+  t.not(condition(both, 'near', 'Conflicted')?.status, 'True');
+});
+
 t.test('conflicts: of what, and with whom', async (t) => {
   const same = { namespaces: ['a'], destinations: ['198.51.100.0/24', '2001:db8:100::/64'] };
   const result = run([
