@@ -1,7 +1,9 @@
 /**
  * Limits of rules as nftables sets: an element for each rule's mark, with a limit of its own (kernel/nft.ts). It knows
  * what has passed for as long as it stays, whatever becomes of the chains that ask it; a change of the limit, or of this
- * gateway's share of it, makes that one element anew.
+ * gateway's share of it, makes that one element anew. It then counts from 0: the kernel can change no limit in place,
+ * and adds a connection to a count only when its first packet comes by. Connections from before are beside the limit
+ * for as long as they last (docs/rules.md, limits).
  */
 import type { RuleLimits } from '../api/plan.ts';
 import { connectionLimitText, markText, rateLimitText } from '../kernel/nft.ts';
