@@ -49,9 +49,11 @@ export class Sources {
   }
 
   /** Those of a workload's addresses that are its own, each once. */
-  addressesOf(workload: WorkloadEntry): string[] {
+  addressesOf(workload: WorkloadEntry): readonly string[] {
     const { addresses } = workload;
     const all = this.#claimants.size === 0;
+    // Nearly always.
+    if (all && addresses.length <= 2 && addresses[0] !== addresses[1]) return addresses;
     return addresses.filter(
       (address, at) => addresses.indexOf(address) === at && (all || this.#owners.get(address) === workload),
     );
