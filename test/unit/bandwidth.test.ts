@@ -200,6 +200,14 @@ t.test('plans and statuses: each limit with the shards over which it is divided'
     undefined,
     'a rule in audit accepts nothing',
   );
+  const veto = object(
+    'NamespaceEgressRule',
+    'backup',
+    { spec: { action: 'drop', externalServices: ['store'] } },
+    inShop,
+  );
+  const dropped = planned([eip({ egress: '1Gbit' }), store, veto]);
+  t.same(dropped.pools.get('edge')?.services['shop/store']?.limits?.[1]?.shards, undefined, 'nor does one that drops');
   const plain = object('EgressIP', 'shop', { spec: { pool: 'public', count: 1, namespaces: ['shop'] } });
   t.same(planned([plain]).pools.get('edge')?.egressIPs, {});
 });

@@ -9,6 +9,7 @@ import { CT_DECIDED } from '../../api/names.ts';
 import type { GatewayPlan } from '../../api/plan.ts';
 import { type Answer, explain } from '../../cli/explain.ts';
 import { answerText } from '../../cli/explain-text.ts';
+import { PlanCache } from '../../controller/plan/cache.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers, type Peers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
@@ -251,6 +252,14 @@ t.test('an address that becomes a forbidden one is, from then on', async (t) => 
   t.equal(compilePolicy(planOf(was)).decide(tcp(WEB[4])).verdict, 'accept');
   t.equal(compilePolicy(planOf(is)).decide(tcp(WEB[4])).verdict, 'drop');
   t.ok(touches(planOf(was), planOf(is)), 'and flows are looked at');
+
+  const cache = new PlanCache();
+  const gone = new Map([...after].filter(([key]) => key !== 'Pod/b/far'));
+  const verdicts = [before, after, gone, after, before].map((snapshot) => {
+    const result = plan(snapshot, emptyMemory(), noPeers(), 0, new Map(), cache);
+    return compilePolicy(planOf(result)).decide(tcp(WEB[4])).verdict;
+  });
+  t.same(verdicts, ['accept', 'drop', 'accept', 'drop', 'accept'], 'and no longer, as the pod comes and goes');
 });
 
 t.test('explain says where a flow goes, and why it may not', async (t) => {
