@@ -15,6 +15,7 @@ import { basePlan, directPlan, EGRESS, PODS, WEB } from './gateway-plans.ts';
 t.setTimeout(570_000);
 /** As long as the figure of the issue is about. */
 const SECONDS = 10;
+const TRIES = 4;
 const rigs = { VXLAN: await FlowRig.create('bw-vx', 'VXLAN'), Direct: await FlowRig.create('bw-di', 'Direct') };
 t.teardown(async () => {
   for (const rig of Object.values(rigs)) await rig.close();
@@ -75,11 +76,25 @@ const transfer = (pod: keyof typeof PODS, port: number, more: Partial<Transfer> 
 const text = ({ mean, seconds }: Goodput): string =>
   `${mean.toFixed(1)} Mbit/s (${seconds.map((rate) => rate.toFixed(0)).join(' ')})`;
 
-function between(test: Test, got: Goodput | undefined, least: number, most: number, what: string): void {
-  test.ok(
-    got !== undefined && got.mean >= least && got.mean <= most,
-    `${what}: ${got && text(got)}, of ${least} to ${most}`,
-  );
+type Figure = [got: Goodput | undefined, least: number, most: number, what: string];
+const isShort = ([got, least]: Figure): boolean => got !== undefined && got.mean < least;
+const isOver = ([got, , most]: Figure): boolean => got !== undefined && got.mean > most;
+
+function between(test: Test, figure: Figure): void {
+  const [got, least, most, what] = figure;
+  const right = got !== undefined && !isShort(figure) && !isOver(figure);
+  test.ok(right, `${what}: ${got && text(got)}, of ${least} to ${most}`);
+}
+
+/** What carries too little may have had no time on a busy machine, and is asked again; what carries too much has no excuse. */
+async function figures(test: Test, measure: () => Promise<Figure[]>): Promise<void> {
+  let got = await measure();
+  for (let tries = 1; tries < TRIES && got.some(isShort) && !got.some(isOver); tries++) {
+    for (const [short, least, , what] of got.filter(isShort))
+      test.comment(`again: ${what}: ${short && text(short)}, of ${least}`);
+    got = await measure();
+  }
+  for (const figure of got) between(test, figure);
 }
 const sum = (list: readonly Goodput[]): Goodput => ({
   mean: list.reduce((total, { mean }) => total + mean, 0),
@@ -99,18 +114,15 @@ t.test('a rule: 45 to 50 of 50 Mbit/s in each direction and family, and the neig
     transfer('pay', 5001, { family, to: 'pod' }),
   ]);
   const neighbours = (['outside', 'pod'] as const).map((to, at) => transfer('rev', 5010 + at, { to, pace: NEIGHBOUR }));
-  const got = await Promise.all([...flows, ...neighbours].map((flow) => rig.transfer(flow)));
-  flows.forEach(({ family, to }, at) => {
-    between(t, got[at], 45, 50, `IPv${family} to the ${to}`);
-  });
-  neighbours.forEach(({ to }, at) => {
-    between(
-      t,
-      got[flows.length + at],
-      0.95 * NEIGHBOUR,
-      1.05 * NEIGHBOUR,
-      `a neighbour that sends ${NEIGHBOUR} to the ${to}`,
-    );
+  await figures(t, async () => {
+    const got = await Promise.all([...flows, ...neighbours].map((flow) => rig.transfer(flow)));
+    return [
+      ...flows.map(({ family, to }, at): Figure => [got[at], 45, 50, `IPv${family} to the ${to}`]),
+      ...neighbours.map(({ to }, at): Figure => {
+        const what = `a neighbour that sends ${NEIGHBOUR} to the ${to}`;
+        return [got[flows.length + at], 0.95 * NEIGHBOUR, 1.05 * NEIGHBOUR, what];
+      }),
+    ];
   });
   t.equal((await rig.kernel.nft.counters('sluice')).drop_bandwidth?.packets, 0, 'no bucket was needed');
 });
@@ -144,31 +156,30 @@ t.test('EgressIP, ports, rules above; another rate, a restart and an end while f
     transfer('job', 5041),
     transfer('job', 5030, { family: 6 }),
   ];
-  const [got] = await Promise.all([
-    Promise.all(flows.map((flow) => rigs.Direct.transfer(flow))),
-    changes(t, rigs.VXLAN),
-  ]);
-  const [one, two, back, shared, sharedToo, mixed, mixedToo, above] = got;
-  between(t, one, 17, 20, 'a rule with 20 behind an EgressIP');
-  between(
-    t,
-    sum([one, two].flatMap((each) => each ?? [])),
-    54,
-    60,
-    'both rules of it, which may 75, behind an EgressIP with 60',
-  );
-  between(t, back, 49, 55, 'back, where the EgressIP has no limit');
-  between(t, sum([shared, sharedToo].flatMap((each) => each ?? [])), 45, 50, 'two rules through one port with 50');
-  // They wait in two queues, and the bucket has one second's bytes at first.
-  between(t, sum([mixed, mixedToo].flatMap((each) => each ?? [])), 45, 56, 'and where one of them may 40');
-  between(t, mixedToo, 5, 40, 'which is the one that may 40');
-  between(t, above, 27, 30, 'a rule above the one that decides');
+  const changing = changes(t, rigs.VXLAN);
+  await figures(t, async () => {
+    const [one, two, back, shared, sharedToo, mixed, mixedToo, above] = await Promise.all(
+      flows.map((flow) => rigs.Direct.transfer(flow)),
+    );
+    const both = (...list: (Goodput | undefined)[]): Goodput => sum(list.flatMap((each) => each ?? []));
+    return [
+      [one, 17, 20, 'a rule with 20 behind an EgressIP'],
+      [both(one, two), 54, 60, 'both rules of it, which may 75, behind an EgressIP with 60'],
+      [back, 49, 55, 'back, where the EgressIP has no limit'],
+      [both(shared, sharedToo), 45, 50, 'two rules through one port with 50'],
+      // They wait in two queues, and the bucket has one second's bytes at first.
+      [both(mixed, mixedToo), 45, 56, 'and where one of them may 40'],
+      [mixedToo, 5, 40, 'which is the one that may 40'],
+      [above, 27, 30, 'a rule above the one that decides'],
+    ];
+  });
+  await changing;
 });
 
 const classesOf = (plan: GatewayPlan) => desiredClasses(plan, bandwidthsOf(plan, ['s0']));
 
 /** One flow, while its rule's limit changes, the program starts anew, and the limit goes. */
-async function changes(test: Test, rig: FlowRig): Promise<void> {
+async function changes(test: Test, rig: FlowRig, tries = 1): Promise<void> {
   const planWith = (bandwidth?: number): GatewayPlan =>
     new Made('VXLAN').service('a/web', { ports: [5000, 5009] }).rule('pay', 'web', ['a/web'], bandwidth).plan;
   await rig.apply(planWith(80));
@@ -198,9 +209,16 @@ async function changes(test: Test, rig: FlowRig): Promise<void> {
   const mean = (from: number, to: number): number =>
     seconds.slice(from, to).reduce((total, rate) => total + rate, 0) / (to - from);
   const shown = seconds.map((rate) => rate.toFixed(0)).join(' ');
-  test.ok(mean(1, 3) > 70 && mean(1, 3) <= 81, `80 at first: ${shown}`);
-  test.ok(mean(5, 7) > 15 && mean(5, 7) <= 21, `20, a second after it was said, through the restart: ${shown}`);
-  test.ok(mean(9, 10) > 100, `as much as it likes: ${shown}`);
+  const [first, limited, last] = [mean(1, 3), mean(5, 7), mean(9, 10)];
+  const right = first > 70 && first <= 81 && limited > 15 && limited <= 21 && last > 100;
+  if (!right && tries < TRIES) {
+    // On a busy machine a change may come late, or the sender, by which the seconds are counted.
+    test.comment(`again: ${shown}`);
+    return changes(test, rig, tries + 1);
+  }
+  test.ok(first > 70 && first <= 81, `80 at first: ${shown}`);
+  test.ok(limited > 15 && limited <= 21, `20, a second after it was said, through the restart: ${shown}`);
+  test.ok(last > 100, `as much as it likes: ${shown}`);
 }
 
 t.test("another program's qdisc stays, and the buckets keep the limit", async (t) => {
@@ -210,13 +228,17 @@ t.test("another program's qdisc stays, and the buckets keep the limit", async (t
   const made = new Made('Direct').rule('pay', 'all', '*', 50);
   const { unshaped } = await rig.apply(made.plan);
   t.match(unshaped, [{ device: 'outside', reason: /another program's: pfifo 1:/ }]);
-  const [out, back] = await Promise.all([
-    rig.transfer(transfer('pay', 5000, { seconds: 4 })),
-    rig.transfer(transfer('pay', 5001, { seconds: 4, to: 'pod' })),
-  ]);
-  // A bucket holds one second's bytes, which pass at once.
-  between(t, out, 30, 1.3 * 50, 'by dropping');
-  between(t, back, 45, 50, 'the other way');
+  await figures(t, async () => {
+    const [out, back] = await Promise.all([
+      rig.transfer(transfer('pay', 5000, { seconds: 4 })),
+      rig.transfer(transfer('pay', 5001, { seconds: 4, to: 'pod' })),
+    ]);
+    return [
+      // A bucket holds one second's bytes, which pass at once.
+      [out, 30, 1.3 * 50, 'by dropping'],
+      [back, 45, 50, 'the other way'],
+    ];
+  });
   t.ok(((await rig.kernel.nft.counters('sluice')).drop_bandwidth?.packets ?? 0) > 0);
   t.match(await rig.in('gateway', 'tc qdisc show dev outside'), /^qdisc pfifo 1: root/);
 });
