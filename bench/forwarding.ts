@@ -1,7 +1,8 @@
 /**
- * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), on two topologies that are
- * alike but for the nft table (topology.ts), in interleaved rounds: each round measures both, every second round in
- * reverse order; of udp and connect in slices, taken in turn, since what else the machine does changes within a second. Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
+ * Throughput through Sluice's gateway beside a hand-written single-rule SNAT (baseline.nft), in one topology in which the nft
+ * table of one or the other is in force (topology.ts), in interleaved rounds: each round measures both, every second in
+ * reverse order; of udp and connect in slices, taken in turn, since what else the machine does changes within a second.
+ * Printed: medians, and the ratio of medians per CPU second and per second, with a bootstrap interval.
  *   node dist/bench/forwarding.js [--rounds 9] [--most-rounds 25] [--seconds 1] [--plan small|scale] [--namespaces 1000] [--pods 5]
  *                                 [--flows 64] [--sources 25] [--slices 10] [--families 4,6]
  *                                 [--loads udp,tcp,tcp-packets,connect] [--floor]
@@ -17,7 +18,7 @@ import { type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from 
 import { generatePlan, PODS_PER_NODE, podAddresses } from './plan.ts';
 import { generateScalePlan, issueSize } from './scale-plan.ts';
 import { median, type Ratio, ratioOfMedians } from './statistics.ts';
-import { type Subject, Topology } from './topology.ts';
+import { type Subject, subjects, Topology } from './topology.ts';
 
 interface Row {
   load: Load;
@@ -66,68 +67,62 @@ const options = {
 };
 const familiesAsked = values.families.split(',').map((text) => Number(text) as Family);
 const loads = values.loads.split(',') as Load[];
-const subjects: Subject[] = values.floor ? ['sluice', 'baseline', 'floor'] : ['sluice', 'baseline'];
+const asked = subjects.filter((subject) => subject !== 'floor' || values.floor);
 
+const WARM_SECONDS = 0.01;
 /** A ratio is known when 95 % of the bootstrap lie within so much of it. */
 const NARROW = 0.05;
 
 const state = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
 const meter = new CpuMeter(`sluice-bench-${process.pid}`);
-const topologies: Topology[] = [];
-const generators: LoadGenerator[] = [];
+let topology: Topology | undefined;
+let generator: LoadGenerator | undefined;
 try {
   const plan = large ? generateScalePlan({ ...issueSize, ...options }) : generatePlan(options);
   const length = Math.min(options.sources, PODS_PER_NODE, options.namespaces * options.pods);
   const places = Array.from({ length }, (_, at) => podAddresses(at));
   const pods = { 4: places.map((of) => of[4]), 6: places.map((of) => of[6]) };
-  for (const subject of subjects) {
-    const topology = await Topology.create(subject, plan, [...pods[4], ...pods[6]], state);
-    topologies.push(topology);
-    const generator = new LoadGenerator(topology, meter, pods);
-    generators.push(generator);
-    await generator.start(familiesAsked, options.flows);
-  }
+  topology = await Topology.create(plan, [...pods[4], ...pods[6]], state);
+  generator = new LoadGenerator(topology, meter, pods);
+  await generator.start(familiesAsked, options.flows);
   console.log(
     `${options.namespaces} namespaces of ${options.pods} pods; ${options.rounds} rounds of ${options.seconds} s`,
   );
   const rows: Row[] = [];
-  for (const family of familiesAsked) for (const load of loads) rows.push(await compare(load, family));
+  for (const family of familiesAsked)
+    for (const load of loads) rows.push(await compare(topology, generator, load, family));
   await mkdir(join(output, '..'), { recursive: true });
   const machine = { kernel: release(), cpu: cpus()[0]?.model, cpus: cpus().length, load: loadavg() };
   await writeFile(output, `${JSON.stringify({ date: new Date().toISOString(), machine, options, rows }, null, 2)}\n`);
   console.log(`written: ${output}`);
 } finally {
-  for (const generator of generators) await generator.close();
-  for (const topology of topologies) await topology.close();
+  await generator?.close();
+  await topology?.close();
   meter.close();
   await rm(state, { recursive: true });
 }
 
-async function compare(load: Load, family: Family): Promise<Row> {
+async function compare(place: Topology, load: LoadGenerator, what: Load, family: Family): Promise<Row> {
   const samples: Row['samples'] = {};
+  const decided = (): boolean => isNarrow(summary(what, family, samples).perCpuSecond);
+  const taking = asked.filter((subject) => subject !== 'floor' || what === 'udp');
   // One round before the first, not counted: neighbours are found, code and caches are warm.
-  const decided = (): boolean => isNarrow(summary(load, family, samples).perCpuSecond);
   for (let round = -1; round < options.mostRounds && (round < options.rounds || !decided()); round++) {
     const taken = new Map<Subject, Sample[]>();
-    const measured = [...generators.entries()].map(([at, generator]) => ({
-      generator,
-      subject: subjects[at] ?? 'sluice',
-    }));
-    const asked = measured.filter(({ subject }) => subject !== 'floor' || load === 'udp');
-    for (const { generator } of asked) await generator.prepare();
-    // Not of the first round, in which neighbours are found.
-    const slices = sliced.includes(load) && round >= 0 ? options.slices : 1;
+    const slices = sliced.includes(what) && round >= 0 ? options.slices : 1;
     for (let slice = 0; slice < slices; slice++) {
-      const order = (round + slice) % 2 === 0 ? asked : asked.toReversed();
-      for (const { generator, subject } of order) {
-        const count = await generator.measure(load, family, (round < 0 ? 0.3 : options.seconds) / slices);
+      for (const subject of (round + slice) % 2 === 0 ? taking : taking.toReversed()) {
+        await place.become(subject);
+        // Of a slice the first packet of each flow is no part, nor caches that are the other's.
+        if (slices > 1) await load.measure(what, family, WARM_SECONDS);
+        const count = await load.measure(what, family, (round < 0 ? 0.3 : options.seconds) / slices);
         taken.set(subject, [...(taken.get(subject) ?? []), sampleOf(count)]);
       }
     }
     if (round < 0) continue;
     for (const [subject, of] of taken) samples[subject] = [...(samples[subject] ?? []), of];
   }
-  const row = summary(load, family, samples);
+  const row = summary(what, family, samples);
   print(row);
   return row;
 }

@@ -44,7 +44,7 @@ export function sampleOf({ amount, lost, seconds, cpuSeconds }: Count): Sample {
 
 const pin = (cpu: number): string[] => (availableParallelism() > 1 ? ['taskset', '-c', String(cpu)] : []);
 
-/** What runs beside one topology as long as it stands. */
+/** What runs beside a topology as long as it stands. */
 export class LoadGenerator {
   readonly #topology: Topology;
   readonly #meter: CpuMeter;
@@ -60,20 +60,9 @@ export class LoadGenerator {
   }
 
   async start(families: Family[], flows: number): Promise<void> {
-    if (this.#topology.subject !== 'floor') {
-      const server = [
-        'ip',
-        'netns',
-        'exec',
-        this.#topology.namespace('server'),
-        'iperf3',
-        '-s',
-        '-p',
-        String(TCP_PORT),
-      ];
-      this.#server = this.#counted([...pin(1), ...server]);
-      await this.#untilListening();
-    }
+    const server = ['ip', 'netns', 'exec', this.#topology.namespace('server'), 'iperf3', '-s', '-p', String(TCP_PORT)];
+    this.#server = this.#counted([...pin(1), ...server]);
+    await this.#untilListening();
     for (const family of families) {
       const where = [this.#topology.namespace('client'), SERVER[family], String(UDP_PORT), String(flows)];
       const sender = this.#counted(
@@ -82,18 +71,12 @@ export class LoadGenerator {
       );
       this.#senders.set(family, sender);
       await answer(sender, 10_000);
-      if (this.#topology.subject === 'floor') continue;
       const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
       const to = [SERVER[family], String(CONNECT_PORT), ...this.#pods[family]];
       const connector = this.#counted([...pin(0), process.execPath, programOf('connector'), ...ends, ...to], true);
       this.#connectors.set(family, connector);
       await answer(connector, 10_000);
     }
-  }
-
-  /** Flows are forgotten, so that rounds start alike. */
-  prepare(): Promise<void> {
-    return this.#topology.forgetFlows();
   }
 
   measure(load: Load, family: Family, seconds: number): Promise<Count> {

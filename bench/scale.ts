@@ -74,7 +74,7 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   });
 }
 try {
-  topology = await Topology.create('sluice', undefined, PROBE_SOURCES, state);
+  topology = await Topology.create(undefined, PROBE_SOURCES, state);
   const server = topology.namespace('server');
   for (const network of PROBED_NETWORKS) {
     await run(['ip', '-n', server, 'route', 'add', 'local', network, 'dev', 'lo'], { op: 'route' });

@@ -3,13 +3,15 @@
  *
  *   client (pods' addresses)  --pod--  node  --inside, VXLAN--  gateway  --outside--  server
  *
- * The node has no netfilter at all: two routes steer into the tunnel, so that what is compared is the gateways. Links,
- * addresses, routes and sysctls of every gateway are those that Sluice compiles; what differs is the nft table.
+ * The node has no netfilter at all: two routes steer into the tunnel, so that what is compared is the gateway. It is one
+ * gateway for all subjects: the nft table of one is in force, those of the others are there and dormant. Links, addresses,
+ * routes and sysctls are those that Sluice compiles; the two rules that ask for marks of its table go with that.
  */
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
+  NFT_TABLE_GATEWAY,
   TABLE_GATEWAY_PROHIBIT,
   TABLE_GATEWAY_RESET,
   TABLE_GATEWAY_UNCHECKED,
@@ -20,7 +22,7 @@ import {
 } from '../api/names.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
 import { GatewayApply, type GatewayKernel } from '../gateway/apply.ts';
-import { compileNet, sysctls, tunnelSysctls } from '../gateway/compile-net.ts';
+import { compileNet } from '../gateway/compile-net.ts';
 import { endFlows } from '../kernel/conntrack.ts';
 import { diffNet, emptyNetState, type NetState } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
@@ -41,29 +43,29 @@ import {
 } from './plan.ts';
 
 /** `floor`: the gateway drops every tunnel packet at once; what is left is the cost of client, node and generator. */
-export type Subject = 'sluice' | 'baseline' | 'floor';
+export const subjects = ['sluice', 'baseline', 'floor'] as const;
+export type Subject = (typeof subjects)[number];
+const tableOf = { sluice: NFT_TABLE_GATEWAY, baseline: 'baseline', floor: 'sink' } as const satisfies Record<
+  Subject,
+  string
+>;
 const MTU = 1500;
 
 export class Topology {
-  readonly subject: Subject;
-  readonly #tag: string;
+  /** Whose table is in force in the gateway. */
+  subject: Subject = 'sluice';
+  readonly #tag = `t-bench-${process.pid}`;
+  /** The rules that each subject needs. */
+  #net: Record<Subject, NetState> = { sluice: emptyNetState(), baseline: emptyNetState(), floor: emptyNetState() };
 
-  private constructor(subject: Subject, tag: string) {
-    this.subject = subject;
-    this.#tag = tag;
-  }
+  private constructor() {}
 
   /**
    * `pods`: addresses that the client sends from; they are the first node's. Without a plan the gateway has its own
    * addresses and nothing else.
    */
-  static async create(
-    subject: Subject,
-    plan: GatewayPlan | undefined,
-    pods: string[],
-    state: string,
-  ): Promise<Topology> {
-    const topology = new Topology(subject, `t-bench-${subject}-${process.pid}`);
+  static async create(plan: GatewayPlan | undefined, pods: string[], state: string): Promise<Topology> {
+    const topology = new Topology();
     try {
       await topology.#build(pods);
       if (plan !== undefined) await topology.#gateway(plan, state);
@@ -72,6 +74,19 @@ export class Topology {
       throw error;
     }
     return topology;
+  }
+
+  /** Puts another subject's table in force, and forgets all flows: they are translated as the last said. */
+  async become(subject: Subject): Promise<void> {
+    const before = this.subject;
+    if (subject === before) return;
+    this.subject = subject;
+    const namespace = this.namespace('gateway');
+    await new HostNft({ namespace }).runScript(
+      `add table inet ${tableOf[before]} { flags dormant; }\nadd table inet ${tableOf[subject]} { }\n`,
+    );
+    await new HostIp({ namespace }).apply(diffNet(this.#net[before], this.#net[subject]));
+    await this.forgetFlows();
   }
 
   namespace(host: 'client' | 'node' | 'gateway' | 'server'): string {
@@ -165,19 +180,16 @@ export class Topology {
 
   async #gateway(plan: GatewayPlan, state: string): Promise<void> {
     const namespace = this.namespace('gateway');
-    if (this.subject === 'sluice') {
-      await new GatewayApply('gw-a', hostKernel(namespace), state).apply(plan);
-      return;
+    await new GatewayApply('gw-a', hostKernel(namespace), state).apply(plan);
+    const { rules } = compileNet(plan, 'gw-a', MTU);
+    const sluice = { ...emptyNetState(), rules };
+    this.#net = { sluice, baseline: unmarked(sluice), floor: unmarked(sluice) };
+    const nft = new HostNft({ namespace });
+    await nft.runScript(await readFile(besideSources('bench/baseline.nft'), 'utf8'));
+    await this.#sink('gateway', [`iifname "inside" udp dport ${PORT} counter name received drop`]);
+    for (const other of [tableOf.baseline, tableOf.floor]) {
+      await nft.runScript(`add table inet ${other} { flags dormant; }`);
     }
-    await writeSysctls(namespace, sysctls);
-    const ip = new HostIp({ namespace });
-    await ip.apply(diffNet(emptyNetState(), unmarked(compileNet(plan, 'gw-a', MTU))));
-    await writeSysctls(namespace, tunnelSysctls);
-    if (this.subject === 'floor') {
-      await this.#sink('gateway', [`iifname "inside" udp dport ${PORT} counter name received drop`]);
-      return;
-    }
-    await new HostNft({ namespace }).runScript(await readFile(besideSources('bench/baseline.nft'), 'utf8'));
   }
 
   #sink(host: 'gateway' | 'server', rules: string[]): Promise<void> {
@@ -205,6 +217,7 @@ export class Topology {
   }
 }
 
+/** Of these tables no rule leads where nothing is marked. */
 const needOurMarks = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROHIBIT];
 
 /** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
