@@ -4,10 +4,13 @@
  * Left out: what rules in audit would count, since they decide nothing; and packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
  */
 
-import type { Address, Range } from '../../api/address.ts';
+import { type Address, formatRange, parseRange, type Range } from '../../api/address.ts';
 import { portProtocols } from '../../api/kinds.ts';
 import type { Family, Policy, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
+import { sameJson } from '../../api/plan-delta.ts';
+import { PrefixSet } from '../../api/prefix-set.ts';
+import { must } from '../../api/result.ts';
 import type { Carriage, Settled } from '../carriage.ts';
 import type { Decision } from '../decision.ts';
 import type { Destination } from '../destination.ts';
@@ -53,10 +56,17 @@ export interface Budget {
 export function changesOf(before: Side | undefined, after: Side | undefined, budget: Budget): Change[] {
   const changes = new Map<string, Change>();
   if (before === undefined && after === undefined) return [];
+  const focus = focusOf(before, after);
   const services = [...servicesOf(before), ...servicesOf(after)];
   for (const family of families) {
     if (![before, after].some((side) => side !== undefined && hasFamily(side.workload, family))) continue;
-    const { addresses, traffic } = cellsOf(services, family);
+    const near = focus === undefined ? services : services.filter(({ addresses }) => meet(addresses, focus, family));
+    const cells = cellsOf(near, family);
+    const { traffic } = cells;
+    const addresses =
+      focus === undefined
+        ? cells.addresses
+        : cells.addresses.filter(({ sample }) => focus.some((set) => set.has(sample)));
     budget.cells -= addresses.length * traffic.length;
     if (budget.cells < 0) throw new TooLarge(`${addresses.length} kinds of addresses with ${traffic.length} of ports`);
     for (const address of addresses) {
@@ -99,6 +109,77 @@ function mergeRanges(ranges: readonly Range[]): Range[] {
     } else merged.push(range);
   }
   return merged;
+}
+
+/**
+ * Outside of these destinations nothing can differ, since all that does is rules that name them, or services that these
+ * name; undefined: anywhere. Of a cluster of many rules that is what makes a change of one quick to compare.
+ */
+function focusOf(before: Side | undefined, after: Side | undefined): PrefixSet[] | undefined {
+  if (before === undefined || after === undefined) return undefined;
+  const sides = [before, after] as const;
+  if (!sameJson(...both(sides, ({ carriage }) => [carriage.plan.settings, carriage.boundaries]))) return undefined;
+  if (!sameJson(...both(sides, ({ workload }) => workload.addresses))) return undefined;
+  if (!sameJson(...both(sides, leavings))) return undefined;
+  const [was, is] = both(sides, ({ carriage, workload }) => carriage.plan.groups[workload.group]);
+  if (was === undefined || is === undefined || was.audit !== is.audit) return undefined;
+  const differing: RuleEntry[] = [];
+  for (const context of contexts) {
+    const lists = both([was, is], ({ rules }) => rules[context]);
+    const [first, second] = both(
+      [0, 1],
+      (at) => new Map(lists[at as 0 | 1].map((id) => [id, contentOf(sides[at as 0 | 1], id)])),
+    );
+    const stays = (id: string): boolean => first.has(id) && second.has(id) && sameJson(first.get(id), second.get(id));
+    const [kept, still] = both(lists, (ids) => ids.filter(stays));
+    if (!sameJson(kept, still)) return undefined;
+    for (const contents of [first, second])
+      for (const [id, { entry }] of contents)
+        if (entry !== undefined && (!stays(id) || entry.redirect !== undefined)) differing.push(entry);
+  }
+  // A redirect may lead to what differs, from anywhere.
+  if (differing.some(({ services, redirect }) => services === '*' || redirect !== undefined)) return undefined;
+  const named = new Set(differing.flatMap(({ services }) => services));
+  return sides.flatMap(({ carriage }) =>
+    [...named].flatMap((key) => {
+      const service = carriage.plan.services[key];
+      return service === undefined ? [] : [setOf(service.addresses)];
+    }),
+  );
+}
+
+const both = <T, R>([a, b]: readonly [T, T], of: (one: T) => R): [R, R] => [of(a), of(b)];
+
+/** With what a workload leaves for where, and under which limits. */
+function leavings({ carriage, workload }: Side): unknown {
+  const { egress, egressLimits } = carriage;
+  return families.map((family) => [
+    egress.choices(workload, family).map((way) => [way, egressLimits(workload, way)]),
+    egress.ranges(workload, family).map(formatRange),
+    egress.ranges(workload, family).map(({ egressIP }) => egressIP),
+  ]);
+}
+
+function contentOf({ carriage }: Side, id: string): { entry: RuleEntry | undefined; services: unknown } {
+  const entry = carriage.plan.rules[id];
+  const keys = entry === undefined || entry.services === '*' ? [] : entry.services;
+  return { entry, services: keys.map((key) => carriage.plan.services[key]) };
+}
+
+/** Lists are long, and asked for by each group of pods. */
+const sets = new WeakMap<readonly string[], PrefixSet>();
+function setOf(addresses: readonly string[]): PrefixSet {
+  const known = sets.get(addresses) ?? PrefixSet.of(addresses.map((text) => must(parseRange(text))));
+  sets.set(addresses, known);
+  return known;
+}
+
+function meet(addresses: readonly string[], focus: readonly PrefixSet[], family: Family): boolean {
+  const own = setOf(addresses);
+  return focus.some((set) => {
+    const [few, many] = own.ranges(family).length < set.ranges(family).length ? [own, set] : [set, own];
+    return few.ranges(family).some((range) => many.intersects(range));
+  });
 }
 
 /** What may tell one destination from another: the services of the workload's rules, and what is settled before them. */
