@@ -123,6 +123,7 @@ function focusOf(before: Side | undefined, after: Side | undefined): PrefixSet[]
   if (!sameJson(...both(sides, leavings))) return undefined;
   const [was, is] = both(sides, ({ carriage, workload }) => carriage.plan.groups[workload.group]);
   if (was === undefined || is === undefined || was.audit !== is.audit) return undefined;
+  /** And those with a redirect, which may lead to what differs from where they are. */
   const differing: RuleEntry[] = [];
   for (const context of contexts) {
     const lists = both([was, is], ({ rules }) => rules[context]);
@@ -137,8 +138,7 @@ function focusOf(before: Side | undefined, after: Side | undefined): PrefixSet[]
       for (const [id, { entry }] of contents)
         if (entry !== undefined && (!stays(id) || entry.redirect !== undefined)) differing.push(entry);
   }
-  // A redirect may lead to what differs, from anywhere.
-  if (differing.some(({ services, redirect }) => services === '*' || redirect !== undefined)) return undefined;
+  if (differing.some(({ services }) => services === '*')) return undefined;
   const named = new Set(differing.flatMap(({ services }) => services));
   return sides.flatMap(({ carriage }) =>
     [...named].flatMap((key) => {

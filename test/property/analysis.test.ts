@@ -100,6 +100,8 @@ const drawnCluster = fc.record({
   defaultAction: fc.constantFrom('Drop', 'Drop', 'Accept'),
   egress: fc.subarray(spaces),
   unassigned: fc.constantFrom('Drop', 'Bypass'),
+  /** Of rules with one priority the last is the oldest. */
+  reversed: fc.boolean(),
 });
 type Drawn = typeof drawnCluster extends fc.Arbitrary<infer T> ? T : never;
 
@@ -132,7 +134,8 @@ const base: unknown[] = [
   },
 ];
 
-function snapshotOf({ services, rules, withSoft, auditB, defaultAction, egress, unassigned }: Drawn, pods = true) {
+function snapshotOf(drawn: Drawn, pods = true) {
+  const { services, rules, withSoft, auditB, defaultAction, egress, unassigned, reversed } = drawn;
   const objects: unknown[] = base
     .filter((object) => pods || (object as AnyObject).kind !== 'Pod')
     .map((object) => {
@@ -182,7 +185,11 @@ function snapshotOf({ services, rules, withSoft, auditB, defaultAction, egress, 
     if (rest.redirect && permits) spec.redirect = rest.redirect;
     if (rest.logging) spec.logging = rest.logging;
     if (action.startsWith('accept')) Object.assign(spec, rest.limit);
-    const metadata = { name: `r${index}`, ...(kind === 'ClusterEgressRule' ? {} : { namespace: space }) };
+    const metadata = {
+      name: `r${index}`,
+      ...(kind === 'ClusterEgressRule' ? {} : { namespace: space }),
+      creationTimestamp: `2026-01-01T00:00:${reversed ? 20 - index : 20 + index}Z`,
+    };
     objects.push({ apiVersion: sluice, kind, metadata, spec });
   });
   return new Map(objects.map(parsed).map((object) => [objectKey(object), object]));
@@ -342,7 +349,11 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
     evaluators.set(policy, evaluator);
     return evaluator;
   };
-  const draft = fc.tuple(drawnCluster, drawnCluster, fc.constantFrom('all', 'rules', 'nothing', 'services', 'egress'));
+  const draft = fc.tuple(
+    drawnCluster,
+    drawnCluster,
+    fc.constantFrom('all', 'rules', 'nothing', 'services', 'egress', 'audit', 'order'),
+  );
   const property = fc.property(draft, ([first, second, what]) => {
     const next: Drawn =
       what === 'all'
@@ -353,7 +364,11 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
             ? { ...first, services: [second.services[0], first.services[1], first.services[2]] }
             : what === 'egress'
               ? { ...first, egress: second.egress, unassigned: second.unassigned, auditB: second.auditB }
-              : first;
+              : what === 'audit'
+                ? { ...first, auditB: !first.auditB }
+                : what === 'order'
+                  ? { ...first, reversed: !first.reversed }
+                  : first;
     const [before, after] = [snapshotOf(first), snapshotOf(next)];
     const was = planned(before, MONDAY);
     const is = plan(after, was.memory, noPeers(), MONDAY);
@@ -395,6 +410,6 @@ t.test('simulate: what it calls changed is all that changes', async (t) => {
       }
     }
   });
-  t.doesNotThrow(() => fc.assert(property, { numRuns: 50 }));
+  t.doesNotThrow(() => fc.assert(property, { numRuns: 120 }));
   t.ok(seen.size > 4, `the draws reach ${[...seen].join(', ')}`);
 });
