@@ -2,7 +2,7 @@
  * Groups of pods (policy/group-key.ts): who shares one, and which changes of rules leave their names as they are.
  */
 import t from 'tap';
-import type { NamespaceEgressRule } from '../../api/kinds.ts';
+import type { NamespaceEgressRule, ServiceEgressRule } from '../../api/kinds.ts';
 import { type BindInput, bind } from '../../policy/bind.ts';
 import { cluster, external, input, NS, namespace, pod, type RuleShape, rule, slice, tenant } from './policy-objects.ts';
 
@@ -102,4 +102,58 @@ t.test('groups: which changes of rules rename them', async (t) => {
   const [day, evening] = [12, 22.5].map((hour) => bind(input({ ...world, ...scheduled, now: hour * 3_600_000 })));
   t.strictSame([...(day?.groupOf ?? [])], [...(evening?.groupOf ?? [])], 'nor do the edges of a schedule rename');
   t.notSame(day?.groups, evening?.groups, 'though what they list changes');
+});
+
+t.test('groups: each pod has the rules that select it, by whatever selector', async (t) => {
+  const pods = [
+    pod('a/x', ['10.0.0.1'], { labels: { app: 'x' } }),
+    pod('a/z', ['10.0.0.2'], { labels: { app: 'z' } }),
+    pod('a/none', ['10.0.0.3'], { account: 'pay' }),
+  ];
+  const by = (operator: 'In' | 'NotIn' | 'Exists' | 'DoesNotExist', values?: string[]): RuleShape => ({
+    podSelector: { matchExpressions: [{ key: 'app', operator, ...(values && { values }) }] },
+  });
+  const service = (name: string, endpoints: 'All' | 'Ready'): ServiceEgressRule =>
+    rule('ServiceEgressRule', name, { service: 'payments', endpoints });
+  const rows: [string, Partial<BindInput>, string[]][] = [
+    ['In', { namespaceRules: [tenant('a/r', by('In', ['x']))] }, ['x']],
+    ['NotIn', { namespaceRules: [tenant('a/r', by('NotIn', ['x']))] }, ['z', 'none']],
+    ['Exists', { namespaceRules: [tenant('a/r', by('Exists'))] }, ['x', 'z']],
+    ['DoesNotExist', { namespaceRules: [tenant('a/r', by('DoesNotExist'))] }, ['none']],
+    ['a label', { namespaceRules: [tenant('a/r', { podSelector: { matchLabels: { app: 'z' } } })] }, ['z']],
+    ['an account', { namespaceRules: [tenant('a/r', { serviceAccounts: ['pay'] })] }, ['none']],
+    ['endpoints', { serviceRules: [service('a/r', 'All')] }, ['x', 'z']],
+    ['ready endpoints', { serviceRules: [service('a/r', 'Ready')] }, ['x']],
+  ];
+  const endpoints = [{ addresses: ['10.0.0.1'] }, { addresses: ['10.0.0.2'], conditions: { ready: false } }];
+  const base = {
+    namespaces: [namespace('a')],
+    pods,
+    externalServices: [external('a/web')],
+    endpointSlices: [slice('a/s', 'payments', endpoints)],
+  };
+  // Alone, and beside one that asks otherwise of the same service, which comes before or after it.
+  for (const [name, rules, expected] of rows) {
+    for (const beside of [
+      [],
+      [service('a/q', 'All')],
+      [service('a/z', 'All')],
+      [service('a/q', 'Ready')],
+      [service('a/z', 'Ready')],
+    ]) {
+      const serviceRules = [...beside, ...(rules.serviceRules ?? [])].sort((a, b) =>
+        a.metadata.name < b.metadata.name ? -1 : 1,
+      );
+      const { groups, groupOf } = bind(input({ ...base, ...rules, serviceRules }));
+      const selected = pods.filter(({ metadata: { uid = '' } }) => {
+        const { namespace = [], service = [] } = groups[groupOf.get(uid) ?? '']?.rules ?? {};
+        return [...namespace, ...service].some((id) => id.endsWith('/a/r'));
+      });
+      t.strictSame(
+        selected.map(({ metadata }) => metadata.name),
+        expected,
+        `${name}, beside ${beside.map(({ metadata, spec }) => `${metadata.name} ${spec.endpoints}`).join() || 'none'}`,
+      );
+    }
+  }
 });
