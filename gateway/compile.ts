@@ -24,7 +24,7 @@ import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
 import { type Numbers, ruleNumbers } from './marks.ts';
 import { movedNodes, newHairpins, placeSets, type Sender, workloadElements, workloadSets } from './membership.ts';
-import { type EgressDifference, SourceNat } from './source-nat.ts';
+import { type EgressDifference, SourceNat, WORKLOADS_MAX } from './source-nat.ts';
 import { Sources } from './sources.ts';
 import { type EachElement, Scope, Table } from './table.ts';
 import { HITS_SET, hitsHead } from './verdict.ts';
@@ -94,13 +94,15 @@ export class GatewayCompiler {
   readonly #workloads = new Map<string, Held>();
   readonly #sources = new Sources();
   readonly #compared: number;
+  readonly #most: number;
   #places: Places = placesOf(emptyGatewayPlan());
   #pool: Pool | undefined;
   #settled = false;
 
   /** `compared`: of rules one after another, matches that are compared one by one. */
-  constructor({ compared = COMPARED }: CompilerOptions = {}) {
+  constructor({ compared = COMPARED, most = WORKLOADS_MAX }: CompilerOptions = {}) {
     this.#compared = compared;
+    this.#most = most;
   }
 
   get workloads(): number {
@@ -341,6 +343,8 @@ export class GatewayCompiler {
     const held = { entry, mark: policy.groupMark(entry.group) };
     this.#sources.add(entry);
     this.#workloads.set(uid, held);
+    if (this.#workloads.size > this.#most)
+      throw new RangeError(`a gateway takes ${this.#most} workloads, this is more`);
     return held;
   }
 }
@@ -363,6 +367,8 @@ const policyChanges = (delta: PlanDelta): PolicyChanges => ({
 
 export interface CompilerOptions {
   compared?: number;
+  /** Workloads that a plan may have. */
+  most?: number;
 }
 
 /**

@@ -11,7 +11,7 @@ import { must } from '../api/result.ts';
 import { concat, markText, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
 import { addressType, header, perFamily } from './destination-sets.ts';
-import { type SourceNat, sourceHeads } from './source-nat.ts';
+import { type SourceNat, sourceHeads, WORKLOADS_MAX } from './source-nat.ts';
 import type { EachElement, SetHead } from './table.ts';
 
 /** Where in a tunnel packet (bits from the UDP header on) the inner source lies: UDP 8, VXLAN 8, Ethernet 14 bytes. */
@@ -51,10 +51,11 @@ export function workloadSets(pool: PoolSettings): Record<string, SetHead> {
   for (const family of families) {
     const type = addressType[family];
     const { group, known, held } = workloadSetNames[family];
-    sets[group] = { type, value: 'mark' };
+    sets[group] = { type, value: 'mark', size: WORKLOADS_MAX };
     if (!tunnelled) continue;
     sets[known] = { type: { typeof: innerSource[family] } };
-    for (const outer of families) sets[held[outer]] = { type: { typeof: heldKey(outer, family) }, value: 'mark' };
+    for (const outer of families)
+      sets[held[outer]] = { type: { typeof: heldKey(outer, family) }, value: 'mark', size: WORKLOADS_MAX };
   }
   return sets;
 }

@@ -37,6 +37,12 @@ export const egressMarks = ({ egressIPs }: Pick<GatewayPlan, 'egressIPs'>): Map<
     ),
   );
 
+/**
+ * Workloads that a gateway takes, and addresses of each family: the length of the kernel's tables, of 2 MB each, in which
+ * every new flow is looked up. It cannot grow.
+ */
+export const WORKLOADS_MAX = 262_144;
+
 /** Sets of sources: what a workload's addresses are in. `noegress`, `partly`: nodes steer none of it, or not all. */
 const sourceSets = ['noegress', 'partly', 'snat', 'own', 'egressip', 'table', 'pick'] as const;
 type SourceSet = (typeof sourceSets)[number];
@@ -50,10 +56,10 @@ export function sourceHeads(): Record<string, SetHead> {
   for (const family of families) {
     const type = addressType[family];
     const of: Record<SourceSet, SetHead> = {
-      noegress: { type },
+      noegress: { type, size: WORKLOADS_MAX },
       partly: { type },
-      snat: { type, value: type },
-      own: { type: `${type} . ${type}` },
+      snat: { type, value: type, size: WORKLOADS_MAX },
+      own: { type: `${type} . ${type}`, size: WORKLOADS_MAX },
       egressip: { type, value: 'mark' },
       table: { type, value: 'mark' },
       pick: { type: `${type} . mark`, value: type },

@@ -19,7 +19,7 @@ export const HITS_SET = 'rule_hits';
 export const HITS_SIZE = 1 << 18;
 
 /** Rules past the set's size are in force like all others, but not counted. */
-export const hitsHead: SetHead = { type: 'mark', counted: HITS_SIZE };
+export const hitsHead: SetHead = { type: 'mark', size: HITS_SIZE, counted: true };
 
 /** Chains that end a flow. They log what they end, or do not. */
 export interface Denials {

@@ -28,17 +28,18 @@ const limitExample = {
 };
 
 /** The body of `add set` / `add map`, which is also the text by which two shapes are compared. */
-export function shapeOf(set: Pick<NftSet, 'type' | 'value' | 'interval' | 'counted' | 'limited'>): string {
+export function shapeOf(set: Omit<NftSet, 'elements'>): string {
   const named = typeof set.type === 'string';
   const key = typeof set.type === 'string' ? `type ${set.type}` : `typeof ${set.type.typeof}`;
   const value = set.value === undefined ? '' : ` : ${named ? set.value : valueExpression[set.value]}`;
   // No element ever times out. But only where one could may be said how often the kernel walks the whole set to see; it
   // does so of each dynamic set, otherwise every second.
   const counting = ' flags dynamic,timeout; gc-interval 1d; counter;';
-  const counted = set.counted === undefined ? '' : ` size ${set.counted};${counting}`;
+  const counted = set.counted === undefined ? '' : counting;
   // Not dynamic: of such a set the kernel takes away elements that count no connection.
   const limited = set.limited === undefined ? '' : ` ${limitExample[set.limited]};`;
-  return `${key}${value};${set.interval ? ' flags interval;' : ''}${counted}${limited}`;
+  const size = set.size === undefined ? '' : ` size ${set.size};`;
+  return `${key}${value};${size}${set.interval ? ' flags interval;' : ''}${counted}${limited}`;
 }
 
 export const isMapShape = (shape: string): boolean => shape.includes(' : ');

@@ -17,8 +17,13 @@ export interface NftSet {
   /** Present: a map. */
   value?: 'mark' | 'verdict' | 'classid' | 'ipv4_addr' | 'ipv6_addr';
   interval?: boolean;
-  /** Each element counts the packets that `update @SET { KEY }` names it for; the set takes so many elements. */
-  counted?: number;
+  /**
+   * The most elements that it takes. For a set without ranges the kernel then makes a table of that length at once, 8 bytes
+   * each, instead of one that grows: a look-up is cheaper (nft_set_hash.c).
+   */
+  size?: number;
+  /** Each element counts the packets that `update @SET { KEY }` names it for. Has a size. */
+  counted?: true;
   /**
    * Each element has a limit, its value text (rateLimitText, bytesLimitText, connectionLimitText), and what the limit has seen so far. A
    * look-up of the element matches what is over it. An element with another text starts anew, the others go on.

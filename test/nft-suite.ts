@@ -64,7 +64,8 @@ export function everySet(): Record<string, NftSet> {
     },
     counts: {
       type: 'mark',
-      counted: 1 << 10,
+      counted: true,
+      size: 1 << 10,
       elements: new Map([
         [markText(7), ''],
         [markText(0x80000000), ''],

@@ -20,7 +20,9 @@ export interface SetLayout {
   /** Told by expressions (`typeof`), not by names. */
   expressions: boolean;
   /** Each element counts; so many of them. */
-  counted?: number;
+  counted?: true;
+  /** The most elements. */
+  size?: number;
   limited?: 'rate' | 'bytes' | 'connections';
 }
 
@@ -59,9 +61,12 @@ function parseShape(shape: string): SetLayout | undefined {
   const words = rest.split(';').map((word) => word.trim());
   const size = /^size (\d+)$/.exec(words[0] ?? '')?.[1];
   if (size !== undefined) {
-    if (words.join() !== `size ${size},flags dynamic,timeout,gc-interval 1d,counter,`) return undefined;
-    layout.counted = Number(size);
-    return layout;
+    words.shift();
+    layout.size = Number(size);
+    if (words.join() === 'flags dynamic,timeout,gc-interval 1d,counter,') {
+      layout.counted = true;
+      return layout;
+    }
   }
   for (const word of words) {
     if (word === 'flags interval') layout.interval = true;
@@ -76,7 +81,7 @@ const DAY_MS = 86_400_000;
 export const isConcatenation = ({ fields }: SetLayout): boolean => fields.length > 1;
 
 export function writeSet(writer: NetlinkWriter, table: string, name: string, id: number, layout: SetLayout): void {
-  const { fields, keyBytes, interval, value, counted, limited } = layout;
+  const { fields, keyBytes, interval, value, counted, size, limited } = layout;
   const ranges = interval && isConcatenation(layout);
   writer.putText(nft.NFTA_SET_TABLE, table);
   writer.putText(nft.NFTA_SET_NAME, name);
@@ -97,9 +102,9 @@ export function writeSet(writer: NetlinkWriter, table: string, name: string, id:
     writer.putU32(nft.NFTA_SET_DATA_LEN, value === 'verdict' ? 0 : value.bytes);
   }
   writer.putU32(nft.NFTA_SET_ID, id);
-  if (counted !== undefined || ranges) {
+  if (size !== undefined || ranges) {
     const description = writer.open(nft.NFTA_SET_DESC);
-    if (counted !== undefined) writer.putU32(nft.NFTA_SET_DESC_SIZE, counted);
+    if (size !== undefined) writer.putU32(nft.NFTA_SET_DESC_SIZE, size);
     if (ranges) {
       const lengths = writer.open(nft.NFTA_SET_DESC_CONCAT);
       for (const { type } of fields) {

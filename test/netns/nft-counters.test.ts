@@ -29,7 +29,7 @@ await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
 await run(['ip', '-n', namespace, 'link', 'set', 'lo', 'up'], { op: 'link' });
 t.teardown(() => run(['ip', 'netns', 'del', namespace], { op: 'netns del' }));
 
-const hits: NftSet = { type: 'mark', counted: 1024, elements: new Map() };
+const hits: NftSet = { type: 'mark', counted: true, size: 1024, elements: new Map() };
 const many: NftSet = { type: 'mark', elements: new Map() };
 const elements = Array.from({ length: MANY }, (_, at): [string, string] => [
   `0x${(at + 1).toString(16).padStart(8, '0')}`,

@@ -10,12 +10,13 @@ import t from 'tap';
 import { CT_DECIDED } from '../../api/names.ts';
 import { emptyGatewayPlan, families, type GatewayPlan, type PoolSettings, type WorkloadEntry } from '../../api/plan.ts';
 import { countedReasons, counterName, dropReasons } from '../../api/reasons.ts';
-import { compileGateway } from '../../gateway/compile.ts';
+import { compileGateway, GatewayCompiler } from '../../gateway/compile.ts';
 import { compileNet, deviceSysctls, heldShards, workloadRoutes } from '../../gateway/compile-net.ts';
 import { DEFAULT_ACTION, ruleMark } from '../../gateway/marks.ts';
 import { endedBy } from '../../gateway/recheck.ts';
 import { FlowLog } from '../../gateway/record/flow-log.ts';
 import { denyRecord, endRecord, startRecord, viewOf } from '../../gateway/record/flow-record.ts';
+import { WORKLOADS_MAX } from '../../gateway/source-nat.ts';
 import type { NetState } from '../../kernel/iproute.ts';
 import { diffRuleset, isEmptyChange, type NftState, type Ruleset, scriptOf, stateOf } from '../../kernel/nft.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
@@ -207,6 +208,21 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
   }
   t.ok(isEmptyChange(diffRuleset(noTable, rulesetOf(emptyGatewayPlan()))), 'no pool, no rules');
   t.throws(() => rulesetOf(edited((p) => delete p.rules['cluster/no'])), /cluster\/no/, 'half a policy is refused');
+});
+
+t.test('compile: more workloads than the kernel has places for are refused, at first and later', async (t) => {
+  const plan = samplePlan();
+  const most = Object.keys(plan.workloads).length;
+  t.throws(() => new GatewayCompiler({ most: most - 1 }).update(plan, undefined), { message: /takes \d+ workloads/ });
+  const compiler = new GatewayCompiler({ most });
+  compiler.update(plan, undefined);
+  for (const [name, { size }] of Object.entries(compiler.table.ruleset().sets)) {
+    if (/^(group|held|own|snat|noegress)[46]/.test(name)) t.equal(size, WORKLOADS_MAX, name);
+  }
+  const more = structuredClone(plan);
+  const [first] = Object.values(more.workloads);
+  if (first !== undefined) more.workloads['u-more'] = { ...first, uid: 'u-more', addresses: ['10.244.9.9'] };
+  t.throws(() => compiler.update(more, undefined), { message: /takes \d+ workloads/ });
 });
 
 t.test('compile: the same plan, the same table', async (t) => {
