@@ -21,7 +21,7 @@ flock 9
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
 packages=(nftables iptables iproute2 iputils-ping conntrack ethtool iperf3 socat tcpdump curl dnsmasq-base openssh-server
-  netcat-openbsd procps ca-certificates)
+  netcat-openbsd procps ca-certificates openssl python3)
 missing=()
 installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
 for package in "${packages[@]}"; do
