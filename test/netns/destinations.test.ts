@@ -305,37 +305,41 @@ t.test('many addresses with many ports: asked one after the other, for the verdi
   }
 });
 
-t.test('evaluator and kernel agree on types of ICMP, for random policies and from one to the next', async (t) => {
-  await rig.reset();
-  const seen = { accept: 0, other: 0 };
-  await fc.assert(
-    fc.asyncProperty(randomTypedPlan, fc.constantFrom(1, 64), async (plan, compared) => {
-      // As maps, or one by one.
-      rig.recompile({ compared });
-      await rig.apply(plan);
-      const { decide } = compilePolicy(plan);
-      for (const family of families) {
-        const probes = DESTINATIONS[family].flatMap((destination) =>
-          ICMP_TYPES[family].map(([icmpType, icmpCode]) => ({
-            protocol: icmp[family],
-            icmpType,
-            icmpCode,
-            destination,
-          })),
-        );
-        const left = await leave(family, probes);
-        probes.forEach((probe, at) => {
-          const { verdict, rule } = decide({ source: PODS.pay[family], ...probe });
-          const pass = verdict === 'accept';
-          seen[pass ? 'accept' : 'other']++;
-          if (left[at] !== pass) throw new Error(`${JSON.stringify(probe)}: evaluator ${verdict} (${rule})`);
-        });
-      }
-    }),
-    { numRuns: RUNS, endOnFailure: true },
-  );
-  t.ok(seen.accept > 50 && seen.other > 50, `${seen.accept} left, ${seen.other} did not`);
-});
+t.test(
+  'evaluator and kernel agree on types of ICMP, SCTP and protocols by number, for random policies and from one to the next',
+  async (t) => {
+    await rig.reset();
+    const seen = { accept: 0, other: 0 };
+    await fc.assert(
+      fc.asyncProperty(randomTypedPlan, fc.constantFrom(1, 64), async (plan, compared) => {
+        // As maps, or one by one.
+        rig.recompile({ compared });
+        await rig.apply(plan);
+        const { decide } = compilePolicy(plan);
+        for (const family of families) {
+          const asked: Probe[] = [
+            ...ICMP_TYPES[family].map(([icmpType, icmpCode]) => ({ protocol: icmp[family], icmpType, icmpCode })),
+            ...[80, 81, 443, 8050].map(sctp),
+            { protocol: GRE },
+            { protocol: 253 },
+          ];
+          const probes = DESTINATIONS[family].flatMap((destination) =>
+            asked.map((probe) => ({ ...probe, destination })),
+          );
+          const left = await leave(family, probes);
+          probes.forEach((probe, at) => {
+            const { verdict, rule } = decide({ source: PODS.pay[family], ...probe });
+            const pass = verdict === 'accept';
+            seen[pass ? 'accept' : 'other']++;
+            if (left[at] !== pass) throw new Error(`${JSON.stringify(probe)}: evaluator ${verdict} (${rule})`);
+          });
+        }
+      }),
+      { numRuns: RUNS, endOnFailure: true },
+    );
+    t.ok(seen.accept > 50 && seen.other > 50, `${seen.accept} left, ${seen.other} did not`);
+  },
+);
 
 t.test('ICMP that begins no exchange does not leave, whatever the rules say', async (t) => {
   await rig.reset();

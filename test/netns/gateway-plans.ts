@@ -178,6 +178,14 @@ const icmpEntry: fc.Arbitrary<PortEntry> = fc.constantFrom(...families).chain((f
     ports: fc.array(typesOf(family), { minLength: 1, maxLength: 3 }),
   }),
 );
+/** SCTP, and what is known by its number alone. */
+const otherEntry: fc.Arbitrary<PortEntry> = fc.oneof(
+  fc.record({
+    protocol: fc.constant(132),
+    ports: fc.option(fc.array(port, { minLength: 1, maxLength: 2 })),
+  }),
+  fc.record({ protocol: fc.constantFrom(47, 253), ports: fc.constant(null) }),
+);
 /** So many that a set is made of them. */
 const CROWD = Array.from({ length: 9 }, (_, at) => [
   `192.0.2.${2 * at + 1}/32`,
@@ -225,7 +233,13 @@ const planOf = (service: fc.Arbitrary<ServiceEntry>): fc.Arbitrary<GatewayPlan> 
     });
 
 export const randomPlan = planOf(serviceOf(portEntry));
-/** With types of ICMP: for probes that say theirs. */
+/** With types of ICMP, SCTP and protocols by number: for probes that are of them. */
 export const randomTypedPlan = planOf(
-  serviceOf(fc.oneof({ weight: 1, arbitrary: portEntry }, { weight: 2, arbitrary: icmpEntry })),
+  serviceOf(
+    fc.oneof(
+      { weight: 1, arbitrary: portEntry },
+      { weight: 2, arbitrary: icmpEntry },
+      { weight: 2, arbitrary: otherEntry },
+    ),
+  ),
 );
