@@ -21,6 +21,8 @@ export const LABEL_SERVICE_NAME = 'kubernetes.io/service-name';
 /** nftables tables, both of family inet. Nothing outside tables named `sluice*` is touched. */
 export const NFT_TABLE_GATEWAY = 'sluice';
 export const NFT_TABLE_NODE = 'sluice_node';
+/** Of a gateway while rules ask for what flows say: which of their packets go to a queue. */
+export const NFT_TABLE_INSPECT = 'sluice_inspect';
 
 /** VXLAN device in metadata mode, on nodes and gateways. */
 export const TUNNEL_DEVICE = 'sluice-vx';
@@ -68,12 +70,36 @@ export const NODE_MARK_HELD = 0xfe;
 
 /**
  * Gateway: bits of the ct mark that are ours: the top one says *decided* (permitted, and seen to leave with the right
- * source), the others carry the rule that permitted.
+ * source), the next one *read*: packets with bytes of the flow go to a queue, until it is decided or, with a rule
+ * beside it, for life. The others carry the rule that permitted; of what is not decided yet, one of two numbers that no rule has.
  */
 export const GATEWAY_CT_MASK = 0xffffff00;
 export const CT_DECIDED = 0x80000000;
-export const CT_RULE_MASK = 0x7fffff00;
+export const CT_READ = 0x40000000;
+export const CT_RULE_MASK = 0x3fffff00;
 export const CT_RULE_SHIFT = 8;
+/** Undecided: its first bytes are to be read; its very first packet is to be asked about already (an address of a name). */
+export const NUMBER_READ_BYTES = 0x3fffff;
+export const NUMBER_READ_FIRST = 0x3ffffe;
+
+/**
+ * Gateway: packet marks in the forward hook of flows that are read, all beside GATEWAY_CHECKED_MARK. To the queue: that
+ * it goes there, that its first byte is the stream's first, that it comes from the outside. `PASSED`: it need not go
+ * there, or was let on by a worker. A packet of such a flow without it goes nowhere.
+ */
+export const INSPECT_QUEUE_MARK = 0x00001000;
+export const INSPECT_FIRST_MARK = 0x00002000;
+export const INSPECT_REPLY_MARK = 0x00004000;
+export const INSPECT_PASSED_MARK = 0x00008000;
+/**
+ * Gateway: a worker's verdict that ends the asking: this bit, the number of the rule in CT_RULE_MASK's bits (or one of
+ * NUMBER_READ_*), and INSPECT_LIFE_MARK if the flow is to be read for life. It has passed, whatever else is there.
+ */
+export const INSPECT_VERDICT_MARK = 0x40000000;
+export const INSPECT_LIFE_MARK = 0x80000000;
+/** First of the NFQUEUE numbers of a gateway's workers. */
+export const INSPECT_QUEUE = 7800;
+export const INSPECT_QUEUES_MAX = 64;
 
 /**
  * Gateway: the packet mark of what the tunnel's check has let in. Routing asks for it, so that a machine whose nftables
@@ -111,6 +137,8 @@ export const HOLD_QUEUE = 7790;
 
 /** TCP ports: plan stream (controller, mutual TLS); metrics and health of each program. */
 export const PORT_PLAN_STREAM = 7790;
+/** TCP port on which gateways tell each other what names they have learned (mutual TLS, inside). */
+export const PORT_NAMES = 7794;
 export const PORT_METRICS = { controller: 7791, gateway: 7792, node: 7793 } as const;
 
 /** URI subject alternative name in a certificate: `sluice://gateway/gw-a`. */

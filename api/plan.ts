@@ -4,6 +4,8 @@
  * needs no knowledge of what the values mean (plan-delta.ts). All addresses are canonical text (address.ts).
  */
 
+import type { ApplicationCheck } from './application.ts';
+
 export type Family = 4 | 6;
 export const families = [4, 6] as const;
 /** A value per address family; a family that is absent has none. */
@@ -29,6 +31,23 @@ export interface PoolSettings {
   /** Prefixes that are never steered and that a gateway never forwards to. */
   clusterCIDRs: string[];
   excludedCIDRs: string[];
+  /** Absent: nobody's answers are believed, so no name has an address. */
+  dns?: PoolDns;
+  inspection?: PoolInspection;
+}
+
+export interface PoolDns {
+  /** Addresses whose answers teach the pool's name table; sorted. */
+  resolvers: string[];
+  /** A flow that only names could permit is dropped at its first packet unless a name has its address by then. */
+  strict?: true;
+}
+
+export interface PoolInspection {
+  /** Threads of each gateway that read flows; absent: one for each processor, at most 8. */
+  workers?: number;
+  /** What becomes of flows that cannot be read for want of threads or room. Absent: they are dropped. */
+  onOverload?: 'Accept';
 }
 
 export interface GatewayEntry {
@@ -164,14 +183,23 @@ export interface RuleLimits {
   shards?: string[];
 }
 
-/** A set of destinations: any of `addresses`, with any of `ports`. Keyed by `namespace/name`. */
+/** A set of destinations: any of `addresses` and `names`, with any of `ports`. Keyed by `namespace/name`. */
 export interface ServiceEntry {
   /** Canonical prefixes (`10.0.0.0/8`, `10.0.0.1/32`) or ranges (`10.0.0.1-10.0.0.9`), both families. */
   addresses: string[];
+  /** Canonical patterns (host-name.ts), sorted: addresses that the pool's name table gives for such names. Absent: none. */
+  names?: string[];
   /** null: every protocol. */
   ports: PortEntry[] | null;
+  /** Parts of `ports` where flows are read: of the checks that cover a flow's port one must hold. Absent: none is read. */
+  checks?: PortCheck[];
   /** Ports with a limit, which hold for all that rules accept by them together. Absent: none has. */
   limits?: PortLimit[];
+}
+
+export interface PortCheck extends PortEntry, ApplicationCheck {
+  /** No port says so, it follows from `names`: 443 is TLS, 80 HTTP, 443/UDP QUIC. A veto needs it for the name alone. */
+  implied?: true;
 }
 
 export interface PortLimit extends PortEntry {

@@ -20,6 +20,7 @@ export const dropReasons = {
   unassigned: 'the workload is assigned no egress IP and the pool says unassigned: Drop',
   redirect: 'a rule redirects the flow to where it may not go',
   bandwidth: 'a packet over the bandwidth of an EgressIP, a rule or a port, more than may wait',
+  unread: 'a packet of a flow whose bytes are to be read, and that no worker has let on',
   leak: "a packet about to leave with a source that is not the workload's own egress IP",
 } as const;
 export type DropReason = keyof typeof dropReasons;
@@ -30,6 +31,7 @@ export const policyReasons = {
   'service-accept': 'a rule of the service context accepted',
   'default-action': "no context permitted the flow, so the pool's default action decides",
   limit: 'a rule that matched has a limit, and the flow is over it',
+  unread: 'what its first bytes say decides',
 } as const;
 export type PolicyReason = keyof typeof policyReasons;
 export type Reason = DropReason | PolicyReason;

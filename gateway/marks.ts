@@ -4,12 +4,12 @@
  * the next free number in the order of their names.
  */
 import { hash } from 'node:crypto';
-import { CT_DECIDED, CT_RULE_SHIFT } from '../api/names.ts';
+import { CT_DECIDED, CT_RULE_MASK, CT_RULE_SHIFT, NUMBER_READ_FIRST } from '../api/names.ts';
 
 /** Name under which the pool's default action is numbered beside the rules. */
 export const DEFAULT_ACTION = 'default-action';
 
-const RULE_NUMBERS = 0x7fffff;
+const RULE_NUMBERS = NUMBER_READ_FIRST - 1;
 const GROUP_NUMBERS = 0xffffff;
 
 /**
@@ -103,5 +103,5 @@ export const ruleMark = (number: number): number => (number << CT_RULE_SHIFT) >>
 /** Under it is counted what the rule matched and would let on, but for its limit or for where its redirect leads. */
 export const refusedMark = (number: number): number => ruleMark(number) + REFUSED;
 export const REFUSED = 1;
-export const ruleNumberOf = (mark: number): number => (mark & ~CT_DECIDED) >>> CT_RULE_SHIFT;
+export const ruleNumberOf = (mark: number): number => (mark & CT_RULE_MASK) >>> CT_RULE_SHIFT;
 export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;

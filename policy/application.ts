@@ -4,25 +4,9 @@
  * A check never holds for what was not read: a flow without a server name meets no list of server names.
  * Left out: which port is checked for what, whether an address is the name's own, and how bytes are read (wire/).
  */
-import { type NamePattern, NameSet } from '../api/host-name.ts';
-
-/** Protocols that are told apart by their first bytes. */
-export const applications = [
-  'TLS',
-  'HTTP',
-  'QUIC',
-  'DNS',
-  'SSH',
-  'SMTP',
-  'IMAP',
-  'POP3',
-  'MySQL',
-  'PostgreSQL',
-  'Redis',
-  'MQTT',
-  'RDP',
-] as const;
-export type Application = (typeof applications)[number];
+import { type Application, type ApplicationCheck, tlsVersions } from '../api/application.ts';
+import { NameSet, parseNamePattern } from '../api/host-name.ts';
+import { must } from '../api/result.ts';
 
 /** What was read of a flow's bytes, in canonical form. */
 export interface ApplicationReading {
@@ -47,31 +31,6 @@ export interface TlsReading {
   alpn: readonly string[];
   /** RFC 9849. A client's grease for it cannot be told from one, nor is it meant to be. */
   encryptedClientHello: boolean;
-}
-
-export const tlsVersions = { '1.0': 0x0301, '1.1': 0x0302, '1.2': 0x0303, '1.3': 0x0304 } as const;
-export type TlsVersion = keyof typeof tlsVersions;
-
-/** Of one port, as the plan has it; every part that is there must hold. */
-export interface ApplicationCheck {
-  application: Application;
-  tls?: {
-    /** What the client may ask for. */
-    serverNames?: readonly NamePattern[];
-    minVersion?: TlsVersion;
-    /** All that the client offers must be of these, and it must offer some: the server's choice is not seen in TLS 1.3. */
-    alpn?: readonly string[];
-    rejectEncryptedClientHello?: true;
-  };
-  http?: {
-    hosts?: readonly NamePattern[];
-    methods?: readonly string[];
-    /** `/exact`, or `/below/*`: `/below/` and all that begins so. */
-    paths?: readonly string[];
-  };
-  dns?: { names?: readonly NamePattern[]; types?: readonly string[] };
-  /** Whether other bytes than the protocol's may pass: counted, or not even that. Absent: they may not. */
-  conformance?: 'Audit' | 'Off';
 }
 
 /** `match`; `audit`: only since conformance is not enforced; else the first part that does not hold. */
@@ -109,8 +68,8 @@ export function compileApplication(check: ApplicationCheck): ApplicationTest {
 type Part = [ApplicationProbe, (reading: ApplicationReading) => boolean];
 
 /** Whether the name that was read is one of these. */
-const named = (patterns: readonly NamePattern[]): ((reading: ApplicationReading) => boolean) => {
-  const names = new NameSet(patterns);
+const named = (patterns: readonly string[]): ((reading: ApplicationReading) => boolean) => {
+  const names = new NameSet(patterns.map((pattern) => must(parseNamePattern(pattern))));
   return ({ name }) => name !== undefined && names.has(name);
 };
 

@@ -5,6 +5,7 @@
 
 import type { Action, Context, RuleEntry } from '../api/plan.ts';
 import type { Reason } from '../api/reasons.ts';
+import type { ApplicationReading } from './application.ts';
 import type { ServiceTest } from './destination.ts';
 import type { CompiledRedirect } from './redirect.ts';
 
@@ -20,7 +21,22 @@ export interface Flow {
   icmpCode?: number;
 }
 
+/** What is known of a flow beside its addresses and ports (design §4.5, §4.6). */
+export interface Known {
+  /** What its bytes said. Absent: they were not read, and what they decide is open. */
+  reading?: ApplicationReading;
+  /** Whether the pool's name table has this address for the name; both canonical. */
+  gives(name: string, address: string): boolean;
+  /** Names that the table has this address for: of flows of whose bytes nobody asks, or that named none. */
+  namesOf(address: string): readonly string[];
+}
+
 export interface Decision {
+  /**
+   * What its first bytes say is still to decide: some outcome would permit the flow, so it may begin, and no byte of it may
+   * leave. Absent: nothing is open. Then the verdict is accept, the reason `unread`, and no more is said.
+   */
+  provisional?: true;
   verdict: 'accept' | 'drop' | 'reject';
   reason: Reason;
   /** Where the walk ended, if a rule decided. */

@@ -428,7 +428,7 @@ const fields: {
   },
   redirect: { address: true, port: true, forbidden: true },
   limits: { connectionsPerSecond: true, maxConnections: true, bandwidth: true, shards: true },
-  services: { addresses: true, ports: true, limits: true },
+  services: { addresses: true, names: true, ports: true, checks: true, limits: true },
   groups: { namespace: true, audit: true, rules: true },
   egressIPs: { spread: true, destinations: true, limits: true, bandwidth: true },
   workloads: {
