@@ -3,7 +3,9 @@
  * rule that wants one, as plain data. Pure:
  * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
+import { type Application, type TlsVersion, tlsVersions } from '../../api/application.ts';
 import type { Action, Context, Family, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import type { ApplicationReading } from '../../policy/application.ts';
 import { compileEgress } from '../../policy/egress.ts';
 import { workloadsByAddress } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
@@ -40,6 +42,18 @@ export interface FlowRecord {
   /** Where a rule sent the flow instead of its destination; the port if it is another. */
   redirectedTo?: string;
   redirectedPort?: number;
+  /** What its first bytes are; absent: nobody looked, or not in time, or it is none that we know. */
+  application?: Application;
+  /** The host's name that the client asked for: SNI, Host, or the question's. With ECH the outer one. */
+  destinationName?: string;
+  /** Of TLS and QUIC: the version that was chosen, or the highest offered; absent if it is none of those with a name. */
+  tls?: { version?: TlsVersion; alpn?: readonly string[]; encryptedClientHello?: true };
+  /** Of the first request. */
+  http?: { method: string; path: string };
+  /** Of the first question. */
+  dns?: { type: string };
+  /** Nobody asked for what was read: it was in a copy of a few packets, of some flows (record/detect.ts). */
+  sampled?: true;
   gateway: string;
   shard?: string;
   /** From the workload out, and back. Absent at the start. */
@@ -100,6 +114,28 @@ const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord
   workload === undefined
     ? {}
     : { namespace: workload.namespace, pod: workload.name, services: workload.services, node: workload.node };
+
+type ReadFields = Pick<FlowRecord, 'application' | 'destinationName' | 'tls' | 'http' | 'dns'>;
+
+/** What was read of a flow, as its records say it. */
+export function readingFields({ application, name, tls, http, dns }: ApplicationReading): ReadFields {
+  const version = Object.entries(tlsVersions).find(([, number]) => number === tls?.version)?.[0] as
+    | TlsVersion
+    | undefined;
+  return {
+    ...(application !== undefined && { application }),
+    ...(name !== undefined && { destinationName: name }),
+    ...(tls !== undefined && {
+      tls: {
+        ...(version !== undefined && { version }),
+        ...(tls.alpn.length > 0 && { alpn: tls.alpn }),
+        ...(tls.encryptedClientHello && { encryptedClientHello: true }),
+      },
+    }),
+    ...(http !== undefined && { http: { method: http.method, path: http.path } }),
+    ...(dns !== undefined && { dns: { type: dns.type } }),
+  };
+}
 
 /** Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. */
 export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date): FlowRecord {
