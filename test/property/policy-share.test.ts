@@ -112,7 +112,7 @@ const asked = (plan: Policy): string[] => Object.keys(shareOf(plan).workloads);
 t.test('step by step as at once', async () => {
   fc.assert(
     fc.property(
-      fc.array(fc.array(step, { minLength: 1, maxLength: 4 }), { maxLength: 20 }),
+      fc.array(fc.array(step, { minLength: 1, maxLength: 4 }), { minLength: 5, maxLength: 25 }),
       fc.boolean(),
       (rounds, known) => {
         const plan = emptyGatewayPlan();
@@ -151,7 +151,7 @@ t.test('step by step as at once', async () => {
         }
       },
     ),
-    { numRuns: 300 },
+    { numRuns: 1500 },
   );
 });
 
