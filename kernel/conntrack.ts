@@ -1,11 +1,19 @@
 /**
- * The kernel's connection table: list it, end flows by deleting their entries (ctnetlink, own codec and socket).
+ * The kernel's connection table: list it, end flows by deleting their entries, or mark them otherwise (ctnetlink, own
+ * codec and socket).
  * Sockets of each call's own, so that calls cannot mix their answers. A walk through a large table yields to the event
  * loop between datagrams: the kernel makes each part when it is asked for it.
  */
 
 import { rememberedText } from '../wire/address-text.ts';
-import { type ConntrackEntry, ConntrackReader, type ConntrackView, encodeConntrackDump } from '../wire/conntrack.ts';
+import {
+  type ConntrackEntry,
+  ConntrackReader,
+  type ConntrackView,
+  encodeConntrackDump,
+  type FlowTuple,
+  writeTupleDeletion,
+} from '../wire/conntrack.ts';
 import {
   messageBounds,
   messageErrno,
@@ -19,7 +27,7 @@ import { NetlinkWriter } from '../wire/nlwriter.ts';
 import { ENOENT, SystemError } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from './netlink-socket.ts';
 
-export type { ConntrackEntry, ConntrackView } from '../wire/conntrack.ts';
+export type { ConntrackEntry, ConntrackView, FlowTuple } from '../wire/conntrack.ts';
 
 export interface TableOptions {
   /** Only entries with `(mark & mask) === value`: the kernel filters. */
@@ -31,7 +39,7 @@ export interface TableOptions {
 /** The kernel's parts of a dump are of 32 KiB. */
 const RECEIVE_SIZE = 64 * 1024;
 const DATAGRAMS_PER_TURN = 16;
-const DELETIONS_PER_DATAGRAM = 256;
+const CHANGES_PER_DATAGRAM = 256;
 /** Of deletions: 102,400, whose events fit into what an event socket lets wait (kernel/event-worker.ts). */
 const DATAGRAMS_PER_PAUSE = 400;
 const DUMP_SEQUENCE = 1;
@@ -49,41 +57,59 @@ export async function listFlows(options: TableOptions = {}): Promise<ConntrackEn
  * turn before the next.
  */
 export async function endFlows(match: (entry: ConntrackView) => boolean, options: TableOptions = {}): Promise<number> {
-  const deletions = new Deletions();
+  return (await changeFlows((entry) => (match(entry) ? 'end' : undefined), options)).ended;
+}
+
+/** The same, where `change` says of an entry that it ends, or which mark it has from now on. */
+export async function changeFlows(
+  change: (entry: ConntrackView) => 'end' | number | undefined,
+  options: TableOptions = {},
+): Promise<{ ended: number; marked: number }> {
+  const deletions = new Changes();
+  const marks = new Changes();
   await walk(options, (entry) => {
-    if (match(entry)) deletions.add(entry);
+    const wanted = change(entry);
+    if (wanted === 'end') deletions.add((writer, sequence) => entry.writeDeletion(writer, sequence));
+    else if (wanted !== undefined) marks.add((writer, sequence) => entry.writeMark(writer, sequence, wanted));
   });
+  return { ended: await deletions.send(options), marked: await marks.send(options) };
+}
+
+/** Ends flows that are known by their tuples; says how many were there. */
+export function endTuples(flows: Iterable<FlowTuple>, options: TableOptions = {}): Promise<number> {
+  const deletions = new Changes();
+  for (const flow of flows) deletions.add((writer, sequence) => writeTupleDeletion(writer, sequence, flow));
   return deletions.send(options);
 }
 
-/** Entries to delete. Many are sent as one datagram: a system call each way for all of them. */
-class Deletions {
+/** Messages about entries. Many are sent as one datagram: a system call each way for all of them. */
+class Changes {
   readonly #writer = new NetlinkWriter(RECEIVE_SIZE);
   /** Where each datagram ends; the last of them when it is sent. */
   readonly #ends: number[] = [];
   #count = 0;
 
-  add(entry: ConntrackReader): void {
+  add(write: (writer: NetlinkWriter, sequence: number) => void): void {
     this.#count++;
-    entry.writeDeletion(this.#writer, this.#count);
-    if (this.#count % DELETIONS_PER_DATAGRAM === 0) this.#end();
+    write(this.#writer, this.#count);
+    if (this.#count % CHANGES_PER_DATAGRAM === 0) this.#end();
   }
 
-  /** How many of them were there. */
+  /** About how many of them there was an entry. */
   async send(options: TableOptions): Promise<number> {
     if (this.#count === 0) return 0;
-    if (this.#count % DELETIONS_PER_DATAGRAM !== 0) this.#end();
+    if (this.#count % CHANGES_PER_DATAGRAM !== 0) this.#end();
     const socket = open(options);
     let missing = 0;
     try {
       let from = 0;
       for (const [index, to] of this.#ends.entries()) {
-        const before = index * DELETIONS_PER_DATAGRAM;
-        const last = Math.min(before + DELETIONS_PER_DATAGRAM, this.#count);
+        const before = index * CHANGES_PER_DATAGRAM;
+        const last = Math.min(before + CHANGES_PER_DATAGRAM, this.#count);
         const failures = socket.exchange(this.#writer.written().subarray(from, to), before + 1, last);
         // ENOENT: it ended by itself meanwhile, or its tuple is another flow's now.
         const other = failures.find((errno) => errno !== ENOENT);
-        if (other !== undefined) throw new SystemError('conntrack delete', other);
+        if (other !== undefined) throw new SystemError('conntrack change', other);
         missing += failures.length;
         from = to;
         if ((index + 1) % DATAGRAMS_PER_PAUSE === 0) await turn();

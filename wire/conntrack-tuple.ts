@@ -2,9 +2,10 @@
  * The tuple of one direction of a flow in a message of ctnetlink, read where it lies: a walk through the whole table
  * makes no object of any, and text of those addresses only that are asked for. The message around it: conntrack.ts.
  */
-import type { AddressText } from './address-text.ts';
+import { type AddressText, addressBytes } from './address-text.ts';
 import { u8, u16 } from './bytes.ts';
 import { AttributeCursor } from './nlattr.ts';
+import type { NetlinkWriter } from './nlwriter.ts';
 
 const CTA_TUPLE_IP = 1;
 const CTA_TUPLE_PROTO = 2;
@@ -154,4 +155,22 @@ export class TupleReader implements TupleView {
       }
     }
   }
+}
+
+type PortTuple = Required<Pick<Tuple, 'source' | 'destination' | 'sourcePort' | 'destinationPort'>>;
+
+/** The tuple of a protocol with ports, as an attribute of that type. */
+export function writeTuple(writer: NetlinkWriter, type: number, tuple: PortTuple & { protocol: number }): void {
+  const [from, to] = tuple.source.includes(':') ? [CTA_IP_V6_SRC, CTA_IP_V6_DST] : [CTA_IP_V4_SRC, CTA_IP_V4_DST];
+  const whole = writer.open(type);
+  const ip = writer.open(CTA_TUPLE_IP);
+  writer.putBytes(from, addressBytes(tuple.source));
+  writer.putBytes(to, addressBytes(tuple.destination));
+  writer.close(ip);
+  const proto = writer.open(CTA_TUPLE_PROTO);
+  writer.putBytes(CTA_PROTO_NUM, Uint8Array.of(tuple.protocol));
+  writer.putU16(CTA_PROTO_SRC_PORT, tuple.sourcePort);
+  writer.putU16(CTA_PROTO_DST_PORT, tuple.destinationPort);
+  writer.close(proto);
+  writer.close(whole);
 }

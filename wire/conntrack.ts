@@ -1,13 +1,13 @@
 /**
  * ctnetlink (<linux/netfilter/nfnetlink_conntrack.h>): decode events and dumps of the connection table; encode the
- * dump and the deletion of one entry. Absent attributes read as zero: the kernel leaves out a mark, counters
+ * dump, and the deletion of one entry or another mark for it. Absent attributes read as zero: the kernel leaves out a mark, counters
  * (`nf_conntrack_acct`) or timestamps (`nf_conntrack_timestamp`) that are unset.
  * Leaves out: expectations, helpers, labels, sequence adjustment, TCP state, creating entries.
  */
 
 import { type AddressText, rememberedText } from './address-text.ts';
 import { bytesOfU32, counter, type Decoded, type Malformed, malformed, u16, u32, u64 } from './bytes.ts';
-import { type Tuple, TupleReader, type TupleView } from './conntrack-tuple.ts';
+import { type Tuple, TupleReader, type TupleView, writeTuple } from './conntrack-tuple.ts';
 import {
   AttributeCursor,
   attribute,
@@ -32,6 +32,8 @@ const IPCTNL_MSG_CT_DELETE = 2;
 const CT_NEW = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_NEW;
 const CT_DELETE = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_DELETE;
 
+const AF_INET = 2;
+const AF_INET6 = 10;
 const CTA_TUPLE_ORIG = 1;
 const CTA_TUPLE_REPLY = 2;
 const CTA_STATUS = 3;
@@ -88,6 +90,17 @@ export interface ConntrackEntry {
 
 export interface ConntrackEvent extends ConntrackEntry {
   type: 'new' | 'update' | 'destroy';
+}
+
+/** Names a flow of a protocol with ports by its first packet. `id`: only the entry that has it, if it is known. */
+export interface FlowTuple {
+  protocol: number;
+  /** Canonical text. */
+  source: string;
+  destination: string;
+  sourcePort: number;
+  destinationPort: number;
+  id?: number;
 }
 
 /** What decides whether an entry goes on. */
@@ -190,12 +203,25 @@ export class ConntrackReader implements ConntrackView {
    * table. The kernel answers only if it fails, unless NLM_F_ACK is added.
    */
   writeDeletion(writer: NetlinkWriter, sequence: number): void {
+    this.#begin(IPCTNL_MSG_CT_DELETE, writer, sequence);
+    writer.endMessage();
+  }
+
+  /**
+   * Writes that the entry has the mark from now on. Of a change the kernel does not compare the id: whoever has the tuple
+   * by then gets it. Throws and is answered as a deletion.
+   */
+  writeMark(writer: NetlinkWriter, sequence: number, mark: number): void {
+    this.#begin(IPCTNL_MSG_CT_NEW, writer, sequence);
+    writer.putU32(CTA_MARK, mark);
+    writer.endMessage();
+  }
+
+  #begin(message: number, writer: NetlinkWriter, sequence: number): void {
     if (!this.#has(CTA_TUPLE_ORIG)) throw new TypeError('a conntrack entry without a tuple');
-    const message = IPCTNL_MSG_CT_DELETE;
     const family = this.#bytes[this.#from + NLMSG_HEADER] ?? 0;
     writer.beginMessage({ subsystem: NFNL_SUBSYS_CTNETLINK, message, flags: NLM_F_REQUEST, sequence, family });
     for (const type of naming) if (this.#has(type)) this.#copy(type, writer);
-    writer.endMessage();
   }
 
   /** An attribute with its header. */
@@ -254,6 +280,16 @@ export function decodeConntrack(message: Uint8Array): Decoded<ConntrackEvent> {
   reader ??= new ConntrackReader(rememberedText());
   const fault = reader.read(message);
   return fault === undefined ? { ok: true, value: reader.event() } : malformed(fault);
+}
+
+/** Writes the deletion of whatever entry has the tuple; answered as writeDeletion(). Of TCP, UDP and SCTP. */
+export function writeTupleDeletion(writer: NetlinkWriter, sequence: number, flow: FlowTuple): void {
+  const message = IPCTNL_MSG_CT_DELETE;
+  const family = flow.source.includes(':') ? AF_INET6 : AF_INET;
+  writer.beginMessage({ subsystem: NFNL_SUBSYS_CTNETLINK, message, flags: NLM_F_REQUEST, sequence, family });
+  writeTuple(writer, CTA_TUPLE_ORIG, flow);
+  if (flow.id !== undefined) writer.putU32(CTA_ID, flow.id);
+  writer.endMessage();
 }
 
 /** Asks for the whole table (both families: each dump walks all of the kernel's buckets, some 10 ms), or for the entries with `(mark & mask) === value`. */

@@ -14,7 +14,14 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { type Family, families } from '../../api/plan.ts';
 import { announce } from '../../kernel/announce.ts';
-import { type ConntrackEntry, type ConntrackView, endFlows, listFlows } from '../../kernel/conntrack.ts';
+import {
+  type ConntrackEntry,
+  type ConntrackView,
+  changeFlows,
+  endFlows,
+  endTuples,
+  listFlows,
+} from '../../kernel/conntrack.ts';
 import { type EventSocketOptions, startEventSocket } from '../../kernel/event-socket.ts';
 import { PacketSocket } from '../../kernel/packet-socket.ts';
 import { ARP_REPLY, ARP_REQUEST, parseArp } from '../../wire/arp.ts';
@@ -302,6 +309,48 @@ t.test('conntrack: what changes while the table is looked through', async (t) =>
   await events.socket.close();
   const left = new Set((await ours()).map(portOf));
   t.same(left, new Set(listed.filter((entry) => !doomed(entry)).map(portOf)), 'all of them, and no other');
+});
+
+t.test('conntrack: marks of chosen flows, and the end of flows by their tuples', async (t) => {
+  const first = 15_000;
+  const ours = (entry: ConntrackEntry) => {
+    const port = entry.original.sourcePort ?? 0;
+    return port >= first && port < first + 6;
+  };
+  for (let port = first; port < first + 6; port++) sendUdp(port % 2 === 0 ? 4 : 6, port, PORT_MARKED);
+  const made = (await flowsOnce('six flows', (all) => all.filter(ours).length === 6)).filter(ours);
+  t.same(new Set(made.map(({ mark }) => mark)), new Set([MARK]));
+  const of = (port: number) => made.find(({ original }) => original.sourcePort === port);
+  const options = { namespace: SUBJECT, mark: { value: MARK, mask: 0xffffffff } };
+  const changed = await changeFlows(({ original: { sourcePort = 0 } }) => {
+    if (sourcePort < first || sourcePort >= first + 4) return undefined;
+    return sourcePort < first + 2 ? 'end' : 0x40000000 + sourcePort;
+  }, options);
+  t.same(changed, { ended: 2, marked: 2 });
+  const left = (await listFlows({ namespace: SUBJECT })).filter(ours);
+  t.same(
+    left.map(({ original, mark }) => [original.sourcePort, mark]).sort(),
+    [
+      [first + 2, 0x40000000 + first + 2],
+      [first + 3, 0x40000000 + first + 3],
+      [first + 4, MARK],
+      [first + 5, MARK],
+    ],
+    'others are as they were',
+  );
+  const tuple = (port: number, id?: number) => {
+    const { client: source, subject: destination } = address[port % 2 === 0 ? 4 : 6];
+    const ends = { source, destination, sourcePort: port, destinationPort: PORT_MARKED };
+    return { protocol: 17, ...ends, ...(id !== undefined && { id }) };
+  };
+  const id = of(first + 4)?.id ?? 0;
+  const told = [tuple(first), tuple(first + 2), tuple(first + 3), tuple(first + 4, id), tuple(first + 5, 1)];
+  t.equal(await endTuples(told, { namespace: SUBJECT }), 3, 'one had ended, one has another id');
+  const last = (await listFlows({ namespace: SUBJECT })).filter(ours);
+  t.same(
+    last.map(({ original }) => original.sourcePort),
+    [first + 5],
+  );
 });
 
 t.test('conntrack: an overrun is reported and the stream goes on', async (t) => {
