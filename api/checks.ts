@@ -81,6 +81,7 @@ function gatewayPool(o: ObjectOf<'GatewayPool'>, report: Report): void {
     }
   }
 
+  checkUnicast(o.spec.dns?.resolvers ?? [], 'spec.dns.resolvers', report);
   for (const [i, text] of o.spec.fetch.allowedHosts.entries()) {
     const read = parseAuthority(text);
     if (!read.ok) report(`spec.fetch.allowedHosts[${i}]`, read.error, show(text));

@@ -258,7 +258,7 @@ export function renderCrds(): Record<string, string> {
   return Object.fromEntries(
     sluiceKinds.map((info) => [
       `${API_GROUP}_${info.plural}.yaml`,
-      head + stringify(crdOf(info), { lineWidth: 0, aliasDuplicateObjects: false }),
+      head + stringify(crdOf(info), { lineWidth: 0, aliasDuplicateObjects: false, version: '1.1' }),
     ]),
   );
 }

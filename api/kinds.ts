@@ -17,16 +17,10 @@ export {
   typeOfIcmp,
 } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
-export {
-  DEFAULT_REFRESH_SECONDS,
-  icmpProtocol,
-  type ListSource,
-  portProtocols,
-  protocolNumbers,
-  type ServicePort,
-} from './schema/external-service.ts';
+export { DEFAULT_REFRESH_SECONDS, type ListSource } from './schema/external-service.ts';
 export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
 export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
+export { icmpProtocol, portProtocols, protocolNumbers, type ServicePort } from './schema/service-port.ts';
 export type { FieldError } from './schema/walk.ts';
 export { type AnyObject, type ParsedObject, parseObject } from './validate.ts';
 

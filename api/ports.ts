@@ -5,7 +5,7 @@
 
 import type { Family, PortEntry } from './plan.ts';
 import { fail, ok, type Result } from './result.ts';
-import { icmpProtocol, portProtocols, protocolNumbers } from './schema/external-service.ts';
+import { icmpProtocol, portProtocols, protocolNumbers } from './schema/service-port.ts';
 
 const maxRanges = 128;
 const icmpProtocols: ReadonlySet<number> = new Set(Object.values(icmpProtocol));

@@ -63,9 +63,6 @@ const refuse = (path: string, expected: string, got: string): ParsedObject => ({
   errors: [{ path, expected, got }],
 });
 
-/** A name of the design where this version reads addresses: `api.example.com`, `*.example.com`. */
-const looksLikeName = /^[A-Za-z0-9*_-][A-Za-z0-9*_.-]*[A-Za-z.]$/;
-
 function absentIn(kind: KindName): WalkOptions['absent'] {
   const fields = new Map<string, string>();
   for (const [path, names] of Object.entries(absentFields[kind] ?? {})) {
@@ -79,14 +76,6 @@ function absentIn(kind: KindName): WalkOptions['absent'] {
     if (Object.hasOwn(values, pattern) && values[pattern]?.includes(value)) {
       return `absent: ${pattern.split('.').at(-1)} ${value} is not carried out yet`;
     }
-    if (kind === 'ExternalService' && pattern === 'spec.addresses[]' && isName(value)) {
-      return 'absent: a name is not carried out yet (an address, CIDR or FIRST-LAST is)';
-    }
     return null;
   };
-}
-
-function isName(text: string): boolean {
-  // No address ends like this: a v6 address has a colon, and a v4 one no letters.
-  return text.length <= 253 && !text.includes(':') && looksLikeName.test(text);
 }

@@ -11,9 +11,10 @@ import { sameJson } from '../api/plan-delta.ts';
 import type { AnyRule } from './applies.ts';
 import { sourcesOf } from './applies.ts';
 import type { ServiceEndpoints } from './endpoints.ts';
+import { isRead } from './external-service.ts';
 import { compareRules, qualifiedName } from './order.ts';
 import type { KnownServices, RefusalReason, Resolution, ServiceCatalog, Watched } from './reference.ts';
-import { isUnchanged } from './reference.ts';
+import { isUnchanged, serviceName } from './reference.ts';
 import type { ScheduleState } from './schedule.ts';
 import { describeSchedule, scheduleState } from './schedule.ts';
 
@@ -21,7 +22,15 @@ export interface RuleCondition {
   objectKey: string;
   type: 'Accepted';
   status: 'True' | 'False';
-  reason: 'Accepted' | 'OutOfSchedule' | 'NoEndpoints' | 'ForeignEndpoint' | 'RedirectForbidden' | RefusalReason;
+  reason:
+    | 'Accepted'
+    | 'OutOfSchedule'
+    | 'NoEndpoints'
+    | 'ForeignEndpoint'
+    | 'RedirectForbidden'
+    | 'RedirectNeedsAddresses'
+    | 'LimitNeedsAddresses'
+    | RefusalReason;
   message: string;
   /** Of a rule that has one. */
   schedule?: ScheduleState;
@@ -82,13 +91,14 @@ export function admit(input: AdmitInput, before?: AdmittedRules): AdmittedRules 
     if (spec.schedule !== undefined) result.schedules.push([spec.schedule, schedule]);
     const forbidden = spec.redirect && input.forbids?.(spec.redirect.address, context);
     if (spec.redirect !== undefined) result.redirects.push([spec.redirect.address, forbidden]);
-    const condition = conditionOf(rule, resolution, endpoints, schedule, forbidden);
+    const tooLate = resolution.ok ? needsAddresses(rule, context, resolution.services, catalog) : undefined;
+    const condition = tooLate ?? conditionOf(rule, resolution, endpoints, schedule, forbidden);
     result.conditions.push(stable(known.get(condition.objectKey), condition));
     const id = `${context}/${qualifiedName(metadata)}`;
-    const inForce = resolution.ok && schedule?.open !== false;
+    const inForce = resolution.ok && tooLate === undefined && schedule?.open !== false;
     const was = boundBefore.get(id);
     result.bound.push(was?.rule === rule && was.inForce === inForce ? was : { id, rule, inForce });
-    if (!resolution.ok) continue;
+    if (!resolution.ok || tooLate !== undefined) continue;
     const { action, priority, mode, logging } = spec;
     const { services } = resolution;
     const audit = mode === 'Audit' && { mode };
@@ -122,6 +132,37 @@ export function stillHold(
 /** The value that there was before, if the new one is equal: whoever compares finds it by identity. */
 export const stable = <T>(before: T | undefined, now: T): T =>
   before !== undefined && sameJson(before, now) ? before : now;
+
+/**
+ * What a rule asks that must be known of a flow at its first packet, where names or bytes decide whether it matches: where
+ * it goes, and what it has used up of limits that are not the deciding rule's (that one counts what it was decided to be).
+ */
+function needsAddresses(
+  rule: AnyRule,
+  context: Context,
+  services: string[] | '*',
+  catalog: ServiceCatalog,
+): RuleCondition | undefined {
+  const { redirect, mode, action } = rule.spec;
+  const audit = mode === 'Audit';
+  const handsOn = action === 'accept' && context !== 'service';
+  const limits = (['connectionsPerSecond', 'maxConnections', 'bandwidth'] as const).filter(
+    // In audit no bandwidth is limited.
+    (field) => rule.spec[field] !== undefined && (audit ? field !== 'bandwidth' : handsOn),
+  );
+  if ((redirect === undefined && limits.length === 0) || services === '*') return undefined;
+  const read = services.filter((key) => isRead(catalog.entry(key))).map(serviceName);
+  if (read.length === 0) return undefined;
+  const which = `external service ${read.join(', ')} has names or appProtocol`;
+  const condition = { objectKey: objectKey(rule), type: 'Accepted', status: 'False' } as const;
+  if (redirect !== undefined) {
+    const message = `redirect: ${which}, and where a flow goes must be known at its first packet; name services of addresses and ports alone`;
+    return { ...condition, reason: 'RedirectNeedsAddresses', message };
+  }
+  const why = audit ? 'the rule is in audit' : 'the rule hands on, and decides nothing';
+  const message = `${limits.join(', ')}: ${which}, and ${why}: such limits are kept from the first packet on; name services of addresses and ports alone, or put the limit on the rule that permits`;
+  return { ...condition, reason: 'LimitNeedsAddresses', message };
+}
 
 function conditionOf(
   rule: AnyRule,

@@ -5,6 +5,7 @@
  */
 
 import { Type } from 'typebox';
+import { NAME_MAX_LENGTH } from '../host-name.ts';
 import { describe } from './describe.ts';
 import { labelKeyPattern } from './walk.ts';
 
@@ -52,6 +53,18 @@ export const urlRule = (field: string) => ({
   message: 'url is https://HOST, a port and a path if need be, in printable ASCII, without user, password and fragment',
 });
 
+/** Parts of a name's labels; without look-ahead, which RE2 has not. */
+const within = '[-A-Za-z0-9_]*[A-Za-z0-9_]';
+const nameLabel = `[A-Za-z0-9_](${within})?`;
+const onward = (first: string): string => `(${first}(${within})?|-${within})`;
+/** No number, in decimal or hexadecimal: what ends in one could be an IPv4 address (host-name.ts). */
+const lastLabel = `([A-Za-z_](${within})?|[1-9][0-9]*${onward('[A-Za-z_]')}|0([0-9]+${onward('[A-Za-z_]')}|${onward('[A-WYZa-wyz_]')}|[Xx][0-9A-Fa-f]*${onward('[G-Zg-z_]')}))`;
+const beyondAscii = '[^\\x00-\\x20\\x7f]*[^\\x00-\\x7f][^\\x00-\\x20\\x7f]*';
+/** Exact of ASCII but for lengths, coarse of all else. */
+const names = `([*][*]?[.])?((${nameLabel}[.])*${lastLabel}[.]?|${beyondAscii})`;
+/** With the root's dot, and `**.`. */
+const NAME_TEXT_LENGTH = NAME_MAX_LENGTH + 4;
+
 /** Exact of IPv4 and coarse of IPv6, for the API server; `reads` asks for the strict reading (walk.ts). */
 export const addressText = (options: object = {}) =>
   Type.String({ reads: 'address', pattern: `^(${v4}|${v6})$`, minLength: 2, maxLength: 45, ...options });
@@ -63,12 +76,26 @@ export const prefixText = (options: object = {}) =>
     maxLength: 49,
     ...options,
   });
+const rangePattern = `(${v4}(-${v4}|/${length4})?|${v6}(-${v6}|/${length6})?)`;
 export const rangeText = (options: object = {}) =>
   Type.String({
     reads: 'range',
-    pattern: `^(${v4}(-${v4}|/${length4})?|${v6}(-${v6}|/${length6})?)$`,
+    pattern: `^${rangePattern}$`,
     minLength: 2,
     maxLength: 91,
+    ...options,
+  });
+
+/** Names that hosts have, as host-name.ts reads them. */
+export const nameText = (options: object = {}) =>
+  Type.String({ reads: 'name', pattern: `^${names}$`, minLength: 1, maxLength: NAME_TEXT_LENGTH, ...options });
+/** An address, a range of them, or such names. */
+export const placeText = (options: object = {}) =>
+  Type.String({
+    reads: 'place',
+    pattern: `^(${rangePattern}|${names})$`,
+    minLength: 1,
+    maxLength: NAME_TEXT_LENGTH,
     ...options,
   });
 

@@ -1,73 +1,13 @@
 /**
- * ExternalService (design §3): a named set of destinations. In this version destinations are addresses, and lists
- * of them that are kept elsewhere; names and checks of application bytes are refused by name.
+ * ExternalService (design §3): a named set of destinations: addresses, lists of them that are kept elsewhere, and names.
+ * Its ports, and what they ask of a flow's bytes, are service-port.ts.
  */
 
 import { Type } from 'typebox';
-import { bandwidthText } from '../bandwidth.ts';
 import { URL_MAX_LENGTH } from '../list-url.ts';
-import { label, objectName, octet, oneOf, portNumber, rangeText, urlRule } from './common.ts';
+import { objectName, oneOf, placeText, urlRule } from './common.ts';
 import { describe } from './describe.ts';
-
-/** Protocols that may be written by name. A number is taken as text or integer. */
-export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
-/** The protocols that have ports. */
-export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
-/** ICMP of each family, which has types and codes. */
-export const icmpProtocol = { 4: 1, 6: 58 } as const;
-
-const listOf = (number: string, between: string): string => {
-  const entry = `${number}(${between}${number})?`;
-  return `${entry}(,${entry})*`;
-};
-
-const expectedProtocol = 'TCP, UDP, SCTP, ICMP, ICMPv6 or a number from 1 to 255';
-const protocol = Type.Union(
-  [
-    Type.String({
-      pattern: '^(TCP|UDP|SCTP|ICMP|ICMPv6|[1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$',
-      maxLength: 6,
-    }),
-    Type.Integer({ minimum: 1, maximum: 255 }),
-  ],
-  { intOrString: true, description: expectedProtocol, expected: expectedProtocol },
-);
-
-const servicePort = Type.Object(
-  {
-    name: label(),
-    protocol,
-    port: Type.Optional(
-      Type.String({
-        pattern: '^[0-9]{1,5}([-/][0-9]{1,5})?(,[0-9]{1,5}([-/][0-9]{1,5})?)*$',
-        maxLength: 512,
-        expected:
-          'text in quotes with ports and ranges, as in "443,8000-8100", or types and codes of ICMP, as in "8,3/4"',
-        description:
-          'Ports and ranges, as in 443,8000-8100; of ICMP types and TYPE/CODE, as in 8,3/4; absent: all of the protocol',
-      }),
-    ),
-    bandwidth: Type.Optional(
-      bandwidthText({
-        description: 'Of all that rules accept by this port, together, in each direction: as 50Mbit; the rest waits',
-      }),
-    ),
-  },
-  {
-    additionalProperties: false,
-    cel: [
-      {
-        rule: "!has(self.port) || string(self.protocol) in ['TCP', 'UDP', 'SCTP', 'ICMP', 'ICMPv6', '6', '17', '132', '1', '58']",
-        message: 'port is only for TCP, UDP, SCTP, ICMP and ICMPv6',
-      },
-      {
-        rule: `!has(self.port) || self.port.matches(string(self.protocol) in ['ICMP', 'ICMPv6', '1', '58'] ? '^${listOf(octet, '/')}$' : '^${listOf(portNumber, '-')}$')`,
-        message: 'ports are from 1 to 65535, as in 443,8000-8100; types and codes of ICMP from 0 to 255, as in 8,3/4',
-      },
-    ],
-  },
-);
-export type ServicePort = Type.Static<typeof servicePort>;
+import { servicePort } from './service-port.ts';
 
 /** How often a `url` is fetched, unless it says otherwise. */
 export const DEFAULT_REFRESH_SECONDS = 300;
@@ -150,11 +90,12 @@ export type ListSource = Type.Static<typeof listSource>;
 export const externalServiceSpec = Type.Object(
   {
     addresses: Type.Optional(
-      Type.Array(rangeText(), {
+      Type.Array(placeText(), {
         minItems: 1,
         maxItems: 4096,
         listType: 'set',
-        description: 'Address, CIDR or FIRST-LAST',
+        description:
+          'Address, CIDR or FIRST-LAST; or NAME, *.NAME (one label before it), **.NAME (any number, at least one)',
       }),
     ),
     addressesFrom: Type.Optional(
@@ -180,5 +121,3 @@ export const externalServiceSpec = Type.Object(
     ],
   },
 );
-
-export const servicePortAbsent = ['appProtocol', 'tls', 'http', 'dns', 'conformance'] as const;

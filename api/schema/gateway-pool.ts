@@ -132,6 +132,42 @@ export const gatewayPoolSpec = Type.Object(
       listType: 'set',
       description: 'Destinations left alone',
     }),
+    dns: Type.Optional(
+      Type.Object(
+        {
+          resolvers: Type.Array(addressText(), {
+            minItems: 1,
+            maxItems: 16,
+            listType: 'set',
+            description: 'Whose answers say which addresses a name has; gateways ask them, too',
+          }),
+          strict: Type.Boolean({
+            default: false,
+            description:
+              'A flow that only a name could permit is dropped at its first packet if no name has its address by then',
+          }),
+        },
+        { additionalProperties: false, description: 'Absent: no name has an address, so no rule permits by name' },
+      ),
+    ),
+    inspection: Type.Optional(
+      Type.Object(
+        {
+          workers: Type.Optional(
+            Type.Integer({
+              minimum: 1,
+              maximum: 64,
+              description: 'Threads of each gateway that read flows; absent: one a processor, at most 8',
+            }),
+          ),
+          onOverload: oneOf(['Drop', 'Accept'], {
+            default: 'Drop',
+            description: 'What becomes of flows that cannot be read for want of threads or room',
+          }),
+        },
+        { additionalProperties: false },
+      ),
+    ),
     fetch: Type.Object(
       {
         allowedHosts: Type.Array(
@@ -166,12 +202,4 @@ export const gatewayPoolSpec = Type.Object(
 );
 
 /** Fields of the design that are refused by name until they do something. */
-export const gatewayPoolAbsent = [
-  'gatewaySelector',
-  'hosts',
-  'vrrp',
-  'announce',
-  'dns',
-  'logging',
-  'inspection',
-] as const;
+export const gatewayPoolAbsent = ['gatewaySelector', 'hosts', 'vrrp', 'announce', 'logging'] as const;

@@ -8,7 +8,7 @@ import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
 import { egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, serviceEgressRuleSpec } from './egress-rule.ts';
-import { externalServiceSpec, servicePortAbsent } from './external-service.ts';
+import { externalServiceSpec } from './external-service.ts';
 import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
 import {
   configMapFields,
@@ -231,7 +231,6 @@ export const kindScopes: Readonly<Record<KindName, Scope>> = {
  */
 export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
   GatewayPool: { spec: gatewayPoolAbsent },
-  ExternalService: { 'spec.ports[]': servicePortAbsent },
 };
 /** The same for single values of an enum: kind, path of the field, values. */
 export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {

@@ -6,6 +6,8 @@
  */
 
 import { formatAddress, formatPrefix, formatRange, parseAddress, parsePrefix, parseRange } from '../address.ts';
+import { parseDnsType } from '../dns-type.ts';
+import { formatNamePattern, parseNamePattern } from '../host-name.ts';
 import { fail, ok, type Result } from '../result.ts';
 import { describe, show } from './describe.ts';
 
@@ -38,8 +40,8 @@ export interface Keywords {
   description?: string;
   /** What a bad value should have been, where the keywords alone would not tell a person. */
   expected?: string;
-  /** The text is an address, prefix or range: read strictly, kept in canonical form. */
-  reads?: 'address' | 'prefix' | 'range';
+  /** What the text is: read strictly, kept in canonical form. */
+  reads?: 'address' | 'prefix' | 'range' | 'name' | 'place' | 'dnsType';
   /** Keys of a map of labels are label keys. */
   keys?: 'label';
   /** Items are a set: none twice. Or a map: no two with the same value of a field. */
@@ -247,7 +249,7 @@ class Walk {
  * Strict readers; the value kept is the canonical text. An IPv4-mapped IPv6 address is refused: what it means depends
  * on who reads it, and no packet on a wire carries one.
  */
-const readers: Record<'address' | 'prefix' | 'range', (text: string) => Result<string>> = {
+const readers: Record<NonNullable<Keywords['reads']>, (text: string) => Result<string>> = {
   address: (text) => {
     const address = parseAddress(text);
     if (!address.ok) return fail(`an IP address: ${address.error}`);
@@ -265,6 +267,20 @@ const readers: Record<'address' | 'prefix' | 'range', (text: string) => Result<s
     const canonical = () => (/[-/]/.test(text) ? formatRange(range.value) : formatAddress({ family, value: first }));
     return mapped(family, first) ?? ok(canonical());
   },
+  name: (text) => {
+    const pattern = parseNamePattern(text);
+    return pattern.ok ? ok(formatNamePattern(pattern.value)) : fail(`NAME, *.NAME or **.NAME: ${pattern.error}`);
+  },
+  place: (text) => {
+    const name = readers.name(text);
+    if (name.ok) return name;
+    const range = readers.range(text);
+    if (range.ok) return range;
+    // Of the two errors the one of what it looks like.
+    if (/^[0-9.]+([-/]|$)|:/.test(text)) return range;
+    return fail(`an address, CIDR, FIRST-LAST or name: ${name.error}`);
+  },
+  dnsType: parseDnsType,
 };
 function mapped(family: 4 | 6, value: bigint): Result<string> | null {
   return family === 6 && value >> 32n === 0xffffn ? fail('IPv4 written as IPv4, not mapped into IPv6') : null;
@@ -286,6 +302,8 @@ export function brief(schema: Keywords): string {
   if (schema.reads === 'address') return 'an IP address';
   if (schema.reads === 'prefix') return 'a CIDR';
   if (schema.reads === 'range') return 'an address, CIDR or FIRST-LAST';
+  if (schema.reads === 'place') return 'an address, CIDR, FIRST-LAST or name';
+  if (schema.reads === 'name') return 'NAME, *.NAME or **.NAME';
   switch (schema.type) {
     case 'object':
       return 'an object';

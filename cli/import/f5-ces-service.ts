@@ -33,8 +33,10 @@ export interface FieldRemark {
 }
 
 export interface ConvertedService {
-  /** Empty: nothing is left of it. */
+  /** Both empty: nothing is left of it. */
   addresses: string[];
+  /** Apart, since names say more of a port than addresses beside them had to keep to (docs/rules.md). */
+  names: string[];
   /** Absent: every protocol. */
   ports?: Port[];
   changed: FieldRemark[];
@@ -45,13 +47,18 @@ export interface ConvertedService {
 }
 
 export function convertService({ spec }: CesService, takes: Takes): ConvertedService {
-  const result: ConvertedService = { addresses: [], changed: [], lost: [], unlimited: [] };
+  const result: ConvertedService = { addresses: [], names: [], changed: [], lost: [], unlimited: [] };
   const seen = new Set<string>();
   for (const [i, text] of spec.addresses.entries()) {
     const path = `spec.addresses[${i}]`;
     const read = readAddress(text, takes);
     if ('reason' in read) {
       result.lost.push({ path, ...read });
+      continue;
+    }
+    if (read.name === true) {
+      if (!seen.has(read.canonical)) result.names.push(read.address);
+      seen.add(read.canonical);
       continue;
     }
     if (read.address !== text) {
@@ -61,13 +68,22 @@ export function convertService({ spec }: CesService, takes: Takes): ConvertedSer
     if (!seen.has(read.canonical)) result.addresses.push(read.address);
     seen.add(read.canonical);
   }
+  if (result.names.length > 0) {
+    const message =
+      'its names are told by what TLS, HTTP and QUIC say on ports 443 and 80, where other bytes are refused; on other ports by what dns.resolvers of the GatewayPool answered';
+    result.changed.push({ path: 'spec.addresses', reason: 'NameByBytes', message });
+  }
   const ports = convertPorts(spec.ports ?? [], result);
-  if (ports === 'nothing') result.addresses = [];
+  if (ports === 'nothing') result.addresses = result.names = [];
   else if (ports !== 'any') result.ports = ports;
+  if (result.names.length > 0 && result.addresses.length > 0 && result.ports?.some(({ bandwidth }) => bandwidth)) {
+    const message = 'its names are an ExternalService of their own, which has the whole bandwidth for itself';
+    result.changed.push({ path: 'spec.ports', reason: 'BandwidthSplit', message });
+  }
   return result;
 }
 
-type ReadAddress = { address: string; canonical: string } | { reason: string; message: string };
+type ReadAddress = { address: string; canonical: string; name?: true } | { reason: string; message: string };
 
 const unreadable = (text: string, why: string): ReadAddress => ({
   reason: 'AddressUnreadable',
@@ -93,7 +109,7 @@ function readAddress(text: string, takes: Takes): ReadAddress {
   const taken =
     takes.names &&
     parseObject({ apiVersion: API_VERSION, kind: 'ExternalService', metadata, spec: { addresses: [text] } }).ok;
-  if (taken) return { address: text, canonical: text.toLowerCase() };
+  if (taken) return { address: text, canonical: text.toLowerCase().replace(/[.]$/, ''), name: true };
   if (takes.names) return unreadable(text, 'a name that our schema does not take');
   return { reason: 'NameAddress', message: `${show(text)}: a name is not carried out yet; only addresses are` };
 }

@@ -142,7 +142,7 @@ class Import {
       const message = known ? remark.message : `${remark.message}; ces-conf has no such iRule, so CES did not sync it`;
       this.#report.notCarried({ object: key, ...remark, message });
     }
-    if (converted.addresses.length === 0) {
+    if (converted.addresses.length + converted.names.length === 0) {
       const message = service.spec.addresses.length === 0 ? 'it has no addresses' : 'nothing is left of it';
       this.#report.notCarried({ object: key, reason: 'NothingLeft', message: `${message}; not written`, effect });
       return;
@@ -169,12 +169,14 @@ class Import {
 
   #place(
     service: CesService,
-    { addresses, ports }: ConvertedService,
+    { addresses, names: hosts, ports }: ConvertedService,
     namespace: string,
     effect: Effect,
   ): Placed | undefined {
     const names: string[] = [];
-    for (const [part, list] of chunks(addresses, MAX_ADDRESSES).entries()) {
+    const parts = [...chunks(addresses, MAX_ADDRESSES), ...chunks(hosts, MAX_ADDRESSES)];
+    const apart = addresses.length === 0 ? 0 : chunks(addresses, MAX_ADDRESSES).length;
+    for (const [part, list] of parts.entries()) {
       const home = namespace === service.metadata.namespace;
       const name = nameBeside(service.metadata.name, home && part === 0, (candidate) =>
         this.#take(`ExternalService/${namespace}/${candidate}`),
@@ -187,7 +189,9 @@ class Import {
         const message =
           part === 0
             ? `is called ${name}: ${namespace} has another of its name`
-            : `goes on in ${name}: ${MAX_ADDRESSES} addresses at most`;
+            : part === apart
+              ? `its names are in ${name}: an ExternalService with names asks more of ports 443 and 80`
+              : `goes on in ${name}: ${MAX_ADDRESSES} addresses at most`;
         this.#report.changed({ object: service.key, reason: part === 0 ? 'Renamed' : 'Split', message });
       }
       names.push(name);

@@ -3,15 +3,15 @@
  * addresses and lists, whatever its ports say, since an address outside belongs to a peer and not to a port. Who may
  * be named is as in a cluster rule: else a namespace's owners could draw others' traffic to an address.
  * A service that does not exist, or a list that was never read, is no destination, and the status says so: what would
- * go there leaves as if nothing named it. Names are not carried out yet, and an ExternalService that has some is
- * refused, so that it does not exist here.
+ * go there leaves as if nothing named it. One with names is refused: a node chooses the egress IP at a flow's first
+ * packet, which names none.
  */
 import { formatPrefix, parseRange, rangeToPrefixes } from '../../api/address.ts';
 import { isPrefixText } from '../../api/checks.ts';
 import { type EgressIP, type ExternalService, objectKey } from '../../api/kinds.ts';
 import { CONTROLLER_NAMESPACE, LABEL_TRUSTED_SERVICES } from '../../api/names.ts';
 import { must } from '../../api/result.ts';
-import { type KnownLists, serviceEntryOf, unreadLists } from '../../policy/external-service.ts';
+import { type KnownLists, namesOf, serviceEntryOf, unreadLists } from '../../policy/external-service.ts';
 import { lendsServices } from '../../policy/reference.ts';
 import { Findings } from './condition.ts';
 import { sameItems } from './memo.ts';
@@ -97,10 +97,18 @@ function resolve(
     const message = `destinations: "${untrusted}": namespace ${namespaceOf(untrusted)} is not labelled ${LABEL_TRUSTED_SERVICES}: "true"`;
     return { prefixes: null, remarks: [{ status: 'False', reason: 'UntrustedNamespace', message }] };
   }
+  const named = names.filter((_, at) => {
+    const service = services[at];
+    return service !== undefined && namesOf(service).length > 0;
+  });
+  if (named.length > 0) {
+    const message = `destinations: external service ${named.join(', ')} has names, and where a flow leaves must be known at its first packet; name services of addresses alone`;
+    return { prefixes: null, remarks: [{ status: 'False', reason: 'DestinationNeedsAddresses', message }] };
+  }
   const remarks: Remark[] = [];
   const missing = names.filter((_, at) => services[at] === undefined);
   if (missing.length > 0) {
-    const message = `destinations: external service ${missing.join(', ')} not found (it does not exist, or was refused: names are not carried out yet): it is no destination`;
+    const message = `destinations: external service ${missing.join(', ')} not found (it does not exist, or was refused): it is no destination`;
     remarks.push({ status: 'True', reason: 'ExternalServiceNotFound', message });
   }
   const prefixes = new Set((spec.destinations ?? []).filter(isPrefixText));

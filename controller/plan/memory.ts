@@ -3,6 +3,9 @@
  * objects: who was given which address, when an address was given back, shard numbers, which pods are released, and
  * the last lists that drop and reject rules enforced. Plain JSON; a file that does not hold it is read as empty.
  */
+import { parseRange } from '../../api/address.ts';
+import { applications } from '../../api/application.ts';
+import { parseNamePattern } from '../../api/host-name.ts';
 import type { NodePlan, NodeWorkloadEntry, ServiceEntry } from '../../api/plan.ts';
 import { isRecord } from '../../api/plan-delta.ts';
 
@@ -58,6 +61,7 @@ export function readMemory(input: unknown): PlannerMemory | undefined {
     Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
     Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
     isReleased(memory.released) &&
+    Object.values(memory.lastServices).every(isServiceEntry) &&
     isRecord(memory.shared.egressIPs) &&
     isRecord(memory.shared.destinations) &&
     Object.values(memory.gatewayAddresses).every(Array.isArray);
@@ -72,3 +76,38 @@ const isReleased = (input: unknown): input is PlannerMemory['released'] =>
 
 const isRelease = (release: unknown): boolean =>
   isRecord(release) && isRecord(release.entry) && isRecord(release.entry.steer);
+
+const isListOf = (input: unknown, is: (item: unknown) => boolean): boolean => Array.isArray(input) && input.every(is);
+const isOptional = (input: unknown, is: (item: unknown) => boolean): boolean => input === undefined || is(input);
+const isRange = (text: unknown): boolean => typeof text === 'string' && parseRange(text).ok;
+const isPattern = (text: unknown): boolean => typeof text === 'string' && parseNamePattern(text).ok;
+const arePatterns = (input: unknown): boolean => isOptional(input, (list) => isListOf(list, isPattern));
+const areTexts = (input: unknown): boolean =>
+  isOptional(input, (list) => isListOf(list, (one) => typeof one === 'string'));
+
+/** Texts that the evaluator and the gateways read without asking whether they can be read. */
+const isServiceEntry = (entry: unknown): boolean =>
+  isRecord(entry) &&
+  isListOf(entry.addresses, isRange) &&
+  arePatterns(entry.names) &&
+  (entry.ports === null || isListOf(entry.ports, isPort)) &&
+  isOptional(entry.checks, (checks) => isListOf(checks, isCheck)) &&
+  isOptional(entry.limits, (limits) => isListOf(limits, isPort));
+
+const isPort = (port: unknown): boolean =>
+  isRecord(port) &&
+  Number.isInteger(port.protocol) &&
+  (port.ports === null || isListOf(port.ports, (range) => isListOf(range, Number.isInteger)));
+
+function isCheck(check: unknown): boolean {
+  if (!isRecord(check) || !isPort(check)) return false;
+  const { application, tls = {}, http = {}, dns = {} } = check;
+  return (
+    applications.some((one) => one === application) &&
+    isRecord(tls) &&
+    isRecord(http) &&
+    isRecord(dns) &&
+    [tls.serverNames, http.hosts, dns.names].every(arePatterns) &&
+    [tls.alpn, http.methods, http.paths, dns.types].every(areTexts)
+  );
+}

@@ -132,7 +132,21 @@ function settingsOf({ metadata, spec }: GatewayPool): PoolSettings {
     },
     clusterCIDRs: [...(spec.clusterCIDRs ?? [])],
     excludedCIDRs: [...(spec.excludedCIDRs ?? [])],
+    ...dnsOf(spec),
+    ...inspectionOf(spec),
   };
+}
+
+/** Without what is not said, or said as it is anyway. */
+function dnsOf({ dns }: GatewayPool['spec']): Pick<PoolSettings, 'dns'> {
+  if (dns === undefined) return {};
+  return { dns: { resolvers: [...dns.resolvers].sort(), ...(dns.strict === true && { strict: true }) } };
+}
+
+function inspectionOf({ inspection }: GatewayPool['spec']): Pick<PoolSettings, 'inspection'> {
+  const { workers, onOverload } = inspection ?? {};
+  if (workers === undefined && onOverload !== 'Accept') return {};
+  return { inspection: { ...(workers !== undefined && { workers }), ...(onOverload === 'Accept' && { onOverload }) } };
 }
 
 /** One entry a shard. A pool may have next hops of one family only; the tunnel carries both through them. */

@@ -25,6 +25,16 @@ const texts = [
   ...'TCP tcp SCTP ICMP ICMPv6 6 58 255 300 00:00 23:59 24:00 7:00 24:01 lists/a.txt ../a /etc a/.b'.split(' '),
   ...'https://a.test/l https://a.test:8443/ http://a.test https://u:p@a.test https:// https://a.test/#x'.split(' '),
   ...'50Mbit 512kbit 100Gbit 101Gbit 0Mbit 1kbit 50mbit 050Mbit 50M'.split(' '),
+  ...'api.example.com API.example.com. *.example.com **.example.com *. **.a ***.a a.*.b *a.b 1.2.3 0x7f a.0x7f'.split(
+    ' ',
+  ),
+  ...'a.0xfg a.0- -a.b a-.b a_b.c _a.b 7.a a.7 a.7b a.7-b bücher.example *.bücher.example b\u00fc*.a xn--bcher-kva.example'.split(
+    ' ',
+  ),
+  ...'/ /* /a /a/ /a/b /a/* /a* /a//b /./a /../a /.a /..a /..;x /.;a /a%20b /a%2Fb /a%2fb /%41 /a?b a/b /a;b=c'.split(
+    ' ',
+  ),
+  ...'GET get PROPFIND G-T G,T h2 http/1.1 AAAA aaaa TXT TYPE65 TYPE28 TYPE65536 TYPE012 TYPE0'.split(' '),
   ...'https://127.1/ https://[::1]/x a.test a.test:8443 [fd00::1]:443 127.1 a.test:0 *.a.test a.test.'.split(' '),
 ];
 const junk = [

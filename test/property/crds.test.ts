@@ -1,6 +1,6 @@
 /**
  * The CRDs' patterns and our own reading: what we take, the API server takes; and of what a pattern can say in full
- * (IPv4, single ports, single types and codes of ICMP) it refuses what we refuse. JavaScript reads the patterns as RE2
+ * (IPv4, single ports, single types and codes of ICMP, names in ASCII, types of DNS, paths) it refuses what we refuse. JavaScript reads the patterns as RE2
  * does: they use nothing in which the two differ. On a real API server: test/kube/crds.ts.
  */
 
@@ -8,11 +8,15 @@ import fc from 'fast-check';
 import t from 'tap';
 import { formatAddress, formatPrefix, formatRange, parseAddress, parsePrefix, parseRange } from '../../api/address.ts';
 import { crdOf } from '../../api/crd.ts';
-import { parseObject, sluiceKinds } from '../../api/kinds.ts';
+import { parseDnsType } from '../../api/dns-type.ts';
+import { parseNamePattern } from '../../api/host-name.ts';
+import { type ExternalService, parseObject, sluiceKinds } from '../../api/kinds.ts';
 import { parseAuthority, parseListUrl } from '../../api/list-url.ts';
 import { parseIcmpTypes, parsePorts } from '../../api/ports.ts';
 import type { Result } from '../../api/result.ts';
-import { addressText, prefixText, rangeText } from '../../api/schema/common.ts';
+import { addressText, nameText, placeText, prefixText, rangeText } from '../../api/schema/common.ts';
+import { servicePort } from '../../api/schema/service-port.ts';
+import { pathOf } from '../../wire/http1-target.ts';
 import { objectOf } from '../kube/generated.ts';
 
 const patternOf = (schema: object): RegExp => new RegExp((schema as { pattern: string }).pattern);
@@ -29,6 +33,23 @@ function celPatterns(kind: string, field: string): RegExp[] {
   );
   const rule = rules.find((one) => one.includes(`${field}.matches(`));
   return [...(rule ?? '').matchAll(/'(\^[^']*\$)'/g)].map((match) => new RegExp(match[1] ?? ''));
+}
+
+/** Rules of a port without patterns, as JavaScript: they use nothing that CEL writes otherwise but `has`, `in` and `string`. */
+function celRules(port: Record<string, unknown>): boolean {
+  const rules = (servicePort as unknown as { cel: { rule: string }[] }).cel.filter(
+    ({ rule }) => !rule.includes('matches'),
+  );
+  return rules.every(({ rule }) => {
+    const script = rule
+      .replaceAll(
+        /has\(self\.([a-zA-Z.]+)\)/g,
+        (_, path: string) => `(self?.${path.replaceAll('.', '?.')} !== undefined)`,
+      )
+      .replaceAll(/(string\(self\.protocol\)|self\.appProtocol) in (\[[^\]]*\])/g, '$2.includes($1)')
+      .replaceAll('string(', 'String(');
+    return new Function('self', `return ${script}`)(port) as boolean;
+  });
 }
 
 const octet = fc.oneof(fc.nat(299).map(String), fc.constantFrom('', '00', '01', '255', '256', '1e1', '-1'));
@@ -82,6 +103,82 @@ t.test('addresses, prefixes and ranges', async (t) => {
     { numRuns: 3000 },
   );
   for (const [what, count] of Object.entries(taken)) t.ok(count > 200, `${what}: ${count} taken`);
+});
+
+t.test('names', async (t) => {
+  const [name, place] = [patternOf(nameText()), patternOf(placeText())];
+  const piece = fc.constantFrom(...'a A 0 7 x X f g - _ 0x 0xg 7a 07 7- -7 com ü .'.split(' '), '');
+  const label = fc.array(piece, { minLength: 1, maxLength: 4 }).map((list) => list.join(''));
+  const text = fc
+    .tuple(fc.constantFrom('', '', '*.', '**.', '*', '***.'), fc.array(label, { minLength: 1, maxLength: 3 }))
+    .map(([before, labels]) => before + labels.join('.'));
+  let taken = 0;
+  fc.assert(
+    fc.property(text, (one) => {
+      const { ok } = parseNamePattern(one);
+      if (ok) taken++;
+      if (ok && !(name.test(one) && place.test(one))) throw new Error(`the pattern refuses ${one}`);
+      if (!ok && name.test(one) && /^[!-~]*$/.test(one)) throw new Error(`the pattern takes ${one}`);
+      // No text is both: what a service's addresses hold is told apart by reading them (policy/external-service.ts).
+      if (ok && (parseRange(one).ok || range.test(one))) throw new Error(`${one} is an address, too`);
+    }),
+    { numRuns: 5000 },
+  );
+  t.ok(taken > 500, `${taken} taken`);
+  for (const one of ['198.51.100.0/24', '2001:db8::1-2001:db8::9', '**.a.test.']) t.ok(place.test(one), one);
+  for (const one of ['127.1', '1.2.3.4.5', 'a.test:443', '*']) t.notOk(place.test(one), one);
+});
+
+t.test('paths are those that a request may have in its normal form, and types of DNS', async (t) => {
+  const { http, dns } = servicePort.properties;
+  const path = patternOf(http.properties.paths.items);
+  const piece = fc.constantFrom(
+    ...'/ / / . .. ; * a B ~ - %20 %2F %2f %2E %41 %25 %5C %3B %00 %zz % \\ ? ä'.split(' '),
+  );
+  const text = fc.array(piece, { maxLength: 7 }).map((list) => `/${list.join('')}`);
+  let taken = 0;
+  fc.assert(
+    fc.property(text, (one) => {
+      if (!path.test(one)) return;
+      taken++;
+      const { normal, ambiguous } = pathOf(one.endsWith('/*') ? one.slice(0, -1) : one);
+      if (ambiguous.length > 0 || (one.endsWith('/*') ? `${normal}*` : normal) !== one)
+        throw new Error(`${one} is taken, and no request has it`);
+    }),
+    { numRuns: 20_000 },
+  );
+  t.ok(taken > 500, `${taken} taken`);
+  const type = patternOf(dns.properties.types.items);
+  const types = fc.constantFrom(...'A AAAA ANY TYPE TYPE0 TYPE01 TYPE65535 TYPE65536 TYPE99999 a B HTTPS'.split(' '));
+  fc.assert(fc.property(types, (one) => parseDnsType(one).ok === type.test(one)));
+});
+
+t.test('what ports ask of bytes: the rules of CEL say what we say', async (t) => {
+  const info = sluiceKinds.find((one) => one.kind === 'ExternalService');
+  if (info === undefined) throw new Error('no ExternalService');
+  const seen = { right: 0, wrong: 0 };
+  const part = <T>(value: T) => fc.option(fc.constant(value), { nil: undefined, freq: 2 });
+  const port = fc.record({
+    name: fc.constant('a'),
+    protocol: fc.constantFrom('TCP', 'UDP', 'SCTP', 'ICMP', 6, 17, '6', '17', 47),
+    appProtocol: fc.option(fc.constantFrom('TLS', 'HTTP', 'QUIC', 'DNS', 'SSH', 'RDP'), { nil: undefined, freq: 8 }),
+    tls: part({ alpn: ['h2'] }),
+    http: part({ methods: ['GET'] }),
+    dns: fc.constantFrom(undefined, undefined, { types: ['A'] }, { maxQuestionsPerSecond: 1 }),
+    conformance: fc.constantFrom(undefined, undefined, 'Enforce', 'Audit', 'Off'),
+  });
+  fc.assert(
+    fc.property(port, (one) => {
+      const spec = JSON.parse(JSON.stringify({ addresses: ['a.test'], ports: [one] })) as ExternalService['spec'];
+      const metadata = { name: 'a', namespace: 'b' };
+      const { ok } = parseObject({ apiVersion: 'sluice.dev/v1alpha1', kind: 'ExternalService', metadata, spec });
+      seen[ok ? 'right' : 'wrong']++;
+      const cel = celRules(spec.ports?.[0] as Record<string, unknown>);
+      if (ok !== cel) throw new Error(`${JSON.stringify(one)}: we say ${ok}, the rules ${cel}`);
+    }),
+    { numRuns: 20_000 },
+  );
+  t.ok(seen.right > 1000 && seen.wrong > 1000, JSON.stringify(seen));
 });
 
 t.test('ports, and types and codes of ICMP', async (t) => {

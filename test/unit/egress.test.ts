@@ -300,7 +300,7 @@ t.test('destinations: what an ExternalService gives, and what is refused', async
   t.match(condition(missing, 'e', 'Accepted'), {
     status: 'True',
     reason: 'ExternalServiceNotFound',
-    message: /sluice-system\/nobody not found.*names are not carried out/,
+    message: /sluice-system\/nobody not found.*does not exist, or was refused/,
   });
 
   const unread = run(named('sluice-system/listed'));

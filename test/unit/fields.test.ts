@@ -25,6 +25,12 @@ import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 const elsewhere: Record<string, string> = {
   bandwidth: 'unit/bandwidth.test.ts',
   'ports[].bandwidth': 'unit/bandwidth.test.ts',
+  ...Object.fromEntries(
+    ['appProtocol', 'tls', 'http', 'dns', 'conformance'].map((field) => [
+      `ports[].${field}`,
+      'unit/external-service.test.ts',
+    ]),
+  ),
   connectionsPerSecond: 'unit/limits.test.ts',
   logging: 'unit/logging.test.ts, netns/logging.test.ts',
   maxConnections: 'unit/limits.test.ts',

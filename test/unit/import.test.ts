@@ -363,11 +363,21 @@ t.test('names go along exactly if the schema takes them; bandwidth and logging a
       ces('NamespaceEgressRule', 'shop/t', to('drop', 'x')),
   );
   const said = new Set([...report.notCarried, ...report.changed].map(({ reason }) => reason));
-  const [service, ...rules] = manifests;
-  const port = (service?.spec.ports as { bandwidth?: string }[] | undefined)?.[0];
-  t.equal(said.has('NameAddress'), !takes.names);
-  t.equal(String(service?.spec.addresses).includes('api.example.com'), takes.names);
-  t.same([port?.bandwidth, said.has('Bandwidth')], ['12Mbit', false]);
+  const services = manifests.filter(({ kind }) => kind === 'ExternalService');
+  const rules = manifests.filter(({ kind }) => kind !== 'ExternalService');
+  t.equal(takes.names, true);
+  t.same(
+    services.map(({ metadata: { name }, spec }) => [name, spec.addresses]),
+    [
+      ['x', ['198.51.100.1']],
+      ['x-2', ['api.example.com']],
+    ],
+    'apart from addresses, of which nobody asks for TLS',
+  );
+  for (const { spec } of services) t.match(spec.ports, [{ bandwidth: '12Mbit' }]);
+  t.same(rules.map(({ spec }) => spec.externalServices)[0], ['x', 'x-2']);
+  for (const reason of ['NameByBytes', 'BandwidthSplit', 'Split']) t.ok(said.has(reason), reason);
+  for (const reason of ['NameAddress', 'Bandwidth']) t.notOk(said.has(reason), reason);
   t.same(
     rules.map(({ metadata: { name }, spec }) => [name, spec.logging]),
     [
