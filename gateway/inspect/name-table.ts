@@ -57,6 +57,8 @@ export type NameTableReason = keyof typeof nameTableReasons;
 interface Pair extends NamedAddress {
   /** Flows that use it. */
   users: number;
+  /** The last `until` that learn(), merge() or renew() gave. */
+  told: number;
   /** Its place among those that fall due, in seconds since the epoch. */
   due: number;
 }
@@ -69,6 +71,8 @@ export class NameTable {
   readonly #addresses = new Map<string, Set<Pair>>();
   /** That no flow uses, the longest unused first. */
   readonly #idle = new Set<Pair>();
+  /** That flows use. */
+  readonly #used = new Set<Pair>();
   /** By the second at which a pair is looked at again. A pair that lives longer by then is filed anew, not before. */
   readonly #due = new Map<number, Set<Pair>>();
   /** Up to this second all that fell due has been looked at. */
@@ -87,7 +91,10 @@ export class NameTable {
     return this.#size;
   }
 
-  /** Gives what the other gateways have to hear: pairs that are new or hold longer now. */
+  /**
+   * Gives what the other gateways have to hear: pairs that are new, or hold so much longer than they were told that it is
+   * worth it (a tenth of the grace): a name that is asked for all the time is not told all the time.
+   */
   learn({ names, addresses }: Teaching, now: number): NamedAddress[] {
     const told: NamedAddress[] = [];
     const { ttlFloor, ttlCeiling, grace } = this.#limits;
@@ -98,31 +105,57 @@ export class NameTable {
       }
       const until = now + (Math.min(Math.max(ttlSeconds, ttlFloor), ttlCeiling) + grace) * 1000;
       const text = formatAddress(address);
-      for (const name of names) {
-        const pair = this.#put(name, text, until, now);
-        if (pair !== undefined) told.push({ name, address: text, until: pair.until });
-      }
+      for (const name of names) this.#tell(this.#put(name, text, until, now), told);
     }
     return told;
   }
 
   /**
    * Of another gateway, or from disk: pairs as they were told. Nobody is believed about a time beyond the ceiling, nor an
-   * address that must not be learned. `address`: of the pair's text, parsed by whoever read it.
+   * address that must not be learned. `address`: of the pair's text, parsed by whoever read it. Gives what learn() gives.
    */
-  merge(pairs: Iterable<NamedAddress & { parsed: Address }>, now: number): void {
+  merge(pairs: Iterable<NamedAddress & { parsed: Address }>, now: number): NamedAddress[] {
+    const told: NamedAddress[] = [];
     const latest = now + (this.#limits.ttlCeiling + this.#limits.grace) * 1000;
     for (const { name, parsed, until } of pairs) {
       if (until <= now) continue;
       if (this.#forbidden(parsed)) this.counts.forbidden++;
-      else this.#put(name, formatAddress(parsed), Math.min(until, latest), now);
+      else this.#tell(this.#put(name, formatAddress(parsed), Math.min(until, latest), now), told);
     }
+    return told;
+  }
+
+  /**
+   * Pairs that flows use and that are soon over for those who do not know of the flows hold for a grace more, and are given,
+   * so that they can be told. To be called a few times in a grace; costs what is in use.
+   */
+  renew(now: number): NamedAddress[] {
+    const told: NamedAddress[] = [];
+    const grace = this.#limits.grace * 1000;
+    for (const pair of this.#used) {
+      if (pair.told > now + grace / 2) continue;
+      pair.until = Math.max(pair.until, now + grace);
+      this.#tell(pair, told);
+    }
+    return told;
   }
 
   /** Whether the name has the address. `name` is canonical, `address` canonical text. */
   gives(name: string, address: string, now: number): boolean {
     const pair = this.#names.get(name)?.get(address);
     return pair !== undefined && holds(pair, now);
+  }
+
+  /** Of pairs among these, those that hold. */
+  known({ names, addresses }: Teaching, now: number): NamedAddress[] {
+    const texts = addresses.map(({ address }) => formatAddress(address));
+    return names.flatMap((name) => {
+      const own = this.#names.get(name);
+      return texts.flatMap((address) => {
+        const pair = own?.get(address);
+        return pair !== undefined && holds(pair, now) ? [{ name, address, until: pair.until }] : [];
+      });
+    });
   }
 
   /** The names that an address has: of a flow whose bytes say none. */
@@ -136,6 +169,7 @@ export class NameTable {
     if (pair === undefined || !holds(pair, now)) return false;
     pair.users++;
     this.#idle.delete(pair);
+    this.#used.add(pair);
     return true;
   }
 
@@ -145,6 +179,7 @@ export class NameTable {
     if (pair === undefined || pair.users === 0) return;
     pair.users--;
     if (pair.users > 0) return;
+    this.#used.delete(pair);
     this.#idle.add(pair);
     pair.until = Math.max(pair.until, now + this.#limits.grace * 1000);
   }
@@ -179,7 +214,12 @@ export class NameTable {
     }
   }
 
-  /** Forgets all pairs whose address must not be learned any more: the plan has changed. `parse`: of canonical text. */
+  /** Canonical texts. */
+  addresses(): Iterable<string> {
+    return this.#addresses.keys();
+  }
+
+  /** Forgets all pairs whose address must not be learned any more: the plan has changed. */
   forget(forbidden: (address: string) => boolean): number {
     const gone = [...this.#addresses].flatMap(([address, pairs]) => (forbidden(address) ? [...pairs] : []));
     for (const pair of gone) {
@@ -188,6 +228,12 @@ export class NameTable {
     }
     this.counts.forbidden += gone.length;
     return gone.length;
+  }
+
+  #tell(pair: Pair | undefined, told: NamedAddress[]): void {
+    if (pair === undefined || pair.until < pair.told + this.#limits.grace * 100) return;
+    pair.told = pair.until;
+    told.push({ name: pair.name, address: pair.address, until: pair.until });
   }
 
   /** Undefined: nothing is new, or there is no room. */
@@ -204,7 +250,7 @@ export class NameTable {
       this.counts.full++;
       return undefined;
     }
-    const pair: Pair = { name, address, until, users: 0, due: 0 };
+    const pair: Pair = { name, address, until, users: 0, told: Number.NEGATIVE_INFINITY, due: 0 };
     // Asked for anew: whom room was made at the cost of may have been the name's last.
     const own = this.#names.get(name) ?? new Map<string, Pair>();
     this.#names.set(name, own.set(address, pair));
@@ -262,6 +308,7 @@ export class NameTable {
     others?.delete(pair);
     if (others?.size === 0) this.#addresses.delete(pair.address);
     this.#idle.delete(pair);
+    this.#used.delete(pair);
     this.#size--;
   }
 }

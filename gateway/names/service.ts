@@ -7,7 +7,7 @@ import type { GatewayPlan } from '../../api/plan.ts';
 import type { PlanDelta } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
 import type { ToDecider } from '../inspect/messages.ts';
-import type { NamedAddress } from '../inspect/name-table.ts';
+import type { NamedAddress, NameTableLimits } from '../inspect/name-table.ts';
 
 export interface NamesOptions {
   /** This gateway, as plans and certificates name it. */
@@ -26,6 +26,11 @@ export interface NamesOptions {
   port?: number;
   /** UDP and TCP port of resolvers. Absent: 53. */
   resolverPort?: number;
+  /** Of the table. Absent: those of every table. */
+  limits?: NameTableLimits;
+  /** How often the table is saved, and pairs that flows use are told anew; milliseconds. */
+  saveMs?: number;
+  renewMs?: number;
 }
 
 export interface Names {
