@@ -17,6 +17,9 @@ export const programName = (program: Program): string => program.kind;
 export const isSluice = (program: Program): boolean =>
   program.kind === 'controller' || program.kind === 'gateway' || program.kind === 'node';
 
+/** On 127.0.0.1 of its host: what has port 53 there asks it. */
+export const rotatingDnsPort = 5300;
+
 const metricsOf = (kind: 'controller' | 'gateway' | 'node'): string => `127.0.0.1:${PORT_METRICS[kind]}`;
 
 const sluice = (...flags: string[]): string[] => [
@@ -59,11 +62,19 @@ export function commandOf(program: Program, host: Host, place: Place): string[] 
       return [
         'dnsmasq',
         ...['--keep-in-foreground', '--user=root', '--conf-file=/dev/null', '--pid-file=', '--log-facility=-'],
-        ...['--no-hosts', '--no-resolv', '--cache-size=1000', '--local-ttl=30'],
+        // What has other addresses in each answer is asked anew each time; a forwarder keeps it as long as it says.
+        ...['--no-hosts', '--no-resolv', `--cache-size=${program.upstream.length === 0 ? 0 : 1000}`, '--local-ttl=30'],
+        ...(program.rotating === undefined ? [] : [`--server=/${program.rotating}/127.0.0.1#${rotatingDnsPort}`]),
         // Names of ours end here: what is not known does not exist. A forwarder asks for all.
         ...(program.upstream.length === 0 ? ['--local=/test/'] : []),
         ...program.upstream.map((address) => `--server=${address}`),
         ...Object.entries(program.names).map(([name, addresses]) => `--host-record=${[name, ...addresses].join(',')}`),
+      ];
+    case 'rotating-dns':
+      return [
+        process.execPath,
+        join(compiledRoot(), 'lab', 'servers', 'rotating-dns.js'),
+        ...['--port', String(rotatingDnsPort), '--domain', program.domain, ...program.pools],
       ];
     case 'iperf':
       return ['iperf3', '--server', '--forceflush'];
@@ -123,6 +134,7 @@ async function prepareProgram(program: Program, host: Host, place: Place, caDir:
       await must(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', join(dir, 'host_key')]);
       // It says hello in SSH, and lets nobody in.
       const config = [
+        ...program.ports.map((port) => `Port ${port}`),
         'HostKey /run/sshd/host_key',
         'PidFile none',
         'UsePAM no',
@@ -134,6 +146,7 @@ async function prepareProgram(program: Program, host: Host, place: Place, caDir:
       return;
     }
     case 'dns':
+    case 'rotating-dns':
     case 'iperf':
       return;
   }

@@ -25,9 +25,11 @@ export type Program =
   | { kind: 'gateway'; controller: string }
   | { kind: 'node'; controller: string; workloadInterface: string }
   | { kind: 'web'; httpPorts: number[]; names: string[] }
-  /** Answers `names` itself; with `upstream`, a caching forwarder. */
-  | { kind: 'dns'; names: Record<string, string[]>; upstream: string[] }
-  | { kind: 'sshd' }
+  /** Answers `names` itself and asks the host's rotating-dns for what is below `rotating`; with `upstream`, a caching forwarder. */
+  | { kind: 'dns'; names: Record<string, string[]>; upstream: string[]; rotating?: string }
+  /** Answers every name below `domain` with the next addresses of the pools (addresses with a length), on 127.0.0.1. */
+  | { kind: 'rotating-dns'; domain: string; pools: string[] }
+  | { kind: 'sshd'; ports: number[] }
   | { kind: 'iperf' };
 
 export interface Host {
@@ -64,7 +66,11 @@ export const allowList: Record<string, { 4: string[]; 6: string[] }> = {
 export const serverAddresses = {
   web: { 4: '198.51.100.80', 6: '2001:db8:100::80' },
   web2: { 4: '198.51.100.90', 6: '2001:db8:100::90' },
+  odd: { 4: '198.51.100.95', 6: '2001:db8:100::95' },
 } as const;
+/** Every name below this one has other addresses of these in each answer, for a second; all of them are web's. */
+export const rotatingDomain = 'rot.example.test';
+export const rotatingPools = { 4: '198.51.100.128/26', 6: '2001:db8:100::1:0/122' } as const;
 const serverNames: Record<string, string[]> = {
   'web.example.test': Object.values(serverAddresses.web),
   'www.example.test': Object.values(serverAddresses.web),
@@ -95,8 +101,8 @@ table inet kube {
 
 /**
  * The firewall upstream: each namespace's addresses pass and are counted under the namespace's name; what the gateways
- * say about a flow in their own name (ICMP errors) passes too; every other source is remembered, with its
- * destination, and dropped.
+ * say about a flow in their own name (ICMP errors) and ask of the resolver passes too; every other source is remembered,
+ * with its destination, and dropped.
  */
 function firewallRules(): string {
   const namespaces = Object.keys(allowList);
@@ -123,6 +129,8 @@ ${namespaces
     `    ip6 saddr @${word(n)}_v6 counter name ${word(n)}_v6 accept`,
   ])
   .join('\n')}
+    ip saddr 203.0.113.31-203.0.113.33 ip daddr ${serverAddresses.web[4]} meta l4proto { tcp, udp } th dport 53 accept
+    ip6 saddr 2001:db8:113::31-2001:db8:113::33 ip6 daddr ${serverAddresses.web[6]} meta l4proto { tcp, udp } th dport 53 accept
     ip saddr 203.0.113.31-203.0.113.33 icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
     ip6 saddr 2001:db8:113::31-2001:db8:113::33 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
     counter name foreign
@@ -197,10 +205,15 @@ function pod(name: string, about: string, on: { node: string; index: number }, l
 const nodeA = { node: 'node-a', index: 1 };
 const nodeB = { node: 'node-b', index: 2 };
 
-function server(name: 'web' | 'web2', number: number, programs: Program[]): Host {
+function server(
+  name: keyof typeof serverAddresses,
+  number: number,
+  programs: Program[],
+  about = 'server outside',
+): Host {
   return {
     name,
-    about: 'server outside',
+    about,
     links: [
       {
         name: 'eth0',
@@ -214,6 +227,18 @@ function server(name: 'web' | 'web2', number: number, programs: Program[]): Host
     programs,
   };
 }
+
+const web = server('web', 80, [
+  {
+    kind: 'web',
+    httpPorts: [80],
+    names: ['web.example.test', '*.example.test', `*.${rotatingDomain}`],
+  },
+  { kind: 'dns', names: serverNames, upstream: [], rotating: rotatingDomain },
+  { kind: 'rotating-dns', domain: rotatingDomain, pools: Object.values(rotatingPools) },
+  { kind: 'sshd', ports: [22] },
+  { kind: 'iperf' },
+]);
 
 export const defaultTopology: Topology = {
   manifests: 'lab/manifests',
@@ -251,15 +276,26 @@ export const defaultTopology: Topology = {
         { name: 'outside', to: 'sw', bridge: 'outside', addresses: ['203.0.113.1/24', '2001:db8:113::1/64'] },
         { name: 'servers', to: 'sw', bridge: 'servers', addresses: ['198.51.100.1/24', '2001:db8:100::1/64'] },
       ],
+      routes: [
+        `${rotatingPools[4]} via ${serverAddresses.web[4]}`,
+        `${rotatingPools[6]} via ${serverAddresses.web[6]}`,
+      ],
       sysctls: forwarding,
       nft: firewallRules(),
     },
-    server('web', 80, [
-      { kind: 'web', httpPorts: [80], names: ['web.example.test', 'www.example.test', 'api.example.test'] },
-      { kind: 'dns', names: serverNames, upstream: [] },
-      { kind: 'sshd' },
-      { kind: 'iperf' },
-    ]),
+    {
+      ...web,
+      routes: [...(web.routes ?? []), ...Object.values(rotatingPools).map((pool) => `local ${pool} dev lo`)],
+    },
     server('web2', 90, [{ kind: 'web', httpPorts: [80, 8080], names: ['web2.example.test'] }]),
+    server(
+      'odd',
+      95,
+      [
+        { kind: 'sshd', ports: [22, 443] },
+        { kind: 'dns', names: { 'web.example.test': Object.values(serverAddresses.web2) }, upstream: [] },
+      ],
+      'server outside that lies: SSH on 443, false answers on 53',
+    ),
   ],
 };

@@ -8,7 +8,7 @@ import { down } from './down.ts';
 import { batch, inNamespace, listNamespaces, must, run } from './netns.ts';
 import { type Place, packageRoot, placeOf } from './place.ts';
 import { type Process, startProcess } from './process.ts';
-import { commandOf, isSluice, prepare, programName } from './programs.ts';
+import { commandOf, isSluice, prepare, programName, rotatingDnsPort } from './programs.ts';
 import { addressBatch, prepareScript, wireBatch } from './render.ts';
 import { defaultTopology, type Host, type Program, type Topology } from './topology.ts';
 import { emptyWorld, loadWorld, saveWorld, type World } from './world.ts';
@@ -96,7 +96,8 @@ async function serversAnswer(hosts: Host[], place: Place): Promise<void> {
       if (program.kind === 'web') return [...program.httpPorts, 443, 7, 9];
       if (program.kind === 'dns') return [53];
       if (program.kind === 'iperf') return [5201];
-      return program.kind === 'sshd' ? [22] : [];
+      if (program.kind === 'rotating-dns') return [rotatingDnsPort];
+      return program.kind === 'sshd' ? program.ports : [];
     }),
   }));
   const until = Date.now() + 15_000;

@@ -1,13 +1,13 @@
 /**
  * The lab's outside server: HTTP (plain and TLS) with `/ip` (the client's address as text) and `/bytes/N` (content.ts),
  * POST anywhere (answers number and SHA-256 of the bytes that came), echo on 7 and sink on 9 over TCP and UDP.
- * A program of its own: `node web.js --http 80,8080 --tls 443 --certs DIR`. HTTP/1.1 only.
+ * A program of its own: `node web.js --http 80,8080 --tls 443 --certs DIR`. Over TLS also HTTP/2, as the client offers (ALPN).
  */
 import { createHash } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { readFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import { createServer as createTlsServer } from 'node:https';
+import { createSecureServer } from 'node:http2';
 import { createServer as createTcpServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -59,7 +59,8 @@ export function handle(request: IncomingMessage, response: ServerResponse): void
   const length = /^\/bytes\/(\d{1,11})$/.exec(path)?.[1];
   if (path === '/ip') answer(response, 200, `${plainAddress(request.socket.remoteAddress)}\n`);
   else if (length !== undefined && Number(length) <= bytesMax) sendBytes(response, Number(length));
-  else if (path === '/') answer(response, 200, `${request.headers.host ?? 'no host'}\n`);
+  else if (path === '/')
+    answer(response, 200, `${request.headers[':authority'] ?? request.headers.host ?? 'no host'}\n`);
   else answer(response, 404, 'not found\n');
 }
 
@@ -100,7 +101,13 @@ function main(): void {
   for (const port of (values.http ?? '80').split(',')) listen(createServer(handle), Number(port));
   if (values.certs !== undefined) {
     const file = (name: string) => readFileSync(join(values.certs ?? '', name));
-    listen(createTlsServer({ cert: file('tls.crt'), key: file('tls.key') }, handle), Number(values.tls ?? 443));
+    const server = createSecureServer({ allowHTTP1: true, cert: file('tls.crt'), key: file('tls.key') });
+    // What HTTP/2 gives has all of HTTP/1's that is used here.
+    server.on('request', (request, response) =>
+      handle(request as unknown as IncomingMessage, response as unknown as ServerResponse),
+    );
+    server.on('sessionError', () => {});
+    listen(server, Number(values.tls ?? 443));
   }
   tcpService(echoPort, (socket) => socket.pipe(socket));
   tcpService(sinkPort, (socket) => socket.resume());

@@ -19,9 +19,10 @@ import { placeOf } from '../../lab/place.ts';
 import { awaitReady } from '../../lab/ready.ts';
 import { contentBytes } from '../../lab/servers/content.ts';
 import { formatStatus, status } from '../../lab/status.ts';
-import { defaultTopology } from '../../lab/topology.ts';
+import { defaultTopology, serverAddresses } from '../../lab/topology.ts';
 import { up } from '../../lab/up.ts';
 
+t.setTimeout(570_000);
 const name = `t${process.pid}`;
 const second = `u${process.pid}`;
 
@@ -133,6 +134,20 @@ t.test('the default topology', async (t) => {
     for (const address of ['198.51.100.80', '2001:db8:100::80']) {
       const { code } = await run(inNamespace(placeOf(second).namespace('fw'), [...ping, address]));
       t.equal(code, 0, `its firewall reaches ${address}`);
+    }
+    const asFw = (argv: string[]) => run(inNamespace(placeOf(second).namespace('fw'), argv));
+    for (const [host, version] of [
+      ['198.51.100.80', '--http1.1'],
+      ['[2001:db8:100::80]', '--http2'],
+      ['198.51.100.191', '--http2'],
+      ['[2001:db8:100::1:3f]', '--http1.1'],
+    ] as const) {
+      const { stdout } = await asFw(['curl', '-gsk', version, '-w', '%{http_version}', `https://${host}/ip`]);
+      t.match(stdout, version === '--http2' ? /\n2$/ : /\n1\.1$/, `web answers ${version} over TLS as ${host}`);
+    }
+    for (const port of ['22', '443']) {
+      const { stdout } = await asFw(['nc', '-w', '2', serverAddresses.odd[4], port]);
+      t.match(stdout, /^SSH-2\.0-/, `odd speaks SSH on ${port}`);
     }
     await t.rejects(up({ name: second }), /there already/, 'the same name twice is refused');
     await rm(placeOf(second).file);
