@@ -23,6 +23,8 @@ export const NFT_TABLE_GATEWAY = 'sluice';
 export const NFT_TABLE_NODE = 'sluice_node';
 /** Of a gateway while rules ask for what flows say: which of their packets go to a queue. */
 export const NFT_TABLE_INSPECT = 'sluice_inspect';
+/** Of a gateway: which packets of flows that no rule asks about are copied, to see what they speak. */
+export const NFT_TABLE_DETECT = 'sluice_detect';
 
 /** VXLAN device in metadata mode, on nodes and gateways. */
 export const TUNNEL_DEVICE = 'sluice-vx';
@@ -133,6 +135,8 @@ export const SCRATCH_MAJOR = 0x7000;
 
 /** nfnetlink_log group of denials on a gateway, NFQUEUE number of held packets on a node. */
 export const NFLOG_GROUP = 7790;
+/** nfnetlink_log group of copies of first packets (NFT_TABLE_DETECT). */
+export const NFLOG_DETECT_GROUP = 7791;
 export const HOLD_QUEUE = 7790;
 
 /** TCP ports: plan stream (controller, mutual TLS); metrics and health of each program. */

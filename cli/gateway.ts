@@ -1,5 +1,5 @@
 /** `sluice gateway`: the program of a gateway machine, until SIGINT or SIGTERM. What it puts in force outlives it. */
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import { isPeerName } from '../api/plan-stream.ts';
 import { formatListen } from '../daemon/listen.ts';
 import { listenArgument, untilSignal } from './controller.ts';
@@ -18,12 +18,18 @@ export function urlArgument(text: string): string {
 
 export const metricsArgument = (text: string): string => formatListen(listenArgument(text));
 
+export const detectOption = (): Option =>
+  new Option('--detect <on|off>', 'whether samples of flows that no rule asks about are read for their records')
+    .choices(['on', 'off'])
+    .default('on');
+
 interface Flags {
   name: string;
   controller: string;
   certs: string;
   state: string;
   flowLog?: string;
+  detect: 'on' | 'off';
   metrics?: string;
 }
 
@@ -36,6 +42,7 @@ export function register(program: Command): void {
     .requiredOption('--certs <dir>', 'directory with ca.crt, tls.crt, tls.key')
     .requiredOption('--state <dir>', 'what must survive a restart: the last plan')
     .option('--flow-log <file>', 'flow records, one JSON object a line')
+    .addOption(detectOption())
     .option('--metrics <address:port>', 'metrics, /healthz and /readyz', metricsArgument)
     .addHelpText(
       'after',
@@ -46,6 +53,6 @@ Example:
     )
     .action(async (flags: Flags) => {
       const { runGateway } = await import('../gateway/main.ts');
-      await untilSignal(await runGateway(flags));
+      await untilSignal(await runGateway({ ...flags, detect: flags.detect === 'on' }));
     });
 }

@@ -6,6 +6,7 @@
 import type { Command } from 'commander';
 import type { Listen } from '../daemon/listen.ts';
 import { listenArgument, sourceArgument, untilSignal } from './controller.ts';
+import { detectOption } from './gateway.ts';
 
 interface RunFlags {
   name: string;
@@ -13,6 +14,7 @@ interface RunFlags {
   state: string;
   listen?: Listen;
   flowLog?: string;
+  detect: 'on' | 'off';
   metrics?: Listen;
   gatewayMetrics?: Listen;
 }
@@ -28,6 +30,7 @@ export function register(program: Command): void {
     .requiredOption('--state <dir>', 'what must survive a restart; certificates are made here')
     .option('--listen <address:port>', 'plan stream (default: loopback, any port)', listenArgument)
     .option('--flow-log <file>', 'flow records, JSON lines')
+    .addOption(detectOption())
     .option('--metrics <address:port>', "the controller's metrics and health", listenArgument)
     .option('--gateway-metrics <address:port>', "the gateway's metrics and health", listenArgument)
     .addHelpText(
@@ -66,6 +69,7 @@ export async function runBoth(flags: RunFlags): Promise<{ close(): Promise<void>
       certs: certs.gateway,
       state: join(flags.state, 'gateway'),
       ...(flags.flowLog === undefined ? {} : { flowLog: flags.flowLog }),
+      detect: flags.detect === 'on',
       ...(flags.gatewayMetrics === undefined ? {} : { metrics: formatListen(flags.gatewayMetrics) }),
     });
     return {

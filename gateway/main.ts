@@ -28,7 +28,10 @@ import { GatewayHits } from './hits.ts';
 import { ruleNumbers } from './marks.ts';
 import { gatewayMetrics } from './metrics.ts';
 import { bandwidthMetrics } from './metrics-bandwidth.ts';
+import { detectMetrics } from './metrics-detect.ts';
 import { hitsMetrics } from './metrics-hits.ts';
+import { noDetectTable } from './record/detect-table.ts';
+import { Detection } from './record/detection.ts';
 import { FlowLog } from './record/flow-log.ts';
 import { viewOf } from './record/flow-record.ts';
 import { Recorder } from './record/recorder.ts';
@@ -44,6 +47,8 @@ export interface GatewayOptions {
   state: string;
   /** File of flow records; absent: none are written. */
   flowLog?: string;
+  /** Whether samples of flows that no rule asks about are read, for their records (default). */
+  detect?: boolean;
   /** `address:port` of metrics and health. */
   metrics?: string;
 }
@@ -84,6 +89,15 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   hitsMetrics(registry, hits);
+  const detection =
+    flowLog === undefined || options.detect === false
+      ? undefined
+      : new Detection({
+          runScript: (script) => kernel.nft.runScript(script),
+          onReading: (flow, reading) => recorder.sampled(flow, reading),
+          onError: (error) => log.error({ err: error }, 'samples of flows'),
+        });
+  detectMetrics(registry, detection?.detector);
   const countUnshaped = bandwidthMetrics(registry, kernel.tc);
   let inForce: number | undefined;
   let connected = false;
@@ -92,6 +106,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   let current: GatewayPlan | undefined;
   const reconcile = async (table: boolean): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
+    // Whoever took away ours may have taken all.
+    if (table) await detection?.load().catch((err: unknown) => log.warn({ err }, 'samples of flows'));
     gateway.forget(table);
     await apply(current, inForce, { set: {}, delete: {} });
   };
@@ -141,6 +157,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
+  // Names in records are no reason not to start.
+  await (detection === undefined ? kernel.nft.runScript(noDetectTable) : detection.start()).catch((err: unknown) =>
+    log.error({ err }, 'samples of flows'),
+  );
   client = startPlanClient({
     role: 'gateway',
     name: options.name,
@@ -179,6 +199,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       await file.close();
       await reconciler.close();
       await hits.close();
+      await detection?.close();
       await recorder.close();
       flowLog?.close();
     },

@@ -48,8 +48,8 @@ export interface FlowRecord {
   destinationName?: string;
   /** Of TLS and QUIC: the version that was chosen, or the highest offered; absent if it is none of those with a name. */
   tls?: { version?: TlsVersion; alpn?: readonly string[]; encryptedClientHello?: true };
-  /** Of the first request. */
-  http?: { method: string; path: string };
+  /** Of the first request. The path only where a rule has the flow read. */
+  http?: { method: string; path?: string };
   /** Of the first question. */
   dns?: { type: string };
   /** Nobody asked for what was read: it was in a copy of a few packets, of some flows (record/detect.ts). */
@@ -135,6 +135,12 @@ export function readingFields({ application, name, tls, http, dns }: Application
     ...(http !== undefined && { http: { method: http.method, path: http.path } }),
     ...(dns !== undefined && { dns: { type: dns.type } }),
   };
+}
+
+/** The same of a flow that nobody asks about: no more than what a draft of rules needs. */
+export function sampledFields(reading: ApplicationReading): ReadFields & { sampled: true } {
+  const { http, ...fields } = readingFields(reading);
+  return { ...fields, ...(http !== undefined && { http: { method: http.method } }), sampled: true };
 }
 
 /** Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. */

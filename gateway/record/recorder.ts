@@ -8,12 +8,20 @@
 import { NFLOG_GROUP } from '../../api/names.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
 import { type EventSocket, startEventSocket } from '../../kernel/event-socket.ts';
+import type { ApplicationReading } from '../../policy/application.ts';
 import { type ConntrackEntry, decodeConntrack } from '../../wire/conntrack.ts';
 import { parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark } from '../apply.ts';
 import { isDecided, ruleNumberOf } from '../marks.ts';
-import { endRecord, type FlowRecord, loggedRecord, type RecordView, startRecord } from './flow-record.ts';
+import {
+  endRecord,
+  type FlowRecord,
+  loggedRecord,
+  type RecordView,
+  sampledFields,
+  startRecord,
+} from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
 
 export interface RecorderOptions {
@@ -26,6 +34,9 @@ export interface RecorderOptions {
   onError(error: Error): void;
 }
 
+/** Readings of flows whose start is not here yet. */
+const EARLY_MAX = 1_024;
+
 export class Recorder {
   view: RecordView;
   overruns = 0;
@@ -35,6 +46,8 @@ export class Recorder {
   /** Starts that were not written, since the rule wanted none: nor will be their ends, whatever it wants then. */
   readonly #silent = new WeakSet<FlowRecord>();
   readonly #traffic = new FlowTraffic();
+  /** What samples said of flows that have not begun: the kernel tells the two by different ways. The oldest first. */
+  readonly #early = new Map<number, ApplicationReading>();
   #sockets: EventSocket[] = [];
 
   constructor(options: RecorderOptions) {
@@ -79,6 +92,22 @@ export class Recorder {
     }
   }
 
+  /** What a sample said of a flow: its end says it, and its start if that is still to come. */
+  sampled(id: number, reading: ApplicationReading): void {
+    const started = this.#open.get(id);
+    if (started === undefined) {
+      this.#early.set(id, reading);
+      const [oldest] = this.#early.keys();
+      if (this.#early.size > EARLY_MAX && oldest !== undefined) this.#early.delete(oldest);
+    } else if (started.application === undefined) this.#replace(id, started, sampledFields(reading));
+  }
+
+  #replace(id: number, started: FlowRecord, fields: Partial<FlowRecord>): void {
+    const record = { ...started, ...fields };
+    if (this.#silent.has(started)) this.#silent.add(record);
+    this.#open.set(id, record);
+  }
+
   async close(): Promise<void> {
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     this.#sockets = [];
@@ -116,7 +145,9 @@ export class Recorder {
   }
 
   #startOf(flow: ConntrackEntry, now: Date): FlowRecord {
-    const record = startRecord(flow, this.view, now);
+    const sample = this.#early.get(flow.id);
+    this.#early.delete(flow.id);
+    const record = { ...startRecord(flow, this.view, now), ...(sample !== undefined && sampledFields(sample)) };
     if (this.view.silent(ruleNumberOf(flow.mark))) this.#silent.add(record);
     return record;
   }

@@ -1,14 +1,16 @@
 /**
  * The recorder of flows in a network namespace of its own (recorder-rig.ts starts it by `ip netns exec`): prints its
  * records and what each flow carried; a line on stdin has it look at living flows, or is the plan that is in force.
- * Argument: `lookedAt`.
+ * Argument: `lookedAt`. With another one, `detect`, it samples flows, too.
  */
 import { createInterface } from 'node:readline';
 import { emptyGatewayPlan, type GatewayPlan } from '../../api/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { ruleNumbers } from '../../gateway/marks.ts';
+import { Detection } from '../../gateway/record/detection.ts';
 import { viewOf } from '../../gateway/record/flow-record.ts';
 import { Recorder } from '../../gateway/record/recorder.ts';
+import { HostNft } from '../../kernel/nft-host.ts';
 
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 const recorder = new Recorder({
@@ -19,6 +21,13 @@ const recorder = new Recorder({
   onError: (error) => say({ error: error.message }),
 });
 await recorder.start();
+const nft = new HostNft();
+const detection = new Detection({
+  runScript: (script) => nft.runScript(script),
+  onReading: (flow, reading) => recorder.sampled(flow, reading),
+  onError: (error) => say({ error: error.message }),
+});
+if (process.argv[3] === 'detect') await detection.start();
 say({ ready: true });
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === 'look') await recorder.lookAtFlows();
@@ -28,4 +37,5 @@ for await (const line of createInterface({ input: process.stdin })) {
   }
   say({ done: line });
 }
+if (process.argv[3] === 'detect') await detection.close();
 await recorder.close();

@@ -16,11 +16,16 @@ export interface RecorderRig {
   close(): Promise<void>;
 }
 
-export async function startRecorder(namespace: string, lookedAt = 0): Promise<RecorderRig> {
+/** `detect`: it samples flows, too. */
+export async function startRecorder(namespace: string, lookedAt = 0, detect = false): Promise<RecorderRig> {
   const script = join(import.meta.dirname, 'recorder-child.js');
-  const child = spawn('ip', ['netns', 'exec', namespace, process.execPath, script, String(lookedAt)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
+  const child = spawn(
+    'ip',
+    ['netns', 'exec', namespace, process.execPath, script, String(lookedAt), detect ? 'detect' : ''],
+    {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    },
+  );
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const until = async (word: string): Promise<Said[]> => {
     const all: Said[] = [];
