@@ -3,10 +3,12 @@
  * Types only, so that the walk (evaluate.ts) and its wording (explain.ts) need not know each other.
  */
 
+import type { Application } from '../api/application.ts';
 import type { Action, Context, RuleEntry } from '../api/plan.ts';
 import type { Reason } from '../api/reasons.ts';
 import type { ApplicationReading } from './application.ts';
-import type { ServiceTest } from './destination.ts';
+import type { Destination } from './destination.ts';
+import type { Match, ServiceMatch } from './match.ts';
 import type { CompiledRedirect } from './redirect.ts';
 
 /** A flow as its first packet shows it, before SNAT. Addresses are canonical text of one family. */
@@ -27,7 +29,7 @@ export interface Known {
   reading?: ApplicationReading;
   /** Whether the pool's name table has this address for the name; both canonical. */
   gives(name: string, address: string): boolean;
-  /** Names that the table has this address for: of flows of whose bytes nobody asks, or that named none. */
+  /** Names that the table has this address for: of flows of whose bytes nobody asks, or in which no host is named. */
   namesOf(address: string): readonly string[];
 }
 
@@ -49,6 +51,13 @@ export interface Decision {
    * connections is exceeded, which a walk cannot know; over one the flow is dropped for `limit` (under audit of the policy: counted).
    */
   limits?: string[];
+  /**
+   * External services that the flow matches only since a check's conformance is not enforced, so that other bytes than the
+   * protocol's pass: an audited hit of each. Of a flow that is accepted.
+   */
+  unconforming?: string[];
+  /** How many questions a second one source may ask, by external service that says so: all must hold. */
+  questionsPerSecond?: Record<string, number>;
   /** Ports with a bandwidth by which rules that matched accept the flow: `port PORT of NAMESPACE/NAME` → bits per second. */
   ports?: Record<string, number>;
   /** Rules in audit that matched, in walking order. */
@@ -81,6 +90,8 @@ export interface Step {
   rule: string;
   action: Action;
   matched: boolean;
+  /** Its first bytes, or the name table, say whether it matches. */
+  open?: true;
   /** The rule is in audit: matched or not, it decides nothing. */
   audit?: true;
   why: string;
@@ -88,7 +99,8 @@ export interface Step {
 
 export interface ContextOutcome {
   context: Context;
-  outcome: 'accepted' | 'decided' | 'no-match' | 'not-reached';
+  /** `open`: what its first bytes say decides it. */
+  outcome: 'accepted' | 'decided' | 'open' | 'no-match' | 'not-reached';
   /** The rule that decided the context. */
   rule?: string;
   why: string;
@@ -106,12 +118,28 @@ export interface Explanation {
   workload?: string;
 }
 
+/** What a flow's checks ask of whoever reads it. */
+export interface Reads {
+  applications: ReadonlySet<Application>;
+  /**
+   * What the first bytes say does not decide for good: another request of the same connection, or another question, may
+   * be judged otherwise.
+   */
+  life: boolean;
+  /** Exact names whose addresses decide, should no name be read. */
+  names: ReadonlySet<string>;
+}
+
+export type FlowTest = (destination: Destination, known?: Known) => Match;
+
 export interface CompiledRule {
   id: string;
   entry: RuleEntry;
-  /** One per name; undefined: there is no such external service, and it matches nothing. */
-  services: { name: string; test: ServiceTest | undefined }[];
+  /** One per name; no test: there is no such external service, and it matches nothing. `match`: it has names or checks. */
+  services: { name: string; test: FlowTest | undefined; match?: ServiceMatch }[];
+  /** Whether any of them has names or checks. */
+  opens: boolean;
   /** Ports of them that have a bandwidth, of a rule that accepts. */
-  ports: { name: string; bandwidth: number; test: ServiceTest }[];
+  ports: { name: string; bandwidth: number; test: FlowTest }[];
   redirect?: CompiledRedirect;
 }

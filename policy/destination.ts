@@ -1,7 +1,7 @@
 /**
  * Does a destination lie in an external service? The one test that decide, explain and boxes build on: an address of
  * the flow's own family, and one of the ports (design §3, ExternalService). TCP, UDP and SCTP have ports, ICMP has
- * types and codes; every other protocol is known by its number alone. Left out: names and application checks.
+ * types and codes; every other protocol is known by its number alone. Left out: names and application checks (match.ts).
  */
 
 import type { Address } from '../api/address.ts';
@@ -53,13 +53,19 @@ export type Probe = 'match' | 'address' | 'protocol' | 'port';
 export type ServiceTest = (destination: Destination) => Probe;
 
 /** A plan holds canonical text; an address that cannot be read is our own mistake and throws. */
-export function compileService(entry: ServiceEntry): ServiceTest {
-  const addresses = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
-  const { ports } = entry;
-  return ({ address, protocol, port }) => {
-    if (!addresses.has(address)) return 'address';
+export function compileService({ addresses, ports }: Pick<ServiceEntry, 'addresses' | 'ports'>): ServiceTest {
+  const set = PrefixSet.of(addresses.map((text) => must(parseRange(text))));
+  const covers = compilePorts(ports);
+  return (destination) => (set.has(destination.address) ? covers(destination) : 'address');
+}
+
+/** Wherever it is. */
+export function compilePorts(
+  ports: readonly PortEntry[] | null,
+): (destination: Destination) => Exclude<Probe, 'address'> {
+  return ({ protocol, port }) => {
     if (ports === null) return 'match';
-    let probe: Probe = 'protocol';
+    let probe: 'protocol' | 'port' = 'protocol';
     for (const candidate of ports) {
       if (candidate.protocol !== protocol) continue;
       const ranges = portRangesOf(candidate);

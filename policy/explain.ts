@@ -1,53 +1,13 @@
 /**
- * The evaluator's walk in plain words (design §4.4, §9): why a rule matched or not, what became of a context, and the
- * decision in a sentence. Wording only; evaluate.ts decides. `why` texts start in lower case and have no full stop.
+ * The evaluator's walk in plain words (design §4.4, §9): what became of a context, and the decision in a sentence; why a
+ * rule matched is explain-match.ts's. Wording only; evaluate.ts decides. `why` texts start in lower case and have no full stop.
  */
 
-import { formatAddress } from '../api/address.ts';
-import { icmpText, isIcmp } from '../api/kinds.ts';
-import type { Context, Policy, WorkloadEntry } from '../api/plan.ts';
-import type { CompiledRule, ContextOutcome, Decision, Flow, RedirectTarget, Step } from './decision.ts';
+import type { Context, Policy, RuleEntry, WorkloadEntry } from '../api/plan.ts';
+import type { CompiledRule, ContextOutcome, Decision, Flow, Known, RedirectTarget, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
-import { protocolName } from './destination.ts';
+import { openText } from './explain-match.ts';
 import { bandwidthsText, connectionLimitsText } from './limits.ts';
-import { canRedirect } from './redirect.ts';
-
-/** `service`: index of the external service that matched, negative if none did. */
-export function describeMatch(rule: CompiledRule, destination: Destination, service: number): string {
-  const flow = { destination: formatAddress(destination.address) };
-  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) {
-    return `it redirects to ${formatAddress(rule.redirect.address)}, so it matches only TCP, UDP and SCTP of IPv${rule.redirect.address.family}`;
-  }
-  if (rule.entry.services === '*') return 'the rule names any destination';
-  const matched = rule.services[service];
-  if (matched) return `${traffic(destination)} to ${flow.destination} is in external service ${matched.name}`;
-  if (rule.services.length === 0) return 'none of the external services that the rule names exists';
-
-  const reasons: string[] = [];
-  const elsewhere: string[] = [];
-  for (const { name, test } of rule.services) {
-    if (test === undefined) {
-      reasons.push(`external service ${name} does not exist`);
-      continue;
-    }
-    const probe = test(destination);
-    if (probe === 'address') elsewhere.push(name);
-    else if (probe === 'protocol') {
-      reasons.push(
-        `${flow.destination} is in external service ${name}, but not with ${protocolName(destination.protocol)}`,
-      );
-    } else reasons.push(`${flow.destination} is in external service ${name}, but not with ${traffic(destination)}`);
-  }
-  const [only] = elsewhere;
-  if (only !== undefined) {
-    const which =
-      elsewhere.length === 1
-        ? `not in external service ${only}`
-        : `in none of the ${elsewhere.length}${reasons.length > 0 ? ' other' : ''} external services`;
-    reasons.push(`destination ${flow.destination} is ${which}`);
-  }
-  return reasons.join('; ');
-}
 
 /** `ended`: the context in which a rule ended the walk. */
 export function describeContext(
@@ -63,9 +23,16 @@ export function describeContext(
     case 'no-match':
       if (considered.length === 0) return `no rule of the ${context} context applies to this workload`;
       if (considered.some((step) => step.matched)) return 'only rules in audit match, which are skipped';
+      if (considered.some((step) => step.open))
+        return 'no rule matches without its bytes being read, which would change nothing';
       return considered.length === 1
         ? 'its only rule does not match'
         : `none of its ${considered.length} rules matches`;
+    case 'open': {
+      const open = considered.filter((step) => step.open && step.audit !== true).map(({ rule }) => rule);
+      const end = matched === undefined ? '' : `; if none does, ${matched.rule} says ${matched.action}`;
+      return `what its first bytes say decides whether ${listed(open)} match${open.length === 1 ? 'es' : ''}${end}`;
+    }
     case 'accepted':
       return context === 'service'
         ? `${matched?.rule} accepts, which permits the flow`
@@ -75,24 +42,47 @@ export function describeContext(
   }
 }
 
+/** What the words of a decision are about. */
+export interface About {
+  defaultAction: 'Drop' | 'Accept';
+  flow: Flow;
+  workload: WorkloadEntry | undefined;
+  rules: Policy['rules'];
+  /** Of the whole policy of the source. */
+  audit: boolean;
+}
+
+/** Of a flow that is to be read: what would decide, and `otherwise`, what becomes of it if none of that is read. */
+export function describeOpen(
+  open: readonly CompiledRule[],
+  destination: Destination,
+  known: Known | undefined,
+  otherwise: string,
+): string {
+  const rules = open.map((rule) => {
+    const audit = rule.entry.mode === 'Audit' ? ', in audit' : '';
+    return `${rule.id} (${rule.entry.action}${audit}), ${openText(rule, destination, known)}`;
+  });
+  return `Its first bytes decide, so it may begin and is read. Open: ${rules.join('; ')}. If none of these matches: ${lowered(otherwise)}`;
+}
+
+const lowered = (text: string): string => text.charAt(0).toLowerCase() + text.slice(1);
+
 export function describeDecision(
   decision: Decision,
   outcomes: ContextOutcome[],
-  defaultAction: 'Drop' | 'Accept',
-  flow: Flow,
-  workload: WorkloadEntry | undefined,
-  { rules, audit, forbidden }: { rules: Policy['rules']; audit: boolean; forbidden: string | undefined },
+  { defaultAction, flow, workload, rules, audit }: About,
 ): string {
   const { wouldHave, audited = [], ...rest } = decision;
   const enforced = { ...rest, verdict: wouldHave ?? rest.verdict };
   const end =
-    describeRedirect(enforced, workload, forbidden) ?? describeEnd(enforced, outcomes, defaultAction, flow, workload);
+    describeRedirect(enforced, workload, rules) ?? describeEnd(enforced, outcomes, defaultAction, flow, workload);
   const whole =
     wouldHave === undefined
       ? end
-      : `Accepted, since the policy of namespace ${workload?.namespace} is in audit (by its label or its GatewayPool); else: ${end.charAt(0).toLowerCase()}${end.slice(1)}`;
+      : `Accepted, since the policy of namespace ${workload?.namespace} is in audit (by its label or its GatewayPool); else: ${lowered(end)}`;
   const beyond = audit ? 'counted and logged' : 'dropped (limit)';
-  const { verdict, limits = [], ports = {} } = decision;
+  const { verdict, limits = [], ports = {}, unconforming = [], questionsPerSecond = {} } = decision;
   const connections = connectionLimitsText(limits, rules);
   // In audit of the whole policy nothing waits.
   const bandwidths = audit ? '' : bandwidthsText(limits, ports, rules);
@@ -103,17 +93,25 @@ export function describeDecision(
           whole,
           ...(connections === '' ? [] : [`Limited by ${connections}: what is beyond is ${beyond}.`]),
           ...(bandwidths === '' ? [] : [`Bandwidth of ${bandwidths}: what is beyond waits.`]),
+          ...Object.entries(questionsPerSecond).map(
+            ([name, rate]) =>
+              `Of one source ${rate} questions a second (external service ${name}): what is beyond is ${beyond}.`,
+          ),
+          ...(unconforming.length === 0
+            ? []
+            : [
+                `Not the protocol that is asked for, which is counted (conformance: Audit): ${unconforming.join(', ')}.`,
+              ]),
         ].join(' ');
   if (audited.length === 0) return bounded;
   const skipped = new Set(audited.map(({ rule, action }) => `${rule} (${action})`));
   return `${bounded} In audit, so skipped: ${[...skipped].join(', ')}.`;
 }
 
-/** `forbidden`: why the redirect is, whatever the rules say. */
 function describeRedirect(
   { verdict, reason, context, rule, redirect, wouldRedirect }: Decision,
   workload: WorkloadEntry | undefined,
-  forbidden: string | undefined,
+  rules: Policy['rules'],
 ): string | undefined {
   const by = `by ${rule} in the ${context} context`;
   if (redirect !== undefined) return `Accepted ${by}, and redirected to ${targetText(redirect)}.`;
@@ -124,9 +122,17 @@ function describeRedirect(
   }
   const wish = `${wouldRedirect.by} redirects it to ${to}`;
   if (reason === 'rule') return `${verdicts[verdict]} ${by}, which is asked again: ${wish}.`;
+  const forbidden = rules[wouldRedirect.by]?.redirect?.forbidden;
   if (forbidden !== undefined) return `Dropped: ${wish}, which is forbidden: ${forbidden}.`;
+  if (rule === wouldRedirect.by)
+    return `Dropped: ${wish}, but a flow whose first bytes decide is read, and cannot be redirected.`;
+  if (isVeto(rules[rule ?? ''])) {
+    return `Dropped: ${wish}, but whether ${rule} forbids that its first bytes decide, and what is redirected is not read.`;
+  }
   return `Dropped: ${wish}, but what goes there ${rule} would redirect again; a flow is redirected once.`;
 }
+
+const isVeto = (rule: RuleEntry | undefined): boolean => rule?.action === 'drop' || rule?.action === 'reject';
 
 const targetText = ({ address, port }: RedirectTarget): string =>
   port === undefined ? address : `${address} port ${port}`;
@@ -158,10 +164,8 @@ function describeEnd(
   return `${end}: accept in the ${where} alone permits nothing, and no service rule accepts.${remedy}`;
 }
 
-const verdicts = { accept: 'Accepted', drop: 'Dropped', reject: 'Rejected' } as const;
+/** `a`, `a and b`, `a, b and c`. */
+const listed = (list: readonly string[]): string =>
+  list.length < 2 ? list.join('') : `${list.slice(0, -1).join(', ')} and ${list.at(-1)}`;
 
-function traffic({ protocol, port }: Destination): string {
-  const name = protocolName(protocol);
-  if (port === undefined) return name;
-  return isIcmp(protocol) ? `${name} type ${icmpText(port)}` : `${name} port ${port}`;
-}
+const verdicts = { accept: 'Accepted', drop: 'Dropped', reject: 'Rejected' } as const;
