@@ -60,6 +60,8 @@ export interface Decision {
   questionsPerSecond?: Record<string, number>;
   /** Ports with a bandwidth by which rules that matched accept the flow: `port PORT of NAMESPACE/NAME` → bits per second. */
   ports?: Record<string, number>;
+  /** Of a flow of which more is known than its first packet: rules that accepted it above the context that decided, in walking order. */
+  passed?: string[];
   /** Rules in audit that matched, in walking order. */
   audited?: AuditHit[];
   /** The flow goes there instead. */

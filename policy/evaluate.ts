@@ -56,6 +56,7 @@ export interface Evaluator {
 /** What a walk finds beside its end. */
 interface Found {
   audited: AuditHit[];
+  passed: string[];
   limits: string[];
   ports: Record<string, number>;
   unconforming: string[];
@@ -82,6 +83,7 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
     if (source === undefined) return { verdict: 'drop', reason: 'unknown-source' };
     const found: Found = {
       audited: [],
+      passed: [],
       limits: [],
       ports: {},
       unconforming: [],
@@ -90,7 +92,7 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
     };
     const { redirect, ...enforced } = walkRules(source, destination, found, known, seen);
     const { verdict } = enforced;
-    const { audited, limits, ports, unconforming, questionsPerSecond } = found;
+    const { audited, passed, limits, ports, unconforming, questionsPerSecond } = found;
     return {
       ...enforced,
       ...(source.audit && verdict !== 'accept' && { verdict: 'accept', wouldHave: verdict }),
@@ -98,6 +100,7 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
       ...(notEmpty(ports) && { ports }),
       ...(verdict === 'accept' && unconforming.length > 0 && { unconforming }),
       ...(notEmpty(questionsPerSecond) && { questionsPerSecond }),
+      ...(known !== undefined && passed.length > 0 && { passed }),
       ...(audited.length > 0 && { audited }),
       ...(redirect && (source.audit ? { wouldRedirect: redirect } : { redirect })),
     };
@@ -118,7 +121,10 @@ export function compilePolicy(policy: Policy, workloadOf = workloadsByAddress(po
       const { action } = rule.entry;
       note(rule, destination, found, known);
       // Only in the service context does an accept permit; above it, it hands on.
-      if (action === 'accept' && context !== 'service') continue;
+      if (action === 'accept' && context !== 'service') {
+        found.passed.push(rule.id);
+        continue;
+      }
       const named = { context, rule: rule.id };
       if (action === 'drop' || action === 'reject') return { verdict: action, reason: 'rule', ...named };
       const permitted: Decision = {

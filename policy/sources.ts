@@ -6,6 +6,7 @@
 import type { Context, Policy, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, Known } from './decision.ts';
 import { compilePorts, compileService, type Destination } from './destination.ts';
+import { isRead } from './external-service.ts';
 import { compileMatch } from './match.ts';
 import { canRedirect, compileRedirect } from './redirect.ts';
 
@@ -66,7 +67,8 @@ export function sourcesOf(
     // What lets nothing through has nothing to limit.
     const accepts = entry.action === 'accept' || entry.action === 'accept-decisively';
     const service = (name: string): CompiledRule['services'][number] => {
-      if (!isRead(own(policy.services, name))) return plain(name);
+      const found = own(policy.services, name);
+      if (found === undefined || !isRead(found)) return plain(name);
       return accepts ? permitted(name) : vetoed(name);
     };
     const services = names.map(service);
@@ -85,10 +87,6 @@ export function sourcesOf(
     return workload && { key: workload.uid, workload, ...group(workload.group) };
   };
 }
-
-/** Whether addresses and ports do not show all that it asks for. */
-export const isRead = (entry: ServiceEntry | undefined): boolean =>
-  entry?.names !== undefined || entry?.checks !== undefined;
 
 const own = <T>(collection: Record<string, T>, key: string): T | undefined =>
   Object.hasOwn(collection, key) ? collection[key] : undefined;

@@ -17,7 +17,7 @@ import type { Imported } from '../../cli/import/report.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { plan } from '../../controller/plan/plan.ts';
-import { compilePolicy } from '../../policy/evaluate.ts';
+import { compilePolicy, type Known } from '../../policy/evaluate.ts';
 
 const CES = 'kubeovn.io/v1alpha1';
 const SLUICE = 'sluice.dev/v1alpha1';
@@ -197,6 +197,9 @@ const flows: Flow[] = pods.flatMap((pod) =>
   ]),
 );
 
+/** A flow that names nobody, to an address of no name. */
+const nothingNamed: Known = { reading: {}, gives: () => false, namesOf: () => [] };
+
 /** Every flow, decided by what was imported and by a naive reading of its source (undefined: it does not say). */
 function compare(
   imported: Imported,
@@ -222,12 +225,15 @@ function compare(
     const expected = naive(flow);
     if (expected === undefined) continue;
     const v6 = flow.to.includes(':');
-    const { verdict } = evaluator.decide({
-      source: v6 ? `fd00:244:1::${flow.pod.host}` : `10.244.1.${flow.pod.host}`,
-      destination: flow.to,
-      protocol: v6 && flow.protocol === 'icmp' ? 58 : protocols[flow.protocol],
-      ...(flow.protocol === 'icmp' ? {} : { destinationPort: flow.port }),
-    });
+    const { verdict } = evaluator.decide(
+      {
+        source: v6 ? `fd00:244:1::${flow.pod.host}` : `10.244.1.${flow.pod.host}`,
+        destination: flow.to,
+        protocol: v6 && flow.protocol === 'icmp' ? 58 : protocols[flow.protocol],
+        ...(flow.protocol === 'icmp' ? {} : { destinationPort: flow.port }),
+      },
+      nothingNamed,
+    );
     seen.set(verdict, (seen.get(verdict) ?? 0) + 1);
     if (verdict !== expected) throw new Error(`${JSON.stringify(flow)}: ${verdict}, the source says ${expected}`);
   }

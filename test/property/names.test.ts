@@ -346,6 +346,7 @@ function naive(p: Policy, f: Flow, known?: Known): Decision {
     return { verdict: 'accept', reason: 'unread', provisional: true };
   const found: Decision = { verdict: 'drop', reason: 'rule' };
   const audited: AuditHit[] = [];
+  const passed: string[] = [];
   const ports: Record<string, number> = {};
   const unconforming = new Set<string>();
   const questions: Record<string, number> = {};
@@ -363,7 +364,10 @@ function naive(p: Policy, f: Flow, known?: Known): Decision {
         }
         if (vetoes(entry)) return { ...found, verdict: entry.action as 'drop', context, rule: id };
         accepts(entry);
-        if (entry.action === 'accept' && context !== 'service') break;
+        if (entry.action === 'accept' && context !== 'service') {
+          passed.push(id);
+          break;
+        }
         const permitted: Decision = {
           verdict: 'accept',
           reason: entry.action === 'accept' ? 'service-accept' : 'rule',
@@ -383,6 +387,7 @@ function naive(p: Policy, f: Flow, known?: Known): Decision {
     ...(audit && end.verdict !== 'accept' && { verdict: 'accept', wouldHave: end.verdict as 'drop' }),
     ...(redirect && (audit ? { wouldRedirect: redirect } : { redirect })),
     ...(audited.length > 0 && { audited }),
+    ...(known && passed.length > 0 && { passed }),
     ...(Object.keys(ports).length > 0 && { ports }),
     ...(unconforming.size > 0 && end.verdict === 'accept' && { unconforming: [...unconforming] }),
     ...(Object.keys(questions).length > 0 && { questionsPerSecond: questions }),
@@ -468,7 +473,7 @@ t.test('decide is what the sentences say, unread and read, and explain tells the
           if (decision.provisional && !steps.some(({ open }) => open)) throw new Error('nothing is open');
           const how = known === undefined ? 'unread' : known.reading === undefined ? 'table' : 'read';
           reached(`${how} ${decision.reason} ${decision.wouldHave ?? decision.verdict}`);
-          for (const what of ['unconforming', 'questionsPerSecond', 'audited', 'ports', 'redirect'] as const)
+          for (const what of ['unconforming', 'questionsPerSecond', 'audited', 'passed', 'ports', 'redirect'] as const)
             if (decision[what] !== undefined) reached(`${how} ${what}`);
         }
       }
@@ -476,7 +481,7 @@ t.test('decide is what the sentences say, unread and read, and explain tells the
   );
   fc.assert(property, { numRuns: 600 });
   // 3 × (rule ×3, service-accept, default ×2, redirect), unread ×2, and what stands beside.
-  t.equal(outcomes.size, 3 * 7 + 2 + 2 + 3 + 3 + 2, JSON.stringify(Object.fromEntries([...outcomes].sort())));
+  t.equal(outcomes.size, 3 * 7 + 2 + 2 + 3 + 2 + 3 + 2, JSON.stringify(Object.fromEntries([...outcomes].sort())));
 });
 
 t.test('no reading permits what is refused unread, or forbids what passes unread', async (t) => {
