@@ -16,6 +16,7 @@ import type { Condition, Findings, Status } from './condition.ts';
 import { egressFacts, type LimitShards, limitFacts, portFacts, portsKey } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
 import { type Part, sameItems } from './memo.ts';
+import { knowsNames, nameProblem } from './name-status.ts';
 import type { Objects } from './objects.ts';
 import type { Pool } from './pools.ts';
 import { type ProgrammedInput, ProgrammedRules } from './programmed.ts';
@@ -101,7 +102,8 @@ export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string
     const shardsOfPorts = externalServices.map(({ metadata }) =>
       input.limitShards.get(portsKey(qualifiedName(metadata))),
     );
-    const from = [externalServices, binding.own, limitShards, ...lists.flatMap(flat)];
+    const resolves = knowsNames(state.objects.namespace, state.pool, input.pools);
+    const from = [externalServices, binding.own, limitShards, resolves, ...lists.flatMap(flat)];
     const all = [
       ...from,
       ...refused.map((condition) => condition?.message),
@@ -116,7 +118,7 @@ export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string
       addRules(own, input, serviceRules, binding.own.service, limitShards, programmedOf);
       for (const [at, object] of externalServices.entries()) {
         const known = input.lists.get(qualifiedName(object.metadata));
-        const conditions = [listProblem(object, known) ?? accepting];
+        const conditions = [listProblem(object, known) ?? nameProblem(object, resolves) ?? accepting];
         const facts = { ...listFacts(object, known), ...portFacts(object, shardsOfPorts[at]) };
         own.set(objectKey(object), statusOf(object, conditions, facts));
       }

@@ -234,6 +234,34 @@ t.test('what a pool says of names and of reading', (t) => {
   t.end();
 });
 
+t.test('names of which nobody would know the addresses', (t) => {
+  const dns = { dns: { resolvers: ['198.51.100.53'] } };
+  const reason = (pools: GatewayPool[], service: ExternalService): string | undefined =>
+    run([...pools, service])
+      .statuses.get(`ExternalService/${service.metadata.namespace}/it`)
+      ?.conditions.find(({ type }) => type === 'Accepted')?.reason;
+  const other = parsed<GatewayPool>({
+    kind: 'GatewayPool',
+    metadata: { name: 'other' },
+    spec: {
+      ...poolOf(dns).spec,
+      namespaceSelector: { matchLabels: { none: 'such' } },
+      gateways: [{ name: 'gw-b', internalAddress: '10.0.0.32' }],
+      nextHops: { v4: ['10.0.0.65'] },
+    },
+  });
+  const own = external(named);
+  const lent = external(named, 'it', 'sluice-system');
+  t.equal(reason([poolOf({})], own), 'NoResolvers');
+  t.equal(reason([poolOf(dns)], own), 'Accepted');
+  t.equal(reason([poolOf({}), other], own), 'NoResolvers', "another pool's resolvers are no help");
+  t.equal(reason([poolOf({}), other], lent), 'Accepted', 'but to cluster rules, which hold in both');
+  t.equal(reason([poolOf({})], lent), 'NoResolvers');
+  t.equal(reason([other], own), 'Accepted', 'no pool carries the namespace');
+  t.equal(reason([poolOf({})], external({ addresses: ['198.51.100.1'] })), 'Accepted', 'without names');
+  t.end();
+});
+
 t.test('what must be known at the first packet names no such service', (t) => {
   const services = [
     external({ addresses: ['198.51.100.1'] }, 'plain'),
