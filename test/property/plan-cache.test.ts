@@ -49,6 +49,7 @@ for (const name of NAMESPACES) {
         },
       },
       { ...spec, spec: { addressesFrom: [{ configMapRef: { name: 'list' }, format: 'Text' }] } },
+      { ...spec, spec: { addresses: ['198.51.100.80', '**.example.com'] } },
     );
   }
   for (const n of [1, 2, 3]) place(`pod ${name}/${n}`, ...pods(name, n));
@@ -75,7 +76,11 @@ place('service', {
   metadata: { name: 's', namespace: 'a' },
   spec: { clusterIPs: ['192.0.2.9'] },
 });
-place('pool p', gatewayPool('p', {}), gatewayPool('p', { unassigned: 'Drop', mode: 'Audit' }, ['g1']));
+place(
+  'pool p',
+  gatewayPool('p', {}),
+  gatewayPool('p', { unassigned: 'Drop', mode: 'Audit', dns: { resolvers: ['198.51.100.53'] } }, ['g1']),
+);
 place('pool q', gatewayPool('q', { namespaceSelector: { matchLabels: { team: 'x' } } }, ['g3']));
 const draw = (ranges: string[], quarantineSeconds = 60) => ({
   kind: 'EgressIPPool',
