@@ -18,6 +18,7 @@ import { readLists } from '../../controller/observe/lists.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
+import type { ApplicationReading } from '../../policy/application.ts';
 import { compileEgress } from '../../policy/egress.ts';
 import { compilePolicy, type Decision } from '../../policy/evaluate.ts';
 
@@ -73,22 +74,56 @@ const mainPlan = (names: readonly string[], now?: number): GatewayPlan =>
   planned(names, now).pools.get('main') as GatewayPlan;
 
 /** Pod as `namespace/name`; the source is its address of the destination's family. Of ICMP `port` is the type. */
-function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, port?: number): Decision {
+function decide(policy: GatewayPlan, pod: string, to: string, protocol: number, port?: number, said?: Said): Decision {
   const workload = Object.values(policy.workloads).find(({ namespace, name }) => `${namespace}/${name}` === pod);
   const source = workload?.addresses.find((address) => address.includes(':') === to.includes(':'));
   if (source === undefined) throw new Error(`${pod} has no address to reach ${to} from`);
   const flow = { source, destination: to, protocol };
-  if (port === undefined) return compilePolicy(policy).decide(flow);
+  // The table gives these names every address.
+  const { reading, names = [] } = said ?? {};
+  const known = said && {
+    gives: (name: string) => names.includes(name),
+    namesOf: () => names,
+    ...(reading && { reading }),
+  };
+  if (port === undefined) return compilePolicy(policy).decide(flow, known);
   const isIcmp = protocol === ICMP || protocol === ICMPV6;
-  return compilePolicy(policy).decide({
-    ...flow,
-    ...(isIcmp ? { icmpType: port, icmpCode: 0 } : { destinationPort: port }),
-  });
+  return compilePolicy(policy).decide(
+    { ...flow, ...(isIcmp ? { icmpType: port, icmpCode: 0 } : { destinationPort: port }) },
+    known,
+  );
 }
+
+/** What the flow's bytes said, and names that its destination has. Rows without it: nobody asks. */
+interface Said {
+  reading?: ApplicationReading;
+  names?: string[];
+}
+const tls = (name: string, ...names: string[]): Said => ({
+  reading: { application: 'TLS', name, tls: { version: 0x0304, alpn: ['h2'], encryptedClientHello: false } },
+  names,
+});
+const http = (name: string, method: string, path: string): Said => ({
+  reading: { application: 'HTTP', name, http: { method, path } },
+});
+const question = (name: string, type: string): Said => ({ reading: { application: 'DNS', name, dns: { type } } });
+const unread: Said = {};
 
 const [ICMP, TCP, UDP, ICMPV6] = [1, 6, 17, 58];
 const resolver = 'namespace/batch/our-resolver';
-type Row = [from: string, to: string, protocol: number, port: number | undefined, outcome: string, why: string];
+const vendor = 'namespace/monitoring/grafana-may-ask-vendor';
+const catalogue = 'accept service/reviews/read-catalogue';
+const shop = 'catalogue.example.com';
+const probe = 'accept namespace/monitoring/probe-may-ask';
+type Row = [
+  from: string,
+  to: string,
+  protocol: number,
+  port: number | undefined,
+  outcome: string,
+  why: string,
+  said?: Said,
+];
 
 /** Outcome: the verdict, and the rule that decided or `default-action`; where it goes, if that is elsewhere. */
 const examples: Record<string, Row[]> = {
@@ -114,6 +149,89 @@ const examples: Record<string, Row[]> = {
     ['monitoring/grafana-1', '198.51.100.80', ICMP, 8, 'drop default-action', 'a neighbour may not'],
     ['monitoring/blackbox-1', '203.0.113.250', ICMP, 8, 'drop default-action', 'not everywhere'],
     ['monitoring/blackbox-1', '198.51.100.80', UDP, 33434, 'drop default-action', 'not by other protocols'],
+  ],
+  'names.yaml': [
+    ...['api.example.com', 'eu.status.example.com'].map(
+      (name): Row => ['monitoring/grafana-1', '192.0.3.1', TCP, 443, `accept ${vendor}`, name, tls(name, name)],
+    ),
+    [
+      'monitoring/grafana-1',
+      '2001:db8:7::1',
+      TCP,
+      443,
+      `accept ${vendor}`,
+      'by IPv6',
+      tls('api.example.com', 'api.example.com'),
+    ],
+    [
+      'monitoring/grafana-1',
+      '192.0.3.1',
+      TCP,
+      443,
+      'drop default-action',
+      'another name at the same address',
+      tls('www.example.com', 'api.example.com'),
+    ],
+    [
+      'monitoring/grafana-1',
+      '192.0.3.1',
+      TCP,
+      443,
+      'drop default-action',
+      'the name, at an address that it does not have',
+      tls('api.example.com', 'www.example.com'),
+    ],
+    [
+      'monitoring/grafana-1',
+      '192.0.3.1',
+      TCP,
+      443,
+      'drop default-action',
+      'no TLS',
+      { reading: { application: 'SSH' }, names: ['api.example.com'] },
+    ],
+    ['monitoring/grafana-1', '192.0.3.1', TCP, 443, 'accept unread', 'before it has said anything', unread],
+    ['monitoring/grafana-1', '192.0.3.1', TCP, 80, 'drop default-action', 'not another port', unread],
+    ['monitoring/blackbox-1', '192.0.3.1', TCP, 443, 'drop default-action', 'not a neighbour', unread],
+    [
+      'monitoring/grafana-1',
+      '192.0.3.2',
+      TCP,
+      443,
+      'reject cluster/no-paste-sites',
+      'a paste site, by name',
+      tls('a.b.paste.example'),
+    ],
+    [
+      'batch/report-29',
+      '192.0.3.2',
+      TCP,
+      443,
+      'reject cluster/no-paste-sites',
+      'or by address, where no name is said',
+      { reading: { application: 'SSH' }, names: ['paste.example'] },
+    ],
+  ],
+  'http-paths.yaml': [
+    ['reviews/reviews-1', '198.51.100.66', TCP, 8080, catalogue, 'to read', http(shop, 'GET', '/v1/items')],
+    ['reviews/reviews-1', '2001:db8:100::66', TCP, 8080, catalogue, 'by IPv6', http(shop, 'HEAD', '/v1/')],
+    ...[http(shop, 'POST', '/v1/items'), http(shop, 'GET', '/v2/items'), http('www.example.com', 'GET', '/v1/')].map(
+      (said): Row => ['reviews/reviews-1', '198.51.100.66', TCP, 8080, 'drop default-action', 'nothing else', said],
+    ),
+    ['reviews/reviews-1', '198.51.100.66', TCP, 8080, 'drop default-action', 'no TLS', tls(shop)],
+    ['reviews/reviews-1', '198.51.100.66', TCP, 8080, 'accept unread', 'before it has asked', unread],
+    ['reviews/reviews-1', '198.51.100.67', TCP, 8080, 'drop default-action', 'another machine', unread],
+  ],
+  'dns-questions.yaml': [
+    ['monitoring/blackbox-1', '198.51.100.153', UDP, 53, probe, 'a question', question('a.partner.example', 'A')],
+    ['monitoring/blackbox-1', '2001:db8:100::153', TCP, 53, probe, 'IPv6', question('a.b.partner.example', 'AAAA')],
+    ...[question('partner.example', 'A'), question('a.partner.example', 'TXT')].map(
+      (said): Row => ['monitoring/blackbox-1', '198.51.100.153', UDP, 53, 'drop default-action', 'another', said],
+    ),
+    ['monitoring/blackbox-1', '198.51.100.153', TCP, 22, probe, 'SSH', { reading: { application: 'SSH' } }],
+    ['monitoring/blackbox-1', '198.51.100.153', TCP, 22, probe, 'what is none, counted', { reading: {} }],
+    ['monitoring/blackbox-1', '198.51.100.153', TCP, 25, 'drop default-action', 'no other port', unread],
+    ['monitoring/grafana-1', '198.51.100.153', UDP, 53, 'drop default-action', 'not a neighbour', unread],
   ],
   'job.yaml': [
     ['batch/report-29', '198.51.100.60', TCP, 443, 'accept namespace/batch/report-may-upload', 'the Job uploads'],
@@ -233,10 +351,10 @@ for (const [name, rows] of Object.entries(examples)) {
     const alone = mainPlan([...base, name]);
     const without = mainPlan(base);
     let differs = 0;
-    for (const [from, to, protocol, port, expected, why] of rows) {
-      const outcome = outcomeOf(decide(alone, from, to, protocol, port));
+    for (const [from, to, protocol, port, expected, why, said] of rows) {
+      const outcome = outcomeOf(decide(alone, from, to, protocol, port, said));
       t.equal(outcome, expected, `${from} to ${to}, ${protocol}/${port}: ${why}`);
-      if (outcomeOf(decide(without, from, to, protocol, port)) !== outcome) differs++;
+      if (outcomeOf(decide(without, from, to, protocol, port, said)) !== outcome) differs++;
     }
     t.ok(differs > 0, 'without the example something else happens');
     t.ok(differs < rows.length, 'and not to everything');
@@ -244,9 +362,9 @@ for (const [name, rows] of Object.entries(examples)) {
     for (const { metadata } of rules) {
       t.ok(
         rows.some(
-          ([from, to, protocol, port, expected]) =>
+          ([from, to, protocol, port, expected, , said]) =>
             expected.split(' to ')[0]?.endsWith(`/${metadata.name}`) ||
-            decide(alone, from, to, protocol, port).limits?.includes(`cluster/${metadata.name}`),
+            decide(alone, from, to, protocol, port, said).limits?.includes(`cluster/${metadata.name}`),
         ),
         `${metadata.name} decides or limits a flow of the table`,
       );
@@ -312,16 +430,18 @@ t.test('egress-ip-by-destination.yaml: with which addresses the Jobs leave', asy
 
 t.test('all together: an accept stays one, and the veto comes first', async (t) => {
   const all = mainPlan(files);
-  for (const [from, to, protocol, port, expected] of Object.values(examples).flat()) {
+  for (const [from, to, protocol, port, expected, , said] of Object.values(examples).flat()) {
     if (expected.startsWith('drop')) continue;
-    t.equal(outcomeOf(decide(all, from, to, protocol, port)), expected, `${from} to ${to}, ${protocol}/${port}`);
+    // Where names forbid something all flows are read; of those that are redirected none can be.
+    const more = said ?? (expected.includes(' to ') ? undefined : { reading: {} });
+    t.equal(outcomeOf(decide(all, from, to, protocol, port, more)), expected, `${from} to ${to}, ${protocol}/${port}`);
   }
   const vetoed: Row[] = [
     ['reviews/reviews-1', '192.0.2.7', TCP, 443, 'reject cluster/forbidden', 'HTTPS anywhere, but not there'],
     ['reviews/reviews-1', '192.0.3.7', TCP, 443, 'accept service/reviews/https-anywhere', 'the next network'],
   ];
   for (const [from, to, protocol, port, expected, why] of vetoed) {
-    t.equal(outcomeOf(decide(all, from, to, protocol, port)), expected, why);
+    t.equal(outcomeOf(decide(all, from, to, protocol, port, { reading: {} })), expected, why);
   }
 });
 
