@@ -8,6 +8,7 @@ import { register as certs } from './certs.ts';
 import { register as confirm } from './confirm.ts';
 import { register as controller } from './controller.ts';
 import { register as explain } from './explain.ts';
+import { register as flows } from './flows.ts';
 import { register as gateway } from './gateway.ts';
 import { register as get } from './get.ts';
 import { register as importer } from './import/command.ts';
@@ -18,7 +19,7 @@ import { Exit, printable } from './output.ts';
 import { register as run } from './run.ts';
 import { register as simulate } from './simulate.ts';
 
-const verbs = [run, controller, gateway, node, certs, lint, get, explain, simulate, confirm, importer, lab];
+const verbs = [run, controller, gateway, node, certs, lint, get, explain, flows, simulate, confirm, importer, lab];
 
 export function buildProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('sluice')

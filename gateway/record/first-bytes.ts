@@ -5,6 +5,7 @@
  * Leaves out: what servers answer; only the greeting of one that speaks first is read.
  */
 import type { Application } from '../../api/application.ts';
+import { dnsTypeText } from '../../api/dns-type.ts';
 import { parseHostName } from '../../api/host-name.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { type DnsQuery, DnsQueryReader } from '../../wire/dns.ts';
@@ -97,34 +98,13 @@ function ofRequest({ method, host, path }: RequestHead): ApplicationReading {
   };
 }
 
-/** RFC 1035, 3596, 2782, 6698, 9460 and others: those that clients ask for. */
-const typeNames: Record<number, string> = {
-  1: 'A',
-  2: 'NS',
-  5: 'CNAME',
-  6: 'SOA',
-  12: 'PTR',
-  15: 'MX',
-  16: 'TXT',
-  28: 'AAAA',
-  33: 'SRV',
-  35: 'NAPTR',
-  43: 'DS',
-  48: 'DNSKEY',
-  52: 'TLSA',
-  64: 'SVCB',
-  65: 'HTTPS',
-  255: 'ANY',
-  257: 'CAA',
-};
-
 function ofQuery({ name, type }: DnsQuery): ApplicationReading {
   // What is no name of a host (the root, other bytes) is none that a rule could have.
   const host = parseHostName(name);
   return {
     application: 'DNS',
     ...(host.ok && { name: host.value }),
-    dns: { type: typeNames[type] ?? `TYPE${type}` },
+    dns: { type: dnsTypeText(type) },
   };
 }
 

@@ -157,7 +157,21 @@ t.test('exit codes and help', async (t) => {
   const verbs = buildProgram().commands;
   t.same(
     verbs.map((verb) => verb.name()),
-    ['run', 'controller', 'gateway', 'node', 'certs', 'lint', 'get', 'explain', 'simulate', 'confirm', 'import', 'lab'],
+    [
+      'run',
+      'controller',
+      'gateway',
+      'node',
+      'certs',
+      'lint',
+      'get',
+      'explain',
+      'flows',
+      'simulate',
+      'confirm',
+      'import',
+      'lab',
+    ],
   );
   for (const verb of verbs) {
     const helps: string[] = [];
