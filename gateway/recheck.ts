@@ -2,14 +2,17 @@
  * Which established flows a new plan ends (design §4.8): those of a source that is no workload any more, those
  * translated to an address with which the workload does not leave for that destination now, those to where no workload
  * may go, those that the policy no longer permits, and those that it would now send elsewhere. The evaluator walks the
- * flow's original tuple again; nothing else is disturbed. After it the last hook may trust a decided flow's translation.
+ * flow's original tuple again, with what was read of it; nothing else is disturbed. After it the last hook may trust a
+ * decided flow's translation.
+ * A flow of which nothing is known any more stays as long as some reading would permit it.
  */
 import { parseAddress } from '../api/address.ts';
 import { type Egress, families, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { sameJson } from '../api/plan-delta.ts';
 import { must } from '../api/result.ts';
 import { compileEgress } from '../policy/egress.ts';
-import { compilePolicy, type Decision, type Flow, workloadsByAddress } from '../policy/evaluate.ts';
+import { compilePolicy, type Decision, type Flow, type Known, workloadsByAddress } from '../policy/evaluate.ts';
+import { isRead } from '../policy/external-service.ts';
 import type { ConntrackView, TupleView } from '../wire/conntrack.ts';
 import type { Changed } from './compile.ts';
 import { clusterRanges, hairpinAddresses } from './membership.ts';
@@ -17,26 +20,41 @@ import { clusterRanges, hairpinAddresses } from './membership.ts';
 /** Who sends from an address. */
 export type WorkloadOf = (address: string) => WorkloadEntry | undefined;
 
-type Judge = (flow: ConntrackView) => boolean;
-type Decided = Pick<Decision, 'verdict' | 'redirect'>;
-const dropped: Decided = { verdict: 'drop' };
+/**
+ * What was read of a flow, and the names of its destination. What was true when the flow was decided is to be true here
+ * still: that a name has expired since ends no flow. undefined: nothing is known of it any more.
+ */
+export type KnownOf = (flow: ConntrackView) => Known | undefined;
+
+/** What becomes of a flow: the decision by which it goes on, unless the plan says nothing new of it. */
+export type Judgement = Decision | 'ended' | 'untouched';
+type Judge = (flow: ConntrackView) => Judgement;
+const dropped: Decision = { verdict: 'drop', reason: 'cluster-destination' };
+
+export function endedBy(...about: Parameters<typeof judgedBy>): (flow: ConntrackView) => boolean {
+  const judge = judgedBy(...about);
+  return (flow) => judge(flow) === 'ended';
+}
 
 /**
  * `workloadOf`: of the plan's workloads; `changed`: flows that it does not touch are not asked about. For one walk through
- * the table: what is found out about a source or a destination is kept, so that a flow more costs a few look-ups.
+ * the table: what is found out about a source or a destination is kept, so that a flow more costs a few look-ups. Of
+ * flows that may have been read `knownOf` is asked, and each is walked by itself.
  */
-export function endedBy(
+export function judgedBy(
   plan: GatewayPlan,
   workloadOf: WorkloadOf = workloadsByAddress(plan),
   changed?: Changed,
+  knownOf: KnownOf = () => undefined,
 ): Judge {
-  const evaluator = compilePolicy(plan, workloadOf);
+  const evaluator = compilePolicy({ ...plan, settings: lenient(plan.settings) }, workloadOf);
+  const readGroups = new Map<string, boolean>();
   const egress = compileEgress(plan);
   let refused: ReturnType<typeof refusedBy> | undefined;
   const touched = changed === undefined ? () => true : touchedBy(changed);
   const sources = new Map<string, Judge>();
   /** A group's workloads have one policy, and many flows go to few places: by what is asked for, then by destination. */
-  const decisions = new Map<string, Map<number, Map<string, Decided>>>();
+  const decisions = new Map<string, Map<number, Map<string, Decision>>>();
 
   /** Whether it is with an address of the workload's that a flow to a destination leaves. */
   function leavesWith(workload: WorkloadEntry): (address: string, destination: string) => boolean {
@@ -55,29 +73,55 @@ export function endedBy(
     return (address) => address === own[0] || address === own[1];
   }
 
+  function decide({ protocol, original }: ConntrackView, told?: Known): Decision {
+    // Of many changes no flow comes to this.
+    refused ??= refusedBy(plan);
+    return refused(original.destination) ? dropped : evaluator.decide(flowOf(protocol, original), told);
+  }
+
   function judgeOf(source: string): Judge {
     const workload = workloadOf(source);
-    if (workload === undefined) return () => true;
-    if (!touched(workload)) return ({ original }) => changed?.refused.has(original.destination) === true;
+    if (workload === undefined) return () => 'ended';
+    if (!touched(workload)) {
+      return ({ original }) => (changed?.refused.has(original.destination) === true ? 'ended' : 'untouched');
+    }
     const leaves = leavesWith(workload);
-    const kinds = known(decisions, workload.group, () => new Map<number, Map<string, Decided>>());
-    return ({ protocol, original, reply }) => {
+    const kinds = known(decisions, workload.group, () => new Map<number, Map<string, Decision>>());
+    const mayBeRead = known(readGroups, workload.group, (group) => reads(plan, group));
+    return (flow) => {
+      const { protocol, original, reply } = flow;
       const { destination, destinationPort } = original;
-      if (!leaves(reply.destination, destination)) return true;
-      const decided = known(kinds, kindOf(protocol, original), () => new Map<string, Decided>());
-      const { verdict, redirect } = known(decided, destination, () => {
-        // Of many changes no flow comes to this.
-        refused ??= refusedBy(plan);
-        return refused(destination) ? dropped : evaluator.decide(flowOf(protocol, original));
-      });
-      if (verdict !== 'accept') return true;
+      if (!leaves(reply.destination, destination)) return 'ended';
+      const decided = known(kinds, kindOf(protocol, original), () => new Map<string, Decision>());
+      const told = mayBeRead ? knownOf(flow) : undefined;
+      const decision = told === undefined ? known(decided, destination, () => decide(flow)) : decide(flow, told);
+      const { verdict, redirect } = decision;
+      if (verdict !== 'accept') return 'ended';
       // Who answers is where the flow went.
       const port = redirect === undefined ? destinationPort : redirect.port;
-      return reply.source !== (redirect?.address ?? destination) || (port !== undefined && reply.sourcePort !== port);
+      const elsewhere =
+        reply.source !== (redirect?.address ?? destination) || (port !== undefined && reply.sourcePort !== port);
+      return elsewhere ? 'ended' : decision;
     };
   }
 
   return (flow) => known(sources, flow.original.source, judgeOf)(flow);
+}
+
+/** Who is known by no name at its first packet is refused there, and nowhere later. */
+function lenient(settings: GatewayPlan['settings']): GatewayPlan['settings'] {
+  if (!('pool' in settings) || settings.pool.dns?.strict === undefined) return settings;
+  const { strict: _, ...dns } = settings.pool.dns;
+  return { pool: { ...settings.pool, dns } };
+}
+
+/** Whether any rule of a group names what addresses and ports do not show. */
+function reads({ groups, rules, services }: GatewayPlan, group: string): boolean {
+  const isRule = (id: string): boolean => {
+    const named = rules[id]?.services ?? [];
+    return named !== '*' && named.some((name) => services[name] !== undefined && isRead(services[name]));
+  };
+  return Object.values(groups[group]?.rules ?? {}).some((ids) => ids.some(isRule));
 }
 
 /**
