@@ -5,6 +5,7 @@
  */
 
 import t from 'tap';
+import { type Application, applications } from '../../api/application.ts';
 import {
   type AnyObject,
   type ExternalService,
@@ -18,6 +19,7 @@ import {
 } from '../../api/kinds.ts';
 import { type Action, type Context, contexts, type Family, families, type Policy } from '../../api/plan.ts';
 import { schemas } from '../../api/schema/registry.ts';
+import type { ApplicationReading, TlsReading } from '../../policy/application.ts';
 import { type BindInput, bind } from '../../policy/bind.ts';
 import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 
@@ -25,12 +27,7 @@ import { compilePolicy, type Flow } from '../../policy/evaluate.ts';
 const elsewhere: Record<string, string> = {
   bandwidth: 'unit/bandwidth.test.ts',
   'ports[].bandwidth': 'unit/bandwidth.test.ts',
-  ...Object.fromEntries(
-    ['appProtocol', 'tls', 'http', 'dns', 'conformance'].map((field) => [
-      `ports[].${field}`,
-      'unit/external-service.test.ts',
-    ]),
-  ),
+  'ports[].dns.maxQuestionsPerSecond': 'property/names.test.ts',
   connectionsPerSecond: 'unit/limits.test.ts',
   logging: 'unit/logging.test.ts, netns/logging.test.ts',
   maxConnections: 'unit/limits.test.ts',
@@ -92,11 +89,17 @@ const world: BindInput = {
 const external = (name: string, namespace: string, spec: object): ExternalService =>
   parsed({ kind: 'ExternalService', metadata: { name, namespace }, spec });
 
+/** What the flow's bytes said, and names that the table has its destination for. */
+interface Said {
+  reading?: ApplicationReading;
+  names?: string[];
+}
+
 /**
  * What becomes of a flow under these rules of one context, each a name and a spec; whether `r` decided there; what
  * rules in audit would have done.
  */
-function judge(context: Context, rules: Record<string, object>, service: object, flow: Flow) {
+function judge(context: Context, rules: Record<string, object>, service: object, flow: Flow, said?: Said) {
   const namespace = context === 'cluster' ? {} : { namespace: 'billing' };
   const objects = Object.entries(rules).map(([name, spec]) =>
     parsed<never>({
@@ -132,7 +135,13 @@ function judge(context: Context, rules: Record<string, object>, service: object,
       },
     },
   };
-  const { decision, contexts: outcomes } = compilePolicy(policy).explain(flow);
+  const { reading, names = [] } = said ?? {};
+  const known = said && {
+    gives: (name: string) => names.includes(name),
+    namesOf: () => names,
+    ...(reading && { reading }),
+  };
+  const { decision, contexts: outcomes } = compilePolicy(policy).explain(flow, known);
   const outcome = outcomes.find((one) => one.context === context);
   return {
     outcome: `${decision.verdict} ${decision.reason}`,
@@ -236,11 +245,11 @@ interface ServiceRow {
   spec: {
     addresses?: string[];
     addressesFrom?: { file: string }[];
-    ports?: { name: string; protocol: string | number; port?: string }[];
+    ports?: { name: string; protocol: string | number; port?: string; [check: string]: unknown }[];
   };
   /** To WEB, unless it says otherwise. */
-  speaks: Traffic & { destination?: string };
-  silent: Traffic & { destination?: string };
+  speaks: Traffic & { destination?: string; said?: Said };
+  silent: Traffic & { destination?: string; said?: Said };
 }
 const tcp = { protocol: 6, destinationPort: 443 };
 
@@ -270,6 +279,77 @@ function protocolRows(protocol: string | number, number: number, family: Family)
   ];
 }
 
+const hello: TlsReading = { version: 0x0303, alpn: ['h2'], encryptedClientHello: false };
+const readTls = (name: string | undefined, names: string[] = [], more: Partial<TlsReading> = {}): Said => ({
+  reading: { application: 'TLS', ...(name !== undefined && { name }), tls: { ...hello, ...more } },
+  names,
+});
+const readHttp = (name: string, method: string, path: string): Said => ({
+  reading: { application: 'HTTP', name, http: { method, path } },
+});
+const readQuestion = (name: string, type: string): Said => ({
+  reading: { application: 'DNS', name, dns: { type } },
+});
+const readAs = (application: Application): Said => ({ reading: { application } });
+
+/** Names, and each part of what a port asks of bytes. */
+function readRows(family: Family): ServiceRow[] {
+  const addresses = [web[family]];
+  const row = (spec: ServiceRow['spec'], traffic: Traffic, speaks: Said, silent: Said): ServiceRow => ({
+    spec,
+    speaks: { ...traffic, said: speaks },
+    silent: { ...traffic, said: silent },
+  });
+  const check = (check: object, speaks: Said, silent: Said, traffic: Traffic = tcp): ServiceRow => {
+    const { protocol, destinationPort } = traffic;
+    return row(
+      { addresses, ports: [{ name: 'a', protocol, port: String(destinationPort), ...check }] },
+      traffic,
+      speaks,
+      silent,
+    );
+  };
+  const tls = (part: object, speaks: Said, silent: Said): ServiceRow =>
+    check({ appProtocol: 'TLS', tls: part }, speaks, silent);
+  const http = (part: object, speaks: Said, silent: Said): ServiceRow =>
+    check({ appProtocol: 'HTTP', http: part }, speaks, silent);
+  const udp = { protocol: 17, destinationPort: 53 };
+  const dns = (part: object, speaks: Said, silent: Said): ServiceRow =>
+    check({ appProtocol: 'DNS', dns: part }, speaks, silent, udp);
+  const at = (name: string): Said => readTls(name, [name]);
+  const ssh = { protocol: 6, destinationPort: 22 };
+  return [
+    row({ addresses: ['a.test'] }, tcp, at('a.test'), at('b.test')),
+    row({ addresses: ['*.a.test'] }, tcp, at('b.a.test'), at('a.test')),
+    row({ addresses: ['**.a.test'] }, tcp, at('c.b.a.test'), at('a.test')),
+    // Nothing is read there.
+    row({ addresses: ['a.test'] }, ssh, { names: ['a.test'] }, { names: ['b.test'] }),
+    {
+      spec: { addresses: ['a.test', ...addresses] },
+      speaks: { ...tcp, said: readTls('b.test') },
+      silent: { ...tcp, destination: next[family], said: readTls('b.test', ['b.test']) },
+    },
+    ...applications.flatMap((application) => {
+      const traffic = application === 'QUIC' ? { protocol: 17, destinationPort: 443 } : tcp;
+      return check({ appProtocol: application }, readAs(application), { reading: {} }, traffic);
+    }),
+    tls({ serverNames: ['**.a.test', 'b.test'] }, readTls('b.test'), readTls('c.test')),
+    tls({ minVersion: '1.2' }, readTls('b.test'), readTls('b.test', [], { version: 0x0302 })),
+    tls({ alpn: ['h2'] }, readTls('b.test'), readTls('b.test', [], { alpn: ['h2', 'x'] })),
+    tls({ rejectEncryptedClientHello: true }, readTls('b.test'), readTls('b.test', [], { encryptedClientHello: true })),
+    http({ hosts: ['a.test'] }, readHttp('a.test', 'GET', '/'), readHttp('b.test', 'GET', '/')),
+    http({ methods: ['GET', 'PUT'] }, readHttp('a.test', 'PUT', '/'), readHttp('a.test', 'POST', '/')),
+    http({ paths: ['/a/*', '/b'] }, readHttp('a.test', 'GET', '/a/c'), readHttp('a.test', 'GET', '/b/c')),
+    dns({ names: ['*.a.test'] }, readQuestion('b.a.test', 'A'), readQuestion('a.test', 'A')),
+    dns({ types: ['AAAA', 'TYPE65'] }, readQuestion('a.test', 'HTTPS'), readQuestion('a.test', 'TXT')),
+    check({ appProtocol: 'TLS', conformance: 'Enforce' }, readTls('a.test'), readAs('SSH')),
+    ...(['Audit', 'Off'] as const).map((conformance): ServiceRow => {
+      const { spec, speaks } = check({ appProtocol: 'TLS', conformance }, readAs('SSH'), {});
+      return { spec, speaks, silent: { ...speaks, destination: next[family] } };
+    }),
+  ];
+}
+
 function serviceRows(family: Family): ServiceRow[] {
   const before = family === 4 ? '198.51.100.79' : '2001:db8:100::7f';
   const net = family === 4 ? '198.51.100.80/32' : '2001:db8:100::80/128';
@@ -278,6 +358,7 @@ function serviceRows(family: Family): ServiceRow[] {
     ...[[web[family]], [net], [`${before}-${web[family]}`]].map(
       (addresses): ServiceRow => ({ spec: { addresses }, speaks: tcp, silent: to(next[family]) }),
     ),
+    ...readRows(family),
     { spec: { addressesFrom: [{ file: 'list.txt' }] }, speaks: tcp, silent: to(next[family]) },
     { spec: { addresses: [before, web[family]] }, speaks: { protocol: 253 }, silent: to(next[family]) },
     ...Object.entries(protocolNumbers).flatMap(([name, number]) => protocolRows(name, number, family)),
@@ -286,23 +367,30 @@ function serviceRows(family: Family): ServiceRow[] {
   ];
 }
 
+/** `tls`, `tls.alpn`. */
+const fieldsOf = (port: object): string[] =>
+  Object.entries(port).flatMap(([field, value]) => [
+    field,
+    ...(typeof value === 'object' ? Object.keys(value).map((part) => `${field}.${part}`) : []),
+  ]);
+
 t.test('every field of an ExternalService, with every action in every context', async (t) => {
   const used = new Set<string>();
   for (const family of families) {
     for (const { spec, speaks, silent } of serviceRows(family)) {
       for (const field of Object.keys(spec)) used.add(field);
-      for (const port of spec.ports ?? []) for (const field of Object.keys(port)) used.add(`ports[].${field}`);
+      for (const port of spec.ports ?? []) for (const field of fieldsOf(port)) used.add(`ports[].${field}`);
       const ends = { source: pod[family], destination: web[family] };
       for (const context of contexts) {
         for (const action of actions) {
           const name = `${context} ${action} v${family} ${JSON.stringify(spec)}`;
           t.same(
-            judge(context, { r: { action } }, spec, { ...ends, ...speaks }),
+            judge(context, { r: { action } }, spec, { ...ends, ...speaks }, speaks.said),
             { outcome: outcomes[action][context], decides: true, noted: [] },
             `${name}: ${JSON.stringify(speaks)}`,
           );
           t.same(
-            judge(context, { r: { action } }, spec, { ...ends, ...silent }),
+            judge(context, { r: { action } }, spec, { ...ends, ...silent }, silent.said),
             { outcome: nothing, decides: false, noted: [] },
             `${name}: not ${JSON.stringify(silent)}`,
           );
@@ -313,7 +401,10 @@ t.test('every field of an ExternalService, with every action in every context', 
   const { properties } = schemas.ExternalService.properties.spec;
   const fields = [
     ...Object.keys(properties),
-    ...Object.keys(properties.ports.items.properties).map((field) => `ports[].${field}`),
+    ...Object.entries(properties.ports.items.properties).flatMap(([field, schema]) => [
+      `ports[].${field}`,
+      ...Object.keys((schema as { properties?: object }).properties ?? {}).map((part) => `ports[].${field}.${part}`),
+    ]),
   ];
   t.same(
     fields.filter((field) => elsewhere[field] === undefined && !used.has(field)),
