@@ -7,10 +7,11 @@ import { createHash } from 'node:crypto';
 import { lstat, mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { type AnyObject, parseObject, sluiceKinds } from '../../api/kinds.ts';
+import { type AnyObject, objectKey, parseObject, sluiceKinds } from '../../api/kinds.ts';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 import { loadDirectory } from '../../controller/observe/directory.ts';
 import { itemsOf, parseYaml } from '../../controller/observe/document.ts';
+import { namesOf } from '../../policy/external-service.ts';
 import { type Files, filesOf, MAX_FILE_BYTES } from '../files.ts';
 import { Exit, json, print, printable, printError, yaml } from '../output.ts';
 import { CES_CONTROLLER_NAMESPACE, type CesOptions, importF5Ces } from './f5-ces.ts';
@@ -131,6 +132,15 @@ async function besideTarget(
       message,
       effect,
     });
+  }
+  const named = manifests.some((manifest) => {
+    const own = parseObject(manifest);
+    return own.ok && own.value.kind === 'ExternalService' && namesOf(own.value).length > 0;
+  });
+  const unasked = [...snapshot.values()].filter((one) => one.kind === 'GatewayPool' && one.spec.dns === undefined);
+  if (named && unasked.length > 0) {
+    const message = 'these pools of the target have no dns.resolvers, so no rule permits by a name there.';
+    report.notes.push({ reason: 'NoResolvers', message, items: unasked.map(objectKey) });
   }
   const replaced = manifests.filter((manifest) => {
     const there: AnyObject | undefined = snapshot.get(keyOf(manifest));

@@ -717,7 +717,15 @@ t.test('files, standard input, report and exit codes', async (t) => {
   const same = await sluice('import', 'f5-ces', input, '--target', target);
   t.equal(same.code, 0);
   t.match(same.err, /TargetRefused: .*\n {4}bad\.yaml: GatewayPool\/other\n/);
-  t.notMatch(same.err, /Replaces/);
+  t.notMatch(same.err, /Replaces|NoResolvers/);
+  const named = file(
+    'named.yaml',
+    exsvc('shop/b', 'api.example.com') + ces('NamespaceEgressRule', 'shop/b', to('accept', 'b')),
+  );
+  t.match(
+    (await sluice('import', 'f5-ces', named, '--target', target)).err,
+    /NoResolvers: .*\n {4}GatewayPool\/edge\n/,
+  );
 
   const config = file(
     'ces-conf.yaml',
