@@ -1,17 +1,21 @@
 /**
  * What `sluice explain` prints for people: the walk, context by context, the verdict, and with what the flow leaves.
  */
+import { tlsVersions } from '../api/application.ts';
 import { formatBandwidth } from '../api/bandwidth.ts';
 import { protocolName } from '../policy/destination.ts';
 import type { Step } from '../policy/evaluate.ts';
+import { readingText } from '../policy/explain-match.ts';
 import type { Answer } from './explain.ts';
 import { type Paint, printable, table } from './output.ts';
+import type { Said } from './said.ts';
 
 /** As many as a person reads. */
 const MAX_EXCLUDED = 10;
 
-const rowOf = ({ matched, rule, action, audit, why }: Step): string[] => [
-  matched ? '  *' : '',
+/** `?`: what is read decides whether it matches. */
+const rowOf = ({ matched, open, rule, action, audit, why }: Step): string[] => [
+  matched ? '  *' : open ? '  ?' : '',
   rule,
   audit ? `${action} (audit)` : action,
   why,
@@ -34,11 +38,26 @@ function egressIPText({ name, destination, maxConnections }: NonNullable<Answer[
   return `By ${by}${limit}.`;
 }
 
+function saidText({ reading, names }: Said): string {
+  const parts = [
+    ...(reading === undefined ? [] : [`its first bytes are ${readingText(reading)}${tlsText(reading)}`]),
+    ...(names.length === 0 ? [] : [`the name table has that address for ${names.join(' and ')}`]),
+  ];
+  return `Taken as given: ${parts.join('; ')}.`;
+}
+
+function tlsText({ tls }: NonNullable<Said['reading']>): string {
+  if (tls === undefined) return '';
+  const version = Object.entries(tlsVersions).find(([, number]) => number === tls.version)?.[0];
+  return ` (TLS ${version}, ALPN ${tls.alpn.length === 0 ? 'none' : tls.alpn.join(', ')})`;
+}
+
 export function answerText(answer: Answer, paint: Paint): string {
   const { policy, egress, spread, egressIP } = answer;
   const from = answer.source === undefined ? answer.from : `${answer.from} (${answer.source})`;
   const type = answer.icmpType === undefined ? '' : ` type ${answer.icmpType}/${answer.icmpCode}`;
   const lines = [`${printable(from)} to ${answer.to}, ${protocolName(answer.protocol)}${type}\n`];
+  if (answer.said !== undefined) lines.push(`${printable(saidText(answer.said))}\n`);
   if (policy !== undefined) {
     lines.push('\n');
     for (const { context, outcome, why } of policy.contexts) {
@@ -60,8 +79,10 @@ export function answerText(answer: Answer, paint: Paint): string {
     }
     lines.push('\n');
   }
-  const style = answer.verdict === 'accept' ? 'green' : answer.verdict === 'bypass' ? 'yellow' : 'red';
-  lines.push(`${paint(style, answer.verdict)} (${answer.reason})\n${printable(answer.summary)}\n`);
+  const open = answer.verdict === 'bypass' || answer.provisional;
+  const style = open ? 'yellow' : answer.verdict === 'accept' ? 'green' : 'red';
+  const verdict = answer.provisional ? 'accept, until it is read' : answer.verdict;
+  lines.push(`${paint(style, verdict)} (${answer.reason})\n${printable(answer.summary)}\n`);
   if (egress !== undefined) lines.push(`Leaves as ${leavingText(egress, paint)}.\n`);
   if (spread !== undefined) {
     lines.push('Leaves as one of these, by connection:\n');

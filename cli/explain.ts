@@ -26,14 +26,16 @@ import { sourceArgument } from './controller.ts';
 import { answerText } from './explain-text.ts';
 import { listNotes } from './list-notes.ts';
 import { Exit, json, painter, print, printError, yaml } from './output.ts';
+import { addSaidOptions, knownBy, type Said, type SaidFlags, saidOf } from './said.ts';
 import { loadSource, refusedText, type Source, statusOf } from './source.ts';
-import { icmpTypeOf, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
+import { icmpTypeOf, parseNamedTarget, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
 
 interface Query {
   namespace: string;
   pod: string;
   target: Target;
   protocol: number;
+  said?: Said;
 }
 
 /** What explain answers; `-o json` prints it as it is. */
@@ -46,8 +48,12 @@ export interface Answer {
   icmpCode?: number;
   /** `bypass`: Sluice does not carry the flow at all. */
   verdict: 'accept' | 'drop' | 'reject' | 'bypass';
+  /** It may begin; what its first bytes say is still to decide. */
+  provisional?: true;
   reason: string;
   summary: string;
+  /** What is taken as said and known of the flow. */
+  said?: Said;
   policy?: Explanation;
   /** Rules of the pod's namespace and of the cluster that do not speak of the pod, and why. */
   excluded?: Excluded[];
@@ -99,7 +105,7 @@ export async function memoryOf({ path, snapshot }: Source, state: string | undef
 }
 
 export async function explain(source: Source, query: Query, state?: string, now = Date.now()): Promise<Answer> {
-  const { namespace, pod: name, target, protocol } = query;
+  const { namespace, pod: name, target, protocol, said } = query;
   const pods = ofKind(source.snapshot, 'Pod');
   const pod = pods.find(({ metadata }) => metadata.name === name && (metadata.namespace ?? 'default') === namespace);
   if (pod === undefined) {
@@ -108,7 +114,8 @@ export async function explain(source: Source, query: Query, state?: string, now 
     throw new Exit(1, `no pod "${name}" in namespace "${namespace}" (${known})`);
   }
   const to = target.port === undefined ? target.address : addressPort(target);
-  const base = { from: `${namespace}/${name}`, to, protocol, ...icmpTypeOf(target, protocol) };
+  const about = { from: `${namespace}/${name}`, to, protocol, ...icmpTypeOf(target, protocol) };
+  const base = said === undefined ? about : { ...about, said };
   const bypass = (reason: string, summary: string): Answer => ({ ...base, verdict: 'bypass', reason, summary });
   if (pod.spec.hostNetwork === true) {
     return bypass('host-network', "Not carried: the pod uses its node's network, so its packets are the node's own.");
@@ -178,7 +185,7 @@ function workloadOf(gatewayPlan: GatewayPlan, pod: Pod, namespace: string): Work
 
 /** In the order in which a packet meets node, gateway and policy. */
 function answerOf(
-  base: Pick<Answer, 'from' | 'to' | 'protocol' | 'icmpType' | 'icmpCode'>,
+  base: Pick<Answer, 'from' | 'to' | 'protocol' | 'icmpType' | 'icmpCode' | 'said'>,
   pool: string,
   gatewayPlan: GatewayPlan,
   workload: WorkloadEntry,
@@ -215,13 +222,14 @@ function answerOf(
   const [only, ...others] = ways;
   const { egressIP: name, prefix } = choice;
   const limit = name === undefined ? undefined : gatewayPlan.egressIPs[name]?.limits?.maxConnections;
-  const policy = carriage.evaluator.explain(flow);
+  const policy = carriage.evaluator.explain(flow, base.said && knownBy(base.said));
   const { decision, summary } = policy;
   if (base.protocol === UDP_LITE) return { ...head, ...udpLite(summary), policy };
   const records = describeLogging(policy, gatewayPlan.rules);
   return {
     ...head,
     verdict: decision.verdict,
+    ...(decision.provisional && { provisional: true }),
     reason: decision.reason,
     summary,
     policy,
@@ -291,18 +299,31 @@ function isDay(text: string): boolean {
   return !Number.isNaN(parsed) && new Date(parsed).toISOString().startsWith(day);
 }
 
-interface Flags {
+interface Flags extends SaidFlags {
   source: string;
   from: { namespace: string; pod: string };
-  to: Target;
+  to: Target | { name: string; port: number };
+  address?: string;
   protocol?: string;
   state?: string;
   at?: number;
   output: 'text' | 'json' | 'yaml';
 }
 
+/** A name has an address only where one is said. */
+function targetOf({ to, address }: Flags): Target {
+  if ('address' in to) {
+    if (address !== undefined) throw new Exit(2, '--address: --to says an address already');
+    return to;
+  }
+  if (address === undefined) {
+    throw new Exit(2, `--to: ${to.name} needs --address ADDRESS, since no names are asked for here`);
+  }
+  return { address, family: familyOf(address), ...to };
+}
+
 export function register(program: Command): void {
-  program
+  const command = program
     .command('explain')
     .description('say what becomes of a flow, by which rule, and with which address it leaves')
     .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML', sourceArgument)
@@ -311,10 +332,15 @@ export function register(program: Command): void {
       if (!namespace || !pod || rest.length > 0) throw new InvalidArgumentError('expected NAMESPACE/POD');
       return { namespace, pod };
     })
-    .requiredOption('--to <address[:port]>', 'to where', (text: string) => {
-      const target = parseTarget(text);
+    .requiredOption('--to <address[:port]>', 'to where; NAME:PORT with --address', (text: string) => {
+      const target = parseTarget(text) ?? parseNamedTarget(text);
       if (target === undefined) throw new InvalidArgumentError(`expected ${targetForms}`);
       return target;
+    })
+    .option('--address <address>', 'of the name in --to', (text: string) => {
+      const address = canonicalAddress(text);
+      if (!address.ok) throw new InvalidArgumentError('expected an address');
+      return address.value;
     })
     .option('--protocol <protocol>', 'tcp, udp, sctp, icmp or a number (default: tcp with a port, else icmp, a ping)')
     .option(
@@ -322,7 +348,8 @@ export function register(program: Command): void {
       'state directory of the controller, for the addresses that it gave out, the lists that it fetched, and ages',
     )
     .option('--at <time>', 'as of another time, for rules with a schedule (default: now)', timeArgument)
-    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json', 'yaml']).default('text'))
+    .addOption(new Option('-o, --output <form>', 'how').choices(['text', 'json', 'yaml']).default('text'));
+  addSaidOptions(command)
     .addHelpText(
       'after',
       `
@@ -331,10 +358,19 @@ Examples:
   sluice explain --source directory:manifests --from billing/pay-1 --to '[2001:db8:100::80]:53' --protocol udp
   sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90 -o json
   sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:icmp/13
-  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:873 --at 2026-03-29T03:00+02:00`,
+  sluice explain --source directory:manifests --from reviews/rev-1 --to 198.51.100.90:873 --at 2026-03-29T03:00+02:00
+  sluice explain --source directory:manifests --from batch/sync-1 --to api.example.com:443 --address 198.51.100.81
+  sluice explain --source directory:manifests --from batch/sync-1 --to 198.51.100.81:443 --sni api.example.com --ech
+  sluice explain --source directory:manifests --from batch/sync-1 --to 198.51.100.81:80 --host api.example.com --method PUT --path /v1/x
+  sluice explain --source directory:manifests --from dns/dns-1 --to 198.51.100.53:53 --protocol udp --qname a.example.com --qtype TXT
+  sluice explain --source directory:manifests --from batch/sync-1 --to 198.51.100.81:443 --application SSH`,
     )
-    .action(async ({ source, from, to, protocol, state, at, output }: Flags, command: Command) => {
-      const query = { ...from, target: to, protocol: protocolOf(protocol, to) };
+    .action(async (flags: Flags, command: Command) => {
+      const { source, from, state, at, output } = flags;
+      const target = targetOf(flags);
+      const protocol = protocolOf(flags.protocol, target);
+      const said = saidOf(flags, target, protocol);
+      const query = { ...from, target, protocol, ...(said && { said }) };
       const loaded = await loadSource(source, state);
       const answer = await explain(loaded, query, state, at);
       const text = { json, yaml, text: () => answerText(answer, painter(command)) };

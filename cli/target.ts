@@ -1,20 +1,25 @@
 /**
- * Where to, as a person writes it: an address, with a port or with a type of ICMP.
+ * Where to, as a person writes it: an address, with a port or with a type of ICMP; or a name and a port, at an address
+ * that is said beside it.
  */
 import { canonicalAddress, parseAddress } from '../api/address.ts';
+import { parseHostName } from '../api/host-name.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import type { Family } from '../api/plan.ts';
 import { Exit } from './output.ts';
 
 export interface Target {
   address: string;
+  /** The host that is meant there; canonical. */
+  name?: string;
   family: Family;
   port?: number;
   /** ICMP of the address's family. */
   icmp?: { type: number; code: number };
 }
 
-export const targetForms = 'ADDRESS, ADDRESS:PORT, [IPV6]:PORT, ADDRESS:icmp/TYPE or ADDRESS:icmp/TYPE/CODE';
+export const targetForms =
+  'ADDRESS, ADDRESS:PORT, [IPV6]:PORT, ADDRESS:icmp/TYPE or ADDRESS:icmp/TYPE/CODE, or NAME:PORT with --address ADDRESS';
 
 /**
  * `198.51.100.80`, `198.51.100.80:443`, `2001:db8::80`, `[2001:db8::80]`, `[2001:db8::80]:443`; of ICMP
@@ -34,6 +39,14 @@ export function parseTarget(text: string): Target | undefined {
   if (icmp !== undefined) return { ...target, icmp };
   const port = /^\d{1,5}$/.test(what) ? Number(what) : 0;
   return port === 0 || port > 65_535 ? undefined : { ...target, port };
+}
+
+/** `api.example.com:443`; canonical. */
+export function parseNamedTarget(text: string): { name: string; port: number } | undefined {
+  const [, host = '', digits = ''] = /^(.+):(\d{1,5})$/.exec(text) ?? [];
+  const name = parseHostName(host);
+  const port = Number(digits);
+  return !name.ok || port === 0 || port > 65_535 ? undefined : { name: name.value, port };
 }
 
 /** Without a code it is 0, as in every query. */

@@ -67,19 +67,30 @@ export function describeMatch(
 }
 
 /** What decides whether a rule matches that is open; '' if nothing is. */
-export function openText(rule: CompiledRule, destination: Destination, known: Known | undefined): string {
-  const texts = rule.services.flatMap(({ name, test, match }): string[] => {
+function openText(rule: CompiledRule, destination: Destination, known: Known | undefined): string {
+  const [first] = openServices(rule, destination, known);
+  if (first === undefined) return '';
+  return `${first.table ? 'the name table decides' : 'its first bytes decide'}: ${openFor(rule, destination, known)}`;
+}
+
+/** For what a rule that is open is asked. */
+export function openFor(rule: CompiledRule, destination: Destination, known: Known | undefined): string {
+  return openServices(rule, destination, known)
+    .map(({ name, match }) => `${wanted(match, destination)} (external service ${name})`)
+    .join('; or ');
+}
+
+function openServices(rule: CompiledRule, destination: Destination, known: Known | undefined) {
+  return rule.services.flatMap(({ name, test, match }) => {
     const said = test?.(destination, known);
-    if (match === undefined || (said !== 'bytes' && said !== 'table')) return [];
-    return [
-      `${said === 'table' ? 'the name table decides' : 'its first bytes decide'}: ${wanted(match, destination)} (external service ${name})`,
-    ];
+    return match === undefined || (said !== 'bytes' && said !== 'table')
+      ? []
+      : [{ name, match, table: said === 'table' }];
   });
-  return texts.join('; or ');
 }
 
 /** What a service takes at a port, in words: `TLS for api.example.com`. */
-export function wanted(match: ServiceMatch, destination: Destination): string {
+function wanted(match: ServiceMatch, destination: Destination): string {
   const checks = match.checksOf(destination);
   const listed = match.lists(destination);
   if (checks.length === 0) return `${traffic(destination)} to an address of ${someOf(match.names)}`;

@@ -6,7 +6,7 @@
 import type { Context, Policy, RuleEntry, WorkloadEntry } from '../api/plan.ts';
 import type { CompiledRule, ContextOutcome, Decision, Flow, Known, RedirectTarget, Step } from './decision.ts';
 import type { Destination } from './destination.ts';
-import { openText } from './explain-match.ts';
+import { openFor } from './explain-match.ts';
 import { bandwidthsText, connectionLimitsText } from './limits.ts';
 
 /** `ended`: the context in which a rule ended the walk. */
@@ -61,9 +61,9 @@ export function describeOpen(
 ): string {
   const rules = open.map((rule) => {
     const audit = rule.entry.mode === 'Audit' ? ', in audit' : '';
-    return `${rule.id} (${rule.entry.action}${audit}), ${openText(rule, destination, known)}`;
+    return `${rule.id} (${rule.entry.action}${audit}): ${openFor(rule, destination, known)}`;
   });
-  return `Its first bytes decide, so it may begin and is read. Open: ${rules.join('; ')}. If none of these matches: ${lowered(otherwise)}`;
+  return `Its first bytes decide, so it may begin and is read. Open are ${rules.join('; ')}. If none of these matches: ${lowered(otherwise)}`;
 }
 
 const lowered = (text: string): string => text.charAt(0).toLowerCase() + text.slice(1);

@@ -331,7 +331,7 @@ t.test('the decision in words', async (t) => {
       ['cluster drop evil', 'service accept api'],
       web,
       undefined,
-      "Its first bytes decide, so it may begin and is read. Open: cluster/r0 (drop), its first bytes decide: TLS for evil.test (external service a/evil); service/r1 (accept), its first bytes decide: TLS for *.cdn.test or api.test (external service a/api). If none of these matches: dropped by the pool's default action (Drop): no rule of any context matches.",
+      "Its first bytes decide, so it may begin and is read. Open are cluster/r0 (drop): TLS for evil.test (external service a/evil); service/r1 (accept): TLS for *.cdn.test or api.test (external service a/api). If none of these matches: dropped by the pool's default action (Drop): no rule of any context matches.",
     ],
     [
       ['cluster drop evil', 'service accept * redirect'],
