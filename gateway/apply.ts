@@ -8,6 +8,7 @@ import { readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   CT_DECIDED,
+  CT_READ,
   NFT_TABLE_GATEWAY,
   RULE_PRIORITY_EGRESS,
   RULE_PRIORITY_UNCHECKED,
@@ -31,10 +32,12 @@ import {
 } from '../kernel/iproute.ts';
 import { changeSize, diffRuleset, type Nft, type Ruleset, type TableChange } from '../kernel/nft.ts';
 import type { Tc } from '../kernel/tc.ts';
+import type { Known } from '../policy/decision.ts';
 import type { ConntrackView } from '../wire/conntrack.ts';
 import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
 import { compileNet, deviceSysctls, heldShards, isTunnelled, sysctls, workloadRoutes } from './compile-net.ts';
-import { endedBy, retranslates, touchesFlows } from './recheck.ts';
+import type { Numbers } from './marks.ts';
+import { type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
 export interface GatewayKernel {
@@ -59,9 +62,36 @@ export interface Applied {
   numbers: ReadonlySet<number> | undefined;
 }
 
+/** Whoever reads flows about which the policy asks (flow-reading.ts). */
+export interface FlowReaders {
+  /** Before the kernel's rules are those of the plan. `delta` and `changed` as of PolicyShare. */
+  before(
+    plan: GatewayPlan,
+    delta: PlanDelta | undefined,
+    numbers: Pick<Numbers, 'get' | 'nameOf'>,
+    changed: ReadonlySet<number> | undefined,
+  ): Promise<void>;
+  /** Resolves when flows are decided by it. */
+  inForce(): Promise<void>;
+  /** Looks through the flows that are read; resolves to how many `judge` has ended. */
+  review(
+    judge: (flow: ConntrackView) => Judgement,
+    workloadOf: WorkloadOf,
+    numbers: Pick<Numbers, 'get'>,
+  ): Promise<number>;
+  /** Flows have been looked at: what the plan does not ask for goes. */
+  after(plan: GatewayPlan): Promise<void>;
+  known(flow: ConntrackView): Known | undefined;
+}
+
 /** Who must know before numbers of rules change their meaning; undefined: all may. */
 export interface NumbersWatch {
   before(numbers: ReadonlySet<number> | undefined): Promise<void>;
+}
+
+export interface ApplyOptions extends CompilerOptions {
+  watch?: NumbersWatch;
+  readers?: FlowReaders;
 }
 
 export class GatewayApply {
@@ -69,10 +99,12 @@ export class GatewayApply {
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
   readonly #shaping: Shaping;
-  readonly #options: CompilerOptions & { watch?: NumbersWatch };
+  readonly #options: ApplyOptions;
   #compiler: GatewayCompiler;
   /** The compiler has taken in the plan that apply() was given last. */
   #compiled = false;
+  /** Whoever reads flows has taken in the plan before. */
+  #readersKnow = false;
   /** The kernel's table is as the compiler's was when it was taken last. */
   #tableKnown = false;
   /** What is in force as last applied, but for #routes; undefined: ask the kernel. */
@@ -84,12 +116,7 @@ export class GatewayApply {
   /** Settings of devices, as last written. */
   #settled = '';
 
-  constructor(
-    self: string,
-    kernel: GatewayKernel,
-    stateDirectory: string,
-    options: CompilerOptions & { watch?: NumbersWatch } = {},
-  ) {
+  constructor(self: string, kernel: GatewayKernel, stateDirectory: string, options: ApplyOptions = {}) {
     this.#self = self;
     this.#kernel = kernel;
     this.#shaping = new Shaping(kernel.tc);
@@ -124,6 +151,9 @@ export class GatewayApply {
   }
 
   async #apply(plan: GatewayPlan, delta: PlanDelta | undefined): Promise<Applied> {
+    const { readers } = this.#options;
+    const readersKnow = this.#readersKnow;
+    this.#readersKnow = false;
     const tableListed = !this.#tableKnown;
     const listed = tableListed || this.#net === undefined;
     const changed = this.#compile(plan, delta, {
@@ -135,6 +165,9 @@ export class GatewayApply {
     const asked = tableListed || this.#retranslates(plan, changed);
     const numbers = tableListed ? undefined : changed.numbers;
     await this.#options.watch?.before(numbers);
+    const told = readersKnow ? ([delta, changed.numbers] as const) : [undefined, undefined];
+    await readers?.before(plan, told[0], this.#compiler.numbers, told[1]);
+    this.#readersKnow = true;
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
       nftChanges = await this.#applyRules(!asked);
@@ -147,6 +180,7 @@ export class GatewayApply {
     // Whatever keeps a route or an address from coming keeps no flow alive that the rules forbid.
     const failure = serves ? await net().catch((error: unknown) => ({ error })) : undefined;
     const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
+    await readers?.after(plan);
     if (failure !== undefined) throw failure.error;
     // Every flow that is left now, or was made since, has its own translation.
     if (asked) nftChanges += await this.#applyRules(true);
@@ -172,9 +206,14 @@ export class GatewayApply {
     return retranslates(changed, (address) => this.#compiler.workloadOf(address), tunnelled);
   }
 
-  #endFlows(plan: GatewayPlan, changed: Changed | undefined): Promise<number> {
+  async #endFlows(plan: GatewayPlan, changed: Changed | undefined): Promise<number> {
+    const { readers } = this.#options;
     const workloadOf = this.#compiler.workloadOf.bind(this.#compiler);
-    return this.#kernel.endFlows(endedBy(plan, workloadOf, changed));
+    // Else a flow could be permitted by the old policy after it was looked at.
+    await readers?.inForce();
+    const judge = judgedBy(plan, workloadOf, changed, readers && ((flow) => readers.known(flow)));
+    const ended = await this.#kernel.endFlows((flow) => judge(flow) === 'ended');
+    return ended + ((await readers?.review(judge, workloadOf, this.#compiler.numbers)) ?? 0);
   }
 
   /** Asked anew whenever the kernel is listed: a packet should not pay for a filter that is off. */
@@ -282,6 +321,8 @@ export class GatewayApply {
 
 /** Only flows that policy decided are ours to end. */
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
+/** And those of which packets are read, which are not among them. */
+export const readMark = { value: CT_READ, mask: CT_READ };
 
 /**
  * Addresses that this program has put on the machine, on disk before they are put there: after a crash they can be

@@ -7,7 +7,7 @@
 import { randomUUID } from 'node:crypto';
 import { open, readFile, rename, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { RuleHits } from '../api/hits.ts';
+import { defaultActionId, type RuleHits } from '../api/hits.ts';
 import type { GatewayPlan } from '../api/plan.ts';
 import { isRecord } from '../api/plan-delta.ts';
 import { MAX_HITS_RULES } from '../api/plan-stream.ts';
@@ -15,7 +15,7 @@ import type { CounterValue } from '../kernel/nft.ts';
 import { type Numbers, refusedMark, ruleMark } from './marks.ts';
 import type { FlowRecord } from './record/flow-record.ts';
 import type { Carried } from './record/flow-traffic.ts';
-import { countedRules, countedUnder, HitTotals, hitsIdOf } from './record/hit-totals.ts';
+import { type Counted, countedRules, countedUnder, HitTotals, hitsIdOf } from './record/hit-totals.ts';
 
 const READ_MS = 10_000;
 const LOOK_MS = 60_000;
@@ -51,6 +51,8 @@ export class GatewayHits {
   #epoch: string = randomUUID();
   #hits = new HitTotals();
   #pool = '';
+  /** Of the plan in force. */
+  #numbers: Numbers | undefined;
   /** One reading at a time: two that overlap would count twice. */
   #turn: Promise<void> = Promise.resolve();
   #waiting: Promise<void> | undefined;
@@ -95,11 +97,18 @@ export class GatewayHits {
   /** The plan is in force. `changed`: numbers that had another meaning; undefined: all. */
   inForce(plan: GatewayPlan, numbers: Numbers, changed: ReadonlySet<number> | undefined): void {
     this.#pool = 'pool' in plan.settings ? plan.settings.pool.pool : '';
+    this.#numbers = numbers;
     if (changed === undefined) this.#hits.use(countedRules(plan, numbers), this.#now());
     else if (changed.size > 0) {
       const marks = [...changed].flatMap((number) => countedUnder(plan, number, numbers.nameOf(number)));
       this.#hits.recount(marks, this.#now());
     }
+  }
+
+  /** Of flows that threads have decided: what the kernel did not count. */
+  matched(hits: readonly Counted[]): void {
+    const isHere = (id: string): boolean => id === defaultActionId(this.#pool) || this.#numbers?.get(id) !== undefined;
+    for (const hit of hits) this.#hits.met(hit, isHere(hit.id), this.#now());
   }
 
   traffic(started: FlowRecord, { packets, bytes }: Carried): void {

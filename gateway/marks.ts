@@ -4,7 +4,7 @@
  * the next free number in the order of their names.
  */
 import { hash } from 'node:crypto';
-import { CT_DECIDED, CT_RULE_MASK, CT_RULE_SHIFT, NUMBER_READ_FIRST } from '../api/names.ts';
+import { CT_DECIDED, CT_READ, CT_RULE_MASK, CT_RULE_SHIFT, NUMBER_READ_FIRST } from '../api/names.ts';
 
 /** Name under which the pool's default action is numbered beside the rules. */
 export const DEFAULT_ACTION = 'default-action';
@@ -105,3 +105,7 @@ export const refusedMark = (number: number): number => ruleMark(number) + REFUSE
 export const REFUSED = 1;
 export const ruleNumberOf = (mark: number): number => (mark & CT_RULE_MASK) >>> CT_RULE_SHIFT;
 export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;
+/** Packets of the flow go to a queue. */
+export const isRead = (mark: number): boolean => (mark & CT_READ) !== 0;
+/** Its first bytes have not been read, or it has none yet. */
+export const isUndecided = (mark: number): boolean => isRead(mark) && ruleNumberOf(mark) >= NUMBER_READ_FIRST;

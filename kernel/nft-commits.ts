@@ -4,7 +4,7 @@
  */
 import { tableEvent } from '../wire/nft-event.ts';
 import { isNft, readGeneration } from '../wire/nft-listing.ts';
-import { NFT_MSG_NEWGEN } from '../wire/nft-names.ts';
+import { NFPROTO_INET, NFT_MSG_NEWGEN } from '../wire/nft-names.ts';
 import { splitMessages } from '../wire/nlattr.ts';
 import { EAGAIN, EINTR, ENOBUFS, receive } from './libc.ts';
 import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT } from './netlink-socket.ts';
@@ -40,7 +40,8 @@ export class Commits {
       if (length === -EAGAIN) return true;
       touched ||= length === -ENOBUFS;
       for (const message of splitMessages(buffer.subarray(0, Math.max(length, 0)))) {
-        touched ||= tableEvent(message)?.table === table;
+        const event = tableEvent(message);
+        touched ||= event?.family === NFPROTO_INET && event.table === table;
         if (!isNft(message, NFT_MSG_NEWGEN)) continue;
         const made = readGeneration(message);
         if (made.ok && made.value === generation) return touched;

@@ -14,7 +14,7 @@ import { changeSize, countersFirst, isEmptyChange, scriptOf, type TableChange } 
 import { creation } from './nft-create.ts';
 import { listCounters, listTable } from './nft-list.ts';
 import { askGeneration, askLayout, encodeChange, sendBatch } from './nft-transaction.ts';
-import { type TableEvents, watchTable } from './nft-watch.ts';
+import { type TableEvents, type TableWatch, watchTable } from './nft-watch.ts';
 import { inNamespace, run } from './run.ts';
 
 export interface HostOptions {
@@ -48,7 +48,7 @@ export class HostNft implements Nft {
   }
 
   /** Tells of what others do to a table. */
-  watch(table: string, told: TableEvents): Pick<EventSocket, 'close'> {
+  watch(table: TableWatch['table'], told: TableEvents): Pick<EventSocket, 'close'> {
     const events = watchTable({ table, ours: (port) => this.isOwn(port), ...told, ...this.#where });
     const watch = { events, told };
     this.#watches.add(watch);

@@ -3,7 +3,8 @@
  * at start and reload, is the common way. What the caller does then is its own; the kernel has already forgotten.
  */
 
-import { tableEvent } from '../wire/nft-event.ts';
+import { type TableEvent, tableEvent } from '../wire/nft-event.ts';
+import { NFPROTO_INET } from '../wire/nft-names.ts';
 import { messagePort } from '../wire/nlattr.ts';
 import { type EventSocket, startEventSocket } from './event-socket.ts';
 
@@ -15,8 +16,8 @@ export interface TableEvents {
 }
 
 export interface TableWatch extends TableEvents {
-  /** Of family inet. */
-  table: string;
+  /** Of family inet; or what says of a table whether it is meant. */
+  table: string | ((event: TableEvent) => boolean);
   /** Whether a change that was asked for at this netlink port is our own. */
   ours(port: number): boolean;
   /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
@@ -24,6 +25,9 @@ export interface TableWatch extends TableEvents {
 }
 
 export function watchTable(watch: TableWatch): EventSocket {
+  const { table } = watch;
+  const isMeant =
+    typeof table === 'function' ? table : (event: TableEvent) => event.family === NFPROTO_INET && event.table === table;
   return startEventSocket({
     kind: 'nftables',
     onBatch(messages) {
@@ -33,7 +37,7 @@ export function watchTable(watch: TableWatch): EventSocket {
         // First, since most changes are our own.
         if (watch.ours(messagePort(message))) continue;
         const event = tableEvent(message);
-        if (event?.table !== watch.table) continue;
+        if (event === undefined || !isMeant(event)) continue;
         changed = true;
         deleted ||= event.deleted;
       }

@@ -33,7 +33,8 @@ export type QueueCapability =
 /** Own table, and so nobody else's business; `sluice` itself is a file of another compiler. */
 export const QUEUE_TABLE = 'sluice_queue';
 const XT_CHAIN = 'FORWARD';
-const XT_TABLE = 'mangle';
+/** Of iptables; iptables-nft has a table of that name in nftables. */
+export const XT_TABLE = 'mangle';
 const candidates: Record<Family, string>[] = [
   { 4: 'iptables-nft', 6: 'ip6tables-nft' },
   { 4: 'iptables', 6: 'ip6tables' },
@@ -62,6 +63,16 @@ export function xtablesRule(rule: QueueRule): string[] {
   ];
 }
 
+/** By which the rule is known again. */
+const noteOf = ({ mark, mask, first, count, bypass }: QueueRule): string =>
+  `comment "${hex(mark)}/${hex(mask)} ${first}+${count}${bypass ? ' bypass' : ''}"`;
+
+/** Whether what `nft list table` printed is the rule, and nothing else. */
+export const isNftRule = (listed: string, rule: QueueRule | undefined): boolean =>
+  rule !== undefined &&
+  listed.includes(` ${noteOf(rule)}\n`) &&
+  listed.split('\n').filter((line) => line.trim()).length === 6;
+
 export function nftScript(rule: QueueRule | undefined): string {
   const lines = [`add table inet ${QUEUE_TABLE}`, `delete table inet ${QUEUE_TABLE}`];
   if (rule !== undefined) {
@@ -70,7 +81,7 @@ export function nftScript(rule: QueueRule | undefined): string {
     lines.push(
       `add table inet ${QUEUE_TABLE}`,
       `add chain inet ${QUEUE_TABLE} forward { type filter hook forward priority mangle; policy accept; }`,
-      `add rule inet ${QUEUE_TABLE} forward meta mark & ${hex(rule.mask)} == ${hex(rule.mark)} ${target}`,
+      `add rule inet ${QUEUE_TABLE} forward meta mark & ${hex(rule.mask)} == ${hex(rule.mark)} ${target} ${noteOf(rule)}`,
     );
   }
   return `${lines.join('\n')}\n`;
@@ -147,7 +158,9 @@ async function apply(
     throw new KernelError('queue rule', 'EOPNOTSUPP', capability.reasons.join('; '));
   }
   if (capability.kind === 'nft') {
-    // One transaction: no packet meets a moment without the rule. nft prints what it made of it, which is not compared.
+    const listed = await execute(['nft', 'list', 'table', 'inet', QUEUE_TABLE]).catch(() => undefined);
+    if (rule === undefined ? listed === undefined : listed !== undefined && isNftRule(listed, rule)) return 0;
+    // One transaction: no packet meets a moment without the rule.
     await execute(['nft', '-f', '-'], nftScript(rule));
     return 1;
   }

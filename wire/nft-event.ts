@@ -3,7 +3,7 @@
  * and who asked for the change. `nft flush ruleset` deletes each table. Leaves out what exactly changed.
  */
 
-import { NFPROTO_INET, NFT_MSG_DELTABLE, NFT_MSG_NEWGEN } from './nft-names.ts';
+import { NFT_MSG_DELTABLE, NFT_MSG_NEWGEN } from './nft-names.ts';
 import { AttributeCursor, messagePort, messageType, NFNL_HEADER, NFNL_SUBSYS_NFTABLES } from './nlattr.ts';
 
 /** Of every message but the one that ends a transaction. */
@@ -12,7 +12,8 @@ const TABLE_ATTRIBUTE = 1;
 const NAME_MAX = 256;
 
 export interface TableEvent {
-  /** Of family inet. */
+  /** As NFPROTO_INET: the low byte of what nfnetlink's header says. */
+  family: number;
   table: string;
   /** Netlink port of who asked for it: a program's process id, or what its further sockets got. */
   port: number;
@@ -21,7 +22,7 @@ export interface TableEvent {
 
 /** undefined: a message about something else. */
 export function tableEvent(message: Uint8Array): TableEvent | undefined {
-  if (message.length < NFNL_HEADER || message[16] !== NFPROTO_INET) return undefined;
+  if (message.length < NFNL_HEADER) return undefined;
   const type = messageType(message);
   if (type >>> 8 !== NFNL_SUBSYS_NFTABLES || (type & 0xff) === NFT_MSG_NEWGEN) return undefined;
   const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
@@ -30,7 +31,7 @@ export function tableEvent(message: Uint8Array): TableEvent | undefined {
     const bytes = cursor.bytes();
     const end = bytes.indexOf(0);
     const table = new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
-    return { table, port: messagePort(message), deleted: (type & 0xff) === NFT_MSG_DELTABLE };
+    return { family: message[16] ?? 0, table, port: messagePort(message), deleted: (type & 0xff) === NFT_MSG_DELTABLE };
   }
   return undefined;
 }

@@ -276,6 +276,14 @@ class NameService implements Names {
     this.#table.release(name, address, this.#now());
   }
 
+  gives(name: string, address: string): boolean {
+    return this.#table.gives(name, address, this.#now());
+  }
+
+  namesOf(address: string): readonly string[] {
+    return this.#table.namesOf(address, this.#now());
+  }
+
   pairs(): NamedAddress[] {
     return [...this.#table.pairs()];
   }

@@ -47,6 +47,9 @@ export interface Names {
    */
   use(name: string, address: string): boolean;
   release(name: string, address: string): void;
+  /** As the table says now. */
+  gives(name: string, address: string): boolean;
+  namesOf(address: string): readonly string[];
   /** All that is known, for a thread that begins. */
   pairs(): NamedAddress[];
   /** Writes to disk what it has; nothing is learned any more, and no answer held. */

@@ -4,11 +4,14 @@
  * conntrack events and logged packets come in decoded, names come from a view of the plan.
  */
 import { type Application, type TlsVersion, tlsVersions } from '../../api/application.ts';
-import type { Action, Context, Family, GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import { defaultActionId } from '../../api/hits.ts';
+import type { Action, Context, Family, GatewayPlan, RuleEntry, WorkloadEntry } from '../../api/plan.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
+import type { Decision } from '../../policy/decision.ts';
 import { compileEgress } from '../../policy/egress.ts';
 import { workloadsByAddress } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
+import type { DecidedFlow } from '../inspect/messages.ts';
 import { DEFAULT_ACTION, type Numbers, ruleNumberOf } from '../marks.ts';
 import { egressMarks } from '../source-nat.ts';
 
@@ -21,6 +24,8 @@ export interface FlowRecord {
   /** Under audit: the action that was not taken, for the reason and by the rule that stand here. */
   wouldHave?: Action;
   reason: string;
+  /** More of a reason that is inspection's own: the word of the reader that refused the bytes. */
+  detail?: string;
   context?: Context;
   /** Name of the rule, with its namespace if it has one. */
   rule?: string;
@@ -66,7 +71,12 @@ export interface FlowRecord {
 export interface RecordView {
   gateway: string;
   workload(address: string): WorkloadEntry | undefined;
-  rule(number: number): Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: Action };
+  rule(number: number): NamedRule;
+  /** The same of a rule by its id. */
+  named(id: string | undefined): NamedRule;
+  logging(id: string): RuleEntry['logging'];
+  /** Under which the pool's default action is counted; undefined: there is no pool. */
+  defaultAction(): string | undefined;
   /** The shard of an egress IP with which a workload leaves. */
   shardOf(workload: WorkloadEntry, family: Family, address: string): string | undefined;
   /** Name of the EgressIP of a packet's mark. */
@@ -74,6 +84,8 @@ export interface RecordView {
   /** Whether what this rule decides leaves no record. */
   silent(number: number): boolean;
 }
+
+export type NamedRule = Pick<FlowRecord, 'reason' | 'context' | 'rule'> & { action?: Action };
 
 /** It goes on to say what the plan says when that is changed in place. */
 export function viewOf(
@@ -85,32 +97,36 @@ export function viewOf(
   const drops = 'pool' in plan.settings && plan.settings.pool.defaultAction === 'Drop';
   const egress = compileEgress(plan);
   let egressIPs: Map<number, string> | undefined;
+  const loggingOf = (id: string): RuleEntry['logging'] => plan.rules[id]?.logging;
+  function named(id: string | undefined): NamedRule {
+    const rule = id === undefined ? undefined : plan.rules[id];
+    if (id === DEFAULT_ACTION) return { reason: 'default-action', ...(drops && { action: 'drop' }) };
+    if (rule === undefined) return { reason: 'rule' };
+    // Above the service context an accept permits nothing; there it can only be a hit of audit.
+    const reason = rule.action === 'accept' && rule.context === 'service' ? 'service-accept' : 'rule';
+    const name = rule.namespace === undefined ? rule.name : `${rule.namespace}/${rule.name}`;
+    return { reason, context: rule.context, rule: name, action: rule.action };
+  }
   return {
     gateway,
     shardOf: (from, family, address) => egress.everything(from, family).find((one) => one.address === address)?.shard,
     egressIP(mark) {
-      egressIPs ??= new Map([...egressMarks(plan)].map(([name, its]) => [its, name]));
+      egressIPs ??= new Map([...egressMarks(plan)].map(([number, its]) => [its, number]));
       return egressIPs.get(mark);
     },
-    silent: (number) => plan.rules[numbers.nameOf(number) ?? '']?.logging === 'None',
+    silent: (number) => loggingOf(numbers.nameOf(number) ?? '') === 'None',
     workload,
-    rule(number) {
-      const id = numbers.nameOf(number);
-      const rule = id === undefined ? undefined : plan.rules[id];
-      if (id === DEFAULT_ACTION) return { reason: 'default-action', ...(drops && { action: 'drop' }) };
-      if (rule === undefined) return { reason: 'rule' };
-      // Above the service context an accept permits nothing; there it can only be a hit of audit.
-      const reason = rule.action === 'accept' && rule.context === 'service' ? 'service-accept' : 'rule';
-      const name = rule.namespace === undefined ? rule.name : `${rule.namespace}/${rule.name}`;
-      return { reason, context: rule.context, rule: name, action: rule.action };
-    },
+    rule: (number) => named(numbers.nameOf(number)),
+    named,
+    logging: loggingOf,
+    defaultAction: () => ('pool' in plan.settings ? defaultActionId(plan.settings.pool.pool) : undefined),
   };
 }
 
 const protocolNames: Record<number, string> = { 1: 'icmp', 6: 'tcp', 17: 'udp', 58: 'icmpv6', 132: 'sctp' };
 export const protocolName = (protocol: number): string => protocolNames[protocol] ?? String(protocol);
 
-const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord> =>
+export const workloadFields = (workload: WorkloadEntry | undefined): Partial<FlowRecord> =>
   workload === undefined
     ? {}
     : { namespace: workload.namespace, pod: workload.name, services: workload.services, node: workload.node };
@@ -143,10 +159,14 @@ export function sampledFields(reading: ApplicationReading): ReadFields & { sampl
   return { ...fields, ...(http !== undefined && { http: { method: http.method } }), sampled: true };
 }
 
-/** Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. */
-export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date): FlowRecord {
+/**
+ * Everything of a flow that is known when it starts; its end repeats it, whatever has become of the plan. `decided`: what
+ * a thread decided from its bytes, which may be in no mark yet.
+ */
+export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date, decided?: Decided): FlowRecord {
   const workload = view.workload(flow.original.source);
-  const { action, ...rule } = view.rule(ruleNumberOf(flow.mark));
+  const { action, ...rule } =
+    decided?.decision === undefined ? view.rule(ruleNumberOf(flow.mark)) : view.named(decidingRule(decided.decision));
   const shard = workload && view.shardOf(workload, flow.family, flow.reply.destination);
   return {
     time: time.toISOString(),
@@ -161,10 +181,17 @@ export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date):
     egressIP: flow.reply.destination,
     ...(flow.reply.destinationPort === undefined ? {} : { egressPort: flow.reply.destinationPort }),
     ...redirection(flow),
+    ...(decided !== undefined && readingFields(decided.reading)),
     gateway: view.gateway,
     ...(shard === undefined ? {} : { shard }),
   };
 }
+
+export type Decided = Pick<DecidedFlow, 'decision' | 'reading'>;
+
+/** Id of the rule that decided, or DEFAULT_ACTION. */
+export const decidingRule = ({ rule, reason }: Decision): string | undefined =>
+  rule ?? (reason === 'default-action' ? DEFAULT_ACTION : undefined);
 
 /** Who answers is where the flow went. */
 function redirection({ original, reply }: ConntrackEntry): Pick<FlowRecord, 'redirectedTo' | 'redirectedPort'> {
@@ -277,7 +304,7 @@ type FlowTuple = Pick<
   'source' | 'sourcePort' | 'destination' | 'destinationPort' | 'icmpType' | 'icmpCode'
 >;
 
-function tuple(of: FlowTuple): FlowTuple {
+export function tuple(of: FlowTuple): FlowTuple {
   return {
     source: of.source,
     ...(of.sourcePort === undefined ? {} : { sourcePort: of.sourcePort }),

@@ -149,6 +149,17 @@ export class HitTotals {
     this.#forget(now);
   }
 
+  /** A hit that the kernel does not count: a thread walked the policy. `here`: the plan has the rule. */
+  met({ id, as }: Counted, here: boolean, now: number): void {
+    if (here) this.#gone.delete(id);
+    else if (!this.#gone.has(id)) this.#gone.set(id, now);
+    const totals = this.#of(id);
+    totals.hits++;
+    totals.lastHit = now;
+    if (as === 'permits') totals.flows++;
+    if (as === 'denies') totals.packets++;
+  }
+
   /** What flows that the rule permitted have carried since they were last asked. */
   traffic(id: string, packets: number, bytes: number, now: number): void {
     if (packets === 0) return;

@@ -52,6 +52,7 @@ const needed = {
   gateway: text,
 } satisfies { [Field in keyof FlowRecord]?: Check };
 const optional: Record<Exclude<keyof FlowRecord, keyof typeof needed>, Check> = {
+  detail: text,
   wouldHave: text,
   context: oneOf('cluster', 'namespace', 'service'),
   rule: text,

@@ -10,11 +10,16 @@ import { listFlows } from '../../kernel/conntrack.ts';
 import { type EventSocket, startEventSocket } from '../../kernel/event-socket.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { type ConntrackEntry, decodeConntrack } from '../../wire/conntrack.ts';
-import { parsePacket } from '../../wire/ip.ts';
+import { PROTOCOL_TCP, parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
-import { decidedMark } from '../apply.ts';
-import { isDecided, ruleNumberOf } from '../marks.ts';
+import { decidedMark, readMark } from '../apply.ts';
+import type { DecidedFlow } from '../inspect/messages.ts';
+import { keyOf } from '../inspect/readings.ts';
+import { isDecided, isRead, isUndecided, ruleNumberOf } from '../marks.ts';
+import { RecordLimit, sayDecided } from './decided.ts';
 import {
+  type Decided,
+  decidingRule,
   endRecord,
   type FlowRecord,
   loggedRecord,
@@ -23,12 +28,23 @@ import {
   startRecord,
 } from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
+import type { Counted } from './hit-totals.ts';
+import { Undecided } from './undecided.ts';
 
 export interface RecorderOptions {
   view: RecordView;
   onRecord(record: FlowRecord): void;
   /** What a flow has carried since this was last said of it: at its end, and whenever lookAtFlows() finds it. */
   onTraffic?(started: FlowRecord, carried: Carried): void;
+  /** Hits of rules that the kernel has not counted: a thread walked the policy. */
+  onHits?(hits: Counted[]): void;
+  /** A flow that was read has ended; or, of many at once, these are all that live, as of a time of performance.now(). */
+  onReadEnd?(key: string): void;
+  onReadLiving?(keys: ReadonlySet<string>, asOf: number): void;
+  /** What was read of a flow that was there before. */
+  readingOf?(key: string): ApplicationReading | undefined;
+  /** Whether there may be flows that are read. */
+  reads?(): boolean;
   /** Flows that are older (milliseconds since the epoch) were looked at by an earlier run. */
   lookedAt?: number;
   onError(error: Error): void;
@@ -36,6 +52,9 @@ export interface RecorderOptions {
 
 /** Readings of flows whose start is not here yet. */
 const EARLY_MAX = 1_024;
+/** Between looks at flows that have waited long enough for what is read of them. */
+const DUE_MS = 250;
+const keyOfFlow = ({ protocol, original }: ConntrackEntry): string => keyOf({ protocol, ...original });
 
 export class Recorder {
   view: RecordView;
@@ -48,6 +67,9 @@ export class Recorder {
   readonly #traffic = new FlowTraffic();
   /** What samples said of flows that have not begun: the kernel tells the two by different ways. The oldest first. */
   readonly #early = new Map<number, ApplicationReading>();
+  readonly #undecided = new Undecided();
+  readonly #limit = new RecordLimit();
+  #due: NodeJS.Timeout | undefined;
   #sockets: EventSocket[] = [];
 
   constructor(options: RecorderOptions) {
@@ -84,9 +106,25 @@ export class Recorder {
     await this.#resync(this.#options.lookedAt ?? 0);
   }
 
+  /**
+   * What a thread decided about a flow; `again`: it lives, and this is a further request of it. Gives the kernel's id of the
+   * flow, if that is known.
+   */
+  decided(flow: DecidedFlow, again: boolean): number | undefined {
+    const now = new Date();
+    const { records, hits } = sayDecided(flow, this.view, now, again);
+    for (const record of records) if (this.#limit.take(performance.now())) this.#options.onRecord(record);
+    if (hits.length > 0) this.#options.onHits?.(hits);
+    if (flow.decision?.verdict !== 'accept') return this.#undecided.end(keyOf(flow))?.flow.id;
+    if (again) return undefined;
+    const entry = this.#undecided.permit(flow, performance.now());
+    if (entry !== undefined) this.#started(entry, now, flow);
+    return entry?.id;
+  }
+
   /** Counts what living flows have carried so far. */
   async lookAtFlows(): Promise<void> {
-    for (const flow of await listFlows({ mark: decidedMark })) {
+    for (const flow of await this.#list()) {
       const started = this.#open.get(flow.id);
       if (started !== undefined) this.#options.onTraffic?.(started, this.#traffic.look(flow));
     }
@@ -109,12 +147,22 @@ export class Recorder {
   }
 
   async close(): Promise<void> {
+    clearInterval(this.#due);
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     this.#sockets = [];
   }
 
-  async #resync(lookedAt = 0): Promise<void> {
+  async #list(): Promise<ConntrackEntry[]> {
+    const asOf = performance.now();
     const flows = await listFlows({ mark: decidedMark });
+    if (this.#options.reads?.() !== true) return flows;
+    const all = [...flows, ...(await listFlows({ mark: readMark }))];
+    this.#options.onReadLiving?.(new Set(all.map(keyOfFlow)), asOf);
+    return all;
+  }
+
+  async #resync(lookedAt = 0): Promise<void> {
+    const flows = await this.#list();
     const now = new Date();
     const ids = new Set(flows.map((flow) => flow.id));
     for (const id of this.#open.keys()) {
@@ -122,8 +170,13 @@ export class Recorder {
       this.#open.delete(id);
       this.#traffic.forget(id);
     }
+    this.#undecided.keep(new Set(flows.map(keyOfFlow)));
     for (const flow of flows) {
       if (this.#open.has(flow.id)) continue;
+      if (isUndecided(flow.mark)) {
+        this.#undecided.begin(flow, false, performance.now());
+        continue;
+      }
       this.#open.set(flow.id, this.#startOf(flow, now));
       if (Number(flow.startNs ?? 0n) / 1e6 < lookedAt) this.#traffic.skip(flow);
     }
@@ -138,31 +191,69 @@ export class Recorder {
         continue;
       }
       const event = decoded.value;
-      if (!isDecided(event.mark)) continue;
-      if (event.type === 'new') this.#started(event, now);
-      else if (event.type === 'destroy') this.#ended(event, now);
+      if (isDecided(event.mark) || isRead(event.mark)) {
+        if (event.type === 'new') this.#begun(event, now);
+        else if (event.type === 'destroy') this.#ended(event, now);
+      }
     }
   }
 
-  #startOf(flow: ConntrackEntry, now: Date): FlowRecord {
+  /** Of a flow that is read, or was from its first packet on, the thread says what it is. */
+  #begun(flow: ConntrackEntry, now: Date): void {
+    const waits = isRead(flow.mark) || (this.#options.reads?.() === true && flow.protocol !== PROTOCOL_TCP);
+    if (!waits) {
+      this.#started(flow, now);
+      return;
+    }
+    const decided = this.#undecided.begin(flow, !isUndecided(flow.mark), performance.now());
+    if (decided !== undefined) this.#started(flow, now, decided);
+    else this.#due ??= setInterval(() => this.#startDue(), DUE_MS).unref();
+  }
+
+  #startDue(): void {
+    const now = new Date();
+    for (const flow of this.#undecided.due(performance.now())) this.#started(flow, now);
+    if (this.#undecided.size > 0) return;
+    clearInterval(this.#due);
+    this.#due = undefined;
+  }
+
+  #startOf(flow: ConntrackEntry, now: Date, decided?: Decided): FlowRecord {
+    const known = decided === undefined ? this.#options.readingOf?.(keyOfFlow(flow)) : undefined;
     const sample = this.#early.get(flow.id);
     this.#early.delete(flow.id);
-    const record = { ...startRecord(flow, this.view, now), ...(sample !== undefined && sampledFields(sample)) };
-    if (this.view.silent(ruleNumberOf(flow.mark))) this.#silent.add(record);
+    const begun = startRecord(
+      flow,
+      this.view,
+      now,
+      known === undefined ? decided : { decision: undefined, reading: known },
+    );
+    const sampled = sample !== undefined && begun.application === undefined;
+    const record = { ...begun, ...(sampled && sampledFields(sample)) };
+    const rule = decided?.decision === undefined ? undefined : decidingRule(decided.decision);
+    const silent = rule === undefined ? this.view.silent(ruleNumberOf(flow.mark)) : this.view.logging(rule) === 'None';
+    if (silent) this.#silent.add(record);
     return record;
   }
 
-  #started(flow: ConntrackEntry, now: Date): void {
-    const record = this.#startOf(flow, now);
+  #started(flow: ConntrackEntry, now: Date, decided?: Decided): FlowRecord {
+    const record = this.#startOf(flow, now, decided);
     this.#open.set(flow.id, record);
     if (!this.#silent.has(record)) this.#options.onRecord(record);
+    return record;
   }
 
   #ended(flow: ConntrackEntry, now: Date): void {
+    const key = keyOfFlow(flow);
+    const waiting = this.#undecided.end(key);
+    // It never began: it was denied, or said nothing.
+    if (isUndecided(flow.mark) && !this.#open.has(flow.id)) return;
+    if (waiting !== undefined) this.#started(waiting.flow, now);
     const started = this.#open.get(flow.id) ?? this.#startOf(flow, now);
     this.#open.delete(flow.id);
     if (!this.#silent.has(started)) this.#options.onRecord(endRecord(started, flow, now));
     this.#options.onTraffic?.(started, this.#traffic.end(flow));
+    this.#options.onReadEnd?.(key);
   }
 
   #logged(messages: Uint8Array[]): void {

@@ -8,7 +8,14 @@ import { deepStrictEqual, equal } from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
 import { counterAt, QueueMemory, queueCounters } from '../../kernel/queue-memory.ts';
-import { nftScript, putQueueRule, type QueueRule, xtablesEdits, xtablesRule } from '../../kernel/queue-rule.ts';
+import {
+  isNftRule,
+  nftScript,
+  putQueueRule,
+  type QueueRule,
+  xtablesEdits,
+  xtablesRule,
+} from '../../kernel/queue-rule.ts';
 import { parseQueues } from '../../kernel/queue-socket.ts';
 import { u32 } from '../../wire/bytes.ts';
 import {
@@ -240,8 +247,22 @@ t.test('xtables: the rule is there once afterwards, and others stay', async (t) 
 });
 
 t.test('nft: one transaction makes the table anew, or away', async (t) => {
-  t.match(nftScript(rule), /meta mark & 0xff == 0x10 queue to 7700-7703\n$/);
-  t.match(nftScript({ ...rule, count: 1, bypass: true }), /queue flags bypass to 7700\n$/);
+  t.match(nftScript(rule), /meta mark & 0xff == 0x10 queue to 7700-7703 comment "0x10\/0xff 7700\+4"\n$/);
+  t.match(
+    nftScript({ ...rule, count: 1, bypass: true }),
+    /queue flags bypass to 7700 comment "0x10\/0xff 7700\+1 bypass"\n$/,
+  );
+  // As nft 1.0.6 lists a table.
+  const listed = (note: string, more = '') => `table inet sluice_queue {
+	chain forward {
+		type filter hook forward priority mangle; policy accept;
+		meta mark & 0x000000ff == 0x00000010 queue to 7700-7703 comment "${note}"
+${more}	}
+}
+`;
+  t.ok(isNftRule(listed('0x10/0xff 7700+4'), rule));
+  t.notOk(isNftRule(listed('0x10/0xff 7700+2'), rule), 'of another count');
+  t.notOk(isNftRule(listed('0x10/0xff 7700+4', '\t\tcounter\n'), rule), 'somebody added a rule');
   t.match(nftScript(undefined), /^add table inet sluice_queue\ndelete table inet sluice_queue\n$/);
   await t.rejects(putQueueRule({ kind: 'none', reasons: ['nft: no', 'iptables-nft: no'] }, rule), {
     code: 'EOPNOTSUPP',
