@@ -93,6 +93,8 @@ export const INSPECT_QUEUE_MARK = 0x00001000;
 export const INSPECT_FIRST_MARK = 0x00002000;
 export const INSPECT_REPLY_MARK = 0x00004000;
 export const INSPECT_PASSED_MARK = 0x00008000;
+/** It is one of DNS, to or from a resolver whose answers are believed: it teaches the name table, whatever else it is. */
+export const INSPECT_DNS_MARK = 0x00010000;
 /**
  * Gateway: a worker's verdict that ends the asking: this bit, the number of the rule in CT_RULE_MASK's bits (or one of
  * NUMBER_READ_*), and INSPECT_LIFE_MARK if the flow is to be read for life. It has passed, whatever else is there.

@@ -19,6 +19,7 @@ const call = {
   getsockname: declare('int getsockname(int, void*, void*)'),
   setsockopt: declare('int setsockopt(int, int, int, void*, uint32_t)'),
   send: declare('int64_t send(int, void*, size_t, int)'),
+  sendto: declare('int64_t sendto(int, void*, size_t, int, void*, uint32_t)'),
   recv: declare('int64_t recv(int, void*, size_t, int)'),
   recvmmsg: declare('int recvmmsg(int, void*, unsigned int, int, void*)'),
   memmove: declare('uintptr_t memmove(void*, void*, size_t)'),
@@ -36,6 +37,7 @@ export const EINTR = 4;
 export const ENOENT = 2;
 export const ENOBUFS = 105;
 
+export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const AF_NETLINK = 16;
 export const AF_PACKET = 17;
@@ -45,6 +47,7 @@ export const MSG_DONTWAIT = 0x40;
 export const MSG_TRUNC = 0x20;
 export const SOL_SOCKET = 1;
 export const SO_RCVTIMEO = 20;
+export const SO_MARK = 36;
 export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
 const EFD_CLOEXEC = 0x80000;
@@ -116,6 +119,17 @@ export function setReceiveTimeout(fd: number, milliseconds: number): void {
 /** The first `length` bytes. */
 export function send(fd: number, bytes: Uint8Array, flags = 0, length = bytes.length): number {
   return checked('send', call.send(fd, bytes, length, flags));
+}
+
+/** To that address; bytes sent, or the negative errno if `expected` lists it. */
+export function sendTo(
+  fd: number,
+  bytes: Uint8Array,
+  address: Uint8Array,
+  flags = 0,
+  expected: readonly number[] = [],
+): number {
+  return checked('sendto', call.sendto(fd, bytes, bytes.length, flags, address, address.length), expected);
 }
 
 /** Bytes received, or the negative errno if `expected` lists it. */

@@ -37,6 +37,10 @@ export interface Decider {
 export interface QueueControl {
   /** On a packet that waits; with a mark it goes on with that. False: it does not wait (any more). */
   verdict(id: number, decision: typeof DROP | typeof ACCEPT, mark?: number): boolean;
+  /** The same, and another packet goes on in its place (QueuePacket.replacement). */
+  replace(id: number, replacement: Uint8Array, mark: number): boolean;
+  /** Reads what the main thread has posted by now, rather than after the batch: the decider's `message` is called. */
+  readMessages(): void;
   /** One alarm: the earliest time that was asked for since the last. */
   wakeAt(time: number): void;
   /** To the main thread; structured clone. */
@@ -154,6 +158,17 @@ class QueueLoop implements QueueControl {
     return true;
   }
 
+  replace(id: number, replacement: Uint8Array, mark: number): boolean {
+    if (!this.#held.delete(id)) return false;
+    this.#counters[at.holding] = this.#held.size;
+    this.#replace(id, replacement, mark);
+    return true;
+  }
+
+  readMessages(): void {
+    this.#messages();
+  }
+
   wakeAt(time: number): void {
     if (time < this.#alarm) this.#alarm = time;
   }
@@ -207,6 +222,7 @@ class QueueLoop implements QueueControl {
     } catch (error) {
       decision = this.#fault(error);
       packet.mark = mark;
+      packet.replacement = undefined;
     }
     if (decision === HOLD) {
       if (this.#held.size < this.#options.maxHeld) {
@@ -216,6 +232,10 @@ class QueueLoop implements QueueControl {
       this.#count(at.overHeld);
       this.#decider.expired?.(id);
       decision = this.#options.overload;
+    }
+    if (decision === ACCEPT && packet.replacement !== undefined) {
+      this.#replace(id, packet.replacement, packet.mark);
+      return;
     }
     // Most packets keep no other waiting: a verdict like the one before needs no message of its own.
     const widen = this.#held.size === 0 && !this.#unknown;
@@ -249,6 +269,12 @@ class QueueLoop implements QueueControl {
       this.verdict(id, this.#options.overload);
       this.#decider.expired?.(id);
     }
+  }
+
+  #replace(id: number, replacement: Uint8Array, mark: number): void {
+    if (!this.#verdicts.fits(replacement.length)) this.#flush();
+    this.#verdicts.replace(id, mark, replacement);
+    this.#count(at.accepted);
   }
 
   #put(id: number, decision: typeof DROP | typeof ACCEPT, mark: number, widen: boolean): void {

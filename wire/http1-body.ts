@@ -87,6 +87,11 @@ export class RequestBody {
     return this.#at === 'done' ? this.#following : this.#at === 'refused' ? 'refused' : 'body';
   }
 
+  /** Of the bytes that come next so many are content: where the body ends does not depend on what they are. */
+  get content(): number {
+    return this.#at === 'length' || this.#at === 'data' ? this.#left : 0;
+  }
+
   /**
    * Takes bytes from an offset on, and answers the offset of the first that it did not take. Those taken are of the body and
    * may pass; the others are to be read in another way, or, where it is refused, by nobody.

@@ -3,7 +3,7 @@
  * messages that bind a socket to a queue. A held packet goes on only with a verdict from the socket that holds the
  * queue; when that closes, packets are dropped, and when the queue is full too, unless it was asked to fail open.
  * Twice: values that are made anew (hold queue, tests), and a reader and a writer for streams that allocate nothing.
- * Leaves out: changed payloads, conntrack attached to the packet (this needs NETFILTER_NETLINK_GLUE_CT).
+ * Leaves out: conntrack attached to the packet (this needs NETFILTER_NETLINK_GLUE_CT).
  */
 
 import { bytesOfU32, type Decoded, join, type Malformed, malformed, putU16, putU32, u8, u16, u32 } from './bytes.ts';
@@ -199,6 +199,8 @@ export class QueuePacket {
   info = 0;
   /** Bytes that the packet has, where that is more than the copy range; else 0. */
   cutFrom = 0;
+  /** Whoever decides may let another packet go on in its place: the same addresses, whole from the IP header on. */
+  replacement: Uint8Array | undefined;
   /** The packet, from the IP header on, lies in here from `start` to `end`, until the next one is read. */
   bytes: Uint8Array = new Uint8Array();
   start = 0;
@@ -219,6 +221,7 @@ export class PacketReader {
     packet.id = packet.mark = packet.inDevice = packet.outDevice = packet.info = packet.cutFrom = 0;
     packet.bytes = bytes;
     packet.start = packet.end = to;
+    packet.replacement = undefined;
     if (to > bytes.length || to - from < NFNL_HEADER) return 'truncated';
     if (messageType(bytes, from) !== ((NFNL_SUBSYS_QUEUE << 8) | NFQNL_MSG_PACKET)) return 'bad-type';
     let header = false;
@@ -292,7 +295,12 @@ export class VerdictWriter {
 
   /** There is no room for one more. */
   get full(): boolean {
-    return this.length + VERDICT_MARK_LENGTH > this.bytes.length;
+    return !this.fits(-4);
+  }
+
+  /** There is room for one with a replacement of so many bytes. */
+  fits(replacement: number): boolean {
+    return this.length + VERDICT_MARK_LENGTH + align(4 + replacement) <= this.bytes.length;
   }
 
   /** `mark`: the packet goes on with it; -1: with the one that it has. Not while `full`. */
@@ -328,8 +336,32 @@ export class VerdictWriter {
     this.messages++;
   }
 
+  /** In the packet's place another goes on, whose checksums are right. Only if it `fits`. */
+  replace(id: number, mark: number, replacement: Uint8Array): void {
+    const { bytes } = this;
+    this.#last = -1;
+    this.add(id, true, mark, false);
+    const at = this.length;
+    const start = at - (mark >= 0 ? VERDICT_MARK_LENGTH : VERDICT_LENGTH);
+    const size = 4 + replacement.length;
+    bytes.fill(0, at, at + align(size));
+    bytes[at] = size;
+    bytes[at + 1] = size >>> 8;
+    bytes[at + 2] = NFQA_PAYLOAD;
+    bytes.set(replacement, at + 4);
+    this.length = at + align(size);
+    const length = this.length - start;
+    bytes[start] = length;
+    bytes[start + 1] = length >>> 8;
+    // Nothing widens it.
+    this.#last = -1;
+  }
+
   clear(): void {
     this.length = this.messages = 0;
     this.#last = -1;
   }
 }
+
+/** Attributes begin at multiples of four. */
+const align = (length: number): number => (length + 3) & ~3;

@@ -88,8 +88,32 @@ export class QuicHelloReader {
   take(datagram: Uint8Array, keys: QuicKeyCache): Reading<QuicHello, QuicReason> {
     if (this.#answer.state !== 'more') return this.#answer;
     this.#answer = this.#take(datagram, keys);
-    if (this.#answer.state !== 'more') this.#stream.clear();
+    if (this.#answer.state === 'refused') this.#stream.clear();
     return this.#answer;
+  }
+
+  /**
+   * Of a connection whose hello was read: whether a datagram is of it, and carries nothing of the handshake but bytes of that
+   * hello, as when it is sent again.
+   */
+  repeats(datagram: Uint8Array, keys: QuicKeyCache): boolean {
+    if (this.#answer.state !== 'read') return false;
+    const { length } = this.#stream.prefix;
+    this.#frames = 0;
+    for (let at = 0; at < datagram.length && (at === 0 || ((datagram[at] ?? 0) & 0x80) !== 0); ) {
+      const parsed = parseLongHeader(datagram, at, this.#limits.tokenBytes);
+      if (parsed.state !== 'read') return false;
+      const header = parsed.value;
+      at = header.end;
+      if (this.#connect(header, datagram.length) !== undefined) return false;
+      if (header.type === '0-rtt') continue;
+      if (header.type !== 'initial') return false;
+      const packet = openInitial(datagram, header, keys.get(header.version, this.#connectionId), this.#largest);
+      if (packet.state !== 'read' || this.#readFrames(packet.value.payload) !== undefined) return false;
+      if (this.#stream.end > length) return false;
+      this.#largest = Math.max(this.#largest, packet.value.number);
+    }
+    return datagram.length > 0;
   }
 
   #take(datagram: Uint8Array, keys: QuicKeyCache): Reading<QuicHello, QuicReason> {

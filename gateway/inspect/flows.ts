@@ -6,7 +6,7 @@
  * Three queues by age make both what is too old and what must give way a look at their heads: flows that said nothing yet
  * (a SYN was seen; they may wait as long as there is room), flows that spoke, and flows that were decided. The latter stay
  * for a moment, since packets that were queued before the kernel knew of the verdict still come here. Those go back to the
- * kernel, and not on: the sender may have reset the connection, and opened another with the same ports and sequence numbers,
+ * kernel, to pass by what the connection's mark says, and not on: the sender may have reset the connection, and opened another with the same ports and sequence numbers,
  * which only the kernel can tell from the one that was decided. What comes back each time is bounded: then it is unknown.
  *
  * Two connections with the same tuple, in two conntrack zones, would be taken for one: Sluice uses no zones.
@@ -23,6 +23,8 @@ export interface FlowLimits extends StreamLimits {
   time: number;
   /** Milliseconds for which a decided flow is remembered. */
   linger: number;
+  /** Milliseconds after which one that is followed and says nothing is lost. */
+  idle: number;
   /** Bytes that are kept of all streams together. */
   memory: number;
 }
@@ -40,6 +42,7 @@ export const defaultLimits: FlowLimits = {
   flows: 8_192,
   time: 5_000,
   linger: 1_000,
+  idle: 7_200_000,
   memory: 32 * 1024 * 1024,
 };
 
@@ -48,7 +51,7 @@ export const FIRST_OF_STREAM = 1;
 /** The packet's checksum is wrong (NFQA_SKB_INFO, or a sum of the caller's). */
 export const BAD_CHECKSUM = 2;
 
-type Age = 'silent' | 'speaking' | 'decided' | 'free';
+type Age = 'silent' | 'speaking' | 'decided' | 'followed' | 'free';
 
 export class Flow<Context> extends Stream {
   /** The caller's: what it knows of the flow, and what it decided. */
@@ -68,7 +71,8 @@ export class Flow<Context> extends Stream {
 
 /** A flow lost its place before it was decided: its held packets want a verdict. The flow is the caller's until it returns. */
 export type Lost<Context> = (flow: Flow<Context>, reason: LostReason) => void;
-export type LostReason = 'time' | 'flows' | 'memory';
+/** `idle` and `replaced`: of those that are followed. */
+export type LostReason = 'time' | 'flows' | 'memory' | 'idle' | 'replaced';
 
 export class FlowTable<Context = unknown> {
   /** Of the last packet; undefined: of none that is known. */
@@ -76,7 +80,8 @@ export class FlowTable<Context = unknown> {
   /** Why the last packet was dropped or refused. */
   reason: AssemblyReason | undefined;
   private count = 0;
-  private readonly segment = new Segment();
+  /** The last packet. */
+  readonly segment = new Segment();
   private readonly pool = new BufferPool();
   private readonly buckets: (Flow<Context> | undefined)[];
   private readonly free: Flow<Context>[] = [];
@@ -84,6 +89,7 @@ export class FlowTable<Context = unknown> {
     silent: new Queue<Context>(),
     speaking: new Queue<Context>(),
     decided: new Queue<Context>(),
+    followed: new Queue<Context>(),
   };
   private readonly limits: FlowLimits;
   private readonly seed: number;
@@ -106,19 +112,41 @@ export class FlowTable<Context = unknown> {
 
   /** The packet that lies in `bytes` from `from` up to `to`, with its id in the queue. Never throws. */
   take(bytes: Uint8Array, from: number, to: number, id: number, now: number, notes = 0): Outcome {
+    return this.read(bytes, from, to) ? this.add(bytes, id, now, notes) : 'drop';
+  }
+
+  /** The first half of take(): where things lie in the packet. False: it is to be dropped, for `reason`. */
+  read(bytes: Uint8Array, from: number, to: number): boolean {
+    this.flow = undefined;
+    this.reason = this.segment.read(bytes, from, to);
+    return this.reason === undefined;
+  }
+
+  /** The second: of the packet that was read. */
+  add(bytes: Uint8Array, id: number, now: number, notes = 0): Outcome {
     const { segment } = this;
     this.flow = undefined;
-    const fault = segment.read(bytes, from, to);
-    if (fault !== undefined) return this.drop(fault);
     // Before anything is learnt from it: a receiver drops it too.
     if ((notes & BAD_CHECKSUM) !== 0) return this.drop('bad-checksum');
     const { flags } = segment;
     const first = (notes & FIRST_OF_STREAM) !== 0;
     const bucket = this.bucketOf(segment);
     let flow = this.find(bucket, segment);
+    if (flow?.age === 'followed') {
+      const begins = (flags & TCP_SYN) !== 0 || (first && !flow.beginsAt(segment.sequence));
+      if (!begins) {
+        this.move(flow, 'followed', now);
+        this.flow = flow;
+        return 'followed';
+      }
+      // Another connection with the same ports.
+      this.lose(flow, 'replaced');
+      flow = undefined;
+    }
     if (flow?.age === 'decided') {
-      // A beginning is read again, be it that of another connection or not.
-      if ((flags & TCP_SYN) === 0 && !first && flow.late < this.limits.packets) {
+      // Another beginning is read again.
+      const begins = (flags & TCP_SYN) !== 0 || (first && !flow.beginsAt(segment.sequence));
+      if (!begins && flow.late < this.limits.packets) {
         flow.late++;
         this.flow = flow;
         return 'decided';
@@ -150,6 +178,26 @@ export class FlowTable<Context = unknown> {
     this.move(flow, 'decided', now);
   }
 
+  /** The verdict is given, and its packets go on coming: they are `followed`, and the caller's to read. */
+  follow(flow: Flow<Context>, now: number): void {
+    if (flow.age === 'free') return;
+    flow.settle();
+    this.move(flow, 'followed', now);
+  }
+
+  /** The one of a direction; undefined: none. */
+  streamOf(ends: Pick<Segment, 'key' | 'version'>): Flow<Context> | undefined {
+    return this.find(this.bucketOf(ends), ends);
+  }
+
+  /** The undecided one that holds a packet. The longest undecided are looked at first. */
+  holderOf(id: number): Flow<Context> | undefined {
+    for (let flow = this.ages.speaking.oldest; flow !== undefined; flow = flow.newer) {
+      if (flow.held.subarray(0, flow.heldCount).includes(id >>> 0)) return flow;
+    }
+    return undefined;
+  }
+
   /** As if it had never been there. */
   forget(flow: Flow<Context>): void {
     if (flow.age === 'free') return;
@@ -173,7 +221,14 @@ export class FlowTable<Context = unknown> {
 
   /** Flows that were held too long are lost; decided ones are forgotten. Costs what is too old, not what is there. */
   expire(now: number): void {
-    const { speaking, decided } = this.ages;
+    const { speaking, decided, followed } = this.ages;
+    for (
+      let flow = followed.oldest;
+      flow !== undefined && now - flow.since >= this.limits.idle;
+      flow = followed.oldest
+    ) {
+      this.lose(flow, 'idle');
+    }
     for (
       let flow = speaking.oldest;
       flow !== undefined && now - flow.since >= this.limits.time;
@@ -196,7 +251,7 @@ export class FlowTable<Context = unknown> {
   }
 
   private makeRoom(): void {
-    const { silent, speaking, decided } = this.ages;
+    const { silent, speaking, decided, followed } = this.ages;
     if (decided.oldest !== undefined) {
       this.forget(decided.oldest);
       return;
@@ -205,6 +260,7 @@ export class FlowTable<Context = unknown> {
     const loud = speaking.oldest;
     const oldest = quiet === undefined || (loud !== undefined && loud.since < quiet.since) ? loud : quiet;
     if (oldest !== undefined) this.lose(oldest, 'flows');
+    else if (followed.oldest !== undefined) this.lose(followed.oldest, 'flows');
   }
 
   /** All but the one at hand, which is small beside the bound. */
@@ -239,7 +295,7 @@ export class FlowTable<Context = unknown> {
     this.ages[age].push(flow);
   }
 
-  private bucketOf({ key, version }: Segment): number {
+  private bucketOf({ key, version }: Pick<Segment, 'key' | 'version'>): number {
     let hash = this.seed;
     if (version === 4) hash = mix(mix(mix(hash, key[0]!), key[4]!), key[8]!);
     else for (let index = 0; index < KEY_WORDS; index++) hash = mix(hash, key[index]!);
@@ -247,7 +303,7 @@ export class FlowTable<Context = unknown> {
     return (hash ^ (hash >>> 13)) & (this.buckets.length - 1);
   }
 
-  private find(bucket: number, { key, version }: Segment): Flow<Context> | undefined {
+  private find(bucket: number, { key, version }: Pick<Segment, 'key' | 'version'>): Flow<Context> | undefined {
     for (let flow = this.buckets[bucket]; flow !== undefined; flow = flow.chained) {
       const own = flow.key;
       if (own[8] !== key[8] || own[0] !== key[0] || own[4] !== key[4] || flow.version !== version) continue;

@@ -1,6 +1,6 @@
 /**
  * What the main thread and the threads that read flows say to each other: structured clones of plain data. A thread has its
- * own copy of policy and of the name table; what it decided it tells the main thread in batches. Types only.
+ * own copy of policy and of the name table; what it decided it tells the main thread in batches.
  *
  * Of the order: messages to one thread are read in the order in which they were posted. A thread reads them before it
  * asks for a name that it does not know, so an answer that it may rely on has to be posted before whoever waits for it
@@ -11,7 +11,7 @@ import type { Family, Policy } from '../../api/plan.ts';
 import type { PlanDelta } from '../../api/plan-delta.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import type { Decision } from '../../policy/decision.ts';
-import type { FlowLimits } from './flows.ts';
+import { defaultLimits, type FlowLimits } from './flows.ts';
 import type { NamedAddress } from './name-table.ts';
 import type { InspectReason } from './reasons.ts';
 
@@ -26,6 +26,10 @@ export interface DeciderData {
   /** Raw sockets (kernel/raw-socket.ts) of the main thread, which also closes them. */
   raw: Record<Family, number>;
   onOverload: 'Drop' | 'Accept';
+  /** SharedArrayBuffer of TALLY_BYTES (tally.ts), of this start of this thread alone: counters. Absent: nobody reads them. */
+  counts?: SharedArrayBuffer;
+  /** Milliseconds since the epoch at which performance.now() is zero in the thread; absent: as it says. */
+  epoch?: number;
   limits?: Partial<DeciderLimits>;
 }
 
@@ -37,6 +41,8 @@ export interface DeciderLimits extends FlowLimits {
   /** Names that are asked for at the first packet of one flow. */
   resolveNames: number;
 }
+
+export const deciderLimits: DeciderLimits = { ...defaultLimits, resolveMs: 500, teachMs: 100, resolveNames: 8 };
 
 export type ToDecider =
   /** What changed in the collections of policy; `numbers` that are new or others, `gone` of rules that are no more. */

@@ -13,6 +13,7 @@ export const inspectReasons = {
   'question-rate': 'more questions of one source than a port of a service lets through in a second',
   tunnel: 'a question whose name carries more data than names do',
   'changed-bytes': 'other bytes for a place in the stream that was let on already',
+  'fast-open': 'a SYN with data (RFC 7413): dropped, and sent again without',
   waiting: 'more packets wait for a verdict than may',
   'no-policy': 'the rule that decided has no number yet, or policy could not be read',
 } as const satisfies Record<AssemblyReason | string, string>;

@@ -42,6 +42,7 @@ export class Segment {
   version = 0;
   /** As 32 signed bits, like all words here: it is only ever subtracted. */
   sequence = 0;
+  acknowledgement = 0;
   flags = 0;
   /** Payload: from its first byte to the one after its last. */
   payload = 0;
@@ -107,6 +108,7 @@ export class Segment {
     if (header < TCP_HEADER || at + header > end) return 'bad-header';
     this.key[8] = word(bytes, at);
     this.sequence = word(bytes, at + 4);
+    this.acknowledgement = word(bytes, at + 8);
     this.payload = at + header;
     this.end = end;
     const flags = bytes[at + 13]!;

@@ -40,6 +40,8 @@ export const assemblyReasons = {
   bytes: 'more bytes than are read for one flow, and still not enough',
   time: 'not enough within the time that a flow may be held',
   flows: 'the oldest undecided flow, when there is room for no more',
+  idle: 'a flow that is read for life and has said nothing for long',
+  replaced: 'another connection with the same addresses and ports, while the one before was read for life',
   memory: 'the oldest undecided flow, when all that is kept of streams takes more memory than it may',
   ended: 'the stream ended before there was enough',
   reset: 'the sender gave the connection up',
@@ -50,9 +52,9 @@ export type AssemblyReason = keyof typeof assemblyReasons;
  * What to do with a packet. `pass`: let it on, it carries nothing of the stream, or nothing new. `drop`: this packet only.
  * `held`: keep it. `ready`: keep it, and ask the reader, there is more to read or the end is known. `refused`: an end of the
  * whole flow, this packet and all that are held; after `reset` the packet itself may go on. `decided`: back to the kernel
- * (NF_REPEAT), whose mark on the connection says what was decided.
+ * without a verdict, whose mark on the connection says what was decided. `followed`: the caller reads it, the verdict was given.
  */
-export type Outcome = 'pass' | 'drop' | 'held' | 'ready' | 'refused' | 'decided';
+export type Outcome = 'pass' | 'drop' | 'held' | 'ready' | 'refused' | 'decided' | 'followed';
 
 export interface StreamLimits {
   /** Bytes that are kept, and read, of a stream; what a packet has beyond is let on with it, unread. */
@@ -162,6 +164,21 @@ export class Stream {
   /** The stream from its first byte on, as far as there is no gap: a view, good until the next packet. */
   view(): Uint8Array {
     return this.buffer.subarray(0, this.length);
+  }
+
+  /** Whether that is the sequence number of its first byte. */
+  beginsAt(sequence: number): boolean {
+    return this.startKnown && sequence === this.start;
+  }
+
+  /** The sequence number of a place in it. */
+  sequenceOf(place: number): number {
+    return (this.start + place) | 0;
+  }
+
+  /** Up to which place a held packet carries bytes, its FIN among them. */
+  heldEnd(index: number): number {
+    return this.heldEnds[index] ?? 0;
   }
 
   /** Whether no more bytes will come. */

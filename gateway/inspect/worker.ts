@@ -41,12 +41,16 @@ const { createDecider } = (await import(data.module)) as { createDecider: Create
 /** Stands for the decider's verdicts before there is a loop: nothing waits yet. */
 let control: QueueControl = {
   verdict: () => false,
+  replace: () => false,
+  readMessages: () => {},
   wakeAt: () => {},
   post: (value) => report({ kind: 'message', value }),
 };
 const decider = await createDecider(
   {
     verdict: (id, decision, mark) => control.verdict(id, decision, mark),
+    replace: (id, replacement, mark) => control.replace(id, replacement, mark),
+    readMessages: () => control.readMessages(),
     wakeAt: (time) => control.wakeAt(time),
     post: (value) => control.post(value),
   },

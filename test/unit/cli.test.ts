@@ -167,7 +167,6 @@ t.test('exit codes and help', async (t) => {
       'get',
       'explain',
       'flows',
-      'suggest',
       'simulate',
       'confirm',
       'import',

@@ -583,11 +583,13 @@ t.test('a decided flow: what comes late goes back to the kernel, for a while and
   t.equal(player.held(flow), '', 'nothing is held');
   t.equal(player.send(data(5, ' world')), 'decided');
   t.equal(player.send(fin(11)), 'decided');
-  t.equal(player.send(first('HELLO')), 'ready', 'a beginning is read again');
+  t.equal(player.send(first('HELLO')), 'decided', 'the same beginning, too: the kernel knows whether it is another');
+  const isn = 77;
+  t.equal(player.send(first('HELLO', { isn })), 'ready', 'another beginning is read again');
   t.equal(player.stream, 'HELLO');
   player.table.decide(player.table.flow!, player.now);
   t.same(
-    [1, 2, 3, 4].map(() => player.send(data(5, ' world'))),
+    [1, 2, 3, 4].map(() => player.send(data(5, ' world', { isn }))),
     ['decided', 'decided', 'decided', 'drop no-start'],
   );
   player.send(first('hello', { port: 7 }));
@@ -601,6 +603,37 @@ t.test('a decided flow: what comes late goes back to the kernel, for a while and
   player.table.decide(flow, player.now);
   player.table.forget(flow);
   t.equal(player.table.size, 0, 'what is not there cannot be decided');
+});
+
+t.test('a flow that is read for life: its packets are the caller’s, as long as it says something', async (t) => {
+  const player = new Player(families.v4, { idle: 1_000, flows: 2 });
+  player.send(first('hello'));
+  const flow = player.table.flow!;
+  flow.context = 'life';
+  player.table.follow(flow, player.now);
+  t.equal(player.held(flow), '');
+  player.now += 900;
+  t.equal(player.send(data(5, ' world')), 'followed');
+  t.equal(player.table.flow, flow);
+  t.equal(player.send(first('hello')), 'followed', 'its own beginning again');
+  player.table.expire(player.now + 999);
+  t.same(player.lost, []);
+  t.equal(player.send(first('HELLO', { isn: 9 })), 'ready');
+  t.same(player.lost, ['life replaced ']);
+  player.table.flow!.context = 'next';
+  player.table.follow(player.table.flow!, player.now);
+  player.table.expire(player.now + 1_000);
+  t.same(player.lost, ['life replaced ', 'next idle ']);
+
+  player.send(first('one', { port: 1 }));
+  player.table.follow(player.table.flow!, player.now);
+  player.send(first('two', { port: 2 }));
+  player.table.follow(player.table.flow!, player.now);
+  player.send(first('three', { port: 3 }));
+  t.equal(player.lost.at(-1), '? flows ', 'the longest silent gives way');
+  t.equal(player.send(data(3, 'more', { port: 2 })), 'followed');
+  t.same(player.table.holderOf(99), undefined);
+  t.equal(player.table.holderOf(7)?.held[0], 7);
 });
 
 t.test('a flow that was decided and reset: its ports and numbers are no way past the reader', async (t) => {

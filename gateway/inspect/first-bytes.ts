@@ -1,0 +1,149 @@
+/**
+ * What the first bytes of a TCP connection say, of the protocols that policy asks for: which it is, and what it names.
+ * Pure. Readers are asked in order, and take no two the same bytes. In protocols in which the server speaks first its
+ * greeting says what is spoken: a client can say anything. What none of them reads is unknown, which policy judges as well.
+ */
+import type { Application } from '../../api/application.ts';
+import { dnsTypeText } from '../../api/dns-type.ts';
+import type { ApplicationReading } from '../../policy/application.ts';
+import { DnsQueryReader } from '../../wire/dns.ts';
+import { type Protocol, protocols } from '../../wire/greeting.ts';
+import type { RequestHead } from '../../wire/http1.ts';
+import { readRequestHead } from '../../wire/http1.ts';
+import { readHttp2Preface } from '../../wire/http2.ts';
+import { readClientHello } from '../../wire/tls.ts';
+import type { ClientHello } from '../../wire/tls-hello.ts';
+import type { Asked } from './asked.ts';
+
+export type FirstBytes =
+  | { state: 'more' }
+  /** `units`: what comes one after the other, each of which can be read, from the first byte on. */
+  | { state: 'read'; reading: ApplicationReading; detail?: string; units?: 'requests' | 'questions' };
+
+const MORE: FirstBytes = { state: 'more' };
+
+/** Protocols that greeting.ts reads. */
+const greeted: Partial<Record<Application, Protocol>> = {
+  SSH: protocols.ssh,
+  SMTP: protocols.smtp,
+  IMAP: protocols.imap,
+  POP3: protocols.pop3,
+  MySQL: protocols.mysql,
+  PostgreSQL: protocols.postgresql,
+  Redis: protocols.redis,
+  MQTT: protocols.mqtt,
+  RDP: protocols.rdp,
+};
+
+const queries = new DnsQueryReader();
+
+/** What the client of a connection said, and its server; both from the first byte on. */
+export function readFirstBytes(asked: Asked, client: Uint8Array, server: Uint8Array): FirstBytes {
+  let undecided = false;
+  let detail: string | undefined;
+  for (const application of asked.applications) {
+    const answer = readAs(application, asked, client, server);
+    if (answer === 'more') undecided = true;
+    else if (typeof answer === 'object') return answer;
+    else if (answer !== 'other') detail ??= answer;
+  }
+  if (undecided) return MORE;
+  return { state: 'read', reading: {}, ...(detail !== undefined && { detail }) };
+}
+
+/** `other`: another protocol's bytes; any other text: this protocol's, but not well-formed, and why. */
+function readAs(application: Application, asked: Asked, client: Uint8Array, server: Uint8Array): FirstBytes | string {
+  const protocol = greeted[application];
+  if (protocol !== undefined) return readGreeting(application, protocol, client, server);
+  if (application === 'QUIC') return 'other';
+  if (client.length === 0) return 'more';
+  switch (application) {
+    case 'TLS':
+      return readTls(client);
+    case 'HTTP':
+      return readHttp(client, asked);
+    default: {
+      const query = queries.stream(client);
+      if (query.state === 'more') return 'more';
+      if (query.state === 'refused') return query.reason;
+      return { state: 'read', reading: { application: 'DNS' }, units: 'questions' };
+    }
+  }
+}
+
+function readTls(client: Uint8Array): FirstBytes | string {
+  const hello = readClientHello(client);
+  if (hello.state === 'more') return 'more';
+  if (hello.state === 'refused') return hello.reason === 'not-tls' ? 'other' : hello.reason;
+  return { state: 'read', reading: { application: 'TLS', ...helloReading(hello.value) } };
+}
+
+/** What a hello says, in TLS and QUIC. */
+export function helloReading(hello: ClientHello): Pick<ApplicationReading, 'name' | 'tls'> {
+  const { serverName, versions, legacyVersion, alpn, encryptedClientHello } = hello;
+  let version = versions.length === 0 ? legacyVersion : 0;
+  for (const offered of versions) if (offered > version) version = offered;
+  return {
+    ...(serverName !== undefined && { name: serverName }),
+    tls: { version, alpn, encryptedClientHello },
+  };
+}
+
+/** Before they are met, bytes may be of any protocol. */
+const notHttp = new Set([
+  'bad-method',
+  'bad-request-line',
+  'control-byte',
+  'null-byte',
+  'bare-line-feed',
+  'lower-case-method',
+]);
+
+function readHttp(client: Uint8Array, asked: Asked): FirstBytes | string {
+  const preface = readHttp2Preface(client);
+  if (preface.state === 'read') {
+    // Its requests cannot be read: it has no name, and what is asked of requests does not hold.
+    return { state: 'read', reading: { application: 'HTTP' }, ...(asked.shapes && { detail: 'http2-preface' }) };
+  }
+  const head = readRequestHead(client);
+  if (head.state === 'more' || preface.state === 'more') return 'more';
+  if (head.state === 'refused') return notHttp.has(head.reason) ? 'other' : head.reason;
+  return { state: 'read', reading: requestReading(head.value), units: 'requests' };
+}
+
+/** What a request asks for. */
+export function requestReading(head: RequestHead): ApplicationReading {
+  const { host, method, path, target, form } = head;
+  const http = { method, path: path?.normal ?? (form === 'asterisk' ? target : '') };
+  if (host === undefined) return { application: 'HTTP', http };
+  return { application: 'HTTP', http, ...(host.kind === 'name' ? { name: host.text } : { literal: host.text }) };
+}
+
+/** Why servers may take a request for another one than we do; undefined: they all agree. */
+export function ambiguityOf({ path, bodyAmbiguous, following }: RequestHead): string | undefined {
+  return path?.ambiguous[0] ?? bodyAmbiguous[0] ?? (following === 'request' ? undefined : following);
+}
+
+function readGreeting(
+  application: Application,
+  { first, client: readClient, server: readServer }: Protocol,
+  client: Uint8Array,
+  server: Uint8Array,
+): FirstBytes | string {
+  if (first !== 'client' && server.length > 0 && readServer !== undefined) {
+    const greeting = readServer(server);
+    if (greeting.state === 'read') return { state: 'read', reading: { application } };
+    if (first === 'server') return greeting.state === 'more' ? 'more' : 'other';
+  }
+  if (client.length === 0) return 'more';
+  const said = readClient(client);
+  if (said.state === 'refused') return 'other';
+  // What only answers a greeting is none.
+  if (said.state === 'more' || first === 'server') return 'more';
+  return { state: 'read', reading: { application } };
+}
+
+/** Of a question. */
+export function questionReading(name: string, type: number): ApplicationReading {
+  return { application: 'DNS', ...(name !== '.' && { name }), dns: { type: dnsTypeText(type) } };
+}

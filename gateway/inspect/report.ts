@@ -1,0 +1,33 @@
+/** Flows that were decided, told to the main thread in batches: at the end of a turn of the queue's loop, or when one is full. */
+import type { DecidedFlow, FromDecider } from './messages.ts';
+import type { Tally } from './tally.ts';
+
+const BATCH = 256;
+
+export class Report {
+  #flows: DecidedFlow[] = [];
+  readonly #post: (message: FromDecider) => void;
+  readonly #tally: Tally;
+  readonly #wakeAt: (time: number) => void;
+
+  constructor(post: (message: FromDecider) => void, tally: Tally, wakeAt: (time: number) => void) {
+    this.#post = post;
+    this.#tally = tally;
+    this.#wakeAt = wakeAt;
+  }
+
+  add(flow: DecidedFlow, now: number): void {
+    const { decision, reason } = flow;
+    this.#tally.count(decision?.verdict === 'accept' ? 'permitted' : 'denied');
+    if (reason !== undefined) this.#tally.count(`reason_${reason}`);
+    this.#flows.push(flow);
+    if (this.#flows.length === 1) this.#wakeAt(now);
+    if (this.#flows.length >= BATCH) this.flush();
+  }
+
+  flush(): void {
+    if (this.#flows.length === 0) return;
+    this.#post({ kind: 'decided', flows: this.#flows });
+    this.#flows = [];
+  }
+}
