@@ -18,8 +18,24 @@ import { register as node } from './node.ts';
 import { Exit, printable } from './output.ts';
 import { register as run } from './run.ts';
 import { register as simulate } from './simulate.ts';
+import { register as suggest } from './suggest/command.ts';
 
-const verbs = [run, controller, gateway, node, certs, lint, get, explain, flows, simulate, confirm, importer, lab];
+const verbs = [
+  run,
+  controller,
+  gateway,
+  node,
+  certs,
+  lint,
+  get,
+  explain,
+  flows,
+  suggest,
+  simulate,
+  confirm,
+  importer,
+  lab,
+];
 
 export function buildProgram(output: OutputConfiguration = {}): Command {
   const program = new Command('sluice')

@@ -167,6 +167,7 @@ t.test('exit codes and help', async (t) => {
       'get',
       'explain',
       'flows',
+      'suggest',
       'simulate',
       'confirm',
       'import',
