@@ -7,7 +7,7 @@ import type { EgressIPEntry, GatewayPlan, RuleEntry, ServiceEntry } from '../api
 import { counterName } from '../api/reasons.ts';
 import { type Bandwidths, bandwidthsOf } from './bandwidth.ts';
 import { bandwidthTable } from './bandwidth-chains.ts';
-import type { PolicyChanges } from './compile-policy.ts';
+import type { PolicyChanges } from './plan-changes.ts';
 import { Scope, type Table } from './table.ts';
 
 export class BandwidthPart {

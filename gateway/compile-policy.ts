@@ -11,32 +11,21 @@ import { type Context, contexts, type GroupEntry, type RuleEntry, type ServiceEn
 import { sameJson } from '../api/plan-delta.ts';
 import { markText } from '../kernel/nft.ts';
 import { redirectContexts } from '../policy/redirect.ts';
+import { AskLines, askChain } from './ask-lines.ts';
 import type { PolicyView } from './destination-sets.ts';
-import { limitElements } from './limits.ts';
 import { DEFAULT_ACTION, groupNumbers, ruleNumbers } from './marks.ts';
+import type { PolicyChanges } from './plan-changes.ts';
+import { RuleElements, type RuleElementsOptions } from './rule-elements.ts';
 import { RuleLines, type RuleLinesOptions } from './rule-lines.ts';
-import { Scope, type Table } from './table.ts';
-import { HITS_SET, HITS_SIZE, hitMarks, refuses } from './verdict.ts';
+import { Scope } from './table.ts';
+import { refuses } from './verdict.ts';
 
 /** The map of groups' marks to their chains. */
 export const GROUPS_SET = 'groups';
 
-/** Keys to set and keys to delete, of one collection of a plan. */
-export interface Changes<T> {
-  set: [key: string, entry: T][];
-  delete: string[];
-}
-
-export interface PolicyChanges {
-  rules: Changes<RuleEntry>;
-  services: Changes<ServiceEntry>;
-  groups: Changes<GroupEntry>;
-}
-
-export interface PolicyOptions extends RuleLinesOptions {
-  table: Table;
-  /** Whether this gateway holds `pool/shard`, for its share of limits. */
-  isHeld(shard: string): boolean;
+export interface PolicyOptions extends RuleLinesOptions, RuleElementsOptions {
+  /** What is to be read is asked about at its first packet already (ask-lines.ts). */
+  strict: boolean;
 }
 
 /** What else than this table depends on the policy. */
@@ -61,11 +50,19 @@ interface RuleList {
   /** All that it is made from. */
   rules: string[];
   scope: Scope;
+  /** One of its own rules has something that is open until a flow is read. */
+  asks: boolean;
+  /** Chains of groups that ask before they decide, and so ask all of their lists; with what that takes. */
+  askers: Set<GroupChain>;
+  askScope: Scope;
 }
 
 /** Of all groups that have the same lists. */
 interface GroupChain {
   name: string;
+  /** Any of its groups. */
+  group: GroupEntry;
+  lists: RuleList[];
   groups: Set<string>;
   scope: Scope;
 }
@@ -77,6 +74,7 @@ interface Work extends PolicyChanged {
   /** Groups whose lists must be found anew. */
   regroup: Set<string>;
   lists: Set<RuleList>;
+  chains: Set<GroupChain>;
 }
 
 export class PolicyCompiler implements PolicyView {
@@ -88,6 +86,8 @@ export class PolicyCompiler implements PolicyView {
   readonly #groupNumbers = groupNumbers();
   readonly #options: PolicyOptions;
   readonly #ruleLines: RuleLines;
+  readonly #askLines: AskLines;
+  readonly #elements: RuleElements;
   readonly #lists = new Map<string, RuleList>();
   /** Those without a redirect, by asked(): found without a look at each rule of each group. */
   readonly #plainLists = new Map<string, RuleList>();
@@ -96,13 +96,20 @@ export class PolicyCompiler implements PolicyView {
   readonly #chainOfGroup = new Map<string, GroupChain>();
   readonly #listsOfRule = new Map<string, Set<RuleList>>();
   readonly #rulesOfService = new Map<string, Set<string>>();
-  #counted = 0;
+  #asking = 0;
 
   /** The table has the sets GROUPS_SET, HITS_SET and those of limits. */
   constructor(options: PolicyOptions) {
     this.#options = options;
     this.#ruleLines = new RuleLines(this, options);
-    this.#enter(DEFAULT_ACTION, this.numbers.get(DEFAULT_ACTION) ?? 0);
+    this.#askLines = new AskLines(this, options);
+    this.#elements = new RuleElements(options);
+    this.#elements.enter(this.numbers.get(DEFAULT_ACTION) ?? 0, undefined);
+  }
+
+  /** Whether flows may be read at all. */
+  get asks(): boolean {
+    return this.#asking > 0;
   }
 
   /** Throws if a group names a rule that is not there: half a policy could permit what the whole one forbids. */
@@ -114,6 +121,7 @@ export class PolicyCompiler implements PolicyView {
       stale: new Set(),
       regroup: new Set(),
       lists: new Set(),
+      chains: new Set(),
     };
     for (const name of services.delete) this.#setService(name, undefined, work);
     for (const [name, entry] of services.set) this.#setService(name, entry, work);
@@ -123,13 +131,16 @@ export class PolicyCompiler implements PolicyView {
     for (const [key, group] of groups.set) this.#setGroup(key, group, work);
     for (const key of work.regroup) this.#findLists(key, work);
     for (const id of work.stale) addAll(work.lists, this.#listsOfRule.get(id) ?? []);
-    for (const list of work.lists) if (list.groups.size > 0) this.#compileList(list);
+    for (const list of work.lists) if (list.groups.size > 0) this.#compileList(list, work);
+    for (const chain of work.chains) if (chain.groups.size > 0) this.#compileChain(chain);
     return work;
   }
 
   /** Another set of shards is held now. */
   reshare(): void {
-    for (const [id, { limits }] of this.rules) if (limits !== undefined) this.#enter(id, this.numbers.get(id) ?? 0);
+    for (const [id, rule] of this.rules) {
+      if (rule.limits !== undefined) this.#elements.enter(this.numbers.get(id) ?? 0, rule);
+    }
   }
 
   groupMark(group: string): string {
@@ -151,7 +162,7 @@ export class PolicyCompiler implements PolicyView {
     const number = this.numbers.get(id);
     if (was === undefined || number === undefined) return;
     this.#otherwise(id, work);
-    this.#leave(number, was);
+    this.#elements.leave(number, was);
     work.numbers.add(number);
     this.rules.delete(id);
     this.#nameServices(id, was, 'delete');
@@ -161,14 +172,14 @@ export class PolicyCompiler implements PolicyView {
   #setRule(id: string, rule: RuleEntry, work: Work): void {
     const was = this.rules.get(id);
     if (was !== undefined) {
-      this.#leave(this.numbers.get(id) ?? 0, was);
+      this.#elements.leave(this.numbers.get(id) ?? 0, was);
       this.#nameServices(id, was, 'delete');
     }
     this.rules.set(id, rule);
     this.#nameServices(id, rule, 'add');
     this.#moved(this.numbers.add(id), work);
     const number = this.numbers.get(id) ?? 0;
-    this.#enter(id, number);
+    this.#elements.enter(number, rule);
     if (was?.action !== rule.action || refuses(was) !== refuses(rule)) work.numbers.add(number);
     if (was !== undefined && sameJson(unlimited(was), unlimited(rule))) work.stale.add(id);
     else this.#otherwise(id, work);
@@ -196,37 +207,14 @@ export class PolicyCompiler implements PolicyView {
     }
   }
 
-  /** The elements that a rule has in sets of marks. */
-  #enter(id: string, number: number): void {
-    const { table, isHeld } = this.#options;
-    const rule = this.rules.get(id);
-    const limits = rule?.limits;
-    for (const [set, key, value] of limits === undefined ? [] : limitElements(limits, number, isHeld)) {
-      table.setElement(set, key, value);
-    }
-    for (const mark of hitMarks(number, rule)) {
-      if (this.#counted >= HITS_SIZE) return;
-      if (table.setElement(HITS_SET, markText(mark), '')) this.#counted++;
-    }
-  }
-
-  #leave(number: number, rule: Pick<Partial<RuleEntry>, 'limits' | 'redirect'>): void {
-    const { table, isHeld } = this.#options;
-    const { limits } = rule;
-    for (const [set, key] of limits === undefined ? [] : limitElements(limits, number, isHeld)) {
-      table.deleteElement(set, key);
-    }
-    for (const mark of hitMarks(number, rule)) if (table.deleteElement(HITS_SET, markText(mark))) this.#counted--;
-  }
-
   #moved(moved: [id: string, before: number][], work: Work): void {
     for (const [id, before] of moved) {
-      this.#leave(before, this.rules.get(id) ?? {});
+      this.#elements.leave(before, this.rules.get(id));
       work.numbers.add(before);
     }
     for (const [id] of moved) {
       const number = this.numbers.get(id) ?? 0;
-      this.#enter(id, number);
+      this.#elements.enter(number, this.rules.get(id));
       work.numbers.add(number);
       work.stale.add(id);
       if (id === DEFAULT_ACTION) addAll(work.regroup, this.groups.keys());
@@ -240,7 +228,7 @@ export class PolicyCompiler implements PolicyView {
     work.regroup.delete(key);
     this.groups.delete(key);
     this.#takeLists(key, [], work);
-    this.#ungroup(number);
+    this.#options.table.deleteElement(GROUPS_SET, markText(number));
     this.#takeChain(key, undefined);
     this.#movedGroups(this.#groupNumbers.delete(key), work);
   }
@@ -254,15 +242,11 @@ export class PolicyCompiler implements PolicyView {
   }
 
   #movedGroups(moved: [key: string, before: number][], work: Work): void {
-    for (const [, before] of moved) this.#ungroup(before);
+    for (const [, before] of moved) this.#options.table.deleteElement(GROUPS_SET, markText(before));
     for (const [key] of moved) {
       work.marked.add(key);
       work.regroup.add(key);
     }
-  }
-
-  #ungroup(number: number): void {
-    this.#options.table.deleteElement(GROUPS_SET, markText(number));
   }
 
   #findLists(key: string, work: Work): void {
@@ -275,14 +259,38 @@ export class PolicyCompiler implements PolicyView {
     // Groups with the same lists share a chain.
     const content = JSON.stringify([group.audit === true, ...lists.map((list) => list.chain)]);
     const name = `group_${digest(content)}`;
-    const chain = this.#groupChains.get(name) ?? { name, groups: new Set(), scope: new Scope(table) };
-    const scope = new Scope(table);
-    scope.chain(name, { rules: [...lists.map((list) => `jump ${list.chain}`), this.#ruleLines.last(group, scope)] });
-    chain.scope.release();
-    chain.scope = scope;
-    this.#groupChains.set(name, chain);
+    let chain = this.#groupChains.get(name);
+    if (chain === undefined) {
+      chain = { name, group, lists, groups: new Set(), scope: new Scope(table) };
+      this.#groupChains.set(name, chain);
+    }
+    work.chains.add(chain);
     table.setElement(GROUPS_SET, markText(number), `goto ${name}`);
     this.#takeChain(key, chain);
+  }
+
+  /** A group that asks pays for the walk before the walk; others have nothing of it. */
+  #compileChain(chain: GroupChain): void {
+    const { name, group, lists } = chain;
+    const scope = new Scope(this.#options.table);
+    const asks = lists.some((list) => list.asks);
+    for (const list of lists) this.#setAsker(list, chain, asks);
+    const asked = asks ? [`meta mark set ${markText(0)} jump ${this.#askLines.walk(lists, group, scope)}`] : [];
+    const jumps = lists.map((list) => `jump ${list.chain}`);
+    scope.chain(name, { rules: [...asked, ...jumps, this.#ruleLines.last(group, scope)] });
+    chain.scope.release();
+    chain.scope = scope;
+  }
+
+  #setAsker(list: RuleList, chain: GroupChain, asks: boolean): void {
+    if (asks === list.askers.has(chain)) return;
+    if (asks) {
+      list.askers.add(chain);
+      if (list.askers.size === 1) this.#compileAsk(list);
+    } else {
+      list.askers.delete(chain);
+      if (list.askers.size === 0) list.askScope.release();
+    }
   }
 
   #takeChain(key: string, chain: GroupChain | undefined): void {
@@ -293,6 +301,7 @@ export class PolicyCompiler implements PolicyView {
     else this.#chainOfGroup.set(key, chain);
     before?.groups.delete(key);
     if (before?.groups.size !== 0) return;
+    for (const list of before.lists) this.#setAsker(list, before, false);
     before.scope.release();
     this.#groupChains.delete(before.name);
   }
@@ -310,7 +319,10 @@ export class PolicyCompiler implements PolicyView {
     if (list === undefined) {
       const chain = `${context}_${key}`;
       const rules = [...new Set([...ids, ...again.flat()])];
-      list = { key, asked, chain, context, group, groups: new Set(), rules, scope: new Scope(this.#options.table) };
+      const { table } = this.#options;
+      const empty = { groups: new Set<string>(), askers: new Set<GroupChain>() };
+      const scopes = { scope: new Scope(table), askScope: new Scope(table) };
+      list = { key, asked, chain, context, group, rules, asks: false, ...empty, ...scopes };
       this.#lists.set(key, list);
       if (!redirects) this.#plainLists.set(asked, list);
       for (const id of rules) {
@@ -335,6 +347,8 @@ export class PolicyCompiler implements PolicyView {
       this.#lists.delete(list.key);
       if (this.#plainLists.get(list.asked) === list) this.#plainLists.delete(list.asked);
       list.scope.release();
+      list.askScope.release();
+      if (list.asks) this.#asking--;
       for (const id of list.rules) {
         const others = this.#listsOfRule.get(id);
         others?.delete(list);
@@ -343,13 +357,32 @@ export class PolicyCompiler implements PolicyView {
     }
   }
 
-  #compileList(list: RuleList): void {
+  #compileList(list: RuleList, work: Work): void {
     const scope = new Scope(this.#options.table);
-    const rules = this.#ruleLines.of(list.chain, list.group.rules[list.context], list.group, scope);
+    const ids = list.group.rules[list.context];
+    const rules = this.#ruleLines.of(list.chain, ids, list.group, scope);
     scope.chain(list.chain, { rules });
     // What both want stays as it is.
     list.scope.release();
     list.scope = scope;
+    const asks = ids.some((id) => this.#askLines.asks(id));
+    if (list.askers.size > 0) this.#compileAsk(list);
+    if (asks === list.asks) return;
+    list.asks = asks;
+    this.#asking += asks ? 1 : -1;
+    for (const key of list.groups) {
+      const chain = this.#chainOfGroup.get(key);
+      if (chain !== undefined) work.chains.add(chain);
+    }
+  }
+
+  #compileAsk(list: RuleList): void {
+    const scope = new Scope(this.#options.table);
+    const name = askChain(list.chain);
+    const rules = this.#askLines.of(name, list.group.rules[list.context], list.group, scope);
+    scope.chain(name, { rules });
+    list.askScope.release();
+    list.askScope = scope;
   }
 }
 

@@ -19,11 +19,12 @@ import { auditCounterName, auditReasons, countedReasons, counterName } from '../
 import type { Ruleset } from '../kernel/nft.ts';
 import type { Bandwidths } from './bandwidth.ts';
 import { BandwidthPart } from './bandwidth-part.ts';
-import { type Changes, GROUPS_SET, type PolicyChanges, PolicyCompiler } from './compile-policy.ts';
+import { GROUPS_SET, PolicyCompiler } from './compile-policy.ts';
 import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
 import { type Numbers, ruleNumbers } from './marks.ts';
 import { movedNodes, newHairpins, placeSets, type Sender, workloadElements, workloadSets } from './membership.ts';
+import { type Changes, changesOf, isTouched, type PolicyChanges, policyChanges } from './plan-changes.ts';
 import { type EgressDifference, SourceNat, WORKLOADS_MAX } from './source-nat.ts';
 import { Sources } from './sources.ts';
 import { type EachElement, Scope, Table } from './table.ts';
@@ -63,6 +64,7 @@ interface Pool {
   held: ReadonlySet<string>;
   frame: Frame;
   frameScope: Scope;
+  readScope: Scope;
   nat: SourceNat;
   natScope: Scope;
   policy: PolicyCompiler;
@@ -135,9 +137,9 @@ export class GatewayCompiler {
   /** Chooses the last hook: `settled`: no flow is left that is translated otherwise than the plan says. */
   guard(settled: boolean): void {
     if (this.#pool === undefined) return;
-    const { frame, bandwidth } = this.#pool;
+    const { frame, bandwidth, policy } = this.#pool;
     this.#settled = settled;
-    this.table.setChain(LAST_HOOK, frame.lastHook(settled, bandwidth.entry));
+    this.table.setChain(LAST_HOOK, frame.lastHook(settled, bandwidth.entry, policy.asks));
   }
 
   /**
@@ -167,7 +169,7 @@ export class GatewayCompiler {
     const changes = delta ?? this.#difference(plan, pool);
     const policy = policyChanges(changes);
     const changed = pool.policy.change(policy);
-    this.#limit(pool, plan, policy, heldShards);
+    this.#follow(pool, plan, policy, heldShards);
     const moved = places ? movedNodes(before.nodes, plan.nodes) : new Set<string>();
     const was = { nodes: before.nodes, nat: natBefore };
     const others = { marked: changed.marked, moved, egress };
@@ -216,6 +218,7 @@ export class GatewayCompiler {
       held,
       frame,
       frameScope,
+      readScope: new Scope(table),
       bandwidth: new BandwidthPart(table),
       nat,
       natScope,
@@ -225,6 +228,7 @@ export class GatewayCompiler {
         defaultAction: settings.defaultAction,
         compared: this.#compared,
         isHeld: (shard) => pool.held.has(shard),
+        strict: settings.dns?.strict === true,
       }),
     };
     this.#pool = pool;
@@ -233,7 +237,7 @@ export class GatewayCompiler {
     const { rules, services, groups } = plan;
     const policy = { rules: all(rules), services: all(services), groups: all(groups) };
     pool.policy.change(policy);
-    this.#limit(pool, plan, policy, heldShards);
+    this.#follow(pool, plan, policy, heldShards);
     // Their elements the table asks for.
     for (const [uid, entry] of Object.entries(plan.workloads)) this.#hold(uid, entry, pool.policy);
   }
@@ -251,8 +255,13 @@ export class GatewayCompiler {
     return { workload: entry, addresses: this.#sources.addressesOf(entry), mark, outer: outerOf(nodes, entry) };
   }
 
-  #limit({ bandwidth }: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
-    bandwidth.update(plan, changes, heldShards);
+  /** What follows from the policy. */
+  #follow(pool: Pool, plan: GatewayPlan, changes: PolicyChanges, heldShards: readonly string[]): void {
+    pool.bandwidth.update(plan, changes, heldShards);
+    const reading = new Scope(this.table);
+    if (pool.policy.asks) pool.frame.readChains(reading);
+    pool.readScope.release();
+    pool.readScope = reading;
     this.guard(this.#settled);
   }
 
@@ -351,19 +360,6 @@ export class GatewayCompiler {
 
 const outerOf = (nodes: Record<string, NodeEntry>, { node }: WorkloadEntry): readonly string[] =>
   nodes[node]?.addresses ?? [];
-
-const isTouched = (delta: PlanDelta, part: string): boolean =>
-  delta.set[part] !== undefined || delta.delete[part] !== undefined;
-
-function changesOf<T>(delta: PlanDelta, part: string): Changes<T> {
-  return { set: Object.entries(delta.set[part] ?? {}) as [string, T][], delete: delta.delete[part] ?? [] };
-}
-
-const policyChanges = (delta: PlanDelta): PolicyChanges => ({
-  rules: changesOf(delta, 'rules'),
-  services: changesOf(delta, 'services'),
-  groups: changesOf(delta, 'groups'),
-});
 
 export interface CompilerOptions {
   compared?: number;

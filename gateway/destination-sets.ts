@@ -9,7 +9,8 @@ import { digest } from '../api/digest.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
-import { type Boxes, boxesOf, type PortBox } from '../policy/boxes.ts';
+import { type Boxes, boxesOf, type PortBox, type ProtocolBox } from '../policy/boxes.ts';
+import { openParts, unreadPart } from '../policy/parts.ts';
 import { factored } from './factors.ts';
 
 export const addressType = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
@@ -42,10 +43,21 @@ export interface Destinations {
   sets: [name: string, set: NftSet][];
 }
 
-/** By family; `entries`: what was found under the names. */
+/** By family; `entries`: what was found under the names; `parts`: what of that is meant. */
 export interface Found extends Record<Family, Destinations> {
   entries: (ServiceEntry | undefined)[];
+  parts: ServiceEntry[];
 }
+
+/**
+ * Parts of services (policy/parts.ts): what matches by address and port; what is open until bytes are read; what is open
+ * until the name table was asked.
+ */
+export type Part = 'unread' | 'bytes' | 'first';
+const partsOf = (entry: ServiceEntry, part: Part): ServiceEntry[] => {
+  if (part === 'unread') return [unreadPart(entry) ?? []].flat();
+  return openParts(entry).flatMap(({ boxes, first }) => (first === (part === 'first') ? boxes : []));
+};
 
 export class DestinationSets {
   readonly #policy: PolicyView;
@@ -57,20 +69,25 @@ export class DestinationSets {
   }
 
   /** Of a list of external services. */
-  find(services: string[]): Found {
+  find(services: string[], part: Part = 'unread'): Found {
     const names = services.length < 2 ? services : services.toSorted();
-    const key = names.join(',');
+    // No name has a space.
+    const key = part === 'unread' ? names.join(',') : `${part} ${names.join(',')}`;
     const entries = names.map((name) => this.#policy.services.get(name));
     const known = this.#made.get(key);
     if (known?.entries.every((entry, index) => entry === entries[index])) return known;
-    const present = entries.filter((entry) => entry !== undefined);
-    const made = { entries, 4: destinations(key, present, 4), 6: destinations(key, present, 6) };
+    const parts = entries.flatMap((entry) => (entry === undefined ? [] : partsOf(entry, part)));
+    const made = { entries, parts, 4: destinations(key, parts, 4), 6: destinations(key, parts, 6) };
     if (families.every((family) => made[family].sets.length === 0)) return made;
     if (this.#made.size >= REMEMBERED) this.#made.clear();
     this.#made.set(key, made);
     return made;
   }
 }
+
+/** Sets that a rule asks. */
+export const setsOf = (found: Found | undefined, only?: Family): Destinations['sets'] =>
+  found === undefined ? [] : (only === undefined ? families : [only]).flatMap((family) => found[family].sets);
 
 function destinations(key: string, entries: ServiceEntry[], family: Family): Destinations {
   const { multiplied, factors } = factored(entries);
@@ -89,8 +106,8 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
 
 function boxed(key: string, entries: ServiceEntry[], family: Family): Destinations {
   const boxes = boxesOf(entries, family);
-  const count = boxes.addresses.length + boxes.protocols.length + boxes.ports.length;
-  return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : setsOf(key, boxes, family);
+  const count = boxes.addresses.length + protocolRuns(boxes.protocols).length + boxes.ports.length;
+  return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : madeSets(key, boxes, family);
 }
 
 function span({ family, first, last }: Range): string {
@@ -104,8 +121,8 @@ function comparisons(boxes: Boxes, family: Family): Match[] {
     ports,
   });
   const matches = boxes.addresses.map((range) => match(range, ''));
-  for (const { range, protocol } of boxes.protocols) {
-    matches.push(match(range, `meta l4proto ${protocolText(protocol)} `));
+  for (const { range, first, last } of protocolRuns(boxes.protocols)) {
+    matches.push(match(range, `meta l4proto ${portsText(first, last)} `));
   }
   for (const { range, protocol, first, last } of boxes.ports) {
     if (!portProtocols.has(protocol)) continue;
@@ -131,7 +148,7 @@ function compared(range: Range): string {
 const highest = { 4: 2n ** 32n - 1n, 6: 2n ** 128n - 1n } as const;
 const isWhole = ({ family, first, last }: Range): boolean => first === 0n && last === highest[family];
 
-function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
+function madeSets(key: string, boxes: Boxes, family: Family): Destinations {
   const base = `to_${digest(key)}`;
   const address = addressType[family];
   const daddr = `${header[family]} daddr`;
@@ -154,7 +171,7 @@ function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
     'protocols',
     `${address} . inet_proto`,
     `${daddr} . meta l4proto`,
-    boxes.protocols.map(({ range, protocol }) => concat(span(range), protocolText(protocol))),
+    protocolRuns(boxes.protocols).map(({ range, first, last }) => concat(span(range), portsText(first, last))),
   );
   make(
     'ports',
@@ -174,6 +191,31 @@ function setsOf(key: string, boxes: Boxes, family: Family): Destinations {
     ),
   );
   return made;
+}
+
+interface ProtocolRun {
+  range: Range;
+  first: number;
+  last: number;
+}
+
+/** Protocols one after another of the same addresses as one: all but a few are what is left of every protocol (policy/parts.ts). */
+export function protocolRuns(boxes: readonly ProtocolBox[]): ProtocolRun[] {
+  if (boxes.length < 2) return boxes.map(({ range, protocol }) => ({ range, first: protocol, last: protocol }));
+  const runs: ProtocolRun[] = [];
+  const open = new Map<string, ProtocolRun>();
+  for (const { range, protocol } of boxes) {
+    const key = `${range.first}-${range.last}`;
+    const before = open.get(key);
+    if (before !== undefined && before.last + 1 === protocol) {
+      before.last = protocol;
+      continue;
+    }
+    const run = { range, first: protocol, last: protocol };
+    open.set(key, run);
+    runs.push(run);
+  }
+  return runs;
 }
 
 interface Block {

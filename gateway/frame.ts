@@ -8,6 +8,7 @@
  *                    with its rule in the ct mark
  *   nat postrouting  first packets only: source, and where EgressIPs say so destination and flow → egress IP (source-nat.ts)
  *   output           tunnel packets of our own: not tracked
+ *   forward          only while a rule asks for what flows say: nothing of a flow that is to be read passes unread
  *   last hook        a workload's packet whose source is not its own egress IP is dropped: a leak; so is one that no
  *                    rule has permitted. The first packet that passes makes its flow a decided one. Every packet is
  *                    asked while the connection table may hold flows that are translated otherwise than the plan says;
@@ -32,6 +33,7 @@ import { ingressOf, isTunnelled } from './compile-net.ts';
 import { header } from './destination-sets.ts';
 import { type VerdictsFor, verdictsByLogging } from './logging.ts';
 import { etherType, familyOf, heldKey, innerSource, innerType, vni, vniText } from './membership.ts';
+import { addReadChains, isRead, READ_LAST } from './read-chains.ts';
 import { AUDIT_LIMIT, EGRESS_LIMIT, MATCH } from './record/flow-record.ts';
 import type { Refusals } from './source-nat.ts';
 import type { Scope } from './table.ts';
@@ -42,11 +44,14 @@ export interface Frame {
   verdictsFor: VerdictsFor;
   /** Of the choice of a source (source-nat.ts). */
   refusals: Refusals;
+  /** While a rule asks for what flows say: what becomes of the packets of flows that are read (read-chains.ts). */
+  readChains(scope: Scope): void;
   /**
    * The chain of the last hook; `settled`: for when no flow is left that is translated otherwise than the plan says.
-   * `bandwidth`: the chain that every packet passes before, if anything is limited (bandwidth-chains.ts).
+   * `bandwidth`: the chain that every packet passes before, if anything is limited (bandwidth-chains.ts). `reads`: whether
+   * readChains() are there.
    */
-  lastHook(settled: boolean, bandwidth: string | undefined): NftChain;
+  lastHook(settled: boolean, bandwidth: string | undefined, reads: boolean): NftChain;
 }
 
 export const LAST_HOOK = 'last_hook';
@@ -107,7 +112,15 @@ export function compileFrame(
   return {
     verdictsFor,
     refusals,
-    lastHook: (settled, bandwidth) => lastHook(ingress, leak, undecided, tunnelled, settled, bandwidth),
+    readChains: (reading) =>
+      addReadChains(reading, {
+        unread: [`counter name ${counterName('unread')}`, log('unread'), 'drop'],
+        overLimit: verdictsFor(undefined).overLimit,
+        last: [...ownSources('accept'), `iifname "${ingress}" goto ${leak}`],
+        overload: pool.inspection?.onOverload ?? 'Drop',
+      }),
+    lastHook: (settled, bandwidth, reads) =>
+      lastHook(ingress, leak, undecided, { tunnelled, settled, bandwidth, reads }),
   };
 }
 
@@ -170,9 +183,12 @@ function lastHook(
   ingress: string,
   leak: string,
   undecided: string,
-  tunnelled: boolean,
-  settled: boolean,
-  bandwidth: string | undefined,
+  {
+    tunnelled,
+    settled,
+    bandwidth,
+    reads,
+  }: { tunnelled: boolean; settled: boolean; bandwidth: string | undefined; reads: boolean },
 ): NftChain {
   const decided = markText(CT_DECIDED);
   // Not `!= … goto`, which would spare a packet the verdict: of one that belongs to no flow neither matches.
@@ -186,13 +202,16 @@ function lastHook(
       ...(bandwidth === undefined ? [...known, ...own] : [...own, `jump ${bandwidth}`, ...known]),
       `ct mark and ${markText(CT_RULE_MASK)} == 0x00000000 goto ${undecided}`,
       `ct state invalid,untracked goto ${undecided}`,
-      ...families.map(
-        (f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} ct mark set ct mark or ${decided} accept`,
-      ),
+      ...(reads ? [`${isRead} goto ${READ_LAST}`] : []),
+      ...ownSources(`ct mark set ct mark or ${decided} accept`),
       `iifname "${ingress}" goto ${leak}`,
     ],
   };
 }
+
+/** Of a packet that leaves with a source that is its workload's own. */
+const ownSources = (then: string): string[] =>
+  families.map((f) => `ct original ${header[f]} saddr . ${header[f]} saddr @own${f} ${then}`);
 
 /** A TCP client fails at once with a reset, any other with "administratively prohibited". */
 const rejectStatements = ['meta l4proto tcp reject with tcp reset', 'reject with icmpx admin-prohibited'];

@@ -11,6 +11,7 @@ import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import { concat, portsText, protocolText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
+import { unreadPart } from '../policy/parts.ts';
 import { type CompiledRedirect, compileRedirect, redirectContexts } from '../policy/redirect.ts';
 import { header, type PolicyView } from './destination-sets.ts';
 import type { Scope } from './table.ts';
@@ -121,7 +122,7 @@ export class Redirects {
   #ports(services: string[], { address, port }: CompiledRedirect): string | undefined {
     const addresses = [formatAddress(address)];
     const entries = services.flatMap((name): ServiceEntry[] => {
-      const entry = this.#policy.services.get(name);
+      const entry = this.#unread(name);
       return entry === undefined ? [] : [{ ...entry, addresses }];
     });
     const boxes = boxesOf(entries, address.family);
@@ -150,12 +151,18 @@ export class Redirects {
 
   #addressesOf(name: string): PrefixSet | undefined {
     let made = this.#addresses.get(name);
-    const entry = this.#policy.services.get(name);
+    const entry = this.#unread(name);
     if (made === undefined && entry !== undefined) {
       made = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
       this.#addresses.set(name, made);
     }
     return made;
+  }
+
+  /** What is open on a second walk matches nothing. */
+  #unread(name: string): ServiceEntry | undefined {
+    const entry = this.#policy.services.get(name);
+    return entry && unreadPart(entry);
   }
 }
 

@@ -1,12 +1,13 @@
 /**
  * Rules as lines of a chain: for each way in which a packet may match one, the match and what becomes of the packet
- * (verdict.ts), with its redirect (redirect.ts), its limits, and audit. Many in a row become maps (rule-run.ts).
+ * (verdict.ts), with its redirect (redirect.ts), its limits, and audit. Many in a row become maps (rule-run.ts). What is
+ * open until a flow is read matches nothing here: ask-lines.ts.
  */
-import { type Family, families, type GroupEntry, type RuleEntry } from '../api/plan.ts';
+import type { GroupEntry, RuleEntry } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
 import { limitsConnections } from '../policy/limits.ts';
 import { compileRedirect } from '../policy/redirect.ts';
-import { DestinationSets, type Destinations, type Found, type PolicyView } from './destination-sets.ts';
+import { DestinationSets, type Found, type PolicyView, setsOf } from './destination-sets.ts';
 import type { VerdictsFor } from './logging.ts';
 import { DEFAULT_ACTION, type Numbers, ruleMark } from './marks.ts';
 import { matchesOf, matchLines } from './match-lines.ts';
@@ -29,16 +30,16 @@ interface Row {
   found: Found | undefined;
 }
 
-const setsOf = (found: Found | undefined, only?: Family): Destinations['sets'] =>
-  found === undefined ? [] : (only === undefined ? families : [only]).flatMap((family) => found[family].sets);
+/** It leaves the walk going, or asks sets of its own. */
+const standsAlone = ({ rule, found }: Row): boolean =>
+  rule.mode === 'Audit' || rule.redirect !== undefined || setsOf(found).length > 0;
 
-/** Rules that could be looked up together; one that leaves the walk going, or asks sets of its own, stands alone. */
+/** Rules that could be looked up together. */
 function inRuns(rows: readonly Row[]): Row[][] {
   const runs: Row[][] = [];
   let open: Row[] | undefined;
   for (const row of rows) {
-    const { rule, found } = row;
-    const alone = rule.mode === 'Audit' || rule.redirect !== undefined || setsOf(found).length > 0;
+    const alone = standsAlone(row);
     if (!alone && open !== undefined) open.push(row);
     else runs.push([row]);
     open = alone ? undefined : runs.at(-1);
@@ -67,7 +68,8 @@ export class RuleLines {
     });
     return inRuns(rows).flatMap((run, at) => {
       const one = (row: Row): string[] => this.#lines(row, group, scope, redirects);
-      const many = run.reduce((sum, { found }) => sum + matchesOf(found).length, 0) > this.#options.compared;
+      const compared = run.reduce((sum, { found }) => sum + matchesOf(found).length, 0);
+      const many = !run.some(standsAlone) && compared > this.#options.compared;
       return (many && this.#run(`${name}_${at}`, run, group, scope, redirects)) || run.flatMap(one);
     });
   }
@@ -80,7 +82,7 @@ export class RuleLines {
     redirects: Redirects,
   ): string[] | undefined {
     const rules = rows.map((row) => ({
-      services: row.found === undefined ? ('*' as const) : row.found.entries.filter((entry) => entry !== undefined),
+      services: row.found === undefined ? ('*' as const) : row.found.parts,
       chain: scope.add('verdict', [this.#verdict(row, group, scope, redirects)]),
     }));
     return runLines(scope, name, rules);

@@ -8,7 +8,7 @@ import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type ServiceEntry } from '../api/plan.ts';
 import { concat, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf } from '../policy/boxes.ts';
-import { firstBoxes, type OrderedBox } from '../policy/first-box.ts';
+import { firstBoxes, foldedBoxes, type OrderedBox } from '../policy/first-box.ts';
 import { addressType, header, icmpHeader, typeBlocks } from './destination-sets.ts';
 import type { Scope } from './table.ts';
 
@@ -33,15 +33,99 @@ const GROWTH = 8;
 
 /** The rules that look a packet up; undefined: as maps they would be too big. `name`: of the maps. */
 export function runLines(scope: Scope, name: string, rules: readonly RunRule[]): string[] | undefined {
+  const services = rules.map((rule) => rule.services);
+  return mapLines(scope, name, services, firstBoxes, (rule) => `goto ${rules[rule]?.chain}`);
+}
+
+/**
+ * What a step of a run does: ends it, in a way that has a number, or puts bits into the mark and goes on, but not for
+ * what lies in `unless`.
+ */
+export type Step = { services: ServiceEntry[] | '*' } & ({ ends: number } | { bits: number; unless: ServiceEntry[] });
+
+/** Bits of the mark in what a run of steps comes to; above them the way in which it ended, and one more. */
+const BITS = 8;
+
+/** The same of steps. `verdictOf`: of the bits that were put in and of the way in which it ended; undefined: it did not. */
+export function stepLines(
+  scope: Scope,
+  name: string,
+  steps: readonly Step[],
+  verdictOf: (bits: number, ends: number | undefined) => string,
+): string[] | undefined {
+  const turns = steps.flatMap((step): Turn[] =>
+    'unless' in step && step.unless.length > 0
+      ? [
+          { services: step.unless, skips: true },
+          { ...step, skipped: true },
+        ]
+      : [step],
+  );
+  const services = turns.map((turn) => turn.services);
+  const fold = (covering: readonly number[]): number | undefined => {
+    let bits = 0;
+    let skipped = -1;
+    for (const at of covering) {
+      const turn = turns[at];
+      if (turn === undefined) continue;
+      if ('skips' in turn) skipped = at + 1;
+      else if ('ends' in turn) return bits | ((turn.ends + 1) << BITS);
+      else if (skipped !== at) bits |= turn.bits;
+    }
+    return bits === 0 ? undefined : bits;
+  };
+  const cut: Cut = (boxes, most) => foldedBoxes(telling(boxes, turns), most, fold);
+  return mapLines(scope, name, services, cut, (said) => {
+    const ended = said >>> BITS;
+    return verdictOf(said & ((1 << BITS) - 1), ended === 0 ? undefined : ended - 1);
+  });
+}
+
+/** A step, or what keeps the next from being taken. */
+type Turn = { services: ServiceEntry[] | '*' } & (
+  | { ends: number }
+  | { bits: number; skipped?: true }
+  | { skips: true }
+);
+
+/** Without those that say nothing new: of the same place, behind one that ends, or that puts the same bits in. */
+function telling(boxes: readonly OrderedBox[], turns: readonly Turn[]): OrderedBox[] {
+  const ALL = -1;
+  const said = new Map<string, number>();
+  return boxes
+    .toSorted((a, b) => a.rule - b.rule)
+    .filter(({ rule, range, first, last }) => {
+      const turn = turns[rule];
+      if (turn === undefined) return false;
+      const key = `${range.first} ${range.last} ${first} ${last}`;
+      const before = said.get(key) ?? 0;
+      if ('skips' in turn) return before !== ALL;
+      const after = 'ends' in turn ? ALL : before | turn.bits;
+      // In a part of that place it may not be taken.
+      if (!('skipped' in turn)) said.set(key, after);
+      return after !== before;
+    });
+}
+
+type Cut = (boxes: readonly OrderedBox[], most: number) => OrderedBox[] | undefined;
+
+/** `verdictOf`: of the number of a box that `cut` makes. */
+function mapLines(
+  scope: Scope,
+  name: string,
+  rules: readonly (ServiceEntry[] | '*')[],
+  cut: Cut,
+  verdictOf: (rule: number) => string,
+): string[] | undefined {
   const maps: { name: string; type: string; look: string; elements: Map<string, string> }[] = [];
   for (const family of families) {
-    const boxes = rules.map(({ services }) => (services === '*' ? everything(family) : boxesOf(services, family)));
+    const boxes = rules.map((services) => (services === '*' ? everything(family) : boxesOf(services, family)));
     const size = boxes.reduce((sum, b) => sum + b.addresses.length + b.protocols.length + b.ports.length, 0);
     const first = (of: (boxes: Boxes, rule: number) => OrderedBox[]): OrderedBox[] | undefined =>
-      firstBoxes(boxes.flatMap(of), GROWTH * size + 64);
+      cut(boxes.flatMap(of), GROWTH * size + 64);
     const address = addressType[family];
     const daddr = `${header[family]} daddr`;
-    const verdict = ({ rule }: OrderedBox): string => `goto ${rules[rule]?.chain}`;
+    const verdict = ({ rule }: OrderedBox): string => verdictOf(rule);
     const add = (suffix: string, type: string, key: string, found: [string, OrderedBox][], only = ''): void => {
       if (found.length === 0) return;
       const elements = new Map(found.map(([text, box]) => [text, verdict(box)]));

@@ -7,6 +7,7 @@ import {
   type Family,
   families,
   type GatewayPlan,
+  type PortCheck,
   type PortEntry,
   type RuleEntry,
   type ServiceEntry,
@@ -201,6 +202,32 @@ const serviceOf = (entry: fc.Arbitrary<PortEntry>): fc.Arbitrary<ServiceEntry> =
       .map((lists) => lists.flat()),
     ports: fc.option(fc.array(entry, { minLength: 1, maxLength: 3 }), { freq: 4 }),
   });
+/** Some of them have names, or ports where flows are read: all that is said of them is whether (openParts). */
+const askingOf = (service: fc.Arbitrary<ServiceEntry>): fc.Arbitrary<ServiceEntry> =>
+  fc
+    .record({
+      service,
+      names: fc.option(fc.constant(['**.example.test'] as string[]), { freq: 2, nil: undefined }),
+      bare: fc.boolean(),
+      /** Which of its ports are read, and which of these only in part. */
+      read: fc.nat(7),
+      part: fc.nat(7),
+    })
+    .map(({ service: entry, names, bare, read, part }) => {
+      const ports = entry.ports ?? ANY_PORTS;
+      const checks = ports.flatMap((port, at): PortCheck[] => {
+        if (((read >> at) & 1) === 0) return [];
+        const some = ((part >> at) & 1) === 1 ? (port.ports?.slice(0, 1) ?? null) : port.ports;
+        return [{ protocol: port.protocol, ports: some, application: 'TLS' }];
+      });
+      const addresses = names !== undefined && bare ? [] : entry.addresses;
+      return { ...entry, addresses, ...(names && { names }), ...(checks.length > 0 && { checks }) };
+    });
+const ANY_PORTS: PortEntry[] = [
+  { protocol: 6, ports: [[443, 443]] },
+  { protocol: 6, ports: [[80, 81]] },
+  { protocol: 17, ports: [[443, 8050]] },
+];
 const SERVICES = ['x/a', 'x/b', 'x/c', 'x/d'];
 const action = fc.constantFrom<Action>('accept', 'accept-decisively', 'drop', 'reject');
 const ruleServices: fc.Arbitrary<string[] | '*'> = fc.oneof(
@@ -233,6 +260,43 @@ const planOf = (service: fc.Arbitrary<ServiceEntry>): fc.Arbitrary<GatewayPlan> 
     });
 
 export const randomPlan = planOf(serviceOf(portEntry));
+/** With rules in audit and groups in audit, redirects, and services that ask for what flows say. */
+export const randomAskingPlan: fc.Arbitrary<GatewayPlan> = fc
+  .record({
+    plan: planOf(
+      askingOf(
+        serviceOf(
+          fc.oneof(
+            { weight: 3, arbitrary: portEntry },
+            { weight: 1, arbitrary: otherEntry },
+            { weight: 1, arbitrary: icmpEntry },
+          ),
+        ),
+      ),
+    ),
+    audit: fc.option(fc.constantFrom('g-pay', 'g-rev'), { freq: 2 }),
+    rules: fc.infiniteStream(fc.constantFrom('Audit', 'redirect', 'redirect', 'redirect', '', '', '', '')),
+  })
+  .map(({ plan: drawnPlan, audit, rules }) => {
+    // Drawn again from the same when it is told what failed.
+    const plan = structuredClone(drawnPlan);
+    const group = plan.groups[audit ?? ''];
+    if (group !== undefined) group.audit = true;
+    const drawn = rules[Symbol.iterator]();
+    for (const rule of Object.values(plan.rules)) {
+      const { value } = drawn.next();
+      const asks = rule.services !== '*' && rule.services.some((name) => isAsking(plan.services[name]));
+      if (value === 'Audit') rule.mode = 'Audit';
+      // What must be read cannot be redirected: such a rule is refused.
+      else if (value === 'redirect' && rule.action.startsWith('accept') && !asks) {
+        rule.redirect = { address: '192.0.2.200' };
+      }
+    }
+    return plan;
+  });
+const isAsking = (entry: ServiceEntry | undefined): boolean =>
+  entry?.names !== undefined || entry?.checks !== undefined;
+
 /** With types of ICMP, SCTP and protocols by number: for probes that are of them. */
 export const randomTypedPlan = planOf(
   serviceOf(

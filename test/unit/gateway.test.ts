@@ -198,6 +198,7 @@ t.test('compile: nothing dangles, and the fake kernel takes it', async (t) => {
     // The other reasons are a node's.
     const elsewhere: string[] = ['tunnel-port', 'unassigned'];
     if (!isVxlan(plan)) elsewhere.push('foreign-tunnel', 'bad-tunnel-frame');
+    if (Object.values(plan.services).every(({ checks }) => checks === undefined)) elsewhere.push('unread');
     if (Object.values(plan.rules).every(({ limits }) => !limits?.bandwidth)) elsewhere.push('bandwidth');
     const reasons = countedReasons.filter((reason) => !elsewhere.includes(reason));
     const drops = [...used].filter((name) => !name.startsWith('audit_'));

@@ -12,7 +12,7 @@ import {
 } from '../../gateway/marks.ts';
 
 t.test('marks: numbers for names', async (t) => {
-  const names = Array.from({ length: 2000 }, (_, i) => `cluster/rule-${i}`);
+  const names = Array.from({ length: 2000 }, (_, i) => `cluster/one-${i}`);
   const numbers = ruleNumbers(names);
   t.equal(
     new Set([...numbers].map(([, number]) => number)).size,
