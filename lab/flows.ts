@@ -40,6 +40,7 @@ export function formatRecord(r: FlowRecord): string {
   const why = r.wouldHave === undefined ? by : `${by} would have said ${r.wouldHave}`;
   const type = r.icmpType === undefined ? '' : ` type ${r.icmpType}/${r.icmpCode}`;
   const bytes = r.bytes === undefined ? '' : `, ${r.bytes.egress} B out, ${r.bytes.ingress} B in`;
+  const spoken = [r.application, r.destinationName].filter((part) => part !== undefined).join(' ');
   const columns = [
     String(r.time).slice(11, 19),
     r.verdict.padEnd(6),
@@ -49,7 +50,7 @@ export function formatRecord(r: FlowRecord): string {
     '→',
     `${endpoint(r.destination, r.destinationPort)}${type}${as}${via}`,
   ];
-  return `${columns.join(' ')} (${r.gateway}; ${why}${bytes})`;
+  return `${columns.join(' ')} (${r.gateway}; ${why}${spoken === '' ? '' : `, ${spoken}`}${bytes})`;
 }
 
 /** Every complete line after `offset` of a file, and where the next one begins. */

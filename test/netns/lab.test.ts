@@ -9,6 +9,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { families } from '../../api/plan.ts';
+import { decidedMark } from '../../gateway/apply.ts';
+import { endFlows } from '../../kernel/conntrack.ts';
 import { checksOf, type Expectation, explainExpectation, firewallView, judge, runChecks } from '../../lab/checks.ts';
 import { firewallIsContent, formatFirewall, formatResults } from '../../lab/demo.ts';
 import { down } from '../../lab/down.ts';
@@ -127,6 +129,27 @@ t.test('the default topology', async (t) => {
     );
   }
   for (const record of records) t.match(formatRecord(record), / → /);
+
+  await t.test('the ends of flows say what they spoke, though no rule asks', async (t) => {
+    const spoken = async (): Promise<string[]> =>
+      (await readFlows(flowFiles(name, world.topology))).flatMap(({ event, application, sampled, protocol, ...r }) =>
+        event === 'end' && sampled === true ? [`${protocol} ${application} ${r.destinationName}`] : [],
+      );
+    const curl = ['curl', '-sk', '-m', '5', 'https://web.example.test/ip'];
+    t.equal((await run(inNamespace(placeOf(name).namespace('pay-1'), curl))).code, 0);
+    let found: string[] = [];
+    for (let i = 0; i < 50 && !found.some((one) => one.includes('TLS')); i++) {
+      for (const { name: host, programs } of world.topology.hosts) {
+        if (!programs?.some(({ kind }) => kind === 'gateway')) continue;
+        await endFlows(() => true, { namespace: placeOf(name).namespace(host), mark: decidedMark });
+      }
+      await sleep(100);
+      found = await spoken();
+    }
+    for (const one of ['tcp HTTP web.example.test', 'tcp TLS web.example.test', 'udp DNS web.example.test']) {
+      t.ok(found.includes(one), one, { found: [...new Set(found)] });
+    }
+  });
 
   await t.test('a second lab beside it, without the programs', async (t) => {
     await up({ name: second, sluice: false });

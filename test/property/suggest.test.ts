@@ -183,6 +183,10 @@ t.test('what is suggested permits what it was drawn from, and no other place', a
           const { verdict } = evaluator.decide(flowOf(flow), known(reading));
           if (verdict !== 'accept') throw new Error(`${JSON.stringify({ flow, reading })} ${objects}`);
         }
+        // And nothing else, where anything was read.
+        if (others.length > 0 && evaluator.decide(flowOf(flow), known({ application: 'RDP' })).verdict === 'accept') {
+          throw new Error(`whatever it speaks: ${JSON.stringify(flow)} ${objects}`);
+        }
         if (hostOf(flow) !== undefined) named++;
         const elsewhere = [
           { ...flow, port: UNSEEN },

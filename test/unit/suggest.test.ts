@@ -218,6 +218,19 @@ t.test('what is taken in, and what not', async (t) => {
   });
 });
 
+t.test('what was not read goes where pods of the same Service went', async (t) => {
+  const other = { ...api, destinationName: 'other.example.test', pod: 'rev-1', services: ['reviews'] };
+  const shared = logOf([flow(0, api), flow(1), flow(2, other), flow(3, { services: ['batch'] })]);
+  const { out } = await sluice('suggest', 'billing', shared, '-o', 'json');
+  const { items } = JSON.parse(out) as { items: { spec: { service?: string; externalServices?: string[] } }[] };
+  const used = items.flatMap(({ spec }) => (spec.service === undefined ? [] : [[spec.service, spec.externalServices]]));
+  t.same(Object.fromEntries(used), {
+    batch: ['api.example.test', 'other.example.test'],
+    payments: ['api.example.test'],
+    reviews: ['other.example.test'],
+  });
+});
+
 t.test('nothing to draft from', async (t) => {
   const none = await sluice('suggest', 'nobody', log);
   t.equal(none.code, 1);
