@@ -230,8 +230,10 @@ class NameService implements Names {
   /** What is found is learned and told when it resolves. */
   async #ask(name: string, of: readonly Family[]): Promise<Answer> {
     const began = performance.now();
+    const asked = this.#resolvers;
     const answer = await this.#resolver.ask(name, of);
-    if (this.#closed) return answer;
+    // Whoever answered may be nobody's to believe any more.
+    if (this.#closed || this.#resolvers !== asked) return { outcome: 'failed', addresses: [] };
     this.#metrics.answered(answer.outcome, (performance.now() - began) / 1000);
     this.#answered(answer);
     this.#sharing.tell(this.#learn({ names: [name], addresses: answer.addresses }, 'question'));

@@ -174,6 +174,9 @@ export interface DnsAnswer {
   answers?: { name: string; type: string; ttl: number; data: string }[];
   /** NXDOMAIN 3, SERVFAIL 2. */
   rcode?: number;
+  /** Another id or question than was asked. */
+  id?: number;
+  question?: string;
 }
 
 /** Answers as `answer` says; undefined: nothing. Questions are written down as `NAME TYPE`. */
@@ -192,7 +195,9 @@ export async function startDns(
     const said = answer(name, type);
     if (said === undefined) return;
     const flags = 0x0180 | (said.rcode ?? 0);
-    const reply = packet.encode({ type: 'response', id, flags, questions: asked, answers: said.answers ?? [] });
+    const about = asked.map((each) => ({ ...each, name: said.question ?? each.name }));
+    const other = said.id === undefined ? id : (id + said.id) & 0xffff;
+    const reply = packet.encode({ type: 'response', id: other, flags, questions: about, answers: said.answers ?? [] });
     socket.send(reply, from.port, from.address);
   });
   await new Promise<void>((resolve) => socket.bind(port, address, () => resolve()));
