@@ -227,13 +227,12 @@ class NameService implements Names {
     else void question.then(resolved);
   }
 
-  /** What is found is learned and told when it resolves. */
-  async #ask(name: string, of: readonly Family[]): Promise<Answer> {
+  /** What is found is learned and told when it resolves. Undefined: who was asked is not to be believed any more. */
+  async #ask(name: string, of: readonly Family[]): Promise<Answer | undefined> {
     const began = performance.now();
     const asked = this.#resolvers;
     const answer = await this.#resolver.ask(name, of);
-    // Whoever answered may be nobody's to believe any more.
-    if (this.#closed || this.#resolvers !== asked) return { outcome: 'failed', addresses: [] };
+    if (this.#closed || this.#resolvers !== asked) return undefined;
     this.#metrics.answered(answer.outcome, (performance.now() - began) / 1000);
     this.#answered(answer);
     this.#sharing.tell(this.#learn({ names: [name], addresses: answer.addresses }, 'question'));
@@ -255,8 +254,10 @@ class NameService implements Names {
     const most = Math.min(WARM_PER_TICK, WARM_IN_FLIGHT - this.#warming);
     for (const name of this.#warm.take(most, this.#now())) {
       this.#warming++;
-      void this.#ask(name, families).then(({ outcome, addresses }) => {
+      void this.#ask(name, families).then((answer) => {
         this.#warming--;
+        if (answer === undefined) return;
+        const { outcome, addresses } = answer;
         const ttl = Math.min(...addresses.map(({ ttlSeconds }) => ttlSeconds));
         this.#warm.answered(name, outcome, ttl, this.#now());
       });

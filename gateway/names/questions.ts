@@ -41,7 +41,7 @@ interface Asked {
 }
 
 export class Questions {
-  readonly #ask: (name: string, families: readonly Family[]) => Promise<Answer>;
+  readonly #ask: (name: string, families: readonly Family[]) => Promise<Answer | undefined>;
   readonly #limits: QuestionLimits;
   readonly #inFlight = new Map<string, Promise<void>>();
   readonly #inFlightOf = new Map<string, number>();
@@ -53,9 +53,9 @@ export class Questions {
   readonly #askedOf = new Map<string, number>();
   readonly counts: Record<QuestionReason, number> = { remembered: 0, busy: 0, rate: 0 };
 
-  /** `ask` has done with the answer what there is to do when it resolves. */
+  /** `ask` has done with the answer what there is to do when it resolves. Undefined: it counts for nothing. */
   constructor(
-    ask: (name: string, families: readonly Family[]) => Promise<Answer>,
+    ask: (name: string, families: readonly Family[]) => Promise<Answer | undefined>,
     limits: QuestionLimits = defaultQuestionLimits,
   ) {
     this.#ask = ask;
@@ -76,11 +76,13 @@ export class Questions {
     this.#asked++;
     this.#askedOf.set(domain, (this.#askedOf.get(domain) ?? 0) + 1);
     this.#inFlightOf.set(domain, (this.#inFlightOf.get(domain) ?? 0) + 1);
-    const question = this.#ask(name, families).then(({ outcome }) => {
+    const question = this.#ask(name, families).then((answer) => {
       this.#inFlight.delete(key);
       const left = (this.#inFlightOf.get(domain) ?? 1) - 1;
       if (left === 0) this.#inFlightOf.delete(domain);
       else this.#inFlightOf.set(domain, left);
+      if (answer === undefined) return;
+      const { outcome } = answer;
       this.#remember(key, { outcome, until: now + this.#limits.rememberMs[outcome] });
     });
     this.#inFlight.set(key, question);

@@ -47,9 +47,9 @@ export class WarmNames {
     }
   }
 
-  /** All are due: there are other resolvers. */
+  /** All are due, since there are other resolvers; what the last ones are being asked for wants no answered() any more. */
   restart(now: number): void {
-    for (const name of this.#names.values()) Object.assign(name, { due: now, failures: 0 });
+    for (const name of this.#names.values()) Object.assign(name, { due: now, failures: 0, asking: false });
   }
 
   /** At most so many that are due, that which was asked for longest ago first. Each wants an answered(). */
