@@ -53,6 +53,8 @@ const rule = markText(CT_RULE_MASK);
 const passed = `meta mark set ${markText(GATEWAY_CHECKED_MARK | INSPECT_PASSED_MARK)} accept`;
 /** Bits of the ct mark that are somebody else's. */
 const OTHERS = ~GATEWAY_CT_MASK >>> 0;
+/** Of the two numbers that say so; no rule's number has all these bits. */
+const UNDECIDED = (NUMBER_READ_BYTES & NUMBER_READ_FIRST) << CT_RULE_SHIFT;
 /** Any rule may have any limit: what has none is in no set. */
 const everyLimit: RuleLimits = { connectionsPerSecond: 1, maxConnections: 1 };
 
@@ -74,11 +76,7 @@ export function addReadChains(scope: Scope, { unread, overLimit, last, overload 
   ]);
   scope.chain('read_forward', {
     hook: 'type filter hook forward priority -140; policy accept;',
-    rules: [
-      `${isRead} goto ${read}`,
-      // Of flows that nobody reads, packets that teach the name table (inspect/table.ts).
-      ...(overload === 'Accept' ? [] : [`${has('meta mark', INSPECT_QUEUE_MARK)} goto ${drop}`]),
-    ],
+    rules: [`${isRead} goto ${read}`],
   });
   chain(READ_LAST, last);
 }
@@ -92,11 +90,9 @@ function verdict(chain: (name: string, rules: string[]) => string, overLimit: st
     ...bits.map((bit) => `${has('ct mark', bit)} meta mark set meta mark or ${markText(bit)}`),
     `ct mark set meta mark ${passed}`,
   ]);
-  const decided = [
-    `meta mark set meta mark and ${rule}`,
-    ...limitLines(everyLimit, overLimit),
-    `update @${HITS_SET} { meta mark }`,
-  ];
+  // Once: with the packet that brings the verdict come those that were held with it. What had a rule before was counted for it.
+  const count = chain('read_count', [...limitLines(everyLimit, overLimit), `update @${HITS_SET} { meta mark }`]);
+  const decided = [`meta mark set meta mark and ${rule}`, `${has('ct mark', UNDECIDED)} jump ${count}`];
   const more = markText(CT_READ | (NUMBER_READ_BYTES << CT_RULE_SHIFT));
   return chain('read_verdict', [
     // Not a rule: the flow's first packet may go, its bytes are to be read.
