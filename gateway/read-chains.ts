@@ -23,6 +23,7 @@ import {
   INSPECT_QUEUE_MARK,
   INSPECT_VERDICT_MARK,
   NUMBER_READ_BYTES,
+  NUMBER_READ_FIRST,
 } from '../api/names.ts';
 import type { RuleLimits } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
