@@ -8,8 +8,10 @@ import type { Desk, Ends } from './desk.ts';
 import { PASSED } from './desk.ts';
 import type { Flow, FlowTable } from './flows.ts';
 import type { Followed } from './followed.ts';
+import type { Judged } from './judge.ts';
 import type { InspectReason } from './reasons.ts';
 import { resetPacket } from './reset.ts';
+import type { Unit } from './units.ts';
 
 export type StreamFlow = Flow<Connection>;
 
@@ -23,6 +25,8 @@ export class Connection {
   /** Of the verdict that permits. */
   mark = 0;
   followed: Followed | undefined;
+  /** Bytes that are kept of it while it is followed. */
+  memory = 0;
   /** Sequence number that each end expects next; undefined: not seen. */
   clientExpects: number | undefined;
   serverExpects: number | undefined;
@@ -30,6 +34,9 @@ export class Connection {
   answers: number[] = [];
   /** The packet at hand that no stream holds, of the client. */
   last: number | undefined;
+  /** The unit that was judged last, and how. */
+  unit: Unit | undefined;
+  judged: Judged | undefined;
   /** Why a question must not pass that policy permits. */
   refusal: InspectReason | undefined;
 
@@ -95,12 +102,12 @@ export class Connection {
         : { source, sourcePort, destination, destinationPort };
       reset = resetPacket(ends, expects, other ?? 0);
     }
-    const [first] = ids;
-    if (reset !== undefined && first === undefined) desk.reset(reset);
+    let told = reset === undefined;
     for (const id of ids) {
-      if (reset !== undefined && id === first) desk.replace(id, reset);
+      if (!told && reset !== undefined && desk.replace(id, reset)) told = true;
       else desk.drop(id);
     }
+    if (!told && reset !== undefined) desk.reset(reset);
   }
 
   /** What the server said goes on to the client, which may need it to say more. */

@@ -83,7 +83,7 @@ export class DatagramFlows {
   #first(flow: DatagramFlow, payload: Uint8Array, id: number, now: number): boolean {
     const desk = this.#desk;
     if (flow.reader !== undefined) return true;
-    const copy = flow.asked.names.length > 0 ? payload.slice() : payload;
+    const copy = flow.asked.names.length > 0 ? new Uint8Array(payload) : payload;
     const conclude = (at: number, again?: (now: number) => void): boolean => {
       const judged = desk.decideFirst(flow.ends, at, again);
       if (judged === undefined) {

@@ -112,15 +112,14 @@ export class Desk {
     else this.#control.verdict(id, DROP);
   }
 
-  replace(id: number, replacement: Uint8Array): void {
+  /** False: the packet does not wait any more. */
+  replace(id: number, replacement: Uint8Array): boolean {
     const packet = this.#packet;
-    if (packet?.id !== id) {
-      this.#control.replace(id, replacement, PASSED);
-      return;
-    }
+    if (packet?.id !== id) return this.#control.replace(id, replacement, PASSED);
     packet.replacement = replacement;
     packet.mark = PASSED;
     this.#answer = ACCEPT;
+    return true;
   }
 
   /** The packet goes nowhere, for a reason. */

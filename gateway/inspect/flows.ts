@@ -190,6 +190,15 @@ export class FlowTable<Context = unknown> {
     return this.find(this.bucketOf(ends), ends);
   }
 
+  /** Those that are followed, the longest silent first. */
+  *followed(): Generator<Flow<Context>> {
+    for (let flow = this.ages.followed.oldest; flow !== undefined; ) {
+      const next = flow.newer;
+      yield flow;
+      flow = next;
+    }
+  }
+
   /** The undecided one that holds a packet. The longest undecided are looked at first. */
   holderOf(id: number): Flow<Context> | undefined {
     for (let flow = this.ages.speaking.oldest; flow !== undefined; flow = flow.newer) {

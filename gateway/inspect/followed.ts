@@ -84,6 +84,18 @@ export class Followed {
     this.#limits = limits;
   }
 
+  /** Bytes that are kept. */
+  get memory(): number {
+    return this.#pending.length + this.#aheadBytes + this.#keptBytes;
+  }
+
+  /** Forgets what was let on: if that comes again it is not known, and dropped. */
+  forget(): void {
+    this.#kept = [];
+    this.#keptBytes = 0;
+    this.#floor = this.#next;
+  }
+
   /** With what was held of the connection until now: its bytes without a gap, and packets that end within them. */
   begin(bytes: Uint8Array, held: Waiting[]): FollowOutcome {
     this.#pending = new Uint8Array(bytes);
@@ -231,7 +243,7 @@ export class Followed {
       joined.set(last.bytes);
       joined[last.bytes.length] = bytes[from]!;
       last.bytes = joined;
-    } else this.#kept.push({ sequence: this.#next, bytes: bytes.slice(from, to) });
+    } else this.#kept.push({ sequence: this.#next, bytes: new Uint8Array(bytes.subarray(from, to)) });
     this.#keptBytes += to - from;
     while (this.#keptBytes > this.#limits.kept || this.#kept.length > this.#limits.pieces) {
       const first = this.#kept.shift();
@@ -270,7 +282,7 @@ export class Followed {
     if (full || ((sequence - this.#next) | 0) > most || this.#ahead.some((piece) => piece.sequence === sequence)) {
       return 'drop';
     }
-    this.#ahead.push({ sequence, bytes: bytes.slice(from, to) });
+    this.#ahead.push({ sequence, bytes: new Uint8Array(bytes.subarray(from, to)) });
     this.#aheadBytes += size;
     this.held.push({ id, end: (sequence + size) | 0 });
     return 'held';

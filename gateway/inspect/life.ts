@@ -10,8 +10,10 @@ import { type Desk, PASSED, type Remarks } from './desk.ts';
 import type { Endings } from './endings.ts';
 import type { FlowTable } from './flows.ts';
 import { Followed, type FollowOutcome, type UnitVerdict } from './followed.ts';
-import type { Judged } from './judge.ts';
 import { questionUnits, requestUnits, type Unit } from './units.ts';
+
+/** Over the bound so much of it is left. */
+const LEAVE = 0.9;
 
 export class LifeReader {
   readonly #desk: Desk;
@@ -20,6 +22,8 @@ export class LifeReader {
   readonly #questions = questionUnits();
   /** Connections of which packets wait, and since when; the longest first. */
   readonly #holding = new Map<Connection, number>();
+  /** Bytes that are kept of all. */
+  #memory = 0;
 
   constructor(desk: Desk, table: FlowTable<Connection>, endings: Endings) {
     this.#desk = desk;
@@ -48,9 +52,8 @@ export class LifeReader {
     this.#after(connection, followed.begin(view, held), undefined, now);
   }
 
+  /** Of the packet or the message at hand. */
   #now = 0;
-  #judged: Judged | undefined;
-  #unit: Unit | undefined;
 
   #judgeUnit(connection: Connection, unit: Unit, again: boolean, now: number): UnitVerdict {
     const desk = this.#desk;
@@ -64,8 +67,8 @@ export class LifeReader {
     const judged = desk.decide(connection.ends.flow, reading, now, again ? undefined : resume);
     if (judged === undefined) return 'wait';
     desk.tally.count(`read_${reading.application ?? 'none'}`);
-    this.#judged = judged;
-    this.#unit = unit;
+    connection.judged = judged;
+    connection.unit = unit;
     if (judged.mark === 0) return 'deny';
     const { source } = connection.ends.flow;
     if (measures !== undefined) {
@@ -120,6 +123,8 @@ export class LifeReader {
       this.#table.decide(connection.client, now);
       connection.followed = undefined;
     }
+    this.#account(connection, now);
+    if (connection.state === 'denied') return;
     if (followed.held.length === 0) this.#holding.delete(connection);
     else if (!this.#holding.has(connection)) {
       this.#holding.set(connection, now);
@@ -127,16 +132,36 @@ export class LifeReader {
     }
   }
 
+  /** All that is kept of connections together is bounded: who has been silent longest gives way. */
+  #account(connection: Connection, now: number): void {
+    const kept = connection.followed?.memory ?? 0;
+    this.#memory += kept - connection.memory;
+    connection.memory = kept;
+    const { memory } = this.#desk.limits;
+    if (this.#memory <= memory) return;
+    for (const one of this.#table.followed()) {
+      const { context } = one;
+      if (context?.followed === undefined || context.memory === 0) continue;
+      context.followed.forget();
+      this.#memory += context.followed.memory - context.memory;
+      context.memory = context.followed.memory;
+      if (context.memory > 0) {
+        this.leave(context);
+        this.#endings.end(context, 'memory', {}, now);
+      }
+      if (this.#memory <= memory * LEAVE) return;
+    }
+  }
+
   #refuse(connection: Connection, followed: Followed, now: number): void {
-    this.#holding.delete(connection);
-    const unit = this.#unit;
+    this.leave(connection);
+    const { unit, judged } = connection;
     const reading = unit?.reading ?? {};
     const reason = followed.reason ?? connection.refusal;
     if (reason !== undefined) {
       this.#endings.end(connection, reason, reading, now, followed.detail);
       return;
     }
-    const judged = this.#judged;
     if (judged === undefined) {
       this.#endings.end(connection, 'no-policy', reading, now);
       return;
@@ -150,16 +175,18 @@ export class LifeReader {
     );
   }
 
-  /** Another connection has its ports now. */
+  /** It is followed no more. */
   leave(connection: Connection): void {
     this.#holding.delete(connection);
+    this.#memory -= connection.memory;
+    connection.memory = 0;
   }
 
   /** A packet that waited too long for the loop, or for which there was no room. */
   expired(id: number, now: number): void {
     for (const connection of this.#holding.keys()) {
       if (connection.followed?.held.some((one) => one.id === id) !== true) continue;
-      this.#holding.delete(connection);
+      this.leave(connection);
       this.#endings.end(connection, 'waiting', {}, now);
       return;
     }
@@ -172,7 +199,7 @@ export class LifeReader {
         this.#desk.wakeAt(since + time);
         return;
       }
-      this.#holding.delete(connection);
+      this.leave(connection);
       this.#endings.end(connection, 'time', {}, now);
     }
   }

@@ -297,6 +297,7 @@ export class TcpFlows {
       this.#life.leave(connection);
       return;
     }
+    this.#life.leave(connection);
     this.#endings.end(connection, reason, {}, now);
   }
 
