@@ -67,7 +67,8 @@ export class DatagramFlows {
     }
     const flow = this.#flowOf(ends, datagram);
     if (flow.held.length >= HELD_MAX) {
-      this.#desk.refuse(id, 'packets');
+      this.#desk.drop(id);
+      this.#end(flow, 'packets', now);
       return;
     }
     if (flow.state === 'waiting') {
