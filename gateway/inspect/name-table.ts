@@ -126,15 +126,15 @@ export class NameTable {
   }
 
   /**
-   * Pairs that flows use and that are soon over for those who do not know of the flows hold for a grace more, and are given,
-   * so that they can be told. To be called a few times in a grace; costs what is in use.
+   * Pairs that flows use and that others, who do not know of the flows, would not hold for a grace from now on: they hold
+   * for a grace and a half, and are given, so that they can be told. To be called a few times in a grace; costs what is in use.
    */
   renew(now: number): NamedAddress[] {
     const told: NamedAddress[] = [];
     const grace = this.#limits.grace * 1000;
     for (const pair of this.#used) {
-      if (pair.told > now + grace / 2) continue;
-      pair.until = Math.max(pair.until, now + grace);
+      if (pair.told > now + grace) continue;
+      pair.until = Math.max(pair.until, now + 1.5 * grace);
       this.#tell(pair, told);
     }
     return told;

@@ -4,7 +4,6 @@
  * answer that taught it is let on when those have it (sharing.ts).
  */
 import { parseAddress } from '../../api/address.ts';
-import { parseNamePattern } from '../../api/host-name.ts';
 import { PORT_NAMES } from '../../api/names.ts';
 import { type Family, families, type GatewayPlan } from '../../api/plan.ts';
 import type { PlanDelta } from '../../api/plan-delta.ts';
@@ -70,6 +69,7 @@ class NameService implements Names {
   #saving: Promise<void> = Promise.resolve();
   /** The table has changed since it was saved. */
   #unsaved = false;
+  #saidUnsaved = false;
   #closed = false;
 
   constructor(options: NamesOptions) {
@@ -306,9 +306,12 @@ class NameService implements Names {
     this.#unsaved = false;
     try {
       await writeNames(this.#options.state, this.pairs());
+      this.#saidUnsaved = false;
     } catch (error) {
       this.#unsaved = true;
-      this.#options.log.error({ reason: (error as Error).message }, 'names cannot be saved');
+      // Once, not every few seconds while a disk is full.
+      if (!this.#saidUnsaved) this.#options.log.error({ reason: (error as Error).message }, 'names cannot be saved');
+      this.#saidUnsaved = true;
     }
   }
 
@@ -330,10 +333,8 @@ function exactNames({ services }: GatewayPlan, resolvers: readonly string[]): Se
   const exact = new Set<string>();
   if (resolvers.length === 0) return exact;
   for (const { names = [] } of Object.values(services)) {
-    for (const text of names) {
-      const pattern = parseNamePattern(text);
-      if (pattern.ok && pattern.value.kind === 'exact') exact.add(pattern.value.name);
-    }
+    // Canonical (api/host-name.ts); there may be many, and this is done at every change of a service.
+    for (const text of names) if (!text.startsWith('*')) exact.add(text);
   }
   return exact;
 }

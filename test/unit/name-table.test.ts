@@ -100,6 +100,47 @@ t.test('a flow keeps its pair, and a grace after it', async (t) => {
   t.equal(names.size, 0);
 });
 
+t.test('what others are told anew', async (t) => {
+  const names = table({ grace: 100, ttlCeiling: 1_000 });
+  const later = (seconds: number): NamedAddress[] => teach(names, 'a.test', '192.0.2.1', 20, T0 + seconds * 1000);
+  t.equal(later(0).length, 1);
+  t.same(later(9), [], 'not what holds hardly longer than they know');
+  t.same(
+    later(10).map(({ until }) => until - T0),
+    [130_000],
+    'but what holds a tenth of the grace longer',
+  );
+  t.same(later(19), []);
+  const parsed = address('192.0.2.1');
+  const merge = (seconds: number) =>
+    names.merge([{ name: 'a.test', address: '192.0.2.1', until: T0 + seconds * 1000, parsed }], T0);
+  t.same([merge(139), merge(140).map(({ until }) => until - T0)], [[], [140_000]], 'of another gateway alike');
+  t.same(merge(139), [], 'nor what holds shorter');
+
+  t.same(names.renew(T0 + 139_000), [], 'no flow uses it');
+  names.use('a.test', '192.0.2.1', T0);
+  t.same(names.renew(T0 + 39_000), [], 'the others hold it for a grace yet');
+  const renewed = [{ name: 'a.test', address: '192.0.2.1', until: T0 + 190_000 }];
+  t.same(names.renew(T0 + 40_000), renewed);
+  t.same(names.renew(T0 + 40_000), [], 'once');
+  names.release('a.test', '192.0.2.1', T0 + 41_000);
+  t.same(names.renew(T0 + 180_000), [], 'not after the flow');
+  t.equal(names.gives('a.test', '192.0.2.1', T0 + 189_999), true);
+  t.equal(names.gives('a.test', '192.0.2.1', T0 + 190_000), false);
+});
+
+t.test('which of the pairs of an answer are known', async (t) => {
+  const names = table();
+  teach(names, 'a.test b.test', '192.0.2.1 2001:db8::1', 20);
+  const asked = {
+    names: ['b.test', 'c.test'],
+    addresses: ['2001:db8::1', '192.0.2.2'].map((text) => ({ address: address(text), ttlSeconds: 1 })),
+  };
+  t.same(names.known(asked, T0), [{ name: 'b.test', address: '2001:db8::1', until: T0 + 25_000 }]);
+  t.same(names.known(asked, T0 + 25_000), [], 'what is over is not');
+  t.same([...names.addresses()], ['192.0.2.1', '2001:db8::1']);
+});
+
 t.test('room', async (t) => {
   const names = table();
   teach(names, 'a.test', '192.0.2.1 192.0.2.2 192.0.2.3', 50);
