@@ -20,16 +20,21 @@ import { markText } from '../kernel/nft.ts';
 import { openParts } from '../policy/parts.ts';
 import { compileRedirect } from '../policy/redirect.ts';
 import { DestinationSets, type Found, type PolicyView, setsOf } from './destination-sets.ts';
+import type { VerdictsFor } from './logging.ts';
+import { type Numbers, ruleMark } from './marks.ts';
 import { matchesOf, matchLines } from './match-lines.ts';
 import { Redirects } from './redirect.ts';
 import { type Step, stepLines } from './rule-run.ts';
 import type { Scope } from './table.ts';
 
-/** Something is open; an accept of this context, above the service context, is; the walk is over; a name decides. */
-const [PENDING, PASSED, STOP, FIRST] = [1, 2, 4, 8];
+/**
+ * Something is open; an accept of this context, above the service context, is; the walk is over; a name decides; what is
+ * open is enforced.
+ */
+const [PENDING, PASSED, STOP, FIRST, BLOCKED] = [1, 2, 4, 8, 16];
 
-/** How a context ends: on to the next; a permit; a denial; what is open permits, by bytes or by a name. */
-const endings = ['context', 'permit', 'deny', 'bytes', 'first'] as const;
+/** How a context ends: on to the next; a permit; one that redirects; a denial; what is open permits, by bytes or by a name. */
+const endings = ['context', 'permit', 'redirect', 'deny', 'bytes', 'first'] as const;
 type Ending = (typeof endings)[number];
 
 export interface AskLinesOptions {
@@ -38,6 +43,7 @@ export interface AskLinesOptions {
   compared: number;
   /** What is to be read is asked about at its first packet already. */
   strict: boolean;
+  verdictsFor: VerdictsFor;
 }
 
 type Effect = { ends: Ending } | { bits: number };
@@ -48,8 +54,8 @@ interface AskStep {
   found: Found | undefined;
   /** Of a rule in audit, which ends nothing: where it matches nothing of it is open. */
   unless?: Found;
-  /** What the rule sends elsewhere. */
-  redirect: RuleEntry['redirect'];
+  id: string;
+  rule: RuleEntry;
 }
 
 /** Statement with a space behind it, or a rule of its own. */
@@ -60,11 +66,11 @@ const permits = ({ action, context }: RuleEntry): boolean =>
   action === 'accept-decisively' || (action === 'accept' && context === 'service');
 
 export class AskLines {
-  readonly #policy: PolicyView;
+  readonly #policy: PolicyView & { numbers: Numbers };
   readonly #options: AskLinesOptions;
   readonly #destinations: DestinationSets;
 
-  constructor(policy: PolicyView, options: AskLinesOptions) {
+  constructor(policy: PolicyView & { numbers: Numbers }, options: AskLinesOptions) {
     this.#policy = policy;
     this.#options = options;
     this.#destinations = new DestinationSets(policy);
@@ -102,7 +108,7 @@ export class AskLines {
     const steps = ids.flatMap((id) => {
       const rule = this.#policy.rules.get(id);
       if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
-      return this.#steps(rule);
+      return this.#steps(id, rule);
     });
     const redirects = new Redirects(this.#policy, scope);
     return inRuns(steps).flatMap((run, at) => {
@@ -114,15 +120,15 @@ export class AskLines {
   }
 
   /** What a rule does, in the order in which it is asked: what matches comes before what is open. */
-  #steps(rule: RuleEntry): AskStep[] {
-    const { services, redirect } = rule;
+  #steps(id: string, rule: RuleEntry): AskStep[] {
+    const { services } = rule;
     const step = (effect: Effect, part: 'unread' | 'bytes' | 'first'): AskStep[] => {
-      if (services === '*') return part === 'unread' ? [{ effect, found: undefined, redirect }] : [];
+      if (services === '*') return part === 'unread' ? [{ effect, found: undefined, id, rule }] : [];
       const found = this.#destinations.find(services, part);
-      return found.parts.length === 0 ? [] : [{ effect, found, redirect }];
+      return found.parts.length === 0 ? [] : [{ effect, found, id, rule }];
     };
     // A flow that must be read cannot be redirected.
-    const asks = permits(rule) && redirect === undefined && rule.mode !== 'Audit';
+    const asks = permits(rule) && rule.redirect === undefined && rule.mode !== 'Audit';
     if (asks) {
       return [
         step({ ends: 'permit' }, 'unread'),
@@ -131,9 +137,10 @@ export class AskLines {
       ].flat();
     }
     const handsOn = rule.action === 'accept' && rule.context !== 'service';
-    const bits = PENDING | (handsOn && rule.mode !== 'Audit' ? PASSED : 0);
+    const bits = PENDING | (rule.mode === 'Audit' ? 0 : BLOCKED | (handsOn ? PASSED : 0));
     const open = [step({ bits: bits | FIRST }, 'first'), step({ bits }, 'bytes')].flat();
-    if (rule.mode !== 'Audit') return [...step({ ends: handsOn ? 'context' : 'deny' }, 'unread'), ...open];
+    const ends = handsOn ? 'context' : permits(rule) ? 'redirect' : 'deny';
+    if (rule.mode !== 'Audit') return [...step({ ends }, 'unread'), ...open];
     const unless = services === '*' ? undefined : this.#destinations.find(services);
     return unless === undefined ? open : open.map((one) => ({ ...one, unless }));
   }
@@ -146,25 +153,22 @@ export class AskLines {
     });
     return stepLines(scope, name, numbered, (bits, ends) => {
       const ending = ends === undefined ? undefined : endings[ends];
-      if (ending === undefined) return `jump ${scope.add('ask_on', [mark(bits)])}`;
+      // What redirects stands alone.
+      if (ending === undefined || ending === 'redirect') return `jump ${scope.add('ask_on', [mark(bits)])}`;
       const chain = this.#end(ending, scope, group);
       const to = chain === undefined ? 'return' : `goto ${chain}`;
       return bits === 0 ? to : `goto ${scope.add('ask_end', [`${mark(bits)} ${to}`])}`;
     });
   }
 
-  #lines(
-    { effect, found, redirect, unless }: AskStep,
-    group: GroupEntry,
-    scope: Scope,
-    redirects: Redirects,
-  ): string[] {
-    const compiled = redirect && compileRedirect(redirect);
+  #lines(step: AskStep, group: GroupEntry, scope: Scope, redirects: Redirects): string[] {
+    const { effect, found, unless, rule } = step;
+    const compiled = rule.redirect && compileRedirect(rule.redirect);
     const guard = compiled === undefined ? '' : redirects.guard(compiled);
     const family = compiled?.address.family;
     for (const [set, of] of [...setsOf(found, family), ...setsOf(unless)]) scope.set(set, of);
     const ends = 'ends' in effect ? effect.ends : undefined;
-    const chain = ends && this.#end(ends, scope, group);
+    const chain = ends === 'redirect' ? this.#redirect(step, group, scope) : ends && this.#end(ends, scope, group);
     const verdict = 'bits' in effect ? mark(effect.bits) : chain === undefined ? 'return' : `goto ${chain}`;
     // The others go back to where the list was asked, which a chain within the list could not.
     const over = ends === 'bytes' || ends === 'first';
@@ -173,10 +177,18 @@ export class AskLines {
     return matched.length === 0 ? lines : [`jump ${scope.add('ask_audited', [...matched, ...lines])}`];
   }
 
+  /** What has to be read before it is known whether it is denied can be redirected no more. */
+  #redirect({ id, rule }: AskStep, group: GroupEntry, scope: Scope): string | undefined {
+    if (group.audit) return this.#end('permit', scope, group);
+    const mine = `meta mark set ${markText(ruleMark(this.#policy.numbers.get(id) ?? 0))}`;
+    const forbidden = `${mine} goto ${this.#options.verdictsFor(rule).redirect}`;
+    return scope.add('ask_redirect', [`${has(PASSED)} return`, `${has(BLOCKED)} ${forbidden}`, mark(STOP)]);
+  }
+
   /** The chain of an ending; undefined: it is only a return. */
   #end(ending: 'bytes' | 'first', scope: Scope): string;
-  #end(ending: Ending, scope: Scope, group: GroupEntry): string | undefined;
-  #end(ending: Ending, scope: Scope, group?: GroupEntry): string | undefined {
+  #end(ending: Exclude<Ending, 'redirect'>, scope: Scope, group: GroupEntry): string | undefined;
+  #end(ending: Exclude<Ending, 'redirect'>, scope: Scope, group?: GroupEntry): string | undefined {
     const read = (number: number): string =>
       `ct mark set ct mark and ${markText(~GATEWAY_CT_MASK)} or ${readMark(number)} meta mark set ${markText(GATEWAY_CHECKED_MARK)} accept`;
     switch (ending) {
@@ -206,8 +218,8 @@ const comparisonsOf = ({ found, unless }: AskStep): number =>
 export const askChain = (chain: string): string => `ask_${chain}`;
 
 /** It sends packets elsewhere, or asks sets of its own. */
-const standsAlone = ({ redirect, found, unless }: AskStep): boolean =>
-  redirect !== undefined || setsOf(found).length > 0 || setsOf(unless).length > 0;
+const standsAlone = ({ rule, found, unless }: AskStep): boolean =>
+  rule.redirect !== undefined || setsOf(found).length > 0 || setsOf(unless).length > 0;
 
 /** Steps that could be looked up together. */
 function inRuns(steps: readonly AskStep[]): AskStep[][] {

@@ -11,7 +11,7 @@ import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import { concat, portsText, protocolText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
-import { unreadPart } from '../policy/parts.ts';
+import { openParts, unreadPart } from '../policy/parts.ts';
 import { type CompiledRedirect, compileRedirect, redirectContexts } from '../policy/redirect.ts';
 import { header, type PolicyView } from './destination-sets.ts';
 import type { Scope } from './table.ts';
@@ -29,6 +29,9 @@ export interface RedirectVerdicts {
   /** Permitted in the name of the rule that redirects; `translate` are the rules that do so. */
   permitted(id: string, translate: string[]): string;
 }
+
+/** Of a service: what matches before a flow is read, or what may (policy/parts.ts). */
+type Part = 'unread' | 'open';
 
 export class Redirects {
   readonly #policy: PolicyView;
@@ -76,18 +79,21 @@ export class Redirects {
     const rule = this.#policy.rules.get(id);
     if (rule === undefined) throw new TypeError(`the plan does not hold rule ${id}`);
     const own = rule.redirect && compileRedirect(rule.redirect);
-    const match = this.#match(rule.services, redirect);
-    if (match === undefined || (own !== undefined && own.address.family !== redirect.address.family)) {
-      return { lines: [], ends: false };
-    }
     const denies = rule.action === 'drop' || rule.action === 'reject';
+    const match = this.#match(rule.services, redirect, 'unread');
+    // Whether it denies is not known before the flow is read, and then it can be redirected no more.
+    const open = denies && rule.mode !== 'Audit' ? this.#match(rule.services, redirect, 'open') : undefined;
+    const forbidden = open === undefined ? [] : [`${open}${verdicts.forbidden(id)}`];
+    if (match === undefined) return { lines: forbidden, ends: open === '' };
+    if (own !== undefined && own.address.family !== redirect.address.family) return { lines: [], ends: false };
     if (rule.mode === 'Audit') return { lines: denies ? verdicts.audited(match, id) : [], ends: false };
     const statements = denies
       ? [verdicts.denied(id, rule)]
       : rule.action === 'accept'
         ? ['return']
         : this.#decisively(id, own, redirect, verdicts, permitted);
-    return { lines: statements.map((statement) => `${match}${statement}`), ends: match === '' };
+    const lines = [...statements.map((statement) => `${match}${statement}`), ...forbidden];
+    return { lines, ends: match === '' || open === '' };
   }
 
   /** With a redirect of its own, a rule lets go there only what it sends there itself: policy/redirect.ts. */
@@ -106,25 +112,23 @@ export class Redirects {
   }
 
   /** What of a rule's destinations lies at the new one; the packet still has its own port. undefined: nothing. */
-  #match(services: string[] | '*', redirect: CompiledRedirect): string | undefined {
-    if (services === '*') return '';
-    const there = services.filter((name) => this.#addressesOf(name)?.has(redirect.address));
+  #match(services: string[] | '*', redirect: CompiledRedirect, part: Part): string | undefined {
+    if (services === '*') return part === 'unread' ? '' : undefined;
+    const there = services.filter((name) => this.#addressesOf(name, part)?.has(redirect.address));
     if (there.length === 0) return undefined;
     // There may be many redirects and many rules about them, but few ports that these name.
-    const key = `${redirect.port} ${there.join(',')}`;
+    const key = `${part} ${redirect.port} ${there.join(',')}`;
     const known = this.#matches.get(key);
     if (known !== undefined) return known.match;
-    const match = this.#ports(there, redirect);
+    const match = this.#ports(there, redirect, part);
     this.#matches.set(key, { match });
     return match;
   }
 
-  #ports(services: string[], { address, port }: CompiledRedirect): string | undefined {
+  #ports(services: string[], { address, port }: CompiledRedirect, part: Part): string | undefined {
     const addresses = [formatAddress(address)];
-    const entries = services.flatMap((name): ServiceEntry[] => {
-      const entry = this.#unread(name);
-      return entry === undefined ? [] : [{ ...entry, addresses }];
-    });
+    const parts = services.flatMap((name) => this.#partsOf(name, part));
+    const entries = parts.map((entry) => ({ ...entry, addresses }));
     const boxes = boxesOf(entries, address.family);
     if (boxes.addresses.length > 0) return '';
     const ports = boxes.ports
@@ -149,20 +153,21 @@ export class Redirects {
     return `meta l4proto . th dport @${name} `;
   }
 
-  #addressesOf(name: string): PrefixSet | undefined {
-    let made = this.#addresses.get(name);
-    const entry = this.#unread(name);
-    if (made === undefined && entry !== undefined) {
-      made = PrefixSet.of(entry.addresses.map((text) => must(parseRange(text))));
-      this.#addresses.set(name, made);
+  #addressesOf(name: string, part: Part): PrefixSet | undefined {
+    const key = `${part} ${name}`;
+    let made = this.#addresses.get(key);
+    const parts = made === undefined ? this.#partsOf(name, part) : [];
+    if (parts.length > 0) {
+      made = PrefixSet.of(parts.flatMap(({ addresses }) => addresses.map((text) => must(parseRange(text)))));
+      this.#addresses.set(key, made);
     }
     return made;
   }
 
-  /** What is open on a second walk matches nothing. */
-  #unread(name: string): ServiceEntry | undefined {
+  #partsOf(name: string, part: Part): ServiceEntry[] {
     const entry = this.#policy.services.get(name);
-    return entry && unreadPart(entry);
+    if (entry === undefined) return [];
+    return part === 'open' ? openParts(entry).map(({ boxes }) => boxes) : [unreadPart(entry) ?? []].flat();
   }
 }
 

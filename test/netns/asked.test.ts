@@ -10,12 +10,11 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
 import { CT_DECIDED, CT_READ, CT_RULE_SHIFT, NUMBER_READ_BYTES, NUMBER_READ_FIRST } from '../../api/names.ts';
-import { families, type GatewayPlan, type ServiceEntry } from '../../api/plan.ts';
+import { families, type GatewayPlan } from '../../api/plan.ts';
 import { compileGateway } from '../../gateway/compile.ts';
 import { ruleNumberOf } from '../../gateway/marks.ts';
 import { shapeOf } from '../../kernel/nft.ts';
 import { compilePolicy } from '../../policy/evaluate.ts';
-import { unreadPart } from '../../policy/parts.ts';
 import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
 import { compileRule } from '../../wire/nft-rule.ts';
 import { layoutOf, type SetLayout } from '../../wire/nft-shape.ts';
@@ -60,22 +59,12 @@ function probes(seed: number): Probe[] {
   return all.filter((_, at) => (at * 7 + seed) % 3 === 0).map((probe) => ({ ...probe, marker: nextMarker++ }));
 }
 
-/** Of the plan as if nothing that is open matched: what decides a flow of which nothing is asked. */
-function unread(plan: GatewayPlan): GatewayPlan {
-  const services = Object.entries(plan.services).flatMap(([name, entry]): [string, ServiceEntry][] => {
-    const part = unreadPart(entry);
-    return part === undefined ? [] : [[name, part]];
-  });
-  return { ...plan, services: Object.fromEntries(services) };
-}
-
-const seen = { bytes: 0, first: 0, accept: 0, drop: 0, reject: 0, audited: 0, redirected: 0 };
+const seen = { bytes: 0, first: 0, accept: 0, drop: 0, reject: 0, audited: 0, redirected: 0, blocked: 0 };
 
 async function round(plan: GatewayPlan, seed: number, on: GatewayRig): Promise<string | undefined> {
   await on.apply(on.mode === 'Direct' ? directPlan(plan) : plan);
   const { ruleNumbers } = compileGateway(plan);
-  const decide = compilePolicy(unread(plan)).decide;
-  const whole = compilePolicy(plan).decide;
+  const { decide } = compilePolicy(plan);
   const sent = probes(seed);
   for (const probe of sent) on.fromNode(probePacket(probe));
   const byMarker = new Map<number, Sighting[]>();
@@ -96,7 +85,7 @@ async function round(plan: GatewayPlan, seed: number, on: GatewayRig): Promise<s
     const port = icmp ? (source.includes(':') ? 128 << 8 : 8 << 8) : destinationPort;
     const types = icmp ? { icmpType: source.includes(':') ? 128 : 8, icmpCode: 0 } : {};
     const asked = askedOf(plan, { ...flow, ...(port !== undefined && { port }) });
-    const said = whole({ ...flow, ...(destinationPort !== undefined && { destinationPort }), ...types });
+    const said = decide({ ...flow, ...(destinationPort !== undefined && { destinationPort }), ...types });
     if ((said.provisional === true) !== (asked !== undefined)) {
       return `${JSON.stringify(probe)}: asked ${asked}, evaluator ${JSON.stringify(said)}`;
     }
@@ -112,14 +101,11 @@ async function round(plan: GatewayPlan, seed: number, on: GatewayRig): Promise<s
       if (mark !== CT_READ + (number << CT_RULE_SHIFT) || !left) return what;
       continue;
     }
-    const { verdict, rule, wouldHave, redirect } = decide({
-      ...flow,
-      ...(destinationPort !== undefined && { destinationPort }),
-      ...types,
-    });
+    const { verdict, rule, wouldHave, redirect, reason } = said;
     seen[verdict]++;
     if (wouldHave !== undefined) seen.audited++;
     if (redirect !== undefined) seen.redirected++;
+    if (reason === 'redirect') seen.blocked++;
     if (observed !== verdict) return `${what}, evaluator ${verdict}`;
     if (verdict !== 'accept') continue;
     const id = rule ?? 'default-action';
@@ -141,7 +127,7 @@ t.test('what is asked, and what is not, for random policies', async (t) => {
       { numRuns: on.mode === 'Direct' ? Math.ceil(RUNS / 2) : RUNS, endOnFailure: true },
     );
   }
-  for (const [what, count] of Object.entries(seen)) t.ok(count > 20, `${count} ${what}`);
+  for (const [what, count] of Object.entries(seen)) t.ok(count > 5, `${count} ${what}`);
 });
 
 t.test('many rules in a row, of which some ask: maps, as many as of one', async (t) => {
