@@ -16,6 +16,7 @@ import type { Datagram } from './datagram.ts';
 import { type Desk, type Ends, PASSED, type Remarks } from './desk.ts';
 import { helloReading, questionReading } from './first-bytes.ts';
 import type { InspectReason } from './reasons.ts';
+import { isPlain } from './report.ts';
 
 interface DatagramFlow {
   key: string;
@@ -227,10 +228,13 @@ export class DatagramFlows {
       const reason = mark === 0 ? undefined : desk.questions.refuse(source, decision, measures, at);
       if (mark !== 0 && (reason === undefined || desk.judge.audits(source))) {
         const verdict = (mark | INSPECT_LIFE_MARK) >>> 0;
-        desk.accept(id, flow.mark === verdict ? PASSED : verdict);
+        const known = flow.mark === verdict;
+        desk.accept(id, known ? PASSED : verdict);
         flow.mark = verdict;
         flow.state = 'open';
         this.#keep(flow, at);
+        // Of what comes later only what is no plain permission is told.
+        if (known && reason === undefined && isPlain(decision)) return;
         desk.tell(flow.ends, decision, reading, { life: true, ...(reason !== undefined && { reason }) }, at);
         return;
       }

@@ -10,6 +10,7 @@ import { type Desk, PASSED, type Remarks } from './desk.ts';
 import type { Endings } from './endings.ts';
 import type { FlowTable } from './flows.ts';
 import { Followed, type FollowOutcome, type UnitVerdict } from './followed.ts';
+import { isPlain } from './report.ts';
 import { questionUnits, requestUnits, type Unit } from './units.ts';
 
 /** Over the bound so much of it is left. */
@@ -79,7 +80,10 @@ export class LifeReader {
       }
     }
     const remarks: Remarks = { ...(unit.detail !== undefined && { detail: unit.detail }), life: true };
-    desk.tell(connection.ends, judged.decision, reading, remarks, now);
+    // Of what comes later only what is no plain permission is told.
+    if (connection.mark === 0 || unit.detail !== undefined || !isPlain(judged.decision)) {
+      desk.tell(connection.ends, judged.decision, reading, remarks, now);
+    }
     if (connection.mark === 0) connection.mark = judged.mark;
     return 'permit';
   }

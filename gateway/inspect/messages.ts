@@ -76,7 +76,10 @@ export type FromDecider =
   /** A flow waits for the addresses of that name, of these families. */
   | { kind: 'resolve'; id: number; name: string; families: Family[] };
 
-/** A flow, or of flows that are read for life one request or question, as it was decided. Addresses are canonical text, before SNAT. */
+/**
+ * A flow as it was decided; of flows that are read for life the first request or question that was permitted, and of
+ * later ones those that are no plain permission: denied, or hits of audit. Addresses are canonical text, before SNAT.
+ */
 export interface DecidedFlow {
   protocol: number;
   source: string;

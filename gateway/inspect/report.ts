@@ -1,8 +1,13 @@
 /** Flows that were decided, told to the main thread in batches: at the end of a turn of the queue's loop, or when one is full. */
+import type { Decision } from '../../policy/decision.ts';
 import type { DecidedFlow, FromDecider } from './messages.ts';
 import type { Tally } from './tally.ts';
 
 const BATCH = 256;
+
+/** It permits, and there is nothing to count beside it. */
+export const isPlain = ({ verdict, wouldHave, audited, unconforming }: Decision): boolean =>
+  verdict === 'accept' && wouldHave === undefined && audited === undefined && unconforming === undefined;
 
 export class Report {
   #flows: DecidedFlow[] = [];

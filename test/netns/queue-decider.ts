@@ -6,7 +6,7 @@ import { workerData } from 'node:worker_threads';
 import type { WorkerData } from '../../gateway/inspect/worker.ts';
 import * as libc from '../../kernel/libc.ts';
 import { ACCEPT, type Decider, type Decision, DROP, HOLD, type QueueControl } from '../../kernel/queue-loop.ts';
-import { type Packet, parsePacket } from '../../wire/ip.ts';
+import { buildUdp, type Packet, parsePacket } from '../../wire/ip.ts';
 import type { QueuePacket } from '../../wire/nfqueue.ts';
 
 /** Accepted, and asked again. */
@@ -22,6 +22,21 @@ export interface Sighting {
   info: number;
 }
 
+/** The same datagram with another text: what stands behind its second word. */
+function replacementOf(packet: QueuePacket): Uint8Array {
+  const parsed = parsePacket(packet.payload());
+  if (!parsed.ok) throw new Error('no packet');
+  const { source, destination, sourcePort = 0, destinationPort = 0, payloadOffset } = parsed.value;
+  const [, times = '1'] = Buffer.from(packet.payload().subarray(payloadOffset)).toString('latin1').split(' ');
+  return buildUdp({
+    source,
+    destination,
+    sourcePort,
+    destinationPort,
+    payload: Buffer.from('swapped'.repeat(Number(times))),
+  });
+}
+
 function spin(): never {
   for (;;);
 }
@@ -30,6 +45,7 @@ export function createDecider(control: QueueControl, data: unknown): Decider {
   const { fd, queue } = workerData as WorkerData;
   const held: number[] = [];
   const last: number[] = [];
+  const swapped: (() => boolean)[] = [];
   let decided = DECIDED + queue;
   const release = (): void => {
     for (const id of held.splice(0)) control.verdict(id, ACCEPT, decided);
@@ -53,6 +69,19 @@ export function createDecider(control: QueueControl, data: unknown): Decider {
     /** Released when the thread is told to end. */
     last(packet) {
       last.push(packet.id);
+      return HOLD;
+    },
+    /** Another packet goes on in its place, at once; or later, as the next that goes on. */
+    swap(packet) {
+      packet.replacement = replacementOf(packet);
+      packet.mark = decided;
+      return ACCEPT;
+    },
+    swapLater(packet) {
+      const replacement = replacementOf(packet);
+      const { id } = packet;
+      swapped.push(() => control.replace(id, replacement, decided));
+      control.wakeAt(performance.now() + 50);
       return HOLD;
     },
     drop: () => DROP,
@@ -93,7 +122,10 @@ export function createDecider(control: QueueControl, data: unknown): Decider {
     expired(id) {
       held.splice(held.indexOf(id), 1);
     },
-    alarm: release,
+    alarm() {
+      release();
+      for (const swap of swapped.splice(0)) swap();
+    },
     close() {
       for (const id of last) control.verdict(id, ACCEPT, decided);
     },

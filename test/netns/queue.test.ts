@@ -21,9 +21,11 @@ import { listFlows } from '../../kernel/conntrack.ts';
 import { NETLINK_NETFILTER, NetlinkSocket } from '../../kernel/netlink-socket.ts';
 import { removeQueueRule } from '../../kernel/queue-rule.ts';
 import { listQueues } from '../../kernel/queue-socket.ts';
+import { openRawSockets, sendRaw } from '../../kernel/raw-socket.ts';
+import { buildUdp } from '../../wire/ip.ts';
 import { INFO_GSO } from '../../wire/nfqueue.ts';
 import { DECIDED, PORT_MIXED, PORT_OPEN, type Sighting } from './queue-decider.ts';
-import { clients, FIRST_QUEUE, PORT, QueueRig } from './queue-rig.ts';
+import { clients, FIRST_QUEUE, PORT, QueueRig, SERVER } from './queue-rig.ts';
 
 t.setTimeout(180_000);
 const COUNT = 2;
@@ -153,6 +155,48 @@ t.test('with nobody at the queue packets are dropped; with bypass they pass, and
   await until('the packet', () => rig.texts(one, port).length === 1);
   t.equal(rig.count('unasked'), unasked + 1);
   await rig.put(COUNT);
+});
+
+t.test('another packet goes on in the place of one', async (t) => {
+  const inspection = start();
+  await serving(inspection);
+  for (const family of families) {
+    const from = clients[family][0] ?? '';
+    for (const word of ['swap', 'swapLater']) {
+      // Shorter, and longer.
+      for (const times of [1, 30]) {
+        const port = nextPort();
+        await rig.udp(from, port, [`${word} ${times} ${'x'.repeat(60)}`]);
+        await until('its flow', () => rig.texts(from, port).length === 1);
+        t.same(rig.texts(from, port), ['swapped'.repeat(times).slice(0, 32)], `${word} IPv${family}`);
+        t.ok(((await marks(port))[0] ?? 0) >= DECIDED, 'with its mark');
+      }
+    }
+  }
+  await inspection.close();
+});
+
+t.test('a raw packet says what it likes, and carries our mark', async (t) => {
+  const raw = openRawSockets(rig.gateway);
+  for (const family of families) {
+    const from = clients[family][0] ?? '';
+    const port = nextPort();
+    const payload = Buffer.from('raw');
+    const packet = buildUdp({
+      source: from,
+      destination: SERVER[family],
+      sourcePort: port,
+      destinationPort: PORT,
+      payload,
+    });
+    t.equal(sendRaw(raw.fds, packet), true);
+    await until('the packet', () => rig.texts(from, port).length === 1);
+    t.same(rig.texts(from, port), ['raw']);
+  }
+  const nowhere = buildUdp({ source: '10.8.2.1', destination: '203.0.113.1', sourcePort: 1, destinationPort: 1 });
+  t.equal(sendRaw(raw.fds, nowhere), false, 'no route');
+  raw.close();
+  raw.close();
 });
 
 t.test('verdicts: their marks reach the connection table, and what is decided is not asked again', async (t) => {

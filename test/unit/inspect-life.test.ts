@@ -56,10 +56,23 @@ t.test('requests of one connection, one after the other', async (t) => {
   t.same(rig.left.slice(-2), ['7 passed', '8 passed'], 'in order');
   t.equal(say(request('/bad')), `reset to server ${at - request('/bad').length}`);
   rig.wait(1);
-  t.equal(rig.flows.length, 8);
+  t.equal(rig.flows.length, 2, 'the first, and what was denied');
   t.match(rig.flows.at(-1), { decision: { verdict: 'drop' }, delete: true, reading: { http: { path: '/bad' } } });
-  t.match(rig.flows[1], { life: true, reading: { http: { method: 'GET', path: '/ok/more' }, name: 'api.example' } });
+  t.match(rig.flows[0], { life: true, reading: { http: { method: 'GET', path: '/ok' }, name: 'api.example' } });
+  t.equal(rig.decider.desk.tally.read().read_HTTP, 8, 'all are counted');
   t.equal(talk.say(at, request()), 'dropped');
+
+  const audited = new Rig({
+    ...okPaths,
+    rules: [
+      { name: 'seen', action: 'drop', mode: 'Audit', services: ['api'] },
+      { name: 'all', services: '*' },
+    ],
+  });
+  const other = new Talk(audited, 80);
+  for (let count = 0; count < 3; count++) other.say(count * request().length, request());
+  audited.wait(1);
+  t.equal(audited.flows.length, 3, 'hits of audit are told each');
 });
 
 t.test('what must not pass, as the second request', async (t) => {
