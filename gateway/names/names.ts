@@ -108,7 +108,7 @@ class NameService implements Names {
       setInterval(() => this.#tell(this.#table.renew(now())), options.renewMs ?? RENEW_MS),
       setInterval(() => this.#warmUp(), WARM_MS),
     ];
-    this.#saveLater(SAVE_MS);
+    this.#saveLater(options.saveMs ?? SAVE_MS);
   }
 
   async load(): Promise<void> {
