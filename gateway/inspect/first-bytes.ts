@@ -75,18 +75,18 @@ function readTls(client: Uint8Array): FirstBytes | string {
   const hello = readClientHello(client);
   if (hello.state === 'more') return 'more';
   if (hello.state === 'refused') return hello.reason === 'not-tls' ? 'other' : hello.reason;
-  return { state: 'read', reading: { application: 'TLS', ...helloReading(hello.value) } };
+  return { state: 'read', reading: Object.assign(helloReading(hello.value), TLS) };
 }
+
+const TLS = { application: 'TLS' } as const;
 
 /** What a hello says, in TLS and QUIC. */
 export function helloReading(hello: ClientHello): Pick<ApplicationReading, 'name' | 'tls'> {
   const { serverName, versions, legacyVersion, alpn, encryptedClientHello } = hello;
   let version = versions.length === 0 ? legacyVersion : 0;
   for (const offered of versions) if (offered > version) version = offered;
-  return {
-    ...(serverName !== undefined && { name: serverName }),
-    tls: { version, alpn, encryptedClientHello },
-  };
+  const tls = { version, alpn, encryptedClientHello };
+  return serverName === undefined ? { tls } : { name: serverName, tls };
 }
 
 /** Before they are met, bytes may be of any protocol. */

@@ -5,8 +5,9 @@
  * and time make them void.
  */
 import { parseAddress } from '../../api/address.ts';
+import { icmpNumber } from '../../api/kinds.ts';
 import { CT_RULE_SHIFT, INSPECT_VERDICT_MARK, NUMBER_READ_BYTES } from '../../api/names.ts';
-import type { GroupEntry, Policy, WorkloadEntry } from '../../api/plan.ts';
+import type { Policy, WorkloadEntry } from '../../api/plan.ts';
 import { changePlan } from '../../api/plan-delta.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import type { Decision, Flow, Known } from '../../policy/decision.ts';
@@ -31,10 +32,17 @@ interface Remembered extends Judged {
   until: number;
 }
 
-/** Milliseconds for which a decision is remembered, and how many. */
-const REMEMBER_MS = 1_000;
-const REMEMBER_MAX = 32_768;
-const ASKED_MAX = 65_536;
+/** Where flows of one group go: what is asked of them, and what was decided by what they said. */
+interface Place {
+  asked: Asked;
+  decisions: Map<string, Remembered>;
+}
+
+/** Milliseconds for which a decision is remembered. */
+const REMEMBER_MS = 5_000;
+/** Beyond as many all are forgotten. */
+const PLACES_MAX = 65_536;
+const DECISIONS_MAX = 32_768;
 const NO_MISS: readonly string[] = [];
 
 export class Judge {
@@ -44,9 +52,10 @@ export class Judge {
   readonly #tally: Tally;
   #evaluator: Evaluator | undefined;
   #names = new NameTable(() => false);
-  readonly #asked = new Map<string, Asked>();
-  readonly #remembered = new Map<string, Map<string, Remembered>>();
-  #count = 0;
+  /** By destination, group, and protocol with port. */
+  readonly #places = new Map<string, Map<string, Map<number, Place>>>();
+  #placeCount = 0;
+  #decisionCount = 0;
   /** Of the decision at hand: names that do not have its address, and whether it was asked which have it. */
   #missed: string[] = [];
   #byAddress = false;
@@ -89,8 +98,7 @@ export class Judge {
     for (const id of gone) this.#numbers.delete(id);
     for (const [id, number] of numbers) this.#numbers.set(id, number);
     this.#evaluator = undefined;
-    this.#asked.clear();
-    this.#forgetDecisions();
+    this.#forgetAll();
   }
 
   /** `time`: of the clock, as all that names are asked with. */
@@ -120,21 +128,41 @@ export class Judge {
 
   /** Whether the whole policy of a source is in audit. */
   audits(source: string): boolean {
-    return this.#groupOf(source)?.entry.audit === true;
+    const group = this.#sources.ownerOf(source)?.group;
+    return group !== undefined && this.#policy.groups[group]?.audit === true;
   }
 
   asked(flow: Flow): Asked {
-    const { protocol, destination, destinationPort } = flow;
-    const group = this.#groupOf(flow.source);
-    const key = `${group?.key}\n${destination} ${protocol} ${destinationPort} ${flow.icmpType} ${flow.icmpCode}`;
-    let asked = this.#asked.get(key);
-    if (asked === undefined) {
-      const shapes = group !== undefined && asksForRequests(this.#policy, group.entry, protocol, destinationPort);
-      asked = askedOf(this.#compiled().reads(flow), shapes);
-      if (this.#asked.size >= ASKED_MAX) this.#asked.clear();
-      this.#asked.set(key, asked);
-    }
-    return asked;
+    return this.#placeOf(flow).asked;
+  }
+
+  #placeOf(flow: Flow): Place {
+    const { source, destination, protocol } = flow;
+    const {
+      icmpType,
+      icmpCode = 0,
+      destinationPort = icmpType === undefined ? 0 : icmpNumber(icmpType, icmpCode),
+    } = flow;
+    const group = this.#sources.ownerOf(source)?.group ?? '';
+    const key = protocol * 0x1_0000 + destinationPort;
+    // Texts whose hash is known, and a number: no text is made.
+    const place = this.#places.get(destination)?.get(group)?.get(key);
+    return place ?? this.#newPlace(flow, group, key);
+  }
+
+  #newPlace(flow: Flow, group: string, key: number): Place {
+    const { destination, protocol, destinationPort } = flow;
+    const entry = Object.hasOwn(this.#policy.groups, group) ? this.#policy.groups[group] : undefined;
+    const shapes = entry !== undefined && asksForRequests(this.#policy, entry, protocol, destinationPort);
+    const place: Place = { asked: askedOf(this.#compiled().reads(flow), shapes), decisions: new Map() };
+    if (this.#placeCount >= PLACES_MAX) this.#forgetAll();
+    this.#placeCount++;
+    const there = this.#places.get(destination) ?? new Map<string, Map<number, Place>>();
+    this.#places.set(destination, there);
+    const own = there.get(group) ?? new Map<number, Place>();
+    there.set(group, own);
+    own.set(key, place);
+    return place;
   }
 
   #compiled(): Evaluator {
@@ -144,11 +172,9 @@ export class Judge {
 
   /** `reading` undefined: nothing was read yet, and names are asked for by the address. `now` and `time`: of both clocks. */
   decide(flow: Flow, reading: ApplicationReading | undefined, now: number, time: number): Judged {
-    const { destination } = flow;
-    const group = this.#groupOf(flow.source);
-    const key = `${group?.key}\n${flow.protocol} ${flow.destinationPort} ${flow.icmpType} ${flow.icmpCode}\n${textOf(reading)}`;
-    let there = this.#remembered.get(destination);
-    const known = there?.get(key);
+    const place = this.#placeOf(flow);
+    const key = textOf(reading);
+    const known = place.decisions.get(key);
     if (known !== undefined && known.until > now) {
       this.#tally.count('remembered');
       return known;
@@ -161,18 +187,13 @@ export class Judge {
     if (decision.verdict !== 'accept' || decision.wouldHave !== undefined) {
       const missed = new Set(this.#missed);
       // The table was asked for the names of the address: one more might have it.
-      if (this.#byAddress) for (const name of this.asked(flow).names) missed.add(name);
-      const open = [...missed].filter((name) => !this.#names.gives(name, destination, time));
+      if (this.#byAddress) for (const name of place.asked.names) missed.add(name);
+      const open = [...missed].filter((name) => !this.#names.gives(name, flow.destination, time));
       if (open.length > 0) return { ...judged, missed: open };
     }
-    if (this.#count >= REMEMBER_MAX) this.#forgetDecisions();
-    there = this.#remembered.get(destination);
-    if (there === undefined) {
-      there = new Map();
-      this.#remembered.set(destination, there);
-    }
-    if (!there.has(key)) this.#count++;
-    there.set(key, judged);
+    if (this.#decisionCount >= DECISIONS_MAX) this.#forgetAll();
+    if (!place.decisions.has(key)) this.#decisionCount++;
+    place.decisions.set(key, judged);
     return judged;
   }
 
@@ -188,22 +209,18 @@ export class Judge {
     return verdictMark(this.#numbers.get(decision.rule ?? DEFAULT_ACTION) ?? 0);
   }
 
-  #groupOf(source: string): { key: string; entry: GroupEntry } | undefined {
-    const key = this.#sources.ownerOf(source)?.group;
-    const entry = key !== undefined && Object.hasOwn(this.#policy.groups, key) ? this.#policy.groups[key] : undefined;
-    return key === undefined || entry === undefined ? undefined : { key, entry };
-  }
-
   #forgetOf(address: string): void {
-    const there = this.#remembered.get(address);
-    if (there === undefined) return;
-    this.#count -= there.size;
-    this.#remembered.delete(address);
+    for (const places of this.#places.get(address)?.values() ?? []) {
+      for (const { decisions } of places.values()) {
+        this.#decisionCount -= decisions.size;
+        decisions.clear();
+      }
+    }
   }
 
-  #forgetDecisions(): void {
-    this.#remembered.clear();
-    this.#count = 0;
+  #forgetAll(): void {
+    this.#places.clear();
+    this.#placeCount = this.#decisionCount = 0;
   }
 }
 
@@ -214,6 +231,12 @@ const verdictMark = (number: number): number =>
 function textOf(reading: ApplicationReading | undefined): string {
   if (reading === undefined) return '-';
   const { application, name, literal, tls, http, dns } = reading;
-  const secured = tls && `${tls.version} ${tls.encryptedClientHello}\n${tls.alpn.join('\n')}`;
-  return `${application}\n${name}\n${literal}\n${http?.method}\n${http?.path}\n${dns?.type}\n${secured}`;
+  let text = `${application}\n${name}`;
+  if (literal !== undefined) text += `\n=${literal}`;
+  if (http !== undefined) text += `\n${http.method}\n${http.path}`;
+  if (dns !== undefined) text += `\n${dns.type}`;
+  if (tls === undefined) return text;
+  text += `\n${tls.version}\n${tls.encryptedClientHello}`;
+  for (const protocol of tls.alpn) text += `\n${protocol}`;
+  return text;
 }

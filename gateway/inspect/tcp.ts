@@ -9,7 +9,7 @@ import type { ApplicationReading } from '../../policy/application.ts';
 import { PROTOCOL_TCP, TCP_ACK, TCP_RST, TCP_SYN } from '../../wire/ip.ts';
 import type { QueuePacket } from '../../wire/nfqueue.ts';
 import { Connection, type StreamFlow } from './connection.ts';
-import { AS_DECIDED, type Desk, type Ends, PASSED } from './desk.ts';
+import { AS_DECIDED, type Desk, type Ends, NO_REMARKS, PASSED } from './desk.ts';
 import { Endings } from './endings.ts';
 import { readFirstBytes } from './first-bytes.ts';
 import { FIRST_OF_STREAM, FlowTable, type LostReason } from './flows.ts';
@@ -244,7 +244,7 @@ export class TcpFlows {
     const { decision, mark } = judged;
     if (mark !== 0) {
       connection.permit(mark, this.#table, desk, now);
-      desk.tell(ends, decision, reading, detail === undefined ? {} : { detail }, now);
+      desk.tell(ends, decision, reading, detail === undefined ? NO_REMARKS : { detail }, now);
     } else this.#endings.deny(connection, judged, reading, detail === undefined ? {} : { detail }, now);
   }
 
