@@ -47,6 +47,7 @@ interface Flags {
 
 const SHOWN_PODS = 3;
 const SHOWN_RANGES = 4;
+const SHOWN_SAID = 2;
 
 /** `TCP 443,8000-8100`, `ICMP 8/0`, `any`. */
 export function trafficText(spans: readonly Span[]): string {
@@ -71,6 +72,10 @@ export function trafficText(spans: readonly Span[]): string {
   const named = [...ports].map(([protocol, list]) => `${protocolName(protocol)} ${list.join(',')}`);
   return texts.map((text) => (text === '' ? (named.shift() ?? '') : text)).join('; ');
 }
+
+/** As long as what is said does not matter, nothing. */
+const saidText = (said: readonly string[] | undefined, wide: boolean): string =>
+  said === undefined ? '' : `: ${shortened(said, SHOWN_SAID, wide)}`;
 
 /** A single address without its length; all of a family as `any IPv4`. */
 const rangeText = (range: Range): string => {
@@ -101,15 +106,16 @@ function outcomeText({ verdict, reason, rule, wouldHave, redirect, limits, egres
 /** What `-o json` and `yaml` print. */
 export function simulationValue({ changes, egress, added, removed, compared }: Simulation): object {
   return {
-    changes: changes.map(({ namespace, pods, ranges, spans, before, after }) => ({
+    changes: changes.map(({ namespace, pods, ranges, spans, said, before, after }) => ({
       namespace,
       pods,
-      kind: kindOf({ ranges, spans, before, after }),
+      kind: kindOf({ before, after }),
       destinations: ranges.map(formatRange),
       traffic: spans.map(({ first, last, ports }) => ({
         protocols: [first, last],
         ...(ports === null ? {} : isIcmp(first) ? { types: ports.map(icmpText) } : { ports }),
       })),
+      ...(said && { said }),
       before,
       after,
     })),
@@ -143,7 +149,7 @@ function simulationText({ changes, egress, added, removed }: Simulation, wide: b
       change.namespace,
       pods(change),
       destinationText(change.ranges, wide),
-      trafficText(change.spans),
+      trafficText(change.spans) + saidText(change.said, wide),
       outcomeText(change.before),
       outcomeText(change.after),
     ]);

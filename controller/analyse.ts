@@ -218,9 +218,11 @@ function nothingText({ rules, services }: Binding, id: string): string {
     const family = redirect.address.includes(':') ? 6 : 4;
     return `its redirect takes TCP, UDP and SCTP over IPv${family} only, and its ExternalServices have nothing of that; name others, or take the redirect out`;
   }
-  return keys !== '*' && keys.some((key) => (services[key]?.addresses.length ?? 0) > 0)
+  const holds = (key: string): boolean =>
+    (services[key]?.addresses.length ?? 0) > 0 || (services[key]?.names ?? []).length > 0;
+  return keys !== '*' && keys.some(holds)
     ? 'of its ExternalServices the ports are ICMP of one IP version and the addresses of the other; correct them, name others, or remove the rule'
-    : 'none of its ExternalServices holds an address; fill their lists, name others, or remove the rule';
+    : 'none of its ExternalServices holds an address or a name; fill their lists, name others, or remove the rule';
 }
 
 function ruleMessage({ rule, code, blockers }: RuleFinding, binding: Binding): string {

@@ -79,7 +79,7 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
     try {
       for (const change of changesOf(left, right, budget)) {
         // Groups that differ elsewhere may change alike here.
-        const key = JSON.stringify([place.namespace, change.spans, change.before, change.after]);
+        const key = JSON.stringify([place.namespace, change.spans, change.said, change.before, change.after]);
         const alike = changes.get(key) ?? [];
         changes.set(key, alike);
         const known = alike.find(({ ranges }) => sameRanges(ranges, change.ranges));
@@ -106,7 +106,7 @@ export function simulate(before: SimulatedState, after: SimulatedState, namespac
  * What of the outcome changed, the weightiest: a verdict or where the flow goes, the address outside, limits, or only the
  * reason or rule.
  */
-export function kindOf({ before, after }: Change): 'verdict' | 'egress' | 'limits' | 'rule' {
+export function kindOf({ before, after }: Pick<Change, 'before' | 'after'>): 'verdict' | 'egress' | 'limits' | 'rule' {
   if (before.verdict !== after.verdict || before.wouldHave !== after.wouldHave) return 'verdict';
   if (before.redirect !== after.redirect) return 'verdict';
   if (before.egress !== after.egress) return 'egress';

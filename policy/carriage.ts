@@ -12,7 +12,7 @@ import type { GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import { families } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
-import type { Decision, Flow } from './decision.ts';
+import type { Decision, Flow, Known } from './decision.ts';
 import type { Destination } from './destination.ts';
 import type { EgressChoice, EgressMap } from './egress.ts';
 import { compileEgress } from './egress.ts';
@@ -34,10 +34,14 @@ export interface Carriage {
   egress: EgressMap;
   /** In words: what EgressIPs bound of the workload's flows that leave so. */
   egressLimits(workload: WorkloadEntry, choice: EgressChoice): string;
-  /** undefined: the workload has no address of the destination's family. `egress`: the flow leaves with one of these. */
+  /**
+   * undefined: the workload has no address of the destination's family. `egress`: the flow leaves with one of these.
+   * With `known` what becomes of a flow in the end: it counts only as far as the flow would be read.
+   */
   decide(
     workload: WorkloadEntry,
     destination: Destination,
+    known?: Known,
   ): Settled | (Decision & { egress?: EgressChoice }) | undefined;
   /** What `settled` tells apart, in the form of destinations; for any workload, and beyond that for this one. */
   boundaries: ServiceEntry[];
@@ -116,12 +120,12 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
     egressLimits,
     settled,
     boundariesOf,
-    decide(workload, destination) {
+    decide(workload, destination, known) {
       const source = sourceOf(workload, destination.address);
       if (source === undefined) return undefined;
       const early = settled(workload, destination);
       if (early !== undefined) return early;
-      const decision = evaluator.decide(flowOf(source, destination));
+      const decision = inTheEnd(evaluator, flowOf(source, destination), known);
       const choice = egress.towards(workload, destination.address);
       return { ...decision, ...(decision.verdict === 'accept' && { egress: choice }) };
     },
@@ -143,6 +147,15 @@ export function compileCarriage(plan: GatewayPlan): Carriage {
 }
 
 const UDP = 17;
+
+/** A flow is read only if that decides; with the name table at hand it is asked at the first packet. */
+function inTheEnd(evaluator: Evaluator, flow: Flow, known: Known | undefined): Decision {
+  const first = evaluator.decide(flow);
+  if (first.provisional === undefined || known === undefined) return first;
+  const { reading, ...table } = known;
+  const second = evaluator.decide(flow, table);
+  return second.provisional === undefined || reading === undefined ? second : evaluator.decide(flow, known);
+}
 
 export function sourceOf(workload: WorkloadEntry, { family }: Address): string | undefined {
   return workload.addresses.find((text) => text.includes(':') === (family === 6));

@@ -2,14 +2,14 @@
  * The space of destinations (address, protocol, port) cut into cells within which every external service gives the
  * same answer, so that one sample speaks for a whole cell and an analysis is exact (lint, simulate). A cell is a class
  * of addresses times a class of traffic; a class is all that no service tells apart, however many pieces it has: a
- * list of thousands of addresses is two classes.
- * Left out: names and application checks, which no plan has yet.
+ * list of thousands of addresses is two classes. Where a service has names or checks, the answer may be that it is open.
+ * Left out: what a reading says there (said.ts).
  */
 
 import type { Address, Range } from '../../api/address.ts';
 import { addressBits, formatAddress, parseRange } from '../../api/address.ts';
 import { icmpProtocol, isIcmp } from '../../api/kinds.ts';
-import type { Family, ServiceEntry } from '../../api/plan.ts';
+import type { Family, PortEntry, ServiceEntry } from '../../api/plan.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import type { Destination } from '../destination.ts';
@@ -153,7 +153,11 @@ function readList(addresses: readonly string[]): ReadList {
 }
 
 function trafficClasses(services: readonly ServiceEntry[], family: Family): TrafficClass[] {
-  const lists = [...new Map(services.map(({ ports }) => [JSON.stringify(ports), ports])).values()];
+  const all = services.flatMap(({ ports, checks = [] }) => [
+    ports,
+    ...checks.map(({ protocol, ports: checked }): PortEntry[] => [{ protocol, ports: checked }]),
+  ]);
+  const lists = [...new Map(all.map((ports) => [JSON.stringify(ports), ports])).values()];
   const cuts = new Map<number, Set<number>>();
   for (const entry of lists.flatMap((ports) => ports ?? [])) {
     const bounds = cuts.get(entry.protocol) ?? new Set([0]);

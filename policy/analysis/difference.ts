@@ -1,6 +1,7 @@
 /**
  * Where two policies treat a workload differently, exactly: the destinations, cut at every boundary that either knows
- * (cells.ts), each asked of both evaluators, and neighbours with one answer put together again.
+ * (cells.ts), each asked of both evaluators, and neighbours with one answer put together again. Where names or bytes decide
+ * it is not exact: samples are asked (said.ts).
  * Left out: what rules in audit would count, since they decide nothing; and packets of TCP, UDP, SCTP or ICMP that show no port or type; the first packet of a flow shows it.
  */
 
@@ -12,11 +13,12 @@ import { sameJson } from '../../api/plan-delta.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import type { Carriage, Settled } from '../carriage.ts';
-import type { Decision } from '../decision.ts';
+import type { Decision, Known } from '../decision.ts';
 import type { Destination } from '../destination.ts';
 import { bandwidthsText, connectionLimitsText } from '../limits.ts';
 import type { Span, TrafficClass } from './cells.ts';
 import { cellsOf, mergeSpans, sampleOf, TooLarge } from './cells.ts';
+import { type Sample, samplesOf } from './said.ts';
 
 /** A workload under one policy; absent where no pool carries it. */
 export interface Side {
@@ -44,6 +46,8 @@ export interface Change {
   /** Both families; sorted, disjoint. */
   ranges: Range[];
   spans: Span[];
+  /** Of flows that say one of these, in words; absent: whatever they say. */
+  said?: string[];
   before: Outcome;
   after: Outcome;
 }
@@ -58,9 +62,14 @@ export function changesOf(before: Side | undefined, after: Side | undefined, bud
   if (before === undefined && after === undefined) return [];
   const focus = focusOf(before, after);
   const services = [...servicesOf(before), ...servicesOf(after)];
+  /** By protocol and port. */
+  const said = new Map<string, Sample[]>();
   for (const family of families) {
     if (![before, after].some((side) => side !== undefined && hasFamily(side.workload, family))) continue;
-    const near = focus === undefined ? services : services.filter(({ addresses }) => meet(addresses, focus, family));
+    const near =
+      focus === undefined
+        ? services
+        : services.filter(({ addresses, names }) => names !== undefined || meet(addresses, focus, family));
     const cells = cellsOf(near, family);
     const { traffic } = cells;
     const addresses =
@@ -72,16 +81,18 @@ export function changesOf(before: Side | undefined, after: Side | undefined, bud
     for (const address of addresses) {
       const [left, right] = [before, after].map((side) => side && egressText(side, address.sample));
       const moved = left !== right;
-      const differing = new Map<string, { before: Outcome; after: Outcome; traffic: TrafficClass[] }>();
+      const differing = new Map<
+        string,
+        { before: Outcome; after: Outcome; said?: string[]; traffic: TrafficClass[] }
+      >();
       for (const kind of traffic) {
         if (kind.spans.length === 0) continue;
-        const destination = sampleOf(address, kind);
-        const [was, is] = [outcomeOf(before, destination, moved), outcomeOf(after, destination, moved)];
-        if (sameOutcome(was, is)) continue;
-        const key = JSON.stringify([was, is]);
-        const known = differing.get(key);
-        if (known === undefined) differing.set(key, { before: was, after: is, traffic: [kind] });
-        else known.traffic.push(kind);
+        for (const pair of pairsOf(sampleOf(address, kind), moved)) {
+          const key = JSON.stringify(pair);
+          const known = differing.get(key);
+          if (known === undefined) differing.set(key, { ...pair, traffic: [kind] });
+          else known.traffic.push(kind);
+        }
       }
       for (const [pair, { traffic: kinds, ...outcomes }] of differing) {
         const spans = mergeSpans(kinds.flatMap((kind) => kind.spans));
@@ -93,6 +104,33 @@ export function changesOf(before: Side | undefined, after: Side | undefined, bud
     }
   }
   return [...changes.values()].map((change) => ({ ...change, ranges: mergeRanges(change.ranges) }));
+
+  /** What is told of a flow there: one difference, or several by what the flow says. */
+  function pairsOf(destination: Destination, moved: boolean): Pick<Change, 'before' | 'after' | 'said'>[] {
+    const ask = (known?: Known): [Outcome, Outcome] => [
+      outcomeOf(before, destination, moved, known),
+      outcomeOf(after, destination, moved, known),
+    ];
+    const [was, is] = ask();
+    if (was.reason !== 'unread' && is.reason !== 'unread')
+      return sameOutcome(was, is) ? [] : [{ before: was, after: is }];
+    const place = `${destination.protocol} ${destination.port}`;
+    const samples = said.get(place) ?? samplesOf(services, destination);
+    said.set(place, samples);
+    budget.cells -= samples.length;
+    if (budget.cells < 0) throw new TooLarge(`${samples.length} samples of what flows may say`);
+    const pairs = new Map<string, { before: Outcome; after: Outcome; said: string[] }>();
+    for (const { text, known } of samples) {
+      const [then, now] = ask(known);
+      const key = JSON.stringify([then, now]);
+      const alike = pairs.get(key) ?? { before: then, after: now, said: [] };
+      pairs.set(key, alike);
+      alike.said.push(text);
+    }
+    return [...pairs.values()]
+      .filter((pair) => !sameOutcome(pair.before, pair.after))
+      .map(({ said: texts, ...pair }) => (pairs.size === 1 ? pair : { ...pair, said: texts }));
+  }
 }
 
 /**
@@ -143,10 +181,14 @@ function focusOf(before: Side | undefined, after: Side | undefined): PrefixSet[]
   return sides.flatMap(({ carriage }) =>
     [...named].flatMap((key) => {
       const service = carriage.plan.services[key];
-      return service === undefined ? [] : [setOf(service.addresses)];
+      if (service === undefined) return [];
+      return [setOf(service.names === undefined ? service.addresses : everywhere)];
     }),
   );
 }
+
+/** Any address may be a name's. */
+const everywhere: readonly string[] = ['0.0.0.0/0', '::/0'];
 
 const both = <T, R>([a, b]: readonly [T, T], of: (one: T) => R): [R, R] => [of(a), of(b)];
 
@@ -209,9 +251,14 @@ function redirectBoundaries(entries: readonly RuleEntry[]): ServiceEntry[] {
   return [...whole, ...own];
 }
 
-export function outcomeOf(side: Side | undefined, destination: Destination, withEgress: boolean): Outcome {
+export function outcomeOf(
+  side: Side | undefined,
+  destination: Destination,
+  withEgress: boolean,
+  known?: Known,
+): Outcome {
   if (side === undefined) return { verdict: 'bypass', reason: 'no-pool' };
-  const decision = side.carriage.decide(side.workload, destination);
+  const decision = side.carriage.decide(side.workload, destination, known);
   if (decision === undefined) return { verdict: 'bypass', reason: 'no-address' };
   const outcome: Outcome = { verdict: decision.verdict, reason: decision.reason };
   if ('rule' in decision && decision.rule !== undefined) outcome.rule = decision.rule;
@@ -238,7 +285,10 @@ export function egressText({ carriage, workload }: Side, destination: Address): 
 function limitsText(decision: Settled | Decision, { rules }: Policy): string {
   const limits = 'limits' in decision ? (decision.limits ?? []) : [];
   const ports = 'ports' in decision ? (decision.ports ?? {}) : {};
-  return [connectionLimitsText(limits, rules), bandwidthsText(limits, ports, rules)].filter(Boolean).join(', ');
+  const questions = 'questionsPerSecond' in decision ? (decision.questionsPerSecond ?? {}) : {};
+  const asked = Object.entries(questions).map(([name, rate]) => `${name} (${rate} questions a second of one source)`);
+  const texts = [connectionLimitsText(limits, rules), bandwidthsText(limits, ports, rules), ...asked];
+  return texts.filter(Boolean).join(', ');
 }
 
 /** Of the rule, not of the flow: where the port is the flow's own, all its ports are one change. */

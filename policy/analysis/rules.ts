@@ -3,7 +3,7 @@
  * the context, or the verdict of a context above, comes first everywhere), and accepts that can never permit. Decided
  * cell by cell (cells.ts) for every group of pods that the rule applies to, so that a finding is true and no guess.
  * What holds only at times (a schedule), is only counted (audit), or is a field that this file does not know never
- * counts as in the way; rules of a group that is too large to decide are named, and no more is said of them.
+ * counts as in the way; nor does what names or bytes decide, unless the other rule names the very same services; rules of a group that is too large to decide are named, and no more is said of them.
  */
 
 import { type Address, parseRange } from '../../api/address.ts';
@@ -12,8 +12,11 @@ import type { Context, Family, GroupEntry, RuleEntry, ServiceEntry } from '../..
 import { contexts, families } from '../../api/plan.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
-import type { Destination, ServiceTest } from '../destination.ts';
+import type { FlowTest } from '../decision.ts';
+import type { Destination } from '../destination.ts';
 import { compileService } from '../destination.ts';
+import { isRead } from '../external-service.ts';
+import { compileMatch } from '../match.ts';
 import { type CompiledRedirect, canRedirect, compileRedirect } from '../redirect.ts';
 import { cellsOf, sampleOf, TooLarge } from './cells.ts';
 
@@ -101,8 +104,10 @@ interface Facts {
 /** An external service, read once for all groups. */
 interface Known {
   entry: ServiceEntry;
+  /** Where it may match. */
   set: PrefixSet;
-  test: ServiceTest;
+  /** Of flows of which nothing is known. */
+  test: FlowTest;
 }
 
 interface Walked {
@@ -116,7 +121,13 @@ interface Walked {
 /** A rule at an address: with the services that have it. */
 interface There {
   rule: Walked;
-  tests: ServiceTest[] | '*';
+  services: Known[] | '*';
+}
+
+/** A rule in a cell: it matches, or, where it is open, does so by one of these services. */
+interface Here {
+  rule: Walked;
+  open?: Known[];
 }
 
 /** In the order of the rules' ids; rules that no group has are not judged. */
@@ -170,12 +181,17 @@ export function judgeRules({ rules, services, groups, soft, open, most }: Judged
 }
 
 function knownOf(entry: ServiceEntry): Known {
+  const addresses = entry.names === undefined ? entry.addresses : everywhere;
   return {
     entry,
-    set: PrefixSet.of(entry.addresses.map((text) => must(parseRange(text)))),
-    test: compileService(entry),
+    set: PrefixSet.of(addresses.map((text) => must(parseRange(text)))),
+    // What is open does not depend on what the rule does.
+    test: isRead(entry) ? compileMatch(entry, { denies: false, strict: false }).test : compileService(entry),
   };
 }
+
+/** Any address may be a name's. */
+const everywhere = ['0.0.0.0/0', '::/0'];
 
 function codeOf(rule: RuleEntry, fact: Facts, rules: JudgedPolicy['rules']): RuleCode | undefined {
   if (!fact.named) return 'MatchesNothing';
@@ -227,9 +243,7 @@ function judgeGroup(
       const there = lists.map((list) => list.flatMap((rule) => thereOf(rule, address.sample, near, budget)));
       for (const kind of traffic) {
         const destination = sampleOf(address, kind);
-        const inCell = there.map((list) =>
-          list.filter((one) => matches(one, destination, budget)).map(({ rule }) => rule),
-        );
+        const inCell = there.map((list) => list.flatMap((one) => hereOf(one, destination, budget)));
         judgeCell(inCell, defaultDrops, facts);
       }
       if (stillOpen().length === 0) return;
@@ -239,10 +253,10 @@ function judgeGroup(
 
 function thereOf(rule: Walked, address: Address, near: ReadonlySet<Known>, budget: { tests: number }): There[] {
   const { services } = rule;
-  if (services === '*') return [{ rule, tests: '*' }];
+  if (services === '*') return [{ rule, services }];
   spend(budget, services.length);
-  const tests = services.flatMap((one) => (near.has(one) && one.set.has(address) ? [one.test] : []));
-  return tests.length === 0 ? [] : [{ rule, tests }];
+  const own = services.filter((one) => near.has(one) && one.set.has(address));
+  return own.length === 0 ? [] : [{ rule, services: own }];
 }
 
 const meet = (a: PrefixSet, b: PrefixSet, family: Family): boolean => {
@@ -261,15 +275,31 @@ function spend(budget: { tests: number }, tests: number): void {
   if (budget.tests < 0) throw new TooLarge('rules and destinations');
 }
 
-function matches({ rule, tests }: There, destination: Destination, budget: { tests: number }): boolean {
-  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) return false;
-  if (tests === '*') return true;
-  spend(budget, tests.length);
-  return tests.some((test) => test(destination) === 'match');
+function hereOf({ rule, services }: There, destination: Destination, budget: { tests: number }): Here[] {
+  if (rule.redirect !== undefined && !canRedirect(rule.redirect, destination)) return [];
+  if (services === '*') return [{ rule }];
+  spend(budget, services.length);
+  const open: Known[] = [];
+  for (const service of services) {
+    const said = service.test(destination);
+    if (said === 'match') return [{ rule }];
+    if (said === 'bytes' || said === 'table') open.push(service);
+  }
+  return open.length === 0 ? [] : [{ rule, open }];
 }
 
-/** `lists`: the rules that match in this cell, by context, in walking order. `facts`: of those that are judged. */
-function judgeCell(lists: readonly Walked[][], defaultDrops: boolean, facts: Map<string, Facts>): void {
+const isSure = ({ rule, open }: Here): boolean => rule.firm && open === undefined;
+
+/** Whether the first matches whatever the second does. Permits and vetoes ask different things of one service. */
+function covers(first: Here, second: Here): boolean {
+  if (!first.rule.firm || first.open === undefined || second.open === undefined) return false;
+  const own = first.open;
+  return denies(first.rule) === denies(second.rule) && second.open.every((service) => own.includes(service));
+}
+const denies = ({ entry: { action } }: Walked): boolean => action === 'drop' || action === 'reject';
+
+/** `lists`: the rules that match or may in this cell, by context, in walking order. `facts`: of those that are judged. */
+function judgeCell(lists: readonly Here[][], defaultDrops: boolean, facts: Map<string, Facts>): void {
   // From the last context up: may a flow that gets into this context still be permitted?
   const permitted: boolean[] = [];
   permitted[lists.length] = !defaultDrops;
@@ -280,11 +310,15 @@ function judgeCell(lists: readonly Walked[][], defaultDrops: boolean, facts: Map
   lists.forEach((list, level) => {
     let stopper: Walked | undefined;
     let mayHandOn = false;
-    for (const rule of list) {
+    /** What is open may be in the way of what is open by the same services. */
+    const before: Here[] = [];
+    for (const here of list) {
+      const { rule, open } = here;
       const fact = facts.get(rule.id);
       if (fact !== undefined) {
         fact.named = true;
-        if (stopper !== undefined) fact.shadow.add(stopper.id);
+        const first = stopper ?? before.find((other) => covers(other, here))?.rule;
+        if (first !== undefined) fact.shadow.add(first.id);
         else if (ended !== undefined) fact.above.add(ended);
         else {
           fact.may = true;
@@ -292,8 +326,9 @@ function judgeCell(lists: readonly Walked[][], defaultDrops: boolean, facts: Map
         }
       }
       if (stopper !== undefined) continue;
-      if (rule.firm) stopper = rule;
+      if (isSure(here)) stopper = rule;
       else if (rule.entry.action === 'accept') mayHandOn = true;
+      if (open !== undefined) before.push(here);
     }
     if (ended === undefined && stopper !== undefined && stopper.entry.action !== 'accept' && !mayHandOn) {
       ended = stopper.id;
@@ -301,11 +336,11 @@ function judgeCell(lists: readonly Walked[][], defaultDrops: boolean, facts: Map
   });
 }
 
-function mayPermit(list: readonly Walked[], below: boolean): boolean {
-  for (const { entry, firm } of list) {
-    const { action, context } = entry;
+function mayPermit(list: readonly Here[], below: boolean): boolean {
+  for (const here of list) {
+    const { action, context } = here.rule.entry;
     if (action === 'accept-decisively' || (action === 'accept' && (context === 'service' || below))) return true;
-    if (firm) return false;
+    if (isSure(here)) return false;
   }
   return below;
 }
