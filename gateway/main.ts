@@ -16,20 +16,26 @@ import { startReconciler } from '../daemon/reconciler.ts';
 import { SavedPlanFile } from '../daemon/saved-plan.ts';
 import { type PlanClient, startPlanClient } from '../daemon/stream-client.ts';
 import { announce } from '../kernel/announce.ts';
-import { endFlows } from '../kernel/conntrack.ts';
+import { changeFlows, endFlows, endTuples } from '../kernel/conntrack.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { listCounts } from '../kernel/nft-counts.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
 import { HostTc } from '../kernel/tc-host.ts';
-import { decidedMark, GatewayApply, type GatewayKernel } from './apply.ts';
+import { decidedMark, GatewayApply, type GatewayKernel, readMark } from './apply.ts';
 import { heldShards } from './compile-net.ts';
+import { FlowReading } from './flow-reading.ts';
 import { GatewayHits } from './hits.ts';
+import { GatewayInspection } from './inspect/inspection.ts';
+import { InspectionKeeper, inspectionHost } from './inspect/inspection-host.ts';
+import { Readings } from './inspect/readings.ts';
 import { ruleNumbers } from './marks.ts';
 import { gatewayMetrics } from './metrics.ts';
 import { bandwidthMetrics } from './metrics-bandwidth.ts';
 import { detectMetrics } from './metrics-detect.ts';
 import { hitsMetrics } from './metrics-hits.ts';
+import { inspectionMetrics } from './metrics-inspection.ts';
+import { startNames } from './names/names.ts';
 import { noDetectTable } from './record/detect-table.ts';
 import { Detection } from './record/detection.ts';
 import { FlowLog } from './record/flow-log.ts';
@@ -51,6 +57,8 @@ export interface GatewayOptions {
   detect?: boolean;
   /** `address:port` of metrics and health. */
   metrics?: string;
+  /** URL of the module that decides flows that are read, of tests; absent: the program's own. */
+  decider?: string;
 }
 
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
@@ -64,6 +72,13 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
         tightenHeap();
         return hits.before(numbers);
       },
+    },
+    readers: {
+      before: (...plan) => reading.before(...plan),
+      inForce: () => reading.inForce(),
+      review: (...plan) => reading.review(...plan),
+      after: (plan) => reading.after(plan),
+      known: (flow) => reading.known(flow),
     },
   });
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
@@ -84,11 +99,45 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       flowLog?.write(record);
     },
     onTraffic: (started, carried) => hits.traffic(started, carried),
+    onHits: (found) => hits.matched(found),
+    onReadEnd: (flow) => readings.end(flow),
+    onReadLiving: (flows, asOf) => readings.keep(flows, asOf),
+    readingOf: (flow) => readings.get(flow),
+    reads: () => inspection.active,
     lookedAt: hits.lookedAt,
     onError: (error) => log.error({ err: error }, 'records: kernel events'),
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   hitsMetrics(registry, hits);
+  const names = await startNames({
+    name: options.name,
+    certs: options.certs,
+    state: options.state,
+    log,
+    registry,
+    post: (message, queue) => inspection.post(message, queue),
+  });
+  const inspection = new GatewayInspection({
+    host: inspectionHost(kernel.nft, log),
+    decider: options.decider ?? new URL('./inspect/decider.js', import.meta.url).href,
+    names,
+    onDecided(flows) {
+      for (const flow of flows) countDecided(flow);
+      reading.decided(flows);
+    },
+    log,
+  });
+  const readings = await Readings.open(options.state, names);
+  const countDecided = inspectionMetrics(registry, inspection, readings);
+  const reading = new FlowReading({
+    inspection,
+    readings,
+    names,
+    record: (flow, again) => recorder.decided(flow, again),
+    endTuples,
+    changeFlows: (change) => changeFlows(change, { mark: readMark }),
+    onError: (error) => log.error({ err: error }, 'flows that are read'),
+  });
   const detection =
     flowLog === undefined || options.detect === false
       ? undefined
@@ -118,6 +167,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     log,
   });
 
+  const keeper = new InspectionKeeper(inspection, kernel.nft, inTurn, log);
+
   async function apply(plan: GatewayPlan, generation: number, delta?: PlanDelta): Promise<void> {
     const began = performance.now();
     try {
@@ -146,6 +197,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       metrics.refused();
       log.error({ err: error, generation }, 'plan refused: what was in force stays');
       throw error;
+    } finally {
+      keeper.look();
     }
   }
 
@@ -157,6 +210,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     await inTurn(() => apply(saved.plan, saved.generation)).catch(() => undefined);
   }
   await recorder.start();
+  reading.start();
   // Names in records are no reason not to start.
   await (detection === undefined ? kernel.nft.runScript(noDetectTable) : detection.start()).catch((err: unknown) =>
     log.error({ err }, 'samples of flows'),
@@ -189,7 +243,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
           health: () => ({ ok: true, detail: connected ? 'ok' : 'ok, without the controller' }),
           ready: () => ({
             ok: inForce !== undefined,
-            detail: inForce === undefined ? 'no plan in force yet' : `plan ${inForce} in force`,
+            detail: readiness(inForce, inspection.degraded),
           }),
         });
   return {
@@ -198,6 +252,9 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       await client?.close();
       await file.close();
       await reconciler.close();
+      await keeper.close();
+      await reading.close();
+      await names.close();
       await hits.close();
       await detection?.close();
       await recorder.close();
@@ -205,6 +262,12 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     },
   };
 }
+
+/** A gateway without inspection is one all the same: what nobody reads goes nowhere. */
+const readiness = (inForce: number | undefined, degraded: string | undefined): string => {
+  const plan = inForce === undefined ? 'no plan in force yet' : `plan ${inForce} in force`;
+  return degraded === undefined ? plan : `${plan}, inspection degraded: ${degraded}`;
+};
 
 function listenOf(text: string): Listen {
   const parsed = parseListen(text);

@@ -4,10 +4,12 @@
  */
 import { Counter, Gauge, type Registry } from 'prom-client';
 import type { DecidedFlow } from './inspect/messages.ts';
+import { inspectReasons } from './inspect/reasons.ts';
 import type { QueueState, QueueStatus } from './inspect/workers.ts';
 
 export interface InspectionSource {
   status(): QueueStatus[];
+  counts(): Record<string, number>;
   readonly degraded: string | undefined;
 }
 
@@ -22,7 +24,7 @@ export function inspectionMetrics(
   const registers = [registry];
   const decided = new Counter({
     name: 'sluice_inspection_decided_total',
-    help: 'Flows, and of flows that are read for life further requests, by what they are and what was decided',
+    help: 'Flows, and of flows that are read for life requests that were denied, by what they are and what was decided',
     labelNames: ['application', 'verdict'],
     registers,
   });
@@ -53,6 +55,35 @@ export function inspectionMetrics(
       },
     });
   };
+  const counted = (name: string, help: string, label: string, words: Record<string, string>): void => {
+    new Counter({
+      name,
+      help,
+      labelNames: [label],
+      registers,
+      collect() {
+        this.reset();
+        const counts = inspection.counts();
+        for (const [word, count] of Object.entries(words)) this.inc({ [label]: word }, counts[count] ?? 0);
+      },
+    });
+  };
+  counted(
+    'sluice_inspection_ended_total',
+    'Flows, packets and requests that inspection itself ended, dropped or refused, by reason',
+    'reason',
+    Object.fromEntries(Object.keys(inspectReasons).map((reason) => [reason, `reason_${reason}`])),
+  );
+  counted('sluice_inspection_requests_total', 'Flows, requests and questions that were decided', 'verdict', {
+    permitted: 'permitted',
+    denied: 'denied',
+  });
+  counted('sluice_inspection_names_total', 'Names that threads asked for and answers that taught some', 'result', {
+    resolved: 'resolved',
+    unresolved: 'unresolved',
+    taught: 'taught',
+    late: 'taught_late',
+  });
   new Gauge({
     name: 'sluice_inspection_queues',
     help: 'Queues of inspection by what becomes of them',

@@ -10,21 +10,21 @@
  * `onOverload: Accept` it passes, as the pool says.
  */
 import { INSPECT_QUEUE, INSPECT_QUEUE_MARK, INSPECT_QUEUES_MAX } from '../../api/names.ts';
-import type { Family, GatewayPlan, PoolSettings } from '../../api/plan.ts';
+import type { GatewayPlan, PoolSettings } from '../../api/plan.ts';
 import { type PlanDelta, sameJson } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
 import type { QueueRule } from '../../kernel/queue-rule.ts';
+import type { RawSockets } from '../../kernel/raw-socket.ts';
 import type { Numbers } from '../marks.ts';
 import type { DecidedFlow, DeciderData, FromDecider, ToDecider } from './messages.ts';
 import type { NamedAddress } from './name-table.ts';
 import { isEmptyChange, PolicyShare } from './policy-share.ts';
+import { quicPorts } from './table.ts';
+import { TALLY_BYTES, Tally, tallyNames } from './tally.ts';
 import type { Inspection, InspectionOptions, QueueStatus } from './workers.ts';
 
-/** As kernel/raw-socket.ts opens them. */
-export interface RawSockets {
-  readonly fds: Readonly<Record<Family, number>>;
-  close(): void;
-}
+/** UDP ports where flows are read as QUIC (table.ts). */
+type QuicPorts = ReturnType<typeof quicPorts>;
 
 /** What inspection does to the machine (inspection-host.ts). */
 export interface InspectionHost {
@@ -36,7 +36,7 @@ export interface InspectionHost {
   putRule(rule: QueueRule): Promise<number>;
   removeRule(rule: Pick<QueueRule, 'mark' | 'mask'>): Promise<unknown>;
   /** Resolves to whether it was otherwise. */
-  putTable(settings: PoolSettings): Promise<boolean>;
+  putTable(settings: PoolSettings, quic: QuicPorts): Promise<boolean>;
   /** Resolves to whether there was one. */
   removeTable(): Promise<boolean>;
 }
@@ -66,6 +66,7 @@ const RULE = { mark: INSPECT_QUEUE_MARK, mask: INSPECT_QUEUE_MARK } as const;
 /** How it should be, beside the policy. */
 interface Wanted {
   settings: PoolSettings;
+  quic: QuicPorts;
   workers: number;
   onOverload: 'Drop' | 'Accept';
 }
@@ -89,7 +90,10 @@ export class GatewayInspection {
   #placed: Wanted | undefined;
   /** Nothing of it is there: not known at first, since an earlier run may have left something. */
   #absent = false;
+  #quic: QuicPorts = [];
   #generation = 0;
+  /** What threads count, those that ended among them. */
+  readonly #tallies: Tally[] = [];
   /** By queue. */
   readonly #inForce = new Map<number, number>();
   readonly #faults = new Map<Part, string>();
@@ -117,6 +121,14 @@ export class GatewayInspection {
     return this.#running?.inspection.status() ?? [];
   }
 
+  /** What all threads have counted so far (tally.ts). */
+  counts(): Record<string, number> {
+    const sum: Record<string, number> = {};
+    const read = this.#tallies.map((tally) => tally.read());
+    for (const name of tallyNames) sum[name] = read.reduce((all, counts) => all + (counts[name] ?? 0), 0);
+    return sum;
+  }
+
   /** To one thread, or to all. A later thread begins with what is known then. */
   post(message: ToDecider, queue?: number): void {
     this.#running?.inspection.post(message, queue);
@@ -130,6 +142,9 @@ export class GatewayInspection {
     changed: ReadonlySet<number> | undefined,
   ): Promise<void> {
     const change = this.share.update(plan, delta, numbers, changed);
+    const { set, delete: gone } = change.delta;
+    if ((set.services ?? gone.services) !== undefined)
+      this.#quic = quicPorts(Object.values(this.share.policy.services));
     const wanted = this.#wantedBy(plan);
     if (wanted !== undefined) this.#wanted = wanted;
     if (this.#wanted === undefined) return;
@@ -190,6 +205,7 @@ export class GatewayInspection {
     const workers = inspection?.workers ?? Math.min(this.#options.host.processors, WORKERS_MOST);
     return {
       settings: settings.pool,
+      quic: this.#quic,
       workers: Math.min(Math.max(workers, 1), INSPECT_QUEUES_MAX),
       onOverload: inspection?.onOverload ?? 'Drop',
     };
@@ -197,13 +213,13 @@ export class GatewayInspection {
 
   async #place(wanted: Wanted): Promise<void> {
     const { host } = this.#options;
-    const { workers, onOverload, settings } = wanted;
+    const { workers, onOverload, settings, quic } = wanted;
     this.#placed = wanted;
     this.#absent = false;
     await this.#try('workers', () => this.#run(wanted));
     const rule = { ...RULE, first: INSPECT_QUEUE, count: workers, bypass: onOverload === 'Accept' };
     await this.#try('rule', async () => this.#mended('rule', (await host.putRule(rule)) > 0));
-    await this.#try('table', async () => this.#mended('table', await host.putTable(settings)));
+    await this.#try('table', async () => this.#mended('table', await host.putTable(settings, quic)));
   }
 
   #mended(part: Part, changed: boolean): void {
@@ -233,6 +249,8 @@ export class GatewayInspection {
   }
 
   #dataFor(raw: RawSockets, onOverload: 'Drop' | 'Accept'): DeciderData {
+    const counts = new SharedArrayBuffer(TALLY_BYTES);
+    this.#tallies.push(new Tally(counts));
     return {
       policy: this.share.policy,
       generation: this.#generation,
@@ -240,6 +258,7 @@ export class GatewayInspection {
       names: this.#options.names.pairs(),
       raw: raw.fds,
       onOverload,
+      counts,
     };
   }
 
