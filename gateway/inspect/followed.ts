@@ -108,13 +108,18 @@ export class Followed {
     const size = to - from;
     const at = (sequence - this.#next) | 0;
     const length = this.#pending.length;
+    // The end of the stream and no more: behind what was let on it is, and within a unit there is no more to come.
+    if (size === 0) return at <= 0 ? 'pass' : at === length && !this.#waits ? this.#refuse('ended') : 'drop';
     if (at > length) return this.#keepAhead(sequence, bytes, from, to, id);
     const end = (sequence + size) | 0;
     let start = from;
     if (at < 0) {
       const old = Math.min(-at, size);
       if (-at > this.#limits.window || ((sequence - this.#floor) | 0) < 0) return 'drop';
-      if (!this.#same(sequence, bytes, from, old)) return this.#refuse('changed-bytes');
+      // A keep-alive's byte may be anything (RFC 1122 §4.2.3.6).
+      if (!this.#same(sequence, bytes, from, old)) {
+        return at === -1 && size === 1 ? 'drop' : this.#refuse('changed-bytes');
+      }
       // Of a packet that waits for its end, part may have been judged: it is not let on by a copy that is shorter.
       if (old === size) return ((end - this.edge) | 0) <= 0 ? 'pass' : 'drop';
       start += old;

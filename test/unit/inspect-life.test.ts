@@ -169,6 +169,10 @@ t.test('what was let on comes again', async (t) => {
   t.equal(talk.say(0, bytes), 'cluster/api for life');
   t.equal(talk.say(0, bytes), 'passed', 'the same');
   t.equal(talk.say(10, bytes.slice(10, 30)), 'passed', 'part of it');
+  const get = new Talk(rig, 80, { sourcePort: 2 });
+  t.equal(get.say(0, request()), 'cluster/api for life');
+  t.equal(get.say(request().length - 1, '\0'), 'dropped', 'a probe with a byte of its own');
+  t.equal(get.say(request().length - 1, '\n'), 'passed');
   t.equal(talk.say(bytes.length - 20, 'b'.repeat(20)), 'passed', 'what a body says matters to nobody');
   t.equal(talk.say(bytes.length - 5, `${'a'.repeat(5)}${request()}`), 'passed', 'more behind it');
   t.equal(
@@ -229,6 +233,24 @@ t.test('a head that is never whole, and one that is too long', async (t) => {
   long.wait(1);
   t.match(long.flows.at(-1), { reason: 'bad-request', detail: 'head-too-long' });
   t.equal(long.holding, 0);
+});
+
+t.test('the end of a connection', async (t) => {
+  const rig = new Rig(okPaths);
+  const talk = new Talk(rig, 80);
+  t.equal(talk.say(0, request()), 'cluster/api for life');
+  t.equal(talk.say(request().length, '', TCP_ACK | TCP_FIN), 'passed');
+  t.equal(talk.say(request().length, '', TCP_ACK | TCP_FIN), 'passed', 'again');
+  const ahead = new Talk(rig, 80, { sourcePort: 2 });
+  t.equal(ahead.say(0, request()), 'cluster/api for life');
+  t.equal(ahead.say(2 * request().length, '', TCP_ACK | TCP_FIN), 'dropped', 'ahead of what it ends');
+  t.equal(ahead.say(request().length, request(), TCP_ACK | TCP_FIN), 'passed');
+  const torn = new Talk(rig, 80, { sourcePort: 3 });
+  t.equal(torn.say(0, request()), 'cluster/api for life');
+  t.equal(torn.say(request().length, 'GET /'), 'held');
+  t.equal(torn.say(request().length + 5, '', TCP_ACK | TCP_FIN), 'dropped');
+  rig.wait(1);
+  t.match(rig.flows.at(-1), { reason: 'ended', delete: true });
 });
 
 t.test('memory of all together is bounded', async (t) => {
