@@ -92,6 +92,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     report: (epoch, rules) => client?.report(hitsMessage(epoch, rules)) ?? false,
     onError: (error) => log.error({ err: error }, 'hits of rules'),
   });
+  const detects = flowLog !== undefined && options.detect !== false;
   const recorder = new Recorder({
     view: viewOf(options.name, emptyGatewayPlan(), ruleNumbers()),
     onRecord: (record) => {
@@ -104,6 +105,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     onReadLiving: (flows, asOf) => readings.keep(flows, asOf),
     readingOf: (flow) => readings.get(flow),
     reads: () => inspection.active,
+    samples: detects,
     lookedAt: hits.lookedAt,
     onError: (error) => log.error({ err: error }, 'records: kernel events'),
   });
@@ -138,14 +140,13 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     changeFlows: (change) => changeFlows(change, { mark: readMark }),
     onError: (error) => log.error({ err: error }, 'flows that are read'),
   });
-  const detection =
-    flowLog === undefined || options.detect === false
-      ? undefined
-      : new Detection({
-          runScript: (script) => kernel.nft.runScript(script),
-          onReading: (flow, reading) => recorder.sampled(flow, reading),
-          onError: (error) => log.error({ err: error }, 'samples of flows'),
-        });
+  const detection = detects
+    ? new Detection({
+        runScript: (script) => kernel.nft.runScript(script),
+        onReading: (flow, reading) => recorder.sampled(flow, reading),
+        onError: (error) => log.error({ err: error }, 'samples of flows'),
+      })
+    : undefined;
   detectMetrics(registry, detection?.detector);
   const countUnshaped = bandwidthMetrics(registry, kernel.tc);
   let inForce: number | undefined;

@@ -28,6 +28,7 @@ import {
   startRecord,
 } from './flow-record.ts';
 import { type Carried, FlowTraffic } from './flow-traffic.ts';
+import { HeldStarts } from './held-starts.ts';
 import type { Counted } from './hit-totals.ts';
 import { Undecided } from './undecided.ts';
 
@@ -45,6 +46,8 @@ export interface RecorderOptions {
   readingOf?(key: string): ApplicationReading | undefined;
   /** Whether there may be flows that are read. */
   reads?(): boolean;
+  /** Whether starts wait a moment for what samples say (sampled()). */
+  samples?: boolean;
   /** Flows that are older (milliseconds since the epoch) were looked at by an earlier run. */
   lookedAt?: number;
   onError(error: Error): void;
@@ -54,6 +57,7 @@ export interface RecorderOptions {
 const EARLY_MAX = 1_024;
 /** Between looks at flows that have waited long enough for what is read of them. */
 const DUE_MS = 250;
+const STARTS_MS = 50;
 const keyOfFlow = ({ protocol, original }: ConntrackEntry): string => keyOf({ protocol, ...original });
 
 export class Recorder {
@@ -67,6 +71,8 @@ export class Recorder {
   readonly #traffic = new FlowTraffic();
   /** What samples said of flows that have not begun: the kernel tells the two by different ways. The oldest first. */
   readonly #early = new Map<number, ApplicationReading>();
+  readonly #starts = new HeldStarts();
+  #startsDue: NodeJS.Timeout | undefined;
   readonly #undecided = new Undecided();
   readonly #limit = new RecordLimit();
   #due: NodeJS.Timeout | undefined;
@@ -130,7 +136,7 @@ export class Recorder {
     }
   }
 
-  /** What a sample said of a flow: its end says it, and its start if that is still to come. */
+  /** What a sample said of a flow: its end says it, and its start if that was not written yet. */
   sampled(id: number, reading: ApplicationReading): void {
     const started = this.#open.get(id);
     if (started === undefined) {
@@ -138,6 +144,8 @@ export class Recorder {
       const [oldest] = this.#early.keys();
       if (this.#early.size > EARLY_MAX && oldest !== undefined) this.#early.delete(oldest);
     } else if (started.application === undefined) this.#replace(id, started, sampledFields(reading));
+    const held = this.#starts.take(id);
+    if (held !== undefined) this.#write([this.#open.get(id) ?? held]);
   }
 
   #replace(id: number, started: FlowRecord, fields: Partial<FlowRecord>): void {
@@ -150,6 +158,8 @@ export class Recorder {
     clearInterval(this.#due);
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     this.#sockets = [];
+    clearInterval(this.#startsDue);
+    this.#write(this.#starts.due(Number.POSITIVE_INFINITY));
   }
 
   async #list(): Promise<ConntrackEntry[]> {
@@ -239,8 +249,23 @@ export class Recorder {
   #started(flow: ConntrackEntry, now: Date, decided?: Decided): FlowRecord {
     const record = this.#startOf(flow, now, decided);
     this.#open.set(flow.id, record);
-    if (!this.#silent.has(record)) this.#options.onRecord(record);
+    if (this.#silent.has(record)) return record;
+    if (this.#options.samples === true && record.application === undefined) {
+      this.#write(this.#starts.hold(flow.id, record, performance.now()));
+      this.#startsDue ??= setInterval(() => this.#writeStarts(), STARTS_MS).unref();
+    } else this.#write([record]);
     return record;
+  }
+
+  #writeStarts(): void {
+    this.#write(this.#starts.due(performance.now()));
+    if (this.#starts.size > 0) return;
+    clearInterval(this.#startsDue);
+    this.#startsDue = undefined;
+  }
+
+  #write(records: readonly (FlowRecord | undefined)[]): void {
+    for (const record of records) if (record !== undefined) this.#options.onRecord(record);
   }
 
   #ended(flow: ConntrackEntry, now: Date): void {
@@ -251,6 +276,7 @@ export class Recorder {
     if (waiting !== undefined) this.#started(waiting.flow, now);
     const started = this.#open.get(flow.id) ?? this.#startOf(flow, now);
     this.#open.delete(flow.id);
+    this.#write([this.#starts.take(flow.id)]);
     if (!this.#silent.has(started)) this.#options.onRecord(endRecord(started, flow, now));
     this.#options.onTraffic?.(started, this.#traffic.end(flow));
     this.#options.onReadEnd?.(key);

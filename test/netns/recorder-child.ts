@@ -18,6 +18,7 @@ const recorder = new Recorder({
   onRecord: (record) => say({ record }),
   onTraffic: (_, carried) => say({ carried }),
   lookedAt: Number(process.argv[2]),
+  samples: process.argv[3] === 'detect',
   onError: (error) => say({ error: error.message }),
 });
 await recorder.start();

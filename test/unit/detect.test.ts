@@ -7,7 +7,8 @@ import t from 'tap';
 import type { applications } from '../../api/application.ts';
 import { Detector } from '../../gateway/record/detect.ts';
 import { DetectBudget, forwardedPackets } from '../../gateway/record/detect-budget.ts';
-import { sampledFields } from '../../gateway/record/flow-record.ts';
+import { type FlowRecord, sampledFields } from '../../gateway/record/flow-record.ts';
+import { HeldStarts } from '../../gateway/record/held-starts.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { join } from '../../wire/bytes.ts';
 import { buildIcmpEcho, buildTcp, buildUdp, TCP_ACK } from '../../wire/ip.ts';
@@ -247,4 +248,21 @@ t.test('how many packets were forwarded', async (t) => {
   t.equal(forwardedPackets(snmp, 'Ip6InReceives \t9\nIp6OutForwDatagrams             \t30\n'), 42);
   t.equal(forwardedPackets('', ''), 0);
   t.equal(forwardedPackets('Ip: ForwDatagrams\nIp: x\n', 'Ip6OutForwDatagrams y'), 0);
+});
+
+t.test('starts that wait for a sample', async (t) => {
+  const record = (n: number) => ({ pod: `pod-${n}` }) as FlowRecord;
+  const starts = new HeldStarts();
+  t.same(starts.hold(1, record(1), 0), []);
+  t.same(starts.hold(2, record(2), 100), []);
+  t.same(starts.due(299), []);
+  t.same(starts.take(2), record(2));
+  t.equal(starts.take(2), undefined, 'only once');
+  t.same(starts.due(300), [record(1)]);
+  t.equal(starts.size, 0);
+  let written = 0;
+  for (let n = 0; n < 10_000; n++) written += starts.hold(n, record(n), 0).length;
+  t.equal(written + starts.size, 10_000);
+  t.ok(starts.size < 5_000, 'bounded');
+  t.same(starts.due(Number.POSITIVE_INFINITY).length, 10_000 - written);
 });
