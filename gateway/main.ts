@@ -156,10 +156,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   let current: GatewayPlan | undefined;
   const reconcile = async (table: boolean): Promise<void> => {
     if (current === undefined || inForce === undefined) return;
-    // Whoever took away ours may have taken all.
-    if (table) await detection?.load().catch((err: unknown) => log.warn({ err }, 'samples of flows'));
     gateway.forget(table);
     await apply(current, inForce, { set: {}, delete: {} });
+    // Whoever took away ours may have taken all.
+    if (table) await detection?.load().catch((err: unknown) => log.warn({ err }, 'samples of flows'));
   };
   const { inTurn, ...reconciler } = startReconciler({
     table: NFT_TABLE_GATEWAY,
