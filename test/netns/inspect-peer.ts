@@ -225,10 +225,8 @@ async function obey(order: PeerOrder): Promise<Omit<PeerAnswer, 'id'>> {
     case 'ask': {
       const resolver = new Resolver({ timeout: 1_000, tries: 2 });
       resolver.setServers([order.server]);
-      resolver.setLocalAddress(
-        order.from.includes(':') ? undefined : order.from,
-        order.from.includes(':') ? order.from : undefined,
-      );
+      if (order.from.includes(':')) resolver.setLocalAddress('0.0.0.0', order.from);
+      else resolver.setLocalAddress(order.from);
       const found = await (order.family === 4 ? resolver.resolve4(order.name) : resolver.resolve6(order.name));
       return { outcome: 'answered', text: found.join(), ...took() };
     }
