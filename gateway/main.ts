@@ -158,7 +158,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     if (current === undefined || inForce === undefined) return;
     gateway.forget(table);
     await apply(current, inForce, { set: {}, delete: {} });
-    // Whoever took away ours may have taken all.
+    // Whoever took away ours may have taken all. Not before: nothing is forwarded until ours is back.
     if (table) await detection?.load().catch((err: unknown) => log.warn({ err }, 'samples of flows'));
   };
   const { inTurn, ...reconciler } = startReconciler({
