@@ -9,10 +9,10 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { Registry } from 'prom-client';
 import type { Test } from 'tap';
 import { emptyGatewayPlan, type GatewayPlan } from '../../api/plan.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
-import { createRegistry } from '../../daemon/http.ts';
 import { createLog, type Logger, silentLog } from '../../daemon/log.ts';
 import type { FromDecider, ToDecider } from '../../gateway/inspect/messages.ts';
 import { startNames } from '../../gateway/names/names.ts';
@@ -87,7 +87,7 @@ export function planOf({ gateways, resolvers = [RESOLVER], names, egressIPs, clu
 
 export interface Gateway {
   names: Names;
-  registry: ReturnType<typeof createRegistry>;
+  registry: Registry;
   /** All that was posted to threads. */
   posted: { message: ToDecider; queue?: number | undefined }[];
   /** As a thread of queue 0 does; resolves when the answer is let on, with how long it was held. */
@@ -101,7 +101,7 @@ export interface Gateway {
 export async function startGateway(world: World, name: string, options: Partial<NamesOptions> = {}): Promise<Gateway> {
   const posted: Gateway['posted'] = [];
   const waiting = new Map<string, () => void>();
-  const registry = createRegistry('gateway');
+  const registry = new Registry();
   const state = options.state ?? mkdtempSync(join(world.dir, 'state-'));
   const names = await startNames({
     name,
@@ -141,7 +141,7 @@ export async function startGateway(world: World, name: string, options: Partial<
     resolve: (of, families = [4, 6]) => ask({ kind: 'resolve', id: ++last, name: of, families }, 'resolved'),
     has: (of, where) => names.pairs().some((pair) => pair.name === of && pair.address === where),
     async metric(of, labels = {}) {
-      const metric = (await registry.getMetricsAsJSON()).find((each) => each.name === of);
+      const metric = await registry.getSingleMetric(of)?.get();
       const values = (metric?.values ?? []) as { value: number; labels: Record<string, string>; metricName?: string }[];
       return values
         .filter(({ metricName }) => metricName === undefined || metricName.endsWith('_count'))

@@ -35,9 +35,10 @@ t.test('what one gateway learns the others have before the answer is let on', as
   for (const [at, gateway] of gateways.entries()) {
     for (let answer = 1; answer <= 50; answer++) {
       const address = `198.51.100.${answer}`;
-      const held = await gateway.teach(`www${at}.example.com alias${at}.example.com`, `${address} 2001:db8::${answer}`);
+      const skipped = await skips(gateway, {});
+      await gateway.teach(`www${at}.example.com alias${at}.example.com`, `${address} 2001:db8::${answer}`);
       // All three share a thread here, and two cores with whatever else runs.
-      if (held >= ACK_MS) continue;
+      if ((await skips(gateway, {})) > skipped) continue;
       inTime++;
       for (const other of gateways) {
         if (!other.has(`alias${at}.example.com`, `2001:db8::${answer}`)) t.fail(`${at}: not everywhere`);
