@@ -34,7 +34,8 @@ export class LifeReader {
 
   /** From here on each unit is judged, the first too. */
   begin(connection: Connection, client: StreamFlow, units: 'requests' | 'questions', now: number): void {
-    const read = units === 'requests' ? requestUnits(connection.asked) : this.#questions;
+    const { flow } = connection.ends;
+    const read = units === 'requests' ? requestUnits(() => this.#desk.judge.asked(flow)) : this.#questions;
     const followed = new Followed(client.sequenceOf(0), read, (unit, again) =>
       this.#judgeUnit(connection, unit, again, this.#now),
     );

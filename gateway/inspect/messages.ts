@@ -42,7 +42,14 @@ export interface DeciderLimits extends FlowLimits {
   resolveNames: number;
 }
 
-export const deciderLimits: DeciderLimits = { ...defaultLimits, resolveMs: 500, teachMs: 100, resolveNames: 8 };
+export const deciderLimits: DeciderLimits = {
+  ...defaultLimits,
+  // Those that are read for life among them.
+  flows: 16_384,
+  resolveMs: 500,
+  teachMs: 100,
+  resolveNames: 8,
+};
 
 export type ToDecider =
   /** What changed in the collections of policy; `numbers` that are new or others, `gone` of rules that are no more. */

@@ -292,9 +292,12 @@ export class TcpFlows {
       for (let index = 0; index < flow.heldCount; index++) this.#desk.drop(flow.held[index]!);
       return;
     }
-    if (reason === 'replaced') {
-      for (const { id } of connection.followed?.held ?? []) this.#desk.drop(id);
+    const held = connection.followed?.held;
+    // Nobody may be there any more. Who is, and says something, is a stray then.
+    if (reason === 'replaced' || held?.length === 0) {
+      for (const { id } of held ?? []) this.#desk.drop(id);
       this.#life.leave(connection);
+      this.#desk.tally.count(`reason_${reason}`);
       return;
     }
     this.#life.leave(connection);

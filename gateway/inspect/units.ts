@@ -29,7 +29,8 @@ export interface Unit {
 /** From the first byte of a unit on; undefined: it is not whole yet. */
 export type ReadUnit = (bytes: Uint8Array) => Unit | undefined;
 
-export function requestUnits({ shapes }: Pick<Asked, 'shapes'>): ReadUnit {
+/** `asked`: at each request, since policy changes. */
+export function requestUnits(asked: () => Pick<Asked, 'shapes'>): ReadUnit {
   return (bytes) => {
     const head = readRequestHead(bytes);
     if (head.state === 'more') return undefined;
@@ -38,7 +39,7 @@ export function requestUnits({ shapes }: Pick<Asked, 'shapes'>): ReadUnit {
     const { following, length } = value;
     const reading = requestReading(value);
     const body = new RequestBody(value);
-    if (!shapes) return { length, reading, body, ...(following !== 'request' && { last: true }) };
+    if (!asked().shapes) return { length, reading, body, ...(following !== 'request' && { last: true }) };
     const detail = ambiguityOf(value);
     if (detail === undefined) return { length, reading, body };
     const reason = following === 'request' ? 'bad-request' : 'upgrade';

@@ -253,6 +253,28 @@ t.test('the end of a connection', async (t) => {
   t.match(rig.flows.at(-1), { reason: 'ended', delete: true });
 });
 
+t.test('policy that asks for more while a connection goes on', async (t) => {
+  const rig = new Rig(http(undefined));
+  const talk = new Talk(rig, 80);
+  t.equal(talk.say(0, request('//ok')), 'cluster/api for life', 'nobody asks for paths');
+  const { api } = okPaths.services ?? {};
+  rig.tell({ kind: 'policy', generation: 2, delta: { set: { services: { api } }, delete: {} }, numbers: [], gone: [] });
+  t.equal(talk.say(request('//ok').length, request()), 'passed');
+  t.match(talk.say(request('//ok').length + request().length, request('//ok')), /^reset/);
+});
+
+t.test('a connection that said nothing for long gives way, and is ended when it says something', async (t) => {
+  const rig = new Rig({ ...okPaths, data: { limits: { flows: 2 } } });
+  const talks = [1, 2, 3].map((sourcePort) => new Talk(rig, 80, { sourcePort }));
+  for (const talk of talks) t.equal(talk.say(0, request()), 'cluster/api for life');
+  rig.wait(1);
+  t.equal(rig.flows.length, 3, 'it is not told');
+  const [first] = talks as [Talk];
+  for (let count = 0; count < 4; count++, rig.wait(1_500)) t.equal(first.say(request().length, request()), 'dropped');
+  t.same(rig.resets, [`reset to server ${request().length}`, 'reset to client 0']);
+  t.match(rig.flows.at(-1), { reason: 'no-start', delete: true });
+});
+
 t.test('memory of all together is bounded', async (t) => {
   const rig = new Rig({ ...okPaths, data: { limits: { memory: 20_000 } } });
   for (let port = 1; port <= 40; port++) {
@@ -355,10 +377,14 @@ t.test('any cuts, order and repetition of requests: what passes is what was judg
         const bytes = Buffer.from(stream, 'latin1');
         const start = 0xffff_fff0 | 0;
         let judged = 0;
-        const followed = new Followed(start, requestUnits({ shapes: true }), ({ reading }) => {
-          judged++;
-          return reading.http?.path.startsWith('/ok') ? 'permit' : 'deny';
-        });
+        const followed = new Followed(
+          start,
+          requestUnits(() => ({ shapes: true })),
+          ({ reading }) => {
+            judged++;
+            return reading.http?.path.startsWith('/ok') ? 'permit' : 'deny';
+          },
+        );
         const gone = new Set<number>();
         const sent = new Map<number, { at: number; end: number }>();
         let id = 0;
