@@ -7,12 +7,16 @@
  *   group       the rules of a context, in order: the buckets of what matches, and on to the next context
  *   end         the last limit that was met, together with the address outside → class
  *
+ * Which rule a flow met by what was read of it no later packet shows: in a group with rules that ask for that, those that may
+ * be decided so are found by the rule in their ct mark. They meet its limits, and those of rules that handed on by address.
+ *
  * While it is looked for, the packet's priority holds the number of a limit, or of a group. Rules in a row without a
  * limit that lead to the same are one match, and those behind the last limit none. The walk is that of policy/evaluate.ts.
  */
 import { digest } from '../api/digest.ts';
-import { contexts, families, type GatewayPlan, type GroupEntry, type RuleEntry } from '../api/plan.ts';
-import { bytesLimitText, concat, type NftChain, type NftSet } from '../kernel/nft.ts';
+import { CT_RULE_MASK, GATEWAY_CHECKED_MARK } from '../api/names.ts';
+import { type Context, contexts, families, type GatewayPlan, type GroupEntry, type RuleEntry } from '../api/plan.ts';
+import { bytesLimitText, concat, markText, type NftChain, type NftSet } from '../kernel/nft.ts';
 import {
   type Bandwidths,
   classOf,
@@ -27,6 +31,7 @@ import {
 } from './bandwidth.ts';
 import { FlowMatches } from './bandwidth-match.ts';
 import { addressType, header } from './destination-sets.ts';
+import { DEFAULT_ACTION, ruleMark } from './marks.ts';
 
 export interface BandwidthTable {
   sets: Record<string, NftSet>;
@@ -45,10 +50,16 @@ const BURST = 131_072;
  */
 const ACK = { 4: 80, 6: 100 } as const;
 const NOTHING = 'none';
+const CHECKED = `meta mark set ${markText(GATEWAY_CHECKED_MARK)}`;
 const way = { out: 'ct direction original', in: 'ct direction reply' } as const satisfies Record<Direction, string>;
 
-/** `over`: the chain that drops what is over a limit. */
-export function bandwidthTable(plan: Plan, bandwidths: Bandwidths, over: string): BandwidthTable {
+/** `over`: the chain that drops what is over a limit. `numberOf`: of a rule, or DEFAULT_ACTION, in ct marks. */
+export function bandwidthTable(
+  plan: Plan,
+  bandwidths: Bandwidths,
+  over: string,
+  numberOf: (id: string) => number,
+): BandwidthTable {
   const sets: Record<string, NftSet> = {};
   const chains: Record<string, NftChain> = {};
   const add = (noun: string, rules: string[]): string => {
@@ -73,6 +84,8 @@ export function bandwidthTable(plan: Plan, bandwidths: Bandwidths, over: string)
   );
   const end = add('end', [...acks, ...(hasEgress ? pairs : []), ...classes, nothing]);
   const groupChains = new GroupChains(plan, add, {
+    sets,
+    numberOf,
     end,
     matches: new FlowMatches(plan.services, sets),
     ask: (name) => [`meta priority set ${keyOf(name)}`, ...police],
@@ -85,7 +98,8 @@ export function bandwidthTable(plan: Plan, bandwidths: Bandwidths, over: string)
       const group = plan.groups[key];
       if (group === undefined) continue;
       const first = groupChains.of(group);
-      elements.set(groupKey(key), `goto ${add('group', [nothing, `goto ${first}`])}`);
+      const read = groupChains.ofRead(group);
+      elements.set(groupKey(key), `goto ${add('group', [nothing, ...read, `goto ${first}`])}`);
     }
     sets.bw_groups = { type: 'classid', value: 'verdict', elements };
   }
@@ -107,6 +121,8 @@ export function bandwidthTable(plan: Plan, bandwidths: Bandwidths, over: string)
 }
 
 interface Ways {
+  sets: Record<string, NftSet>;
+  numberOf(id: string): number;
   end: string;
   matches: FlowMatches;
   /** Rules that ask for a limit. */
@@ -128,20 +144,66 @@ class GroupChains {
   of({ rules }: GroupEntry): string {
     let next = this.#ways.end;
     for (const context of contexts.toReversed()) {
-      const lines = this.#context(rules[context], next);
-      if (lines.length > 0) next = this.#add(context, [...lines, `goto ${next}`]);
+      next = this.#context(context, rules[context], next, false);
     }
     return next;
   }
 
-  #context(ids: readonly string[], next: string): string[] {
+  /** Rules that lead on what was decided by a rule that is, or comes behind one that is, open until a flow is read. */
+  ofRead({ rules }: GroupEntry): string[] {
+    const elements = new Map<string, string>();
+    const before: Context[] = [];
+    let opens = false;
+    const decided = (id: string, to: string): void => {
+      const end = before.reduceRight((next, context) => this.#context(context, rules[context], next, true), to);
+      const chain = this.#add('read', [CHECKED, `goto ${end}`]);
+      elements.set(markText(ruleMark(this.#ways.numberOf(id))), `goto ${chain}`);
+    };
+    for (const context of contexts) {
+      for (const id of rules[context]) {
+        const rule = this.#plan.rules[id];
+        if (rule === undefined || rule.mode === 'Audit') continue;
+        opens ||= this.#opens(rule);
+        const permits = rule.action === 'accept-decisively' || (rule.action === 'accept' && context === 'service');
+        if (opens && permits) decided(id, this.#matched(id, rule, this.#ways.end, true));
+      }
+      const handsOn = (id: string): boolean => {
+        const rule = this.#plan.rules[id];
+        return rule?.action === 'accept' && limitsOfRule(id, rule, this.#plan).length > 0;
+      };
+      // Of others nothing is met.
+      if (rules[context].some(handsOn)) before.push(context);
+    }
+    if (!opens) return [];
+    decided(DEFAULT_ACTION, this.#ways.end);
+    const name = `bw_read_${digest(JSON.stringify([...elements]))}`;
+    this.#ways.sets[name] = { type: 'mark', value: 'verdict', elements };
+    return [`meta mark set ct mark and ${markText(CT_RULE_MASK)}`, `meta mark vmap @${name}`, CHECKED];
+  }
+
+  #opens({ services }: RuleEntry): boolean {
+    if (services === '*') return false;
+    return services.some((key) => {
+      const entry = this.#plan.services[key];
+      return entry?.names !== undefined || entry?.checks !== undefined;
+    });
+  }
+
+  /** `read`: of flows that are known to have got past it, however: only what hands on is met. */
+  #context(context: Context, ids: readonly string[], next: string, read: boolean): string {
+    const lines = this.#rules(ids, next, read);
+    return lines.length === 0 ? next : this.#add(context, [...lines, `goto ${next}`]);
+  }
+
+  #rules(ids: readonly string[], next: string, read: boolean): string[] {
     /** Rules in a row that lead to one chain. */
     const runs: { rules: RuleEntry[]; to: string }[] = [];
     for (const id of ids) {
       const rule = this.#plan.rules[id];
       if (rule === undefined || rule.mode === 'Audit') continue;
-      const after = rule.action === 'accept' && rule.context !== 'service' ? next : this.#ways.end;
-      const to = this.#matched(id, rule, after);
+      const handsOn = rule.action === 'accept' && rule.context !== 'service';
+      const after = handsOn || read ? next : this.#ways.end;
+      const to = handsOn || !read ? this.#matched(id, rule, after, false) : after;
       const last = runs.at(-1);
       const joins = rule.redirect === undefined && last?.rules.at(-1)?.redirect === undefined;
       if (joins && last?.to === to) last.rules.push(rule);
@@ -158,14 +220,16 @@ class GroupChains {
   }
 
   /** Where a packet goes that a rule matches: to the limits that it meets by that, or straight on. */
-  #matched(id: string, rule: RuleEntry, after: string): string {
+  #matched(id: string, rule: RuleEntry, after: string, read: boolean): string {
     const { matches, ask } = this.#ways;
     if (limitsOfRule(id, rule, this.#plan).length === 0) return after;
     const ports = (rule.services === '*' ? [] : rule.services).flatMap((key) => {
       const service = this.#plan.services[key];
       return (service?.limits ?? []).flatMap((limit) => {
         const chain = this.#add('port', ask(portName(key, limit.name)));
-        return service === undefined ? [] : matches.ofPort(service, limit).map((match) => `${match}jump ${chain}`);
+        return service === undefined
+          ? []
+          : matches.ofPort(service, limit, read).map((match) => `${match}jump ${chain}`);
       });
     });
     const own = rule.limits?.bandwidth === undefined ? [] : ask(ruleName(id));

@@ -9,8 +9,9 @@ import { isIcmp, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type PortLimit, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
+import { unreadPart } from '../policy/parts.ts';
 import { compileRedirect } from '../policy/redirect.ts';
-import { addressType, header } from './destination-sets.ts';
+import { addressType, header, protocolRuns } from './destination-sets.ts';
 import { factored } from './factors.ts';
 
 /** Boxes that are compared one after another; more are a set. */
@@ -33,7 +34,7 @@ export class FlowMatches {
   ofRules(rules: readonly RuleEntry[]): string[] {
     if (rules.some(({ services }) => services === '*')) return [''];
     const names = new Set(rules.flatMap(({ services }) => services));
-    return this.#of([...names].flatMap((name) => this.#services[name] ?? []));
+    return this.#of([...names].flatMap((name) => this.#unread(name)));
   }
 
   /** A rule that redirects meets only what can be redirected there. */
@@ -43,7 +44,7 @@ export class FlowMatches {
     const entries =
       services === '*'
         ? [{ addresses: [everywhere[family]], ports: null }]
-        : services.flatMap((name) => this.#services[name] ?? []);
+        : services.flatMap((name) => this.#unread(name));
     const redirectable = entries.map(({ addresses, ports }) => ({
       addresses,
       ports:
@@ -53,9 +54,17 @@ export class FlowMatches {
     return this.#of(redirectable, [family]);
   }
 
-  /** At most one of these matches a flow. */
-  ofPort({ addresses }: ServiceEntry, limit: PortLimit): string[] {
-    return this.#of([{ addresses, ports: [{ protocol: limit.protocol, ports: limit.ports }] }]);
+  /** At most one of these matches a flow. `read`: of a flow that a rule decides by what was read. */
+  ofPort({ addresses, names, checks }: ServiceEntry, limit: PortLimit, read: boolean): string[] {
+    const ports = [{ protocol: limit.protocol, ports: limit.ports }];
+    if (read) return this.#of([{ addresses: names === undefined ? addresses : Object.values(everywhere), ports }]);
+    return this.#of([unreadPart({ addresses, ports, ...(checks && { checks }) }) ?? []].flat());
+  }
+
+  /** What is open until a flow is read: of those that are, the ct mark says which rule decided (bandwidth-chains.ts). */
+  #unread(name: string): ServiceEntry[] {
+    const entry = this.#services[name];
+    return entry === undefined ? [] : [unreadPart(entry) ?? []].flat();
   }
 
   #of(entries: ServiceEntry[], of: readonly Family[] = families): string[] {
@@ -71,12 +80,13 @@ export class FlowMatches {
 
   #boxed(entries: ServiceEntry[], family: Family): string[] {
     const boxes = boxesOf(entries, family);
+    const protocols = protocolRuns(boxes.protocols);
     const daddr = `ct original ${header[family]} daddr`;
-    if (boxes.addresses.length + boxes.protocols.length + boxes.ports.length <= COMPARED) {
+    if (boxes.addresses.length + protocols.length + boxes.ports.length <= COMPARED) {
       const at = (range: Range): string => (isWhole(range) ? `meta nfproto ipv${family} ` : `${daddr} ${span(range)} `);
       return [
         ...boxes.addresses.map(at),
-        ...boxes.protocols.map(({ range, protocol }) => `${at(range)}meta l4proto ${protocolText(protocol)} `),
+        ...protocols.map(({ range, first, last }) => `${at(range)}meta l4proto ${portsText(first, last)} `),
         ...boxes.ports
           .filter(({ protocol }) => showsPorts(protocol, family))
           .map(
@@ -102,7 +112,7 @@ export class FlowMatches {
     );
     whole(
       'protocols',
-      boxes.protocols.map(({ range, protocol }) => concat(span(range), protocolText(protocol))),
+      protocols.map(({ range, first, last }) => concat(span(range), portsText(first, last))),
     );
     const ports = boxes.ports.filter(({ protocol }) => showsPorts(protocol, family));
     make(

@@ -12,6 +12,7 @@ import { Scope, type Table } from './table.ts';
 
 export class BandwidthPart {
   readonly #table: Table;
+  readonly #numberOf: (id: string) => number;
   #scope: Scope;
   /** Rules and services that limit something, by `rule` or `service` and their key. */
   readonly #limiting = new Set<string>();
@@ -20,8 +21,10 @@ export class BandwidthPart {
   /** The chain that every packet is to pass. */
   entry: string | undefined;
 
-  constructor(table: Table) {
+  /** `numberOf`: of a rule in ct marks. */
+  constructor(table: Table, numberOf: (id: string) => number) {
     this.#table = table;
+    this.#numberOf = numberOf;
     this.#scope = new Scope(table);
   }
 
@@ -50,7 +53,7 @@ export class BandwidthPart {
   #add(plan: GatewayPlan, bandwidths: Bandwidths): string {
     const over = 'drop_bandwidth';
     this.#scope.chain(over, { rules: [`counter name ${counterName('bandwidth')}`, 'drop'] });
-    const { sets, chains, entry } = bandwidthTable(plan, bandwidths, over);
+    const { sets, chains, entry } = bandwidthTable(plan, bandwidths, over, this.#numberOf);
     for (const [name, set] of Object.entries(sets)) this.#scope.set(name, set);
     for (const [name, chain] of Object.entries(chains)) this.#scope.chain(name, chain);
     return entry;

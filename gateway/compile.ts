@@ -219,7 +219,7 @@ export class GatewayCompiler {
       frame,
       frameScope,
       readScope: new Scope(table),
-      bandwidth: new BandwidthPart(table),
+      bandwidth: new BandwidthPart(table, (id) => pool.policy.numbers.get(id) ?? 0),
       nat,
       natScope,
       policy: new PolicyCompiler({

@@ -374,6 +374,8 @@ const ALIKE = [
   ['r47674', 'n/114491'],
 ] as const;
 
+t.setTimeout(570_000);
+
 t.test('what is moved to another number by others is compiled again', async (t) => {
   const numbers = (plan: GatewayPlan): unknown => [...compileGateway(plan).ruleNumbers].sort();
   let moves = 0;

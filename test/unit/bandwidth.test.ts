@@ -286,7 +286,7 @@ const held = ['s0'];
 const classesOf = (policy: GatewayPlan) => desiredClasses(policy, bandwidthsOf(policy, held));
 const tableOf = (policy: GatewayPlan) => {
   const bandwidths = bandwidthsOf(policy, held);
-  return bandwidths && bandwidthTable(policy, bandwidths, 'over');
+  return bandwidths && bandwidthTable(policy, bandwidths, 'over', () => 0);
 };
 
 t.test('a decision names the limits that are met, and explain says them', async (t) => {
