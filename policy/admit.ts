@@ -136,6 +136,7 @@ export const stable = <T>(before: T | undefined, now: T): T =>
 /**
  * What a rule asks that must be known of a flow at its first packet, where names or bytes decide whether it matches: where
  * it goes, and what it has used up of limits that are not the deciding rule's (that one counts what it was decided to be).
+ * Nor does the kernel count among living connections (nf_conncount) one that it has seen before.
  */
 function needsAddresses(
   rule: AnyRule,
@@ -148,21 +149,34 @@ function needsAddresses(
   const handsOn = action === 'accept' && context !== 'service';
   const limits = (['connectionsPerSecond', 'maxConnections', 'bandwidth'] as const).filter(
     // In audit no bandwidth is limited.
-    (field) => rule.spec[field] !== undefined && (audit ? field !== 'bandwidth' : handsOn),
+    (field) =>
+      rule.spec[field] !== undefined && (field === 'maxConnections' || (audit ? field !== 'bandwidth' : handsOn)),
   );
-  if ((redirect === undefined && limits.length === 0) || services === '*') return undefined;
-  const read = services.filter((key) => isRead(catalog.entry(key))).map(serviceName);
+  if (services === '*') return undefined;
+  const read = services.filter((key) => isRead(catalog.entry(key)));
   if (read.length === 0) return undefined;
-  const which = `external service ${read.join(', ')} has names or appProtocol`;
+  const permits = !handsOn && !audit && (action === 'accept' || action === 'accept-decisively');
+  const shared = permits && read.length > 1 ? read.filter((key) => isNamedAndLimited(catalog.entry(key))) : [];
+  if (redirect === undefined && limits.length === 0 && shared.length === 0) return undefined;
+  const which = `external service ${read.map(serviceName).join(', ')} has names or appProtocol`;
   const condition = { objectKey: objectKey(rule), type: 'Accepted', status: 'False' } as const;
   if (redirect !== undefined) {
     const message = `redirect: ${which}, and where a flow goes must be known at its first packet; name services of addresses and ports alone`;
     return { ...condition, reason: 'RedirectNeedsAddresses', message };
   }
-  const why = audit ? 'the rule is in audit' : 'the rule hands on, and decides nothing';
-  const message = `${limits.join(', ')}: ${which}, and ${why}: such limits are kept from the first packet on; name services of addresses and ports alone, or put the limit on the rule that permits`;
+  if (limits.length === 0) {
+    const message = `bandwidth of a port of ${shared.map(serviceName).join(', ')}: ${which}, and of a flow only the rule is kept that permitted it; give each of these external services a rule of its own`;
+    return { ...condition, reason: 'LimitNeedsAddresses', message };
+  }
+  const decides = audit || handsOn ? '' : 'connections are counted at their first packet';
+  const why = decides || (audit ? 'the rule is in audit' : 'the rule hands on, and decides nothing');
+  const instead = handsOn ? ', or put the limit on the rule that permits' : '';
+  const message = `${limits.join(', ')}: ${which}, and ${why}: name services of addresses and ports alone${instead}`;
   return { ...condition, reason: 'LimitNeedsAddresses', message };
 }
+
+/** By address it would be known whose flow it is. */
+const isNamedAndLimited = ({ names, limits }: ServiceEntry): boolean => names !== undefined && limits !== undefined;
 
 function conditionOf(
   rule: AnyRule,

@@ -268,6 +268,8 @@ t.test('what must be known at the first packet names no such service', (t) => {
     external(named, 'named'),
     external({ addresses: ['198.51.100.1'], ports: [tcp('443', { appProtocol: 'TLS' })] }, 'checked'),
   ];
+  const https = tcp('443', { bandwidth: '5Mbit' });
+  services.push(external({ ...named, ports: [https] }, 'slow'));
   const cluster = services.map((one) => external(one.spec, one.metadata.name, 'sluice-system'));
   const condition = (kind: string, spec: Fields) => {
     const metadata = { name: 'r', ...(kind === 'ClusterEgressRule' ? {} : { namespace: 'a' }) };
@@ -303,13 +305,31 @@ t.test('what must be known at the first packet names no such service', (t) => {
       is(kind, { action: 'accept-decisively', mode: 'Audit', ...redirect }, 'RedirectNeedsAddresses');
       is(kind, { action: 'accept' }, undefined);
       for (const limit of limits) {
-        is(kind, { action: 'accept-decisively', ...limit }, undefined);
-        is(kind, { action: 'accept', ...limit }, decides ? undefined : 'LimitNeedsAddresses');
+        const counted = limit.maxConnections === undefined ? undefined : 'LimitNeedsAddresses';
+        is(kind, { action: 'accept-decisively', ...limit }, counted);
+        is(kind, { action: 'accept', ...limit }, decides ? counted : 'LimitNeedsAddresses');
         const audit = limit.bandwidth === undefined ? 'LimitNeedsAddresses' : undefined;
         is(kind, { action: 'accept-decisively', mode: 'Audit', ...limit }, audit);
         is(kind, { action: 'accept', mode: 'Audit', ...limit }, audit);
       }
     }
+  }
+  // Of a flow only the rule is kept that permitted it, not by which of its services.
+  for (const [names, bound] of [
+    [['slow'], true],
+    [['slow', 'plain'], true],
+    [['slow', 'named'], false],
+    [['slow', 'checked'], false],
+    [['named', 'checked'], true],
+  ] as const) {
+    const found = condition('ServiceEgressRule', { action: 'accept', externalServices: names });
+    t.equal(found.bound, bound, names.join());
+    if (!bound) t.match(found, { reason: 'LimitNeedsAddresses', message: /^bandwidth of a port of a\/slow: / });
+    t.ok(condition('NamespaceEgressRule', { action: 'accept', externalServices: names }).bound, 'it hands on');
+    t.ok(
+      condition('ServiceEgressRule', { action: 'accept', mode: 'Audit', externalServices: names }).bound,
+      'in audit',
+    );
   }
   t.match(condition('ClusterEgressRule', { action: 'accept', externalServices: ['*'], maxConnections: 5 }), {
     reason: 'Accepted',
