@@ -191,13 +191,13 @@ export class Rig {
   }
 
   /** What becomes of it at once; `held`, and later in `left`. */
-  send(bytes: Uint8Array, marks = 0): string {
+  send(bytes: Uint8Array, marks = 0, info = 0): string {
     const packet = this.#packet;
     const id = ++this.#id;
     const mark = GATEWAY_CHECKED_MARK | INSPECT_QUEUE_MARK | marks;
     const around = new Uint8Array(bytes.length + 60).fill(0xa5);
     around.set(bytes, 29);
-    Object.assign(packet, { id, mark, bytes: around, start: 29, end: 29 + bytes.length, replacement: undefined });
+    Object.assign(packet, { id, mark, info, bytes: around, start: 29, end: 29 + bytes.length, replacement: undefined });
     const before = this.left.length;
     const decision = this.decider.decide(packet, this.now);
     // Nobody may keep a view of it.

@@ -3,7 +3,7 @@
  * at hand, in one object that is used again for every packet. `wire/ip.ts` makes texts of addresses and an object of each
  * packet, which is right for a record and too slow for a queue.
  * What the kernel has done before a packet comes to a queue behind conntrack, and is not done again here: checksums of IP
- * and TCP (nf_conntrack_checksum), fragments put together (nf_defrag; one that comes all the same is refused), windows
+ * and TCP (nf_conntrack_checksum; where that is off, checksumHolds() says it), fragments put together (nf_defrag; one that comes all the same is refused), windows
  * (nf_conntrack_tcp_be_liberal=0), segments of no connection (nf_conntrack_tcp_loose=0), impossible flags.
  * Leaves out TCP's options. A receiver drops what has an old timestamp (RFC 7323 §5) or a wrong signature (RFC 5925): such
  * a segment is held here like others, and the one that is to replace it must have the same bytes.
@@ -44,6 +44,8 @@ export class Segment {
   sequence = 0;
   acknowledgement = 0;
   flags = 0;
+  /** Where the header of TCP begins. */
+  start = 0;
   /** Payload: from its first byte to the one after its last. */
   payload = 0;
   end = 0;
@@ -58,6 +60,19 @@ export class Segment {
     if (this.version === 4) return this.readIPv4(bytes, from, available);
     if (this.version === 6) return this.readIPv6(bytes, from, available);
     return 'not-tcp';
+  }
+
+  /** Whether its checksum is right: of the packet that was read, which lies where it lay. */
+  checksumHolds(bytes: Uint8Array): boolean {
+    const { key } = this;
+    const start = this.start;
+    let sum = PROTOCOL_TCP + this.end - start;
+    for (let index = 0; index < 8; index++) sum += (key[index]! >>> 16) + (key[index]! & 0xffff);
+    let at = start;
+    for (; at + 1 < this.end; at += 2) sum += (bytes[at]! << 8) | bytes[at + 1]!;
+    if (at < this.end) sum += bytes[at]! << 8;
+    while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+    return sum === 0xffff;
   }
 
   private readIPv4(bytes: Uint8Array, from: number, available: number): SegmentFault | undefined {
@@ -106,6 +121,7 @@ export class Segment {
     if (at + TCP_HEADER > end) return 'bad-header';
     const header = (bytes[at + 12]! >>> 4) * 4;
     if (header < TCP_HEADER || at + header > end) return 'bad-header';
+    this.start = at;
     this.key[8] = word(bytes, at);
     this.sequence = word(bytes, at + 4);
     this.acknowledgement = word(bytes, at + 8);

@@ -7,7 +7,7 @@
 import { GATEWAY_RESET_MARK, INSPECT_FIRST_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { PROTOCOL_TCP, TCP_ACK, TCP_RST, TCP_SYN } from '../../wire/ip.ts';
-import type { QueuePacket } from '../../wire/nfqueue.ts';
+import { INFO_CHECKSUM_NOT_VERIFIED, INFO_GSO, type QueuePacket } from '../../wire/nfqueue.ts';
 import { Connection, type StreamFlow } from './connection.ts';
 import { AS_DECIDED, type Desk, type Ends, NO_REMARKS, PASSED } from './desk.ts';
 import { Endings } from './endings.ts';
@@ -48,13 +48,20 @@ export class TcpFlows {
   }
 
   decide(packet: QueuePacket, now: number): void {
-    const { id, bytes, start, end, mark } = packet;
+    const { id, bytes, start, end, mark, info } = packet;
     const table = this.#table;
     if (!table.read(bytes, start, end)) {
       this.#desk.refuse(id, table.reason ?? 'not-tcp');
       return;
     }
     const { flags } = table.segment;
+    // Where nobody looked at it (nf_conntrack_checksum=0), and it is no large send, which has none yet.
+    if ((info & (INFO_CHECKSUM_NOT_VERIFIED | INFO_GSO)) === INFO_CHECKSUM_NOT_VERIFIED) {
+      if (!table.segment.checksumHolds(bytes)) {
+        this.#desk.refuse(id, 'bad-checksum');
+        return;
+      }
+    }
     if ((flags & TCP_SYN) !== 0 && (flags & TCP_ACK) === 0) {
       this.#syn(packet, now);
       return;

@@ -7,10 +7,12 @@ import { deepStrictEqual, equal, ok } from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
 import { type Application, applications } from '../../api/application.ts';
+import { INSPECT_FIRST_MARK } from '../../api/names.ts';
 import type { PortCheck, ServiceEntry } from '../../api/plan.ts';
 import { inspectReasons } from '../../gateway/inspect/reasons.ts';
 import { join } from '../../wire/bytes.ts';
 import { TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN } from '../../wire/ip.ts';
+import { INFO_CHECKSUM_NOT_VERIFIED, INFO_GSO } from '../../wire/nfqueue.ts';
 import { message as dnsMessage, framed, question } from '../dns-build.ts';
 import { Rig, type RigPolicy, SERVER, Talk } from '../inspect-rig.ts';
 import { alpn, helloMessage, outerEch, postQuantumShare, records, serverName, versions } from './hello-bytes.ts';
@@ -561,6 +563,49 @@ for (const family of [4, 6] as const) {
     }
   });
 }
+
+t.test('packets that the server never takes, sent before those that it does', async (t) => {
+  for (const family of [4, 6] as const) {
+    const evil = hello('evil.example');
+    const start = (): [Rig, Talk] => {
+      const rig = new Rig(permitWeb);
+      return [rig, new Talk(rig, 443, { family })];
+    };
+    const [unchecked, first] = start();
+    const broken = first.packet(0, goodHello);
+    broken[broken.length - 1]! ^= 1;
+    t.equal(unchecked.send(broken, INSPECT_FIRST_MARK, INFO_CHECKSUM_NOT_VERIFIED), 'dropped', 'a wrong checksum');
+    t.equal(unchecked.decider.desk.tally.read()['reason_bad-checksum'], 1);
+    for (const odd of [evil, join([evil, text('x')])]) {
+      const word = unchecked.send(first.packet(0, odd), INSPECT_FIRST_MARK, INFO_CHECKSUM_NOT_VERIFIED);
+      t.match(word, /reset to server 0|dropped/, 'what comes behind it is read for itself');
+    }
+    t.match(unchecked.left[1], /reset to server 0/);
+    t.equal(start()[0].send(first.packet(0, goodHello), INSPECT_FIRST_MARK, INFO_CHECKSUM_NOT_VERIFIED), 'cluster/web');
+    t.equal(start()[0].send(broken, INSPECT_FIRST_MARK, INFO_CHECKSUM_NOT_VERIFIED | INFO_GSO), 'cluster/web');
+
+    const [rig, talk] = start();
+    const short = talk.packet(0, goodHello.subarray(0, -8));
+    short[family === 4 ? 8 : 7] = 1;
+    t.equal(rig.send(short, INSPECT_FIRST_MARK), 'held', 'a TTL that ends on the way: it is held all the same');
+    t.equal(talk.say(0, evil.subarray(0, -8)), 'dropped', 'and what is to take its place has to be the same');
+    t.same(rig.left, ['1 reset to server 0', '2 dropped']);
+    rig.wait(1);
+    t.match(rig.flows, [{ reason: 'overlap' }]);
+
+    if (family === 6) continue;
+    const [split, fragments] = start();
+    for (const [at, value] of [
+      [6, 0x20],
+      [7, 0x01],
+    ] as const) {
+      const fragment = fragments.packet(0, goodHello);
+      fragment[at] = value;
+      t.equal(split.send(fragment, INSPECT_FIRST_MARK), 'dropped', 'a fragment that the kernel did not put together');
+    }
+    t.equal(split.decider.desk.tally.read().reason_fragment, 2);
+  }
+});
 
 t.test('a hello cut at every byte', async (t) => {
   for (const [name, becomes] of [
