@@ -3,6 +3,7 @@
  * records of rules that hand on and of audit, questions of DNS, policies in audit, and pools that let pass what nobody reads.
  */
 import t from 'tap';
+import { INSPECT_QUEUE } from '../../api/names.ts';
 import {
   type Family,
   families,
@@ -12,6 +13,7 @@ import {
   type RuleEntry,
   type ServiceEntry,
 } from '../../api/plan.ts';
+import { QueueSocket } from '../../kernel/queue-socket.ts';
 import { basePlan, directPlan, PODS, WEB } from './gateway-plans.ts';
 import { InspectRig, RESOLVER } from './inspect-rig.ts';
 
@@ -167,6 +169,35 @@ t.test('onOverload: Accept lets pass what nobody reads, and nothing while somebo
     t.match(await hello(family, 'other.test'), { outcome: 'ECONNRESET' }, `v${family}: it can again`);
   });
 });
+
+t.test(
+  'another number of threads; a queue that somebody else holds is said, and had as soon as it is free',
+  async (t) => {
+    const serving = () => rig.metric('sluice_inspection_queues', 'serving');
+    await publish(planOf([permit, rest]));
+    t.notMatch(rig.readiness(), /degraded/);
+    await rig.publish(planOf([permit, rest], { inspection: { workers: 1 } }));
+    await rig.until('one thread', () => serving() === 1);
+    t.match(rig.inside('iptables-nft -t mangle -S FORWARD'), /--queue-num 7800\n/);
+    t.match(await hello(4, 'api.test'), { outcome: 'answered' });
+    const other = QueueSocket.open({
+      queue: INSPECT_QUEUE + 1,
+      maxLength: 1,
+      copyRange: 64,
+      failOpen: false,
+    receiveBuffer: 1 << 16,
+      namespace: rig.gateway,
+    });
+    await rig.publish(planOf([permit, rest], { inspection: { workers: 2 } }));
+    t.match(rig.readiness(), /^plan \d+ in force, inspection degraded: workers: .*EBUSY/);
+    t.equal(rig.metric('sluice_inspection_degraded'), 1);
+    t.match(await hello(4, 'other.test'), { outcome: 'silence' }, 'nobody reads: it goes nowhere');
+    other.close();
+    await rig.until('two threads', () => serving() === 2);
+    t.notMatch(rig.readiness(), /degraded/);
+    t.match(await hello(4, 'other.test'), { outcome: 'ECONNRESET' });
+  },
+);
 
 t.test('a pod that goes takes its connections with it', async (t) => {
   const plan = planOf([permit, rest]);
