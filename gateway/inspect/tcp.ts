@@ -143,6 +143,11 @@ export class TcpFlows {
     this.#turn();
     const client = table.streamOf(this.#back);
     const known = client?.context;
+    // What a server says teaches names; nobody asks it of anything else that is read for life.
+    if (known?.state === 'permitted' && client?.age === 'followed') {
+      desk.accept(id, PASSED);
+      return;
+    }
     if (known !== undefined && known.state !== 'open' && known.state !== 'waiting') {
       this.#late(known, id);
       return;

@@ -334,6 +334,7 @@ t.test('questions over TCP', async (t) => {
     return word;
   };
   t.equal(say(ask('a.good.example')), 'cluster/dns for life');
+  t.equal(talk.hear(0, 'an answer'), 'passed', 'a resolver of the pool is listened to');
   t.equal(say(ask('b.good.example', 28)), 'passed');
   const two = Buffer.concat([ask('c.good.example'), ask('d.good.example')]);
   t.equal(say(two.subarray(0, 40)), 'held');
