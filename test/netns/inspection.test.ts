@@ -13,6 +13,8 @@ import {
   type PortCheck,
   type ServiceEntry,
 } from '../../api/plan.ts';
+import { isUndecided } from '../../gateway/marks.ts';
+import { listFlows } from '../../kernel/conntrack.ts';
 import { basePlan, directPlan, PODS, WEB } from './gateway-plans.ts';
 import { InspectRig, RESOLVER } from './inspect-rig.ts';
 
@@ -145,6 +147,8 @@ t.test('TLS by name: allowed, refused at once, and what is no TLS', async (t) =>
   const received = await rig.received();
   t.equal(received.filter(({ text }) => text === 'hello').length, 2, 'the server has the bytes of the permitted');
   t.same(received.filter(({ text }) => /^\d+ bytes of/.test(text)).length, 2, 'and no stream of any other');
+  const left = (await listFlows({ namespace: rig.gateway })).filter(({ mark }) => isUndecided(mark));
+  t.same(left, [], 'nothing is left of the denied in the connection table');
   const [started] = await rig.recordsWith(since, { event: 'start', destinationName: 'api.test' }, 2);
   t.match(started, {
     verdict: 'accept',
