@@ -2,6 +2,7 @@
 # Makes a fresh Debian 12 with Node ready to run and test Sluice: Debian packages, npm packages, tap's plugins, compile.
 # Each step looks first whether it is needed, says what it does, and is skipped without a word otherwise, so that a
 # second run takes under a second or two. Nothing is configured outside this tree, and no service is started.
+# `--tests`: also the clients that only tests need.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
@@ -22,6 +23,8 @@ flock 9
 # --- Debian packages ------------------------------------------------------------------------------------------------
 packages=(nftables iptables iproute2 iputils-ping conntrack ethtool iperf3 socat tcpdump curl dnsmasq-base openssh-server
   netcat-openbsd procps ca-certificates openssl python3)
+# Clients that tests let through the lab, and nothing else needs.
+[ "${1-}" != --tests ] || packages+=(bind9-dnsutils postgresql-client)
 missing=()
 installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
 for package in "${packages[@]}"; do

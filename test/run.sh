@@ -8,7 +8,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 if [ "${1-}" = --setup ]; then
   shift
-  if ! bash setup.sh; then
+  if ! bash setup.sh --tests; then
     echo "0 passed, 1 failed"
     exit 1
   fi
