@@ -37,10 +37,15 @@ export class CpuMeter {
 
   /** CPU seconds so far; only differences mean anything. */
   seconds(): number {
-    const usage = /usage_usec (\d+)/.exec(readFileSync(`${this.#group}/cpu.stat`, 'utf8'))?.[1];
-    let nanoseconds = 1000 * Number(usage);
+    let nanoseconds = 0;
     for (const file of this.#softirqThreads) nanoseconds += Number(readFileSync(file, 'utf8').split(' ')[0]);
-    return nanoseconds / 1e9;
+    return this.ownSeconds() + nanoseconds / 1e9;
+  }
+
+  /** Without the ksoftirqd threads: for the second group of a benchmark that has several. */
+  ownSeconds(): number {
+    const usage = /usage_usec (\d+)/.exec(readFileSync(`${this.#group}/cpu.stat`, 'utf8'))?.[1];
+    return Number(usage) / 1e6;
   }
 
   /** After the last process has ended. */

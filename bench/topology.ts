@@ -227,7 +227,7 @@ function unmarked(net: NetState): NetState {
 }
 
 /** A file of the source tree, wherever below it the compiled program lies. */
-function besideSources(path: string): string {
+export function besideSources(path: string): string {
   let directory = import.meta.dirname;
   while (!existsSync(join(directory, path))) {
     if (directory === '/') throw new Error(`${path} is not in any directory above ${import.meta.dirname}`);

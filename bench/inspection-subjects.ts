@@ -1,0 +1,254 @@
+/**
+ * What stands in the gateway of bench/inspection.ts, one at a time: `sluice gateway` with a rule by name, or by address
+ * (the same program, which then reads nothing); one hand-written SNAT rule alone, with Suricata behind it, or with
+ * nginx. Peers have Sluice's links, addresses and routes, and none of its tables.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, openSync, readFileSync } from 'node:fs';
+import { mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { INSPECT_QUEUE_MARK, NFT_TABLE_INSPECT } from '../api/names.ts';
+import { families } from '../api/plan.ts';
+import { createCa, issueCertificate } from '../daemon/certs.ts';
+import { HostNft } from '../kernel/nft-host.ts';
+import { probeQueueRule, putQueueRule, type QueueCapability, removeQueueRule } from '../kernel/queue-rule.ts';
+import { run } from '../kernel/run.ts';
+import { CpuMeter } from './cpu.ts';
+import type { Way } from './inspection-plan.ts';
+import type { Told } from './inspection-publisher.ts';
+import { ROUTER, SERVER } from './plan.ts';
+import { Talk } from './talk.ts';
+import { besideSources, type Topology } from './topology.ts';
+
+export const subjects = ['by address', 'by name', 'snat', 'suricata', 'nginx'] as const;
+export type Subject = (typeof subjects)[number];
+
+const METRICS = '127.0.0.1:7792';
+/** Of Suricata's rule: what is not decided (bench/peers/suricata.nft). */
+const ASK = { mark: 2, mask: 2 };
+const READY_MS = 60_000;
+
+export interface SubjectOptions {
+  /** Folder of all that the subjects keep and say. */
+  state: string;
+  queues: number;
+  pods: number;
+  /** Folder for CPU profiles of Sluice's threads; absent: none is taken. */
+  profiles?: string;
+}
+
+export class Subjects {
+  readonly #topology: Topology;
+  readonly #state: string;
+  readonly #queues: number;
+  readonly #pods: number;
+  readonly #profiles: string | undefined;
+  readonly #capability: QueueCapability;
+  readonly #namespace: string;
+  readonly #nft: HostNft;
+  readonly #meters: Record<'sluice' | 'suricata' | 'nginx', CpuMeter>;
+  #publisher: { talk: Talk<Told>; port: number } | undefined;
+  #program: ChildProcess | undefined;
+  #now: Subject | undefined;
+
+  private constructor(topology: Topology, options: SubjectOptions, capability: QueueCapability) {
+    const { state, queues, pods, profiles } = options;
+    this.#profiles = profiles;
+    this.#topology = topology;
+    this.#state = state;
+    this.#queues = queues;
+    this.#pods = pods;
+    this.#capability = capability;
+    this.#namespace = topology.namespace('gateway');
+    this.#nft = new HostNft({ namespace: this.#namespace });
+    const meter = (of: string): CpuMeter => new CpuMeter(`sluice-bench-${process.pid}-${of}`);
+    this.#meters = { sluice: meter('sluice'), suricata: meter('suricata'), nginx: meter('nginx') };
+  }
+
+  static async create(topology: Topology, options: SubjectOptions): Promise<Subjects> {
+    const { state } = options;
+    const made = new Subjects(topology, options, await probeQueueRule());
+    await createCa(join(state, 'ca'));
+    for (const [role, name] of [
+      ['controller', 'ctl'],
+      ['gateway', 'gw-a'],
+    ] as const) {
+      const addresses = ['127.0.0.1'];
+      await issueCertificate({ caDir: join(state, 'ca'), outDir: join(state, name), role, name, addresses });
+    }
+    // nginx connects for itself, and is no forwarded packet that a rule of Sluice's would lead out.
+    for (const family of families) {
+      const route = ['route', 'add', SERVER[family], 'via', ROUTER[family]];
+      await run(['ip', '-n', made.#namespace, ...route], { op: 'route' });
+    }
+    const range = ['sysctl', '-qw', 'net.ipv4.ip_local_port_range=1024 65535'];
+    await run([...made.#inside, ...range], { op: 'sysctl' });
+    return made;
+  }
+
+  /** CPU seconds of the subject's program so far; only differences mean anything. */
+  cpuSeconds(): number {
+    return this.#meter?.ownSeconds() ?? 0;
+  }
+
+  /** The program of the subject that is in force. */
+  get pid(): number | undefined {
+    return this.#program?.pid;
+  }
+
+  /** Packets that came to the threads of `by name` so far, each of which had one verdict; 0 for others. */
+  async packets(): Promise<number> {
+    if (this.#now !== 'by name') return 0;
+    const text = await run([...this.#inside, 'curl', '-sf', '-m', '5', `http://${METRICS}/metrics`], { op: 'metrics' });
+    const counts = [...text.matchAll(/^sluice_inspection_packets_total(?:\{[^}]*\})? (\d+)$/gm)];
+    return counts.reduce((sum, [, count]) => sum + Number(count), 0);
+  }
+
+  async become(subject: Subject): Promise<void> {
+    if (this.#now === subject) return;
+    const ours = (of: Subject | undefined): boolean => of === 'by address' || of === 'by name';
+    if (!(ours(this.#now) && ours(subject))) {
+      await this.#leave();
+      await this.#enter(subject);
+    }
+    this.#now = subject;
+    if (ours(subject)) await this.#publish(subject === 'by name' ? 'names' : 'addresses');
+    await this.#topology.forgetFlows();
+  }
+
+  /** What the subjects' programs said last. */
+  lastWords(): string {
+    const logs = (['sluice', 'suricata', 'nginx'] as const).map((of) => this.#log(of)).filter((log) => existsSync(log));
+    return logs.map((log) => readFileSync(log, 'utf8').split('\n').slice(-10).join('\n')).join('\n');
+  }
+
+  async close(): Promise<void> {
+    await this.#leave().catch(() => undefined);
+    const publisher = this.#publisher?.talk.child;
+    if (publisher !== undefined && publisher.exitCode === null) {
+      publisher.kill('SIGKILL');
+      await once(publisher, 'exit');
+    }
+    for (const meter of Object.values(this.#meters)) meter.close();
+  }
+
+  get #meter(): CpuMeter | undefined {
+    if (this.#now === undefined || this.#now === 'snat') return undefined;
+    return this.#meters[this.#now === 'suricata' || this.#now === 'nginx' ? this.#now : 'sluice'];
+  }
+
+  get #inside(): string[] {
+    return ['ip', 'netns', 'exec', this.#namespace];
+  }
+
+  async #enter(subject: Subject): Promise<void> {
+    const peer = (file: string): string => besideSources(join('bench/peers', file));
+    if (subject === 'by address' || subject === 'by name') {
+      await this.#topology.become('sluice');
+      const { port } = await this.#publishing();
+      const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
+      const where = [
+        '--name',
+        'gw-a',
+        '--controller',
+        `https://127.0.0.1:${port}`,
+        '--certs',
+        join(this.#state, 'gw-a'),
+      ];
+      const more = ['--state', join(this.#state, 'gateway'), '--metrics', METRICS];
+      const profile = this.#profiles === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', this.#profiles];
+      this.#start('sluice', [process.execPath, ...profile, main, 'gateway', ...where, ...more]);
+      return;
+    }
+    await this.#topology.become('baseline');
+    if (subject === 'snat') return;
+    await this.#nft.runScript(await readFile(peer(`${subject}.nft`), 'utf8'));
+    if (subject === 'nginx') {
+      this.#start('nginx', ['nginx', '-e', 'stderr', '-p', await this.#folder('nginx'), '-c', peer('nginx.conf')]);
+      await this.#until('nginx listens', async () =>
+        (await run([...this.#inside, 'ss', '-Hltn', 'sport = :8443'], { op: 'ss' })).includes('8443'),
+      );
+      return;
+    }
+    const queues = Array.from({ length: this.#queues }, (_, at) => ['-q', String(at)]).flat();
+    const files = ['-c', peer('suricata.yaml'), '-S', peer('sni.rules'), '-l', await this.#folder('suricata')];
+    this.#start('suricata', ['suricata', ...files, '--runmode', 'workers', '-k', 'none', ...queues]);
+    await this.#until('Suricata holds its queues', async () => {
+      const held = await run([...this.#inside, 'cat', '/proc/net/netfilter/nfnetlink_queue'], { op: 'queues' });
+      return held.trim().split('\n').length === this.#queues;
+    });
+    const rule = { ...ASK, first: 0, count: this.#queues, bypass: false };
+    await putQueueRule(this.#capability, rule, this.#namespace);
+  }
+
+  async #leave(): Promise<void> {
+    const program = this.#program;
+    this.#program = undefined;
+    if (program !== undefined && program.exitCode === null && program.signalCode === null) {
+      program.kill('SIGTERM');
+      await once(program, 'exit');
+    }
+    const tables = { sluice: NFT_TABLE_INSPECT, suricata: 'suricata', nginx: 'nginx' };
+    for (const table of Object.values(tables)) {
+      await this.#nft.runScript(`add table inet ${table}\ndelete table inet ${table}\n`);
+    }
+    for (const asked of [ASK, { mark: INSPECT_QUEUE_MARK, mask: INSPECT_QUEUE_MARK }]) {
+      await removeQueueRule(this.#capability, asked, this.#namespace);
+    }
+  }
+
+  async #publish(way: Way): Promise<void> {
+    const { talk } = await this.#publishing();
+    talk.child.send({ publish: way });
+    const told = await talk.heard((message) => 'published' in message && message, READY_MS);
+    const said = await talk.heard(
+      (message) => 'answered' in message && message.answered === told.published && message,
+      READY_MS,
+    );
+    if (said.error !== undefined) throw new Error(`the gateway refused the plan: ${said.error}`);
+  }
+
+  async #publishing(): Promise<{ talk: Talk<Told>; port: number }> {
+    if (this.#publisher !== undefined) return this.#publisher;
+    const program = fileURLToPath(new URL('./inspection-publisher.js', import.meta.url));
+    const argv = [process.execPath, program, join(this.#state, 'ctl'), String(this.#pods), String(this.#queues)];
+    const [command = '', ...args] = [...this.#inside, ...argv];
+    const talk = new Talk<Told>(spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] }));
+    const { listening } = await talk.heard((told) => 'listening' in told && told, READY_MS);
+    this.#publisher = { talk, port: listening };
+    return this.#publisher;
+  }
+
+  async #folder(name: string): Promise<string> {
+    const path = join(this.#state, name);
+    await mkdir(path, { recursive: true });
+    return path;
+  }
+
+  /** Joins the meter's group before it becomes the program. */
+  #start(of: 'sluice' | 'suricata' | 'nginx', argv: string[]): void {
+    const log = openSync(this.#log(of), 'a');
+    const counted = ['sh', '-c', 'echo $$ > "$0" && exec "$@"', this.#meters[of].procs, ...this.#inside, ...argv];
+    const [command = '', ...args] = counted;
+    const program = spawn(command, args, { stdio: ['ignore', log, log] });
+    this.#program = program;
+    program.once('exit', (code, signal) => {
+      if (this.#program === program) console.error(`${of} ended: ${code ?? signal}; see ${this.#log(of)}`);
+    });
+  }
+
+  #log(of: string): string {
+    return join(this.#state, `${of}.log`);
+  }
+
+  async #until(what: string, holds: () => Promise<boolean>): Promise<void> {
+    const end = performance.now() + READY_MS;
+    while (!(await holds())) {
+      if (performance.now() > end || this.#program?.exitCode !== null) throw new Error(`not so: ${what}`);
+      await sleep(20);
+    }
+  }
+}
