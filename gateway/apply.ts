@@ -71,6 +71,8 @@ export interface FlowReaders {
     numbers: Pick<Numbers, 'get' | 'nameOf'>,
     changed: ReadonlySet<number> | undefined,
   ): Promise<void>;
+  /** That plan did not come into force. */
+  undo(): void;
   /** Resolves when flows are decided by it. */
   inForce(): Promise<void>;
   /** Looks through the flows that are read; resolves to how many `judge` has ended. */
@@ -105,6 +107,8 @@ export class GatewayApply {
   #compiled = false;
   /** Whoever reads flows has taken in the plan before. */
   #readersKnow = false;
+  /** It has, and the kernel's rules are not of that plan yet. */
+  #told = false;
   /** The kernel's table is as the compiler's was when it was taken last. */
   #tableKnown = false;
   /** What is in force as last applied, but for #routes; undefined: ask the kernel. */
@@ -135,6 +139,9 @@ export class GatewayApply {
     try {
       return await this.#apply(plan, delta);
     } catch (error) {
+      if (this.#told) this.#options.readers?.undo();
+      this.#told = false;
+      this.#readersKnow = false;
       this.forget();
       throw error;
     }
@@ -166,11 +173,13 @@ export class GatewayApply {
     const numbers = tableListed ? undefined : changed.numbers;
     await this.#options.watch?.before(numbers);
     const told = readersKnow ? ([delta, changed.numbers] as const) : [undefined, undefined];
+    this.#told = true;
     await readers?.before(plan, told[0], this.#compiler.numbers, told[1]);
     this.#readersKnow = true;
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
       nftChanges = await this.#applyRules(!asked);
+      this.#told = false;
     };
     const net = (): Promise<void> => this.#applyNet(plan, changed, listed);
     // A machine that forwards what comes from workloads must never be without the rules, at either end of its service.

@@ -58,6 +58,10 @@ export class FlowReading {
     return this.inspection.before(plan, delta, numbers, changed);
   }
 
+  undo(): void {
+    this.inspection.undo();
+  }
+
   inForce(): Promise<void> {
     return this.inspection.inForce();
   }

@@ -75,6 +75,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     },
     readers: {
       before: (...plan) => reading.before(...plan),
+      undo: () => reading.undo(),
       inForce: () => reading.inForce(),
       review: (...plan) => reading.review(...plan),
       after: (plan) => reading.after(plan),

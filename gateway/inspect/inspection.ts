@@ -18,7 +18,7 @@ import type { RawSockets } from '../../kernel/raw-socket.ts';
 import type { Numbers } from '../marks.ts';
 import type { DecidedFlow, DeciderData, FromDecider, ToDecider } from './messages.ts';
 import type { NamedAddress } from './name-table.ts';
-import { isEmptyChange, PolicyShare } from './policy-share.ts';
+import { isEmptyChange, PolicyShare, type ShareChange } from './policy-share.ts';
 import { quicPorts } from './table.ts';
 import { TALLY_BYTES, Tally, tallyNames } from './tally.ts';
 import type { Inspection, InspectionOptions, QueueStatus } from './workers.ts';
@@ -148,12 +148,20 @@ export class GatewayInspection {
     const wanted = this.#wantedBy(plan);
     if (wanted !== undefined) this.#wanted = wanted;
     if (this.#wanted === undefined) return;
-    if (!isEmptyChange(change)) {
-      this.#generation++;
-      this.post({ kind: 'policy', generation: this.#generation, ...change });
-    }
+    this.#tell(change);
     // A look at what is in the kernel costs more than a pod's change: mend() does it now and then.
     if (!sameJson(this.#wanted, this.#placed) || this.#faults.size > 0) await this.#place(this.#wanted);
+  }
+
+  /** The plan that before() was given last did not come into force. The next one is told without a delta. */
+  undo(): void {
+    this.#tell(this.share.undo());
+  }
+
+  #tell(change: ShareChange): void {
+    if (isEmptyChange(change)) return;
+    this.#generation++;
+    this.post({ kind: 'policy', generation: this.#generation, ...change });
   }
 
   /** Flows are decided by the policy that before() was given last, or not at all. */

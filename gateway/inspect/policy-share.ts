@@ -112,6 +112,7 @@ export class PolicyShare {
   #staying = new Set<string>();
   #ruleUsers = new Users();
   #serviceUsers = new Users();
+  #undo: ShareChange = { delta: { set: {}, delete: {} }, numbers: [], gone: [] };
 
   /** Whether the kernel may ask about a flow. */
   get asks(): boolean {
@@ -139,8 +140,32 @@ export class PolicyShare {
     changed?: ReadonlySet<number>,
   ): ShareChange {
     const mine = delta !== undefined && !this.#concerns(plan, delta) ? this.#step(plan, delta) : this.#anew(plan);
+    const before = inverse(mine, this.policy);
     changePlan(this.policy, mine);
-    return { delta: mine, ...this.#renumber(mine, numbers, changed) };
+    const was = new Map(this.numbers);
+    const change = { delta: mine, ...this.#renumber(mine, numbers, changed) };
+    const [gone, back] = [[] as string[], [] as [string, number][]];
+    for (const id of [...change.numbers.map(([told]) => told), ...change.gone]) {
+      const number = was.get(id);
+      if (number === undefined) gone.push(id);
+      else back.push([id, number]);
+    }
+    this.#undo = { delta: before, numbers: back, gone };
+    return change;
+  }
+
+  /** Takes the last change back; after it the next is to be found, not to be told as a delta. */
+  undo(): ShareChange {
+    const change = this.#undo;
+    this.#undo = { delta: { set: {}, delete: {} }, numbers: [], gone: [] };
+    changePlan(this.policy, change.delta);
+    for (const [id, number] of change.numbers) this.numbers.set(id, number);
+    for (const id of change.gone) this.numbers.delete(id);
+    this.#open = openOf(this.policy);
+    this.#members.clear();
+    this.#staying = new Set();
+    for (const uid in this.policy.workloads) this.#file(uid, this.policy.workloads[uid]);
+    return change;
   }
 
   /** Whether what asks may be another, or a rule that is here, or that speaks of other services. */
@@ -285,6 +310,17 @@ export class PolicyShare {
     }
     return { numbers: told, gone };
   }
+}
+
+/** What leads back to the policy, once the change is made to it. */
+function inverse({ set, delete: gone }: PlanDelta, policy: Policy): PlanDelta {
+  const back: PlanDelta = { set: {}, delete: {} };
+  const keys = (part: string): string[] => [...Object.keys(set[part] ?? {}), ...(gone[part] ?? [])];
+  for (const part of Object.keys(policy)) {
+    const collection = policy[part as keyof Policy] as Record<string, unknown>;
+    for (const key of keys(part)) putOne(back, part, key, set[part]?.[key], own(collection, key));
+  }
+  return back;
 }
 
 function putOne(delta: PlanDelta, part: string, key: string, before: unknown, after: unknown): void {

@@ -13,7 +13,7 @@ import {
   type ServiceEntry,
 } from '../../api/plan.ts';
 import { changePlan, copyPlan, diffPlan } from '../../api/plan-delta.ts';
-import { PolicyShare, shareOf } from '../../gateway/inspect/policy-share.ts';
+import { PolicyShare, type ShareChange, shareOf } from '../../gateway/inspect/policy-share.ts';
 import { DEFAULT_ACTION, ruleNumbers } from '../../gateway/marks.ts';
 import { basePlan } from '../netns/gateway-plans.ts';
 
@@ -114,7 +114,8 @@ t.test('step by step as at once', async () => {
     fc.property(
       fc.array(fc.array(step, { minLength: 1, maxLength: 4 }), { minLength: 5, maxLength: 25 }),
       fc.boolean(),
-      (rounds, known) => {
+      fc.boolean(),
+      (rounds, known, refused) => {
         const plan = emptyGatewayPlan();
         plan.settings = basePlan().settings;
         const share = new PolicyShare();
@@ -131,7 +132,19 @@ t.test('step by step as at once', async () => {
             if (was.get(id) !== numbers.get(id) || before.rules[id] !== plan.rules[id]) changed.add(number);
           }
           const delta = diffPlan(before, plan);
-          const result = share.update(plan, known ? delta : undefined, numbers, known ? changed : undefined);
+          let result: ShareChange | undefined;
+          if (refused) {
+            const had = JSON.stringify(sorted([share.policy, Object.fromEntries(share.numbers)]));
+            changePlan(
+              other,
+              share.update(plan, known ? delta : undefined, numbers, known ? changed : undefined).delta,
+            );
+            changePlan(other, share.undo().delta);
+            const has = JSON.stringify(sorted([share.policy, Object.fromEntries(share.numbers)]));
+            if (has !== had) throw new Error('not undone');
+            result = share.update(plan, undefined, numbers, undefined);
+          }
+          result ??= share.update(plan, known ? delta : undefined, numbers, known ? changed : undefined);
           changePlan(other, result.delta);
           for (const id of result.gone) told.delete(id);
           for (const [id, number] of result.numbers) told.set(id, number);

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
+import { type FlowReaders, GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
 import { KernelError } from '../../kernel/errors.ts';
 import { FakeIp } from '../../kernel/iproute-fake.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
@@ -73,4 +73,35 @@ t.test('rules that the kernel refuses end no flow, and the next plan is in force
   t.equal(machine.ended, 0);
   await gateway.apply(closed);
   t.equal(machine.ended, 1);
+});
+
+t.test('readers of flows: told before the rules, and told back what did not come into force', async (t) => {
+  const machine = new Machine();
+  const said: string[] = [];
+  const readers: FlowReaders = {
+    before: async (_, delta) => void said.push(delta === undefined ? 'whole' : 'delta'),
+    undo: () => void said.push('undo'),
+    inForce: async () => void said.push('in force'),
+    review: async (judge) => {
+      said.push(`review ${judge(flow)}`);
+      return 1;
+    },
+    after: async () => void said.push('after'),
+    known: () => undefined,
+  };
+  const flow = {
+    protocol: 17,
+    original: { source: '192.0.2.1', destination: '192.0.2.2' },
+  } as unknown as ConntrackView;
+  const gateway = new GatewayApply('gw-a', machine, state, { readers });
+  const { flowsEnded } = await gateway.apply(open);
+  t.equal(flowsEnded, 1, 'those that are read, too');
+  t.same(said.splice(0), ['whole', 'in force', 'review ended', 'after']);
+  await gateway.apply(open, { set: {}, delete: {} });
+  t.same(said.splice(0), ['delta', 'after']);
+  machine.nft.failNext = new KernelError('nft run', 'EINVAL', 'refused');
+  await t.rejects(gateway.apply(basePlan('Drop'), undefined), /EINVAL/);
+  t.same(said.splice(0), ['whole', 'undo']);
+  await gateway.apply(open, { set: {}, delete: {} });
+  t.equal(said[0], 'whole', 'what they know is not what the delta is from');
 });

@@ -192,6 +192,21 @@ t.test('what cannot be had is said, tried again, and keeps no plan out', async (
   t.same(machine.take().slice(-2), ['threads end', 'raw closed'], 'and nothing is taken out of the kernel');
 });
 
+t.test('a plan that does not come into force: threads decide by what they had', async (t) => {
+  const { machine, inspection, apply } = begin();
+  await apply(planOf(NAMED));
+  const other = planOf({ ...NAMED, names: ['b.test'] });
+  await inspection.before(other, undefined, ruleNumbers(Object.keys(other.rules)), undefined);
+  inspection.undo();
+  const told = machine.posted.map(
+    (message) => message.kind === 'policy' && [message.generation, message.delta.set.services],
+  );
+  t.same(told, [
+    [2, { 'billing/web': { ...NAMED, names: ['b.test'] } }],
+    [3, { 'billing/web': NAMED }],
+  ]);
+});
+
 t.test('flows are looked at again when the threads have the policy, or after a second', async (t) => {
   const { machine, inspection, apply } = begin();
   await apply(planOf(NAMED, { inspection: { workers: 2 } }));
