@@ -11,6 +11,7 @@ import { PROTOCOL_UDP } from '../../wire/ip.ts';
 import type { QueuePacket } from '../../wire/nfqueue.ts';
 import { QuicHelloReader } from '../../wire/quic.ts';
 import { QuicKeyCache } from '../../wire/quic-keys.ts';
+import { Aged } from './aged.ts';
 import type { Asked } from './asked.ts';
 import type { Datagram } from './datagram.ts';
 import { type Desk, type Ends, PASSED, type Remarks } from './desk.ts';
@@ -50,8 +51,8 @@ export class DatagramFlows {
   readonly #keys = new QuicKeyCache();
   readonly #queries = new DnsQueryReader();
   /** Packets of them wait; the oldest first. */
-  readonly #reading = new Map<string, DatagramFlow>();
-  readonly #known = new Map<string, DatagramFlow>();
+  readonly #reading = new Aged<DatagramFlow>();
+  readonly #known = new Aged<DatagramFlow>();
 
   constructor(desk: Desk) {
     this.#desk = desk;
@@ -270,30 +271,20 @@ export class DatagramFlows {
 
   #hold(flow: DatagramFlow, id: number, now: number): void {
     flow.held.push(id);
-    if (this.#reading.has(flow.key)) return;
+    if (this.#reading.get(flow.key) !== undefined) return;
     this.#known.delete(flow.key);
-    if (this.#reading.size >= READING_MAX) {
-      for (const oldest of this.#reading.values()) {
-        this.#end(oldest, 'flows', now);
-        break;
-      }
-    }
+    const { oldest } = this.#reading;
+    if (this.#reading.size >= READING_MAX && oldest !== undefined) this.#end(oldest, 'flows', now);
     flow.until = now + this.#desk.limits.time;
-    this.#reading.set(flow.key, flow);
+    this.#reading.put(flow.key, flow);
     this.#desk.wakeAt(flow.until);
   }
 
   #keep(flow: DatagramFlow, now: number): void {
     this.#reading.delete(flow.key);
-    this.#known.delete(flow.key);
-    if (this.#known.size >= KNOWN_MAX) {
-      for (const key of this.#known.keys()) {
-        this.#known.delete(key);
-        break;
-      }
-    }
     flow.until = now + KNOWN_MS;
-    this.#known.set(flow.key, flow);
+    this.#known.put(flow.key, flow);
+    if (this.#known.size > KNOWN_MAX) this.#known.deleteOldest();
   }
 
   #end(flow: DatagramFlow, reason: InspectReason, now: number): void {
@@ -328,10 +319,7 @@ export class DatagramFlows {
       }
       this.#end(flow, 'time', now);
     }
-    for (const [key, { until }] of this.#known) {
-      if (until > now) break;
-      this.#known.delete(key);
-    }
+    while ((this.#known.oldest?.until ?? now + 1) <= now) this.#known.deleteOldest();
   }
 
   #flowOf(ends: Ends, { protocol }: Datagram): DatagramFlow {

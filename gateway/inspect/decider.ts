@@ -164,6 +164,8 @@ export class InspectDecider implements Decider {
     const now = Math.max(desk.now, this.#clock());
     switch (message.kind) {
       case 'policy':
+        // What was decided by the policy before is told before.
+        desk.report.flush();
         desk.judge.change(message);
         desk.post({ kind: 'inForce', generation: message.generation });
         return;

@@ -5,6 +5,7 @@
  */
 import type { Decision } from '../../policy/decision.ts';
 import type { NameMeasures } from '../../wire/dns-name.ts';
+import { Aged } from './aged.ts';
 import type { InspectReason } from './reasons.ts';
 
 export interface QuestionLimits {
@@ -25,7 +26,7 @@ const BUCKETS_MAX = 65_536;
 
 export class Questions {
   /** The longest unused first. */
-  readonly #buckets = new Map<string, Bucket>();
+  readonly #buckets = new Aged<Bucket>();
   readonly #limits: QuestionLimits;
 
   constructor(limits: QuestionLimits = questionLimits) {
@@ -49,14 +50,8 @@ export class Questions {
     const bucket = known ?? { tokens: perSecond, at: now };
     bucket.tokens = Math.min(perSecond, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
     bucket.at = now;
-    if (known !== undefined) this.#buckets.delete(key);
-    else if (this.#buckets.size >= BUCKETS_MAX) {
-      for (const oldest of this.#buckets.keys()) {
-        this.#buckets.delete(oldest);
-        break;
-      }
-    }
-    this.#buckets.set(key, bucket);
+    this.#buckets.put(key, bucket);
+    if (this.#buckets.size > BUCKETS_MAX) this.#buckets.deleteOldest();
     return bucket;
   }
 }

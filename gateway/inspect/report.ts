@@ -1,9 +1,13 @@
-/** Flows that were decided, told to the main thread in batches: at the end of a turn of the queue's loop, or when one is full. */
+/**
+ * Flows that were decided, told to the main thread in batches: when one is full, or a moment later; at the end of the turn of the
+ * queue's loop if something is to be done about one.
+ */
 import type { Decision } from '../../policy/decision.ts';
 import type { DecidedFlow, FromDecider } from './messages.ts';
 import type { Tally } from './tally.ts';
 
 const BATCH = 256;
+const LATER_MS = 5;
 
 /** It permits, and there is nothing to count beside it. */
 export const isPlain = ({ verdict, wouldHave, audited, unconforming }: Decision): boolean =>
@@ -26,7 +30,8 @@ export class Report {
     this.#tally.count(decision?.verdict === 'accept' ? 'permitted' : 'denied');
     if (reason !== undefined) this.#tally.count(`reason_${reason}`);
     this.#flows.push(flow);
-    if (this.#flows.length === 1) this.#wakeAt(now);
+    if (flow.delete === true) this.#wakeAt(now);
+    else if (this.#flows.length === 1) this.#wakeAt(now + LATER_MS);
     if (this.#flows.length >= BATCH) this.flush();
   }
 

@@ -6,6 +6,7 @@
  */
 import { DnsQueryReader } from '../../wire/dns.ts';
 import { DnsAnswerReader } from '../../wire/dns-answer.ts';
+import { Aged } from './aged.ts';
 import { type Desk, PASSED } from './desk.ts';
 import { Waits } from './waits.ts';
 
@@ -30,7 +31,7 @@ export class Teaching {
   readonly #desk: Desk;
   readonly #waits: Waits;
   /** The oldest first. */
-  readonly #questions = new Map<string, Question>();
+  readonly #questions = new Aged<Question>();
   readonly #queries = new DnsQueryReader();
   readonly #answers = new DnsAnswerReader();
 
@@ -48,9 +49,8 @@ export class Teaching {
     if (query.state !== 'read') return;
     const { id, name, type } = query.value;
     const key = keyOf(asking, id);
-    this.#questions.delete(key);
-    if (this.#questions.size >= QUESTIONS_MAX) this.#forgetOldest();
-    this.#questions.set(key, { name, type, until: now + QUESTION_MS });
+    this.#questions.put(key, { name, type, until: now + QUESTION_MS });
+    if (this.#questions.size > QUESTIONS_MAX) this.#questions.deleteOldest();
   }
 
   /** True: the packet waits, if there is one that may; else nothing is to be learned from it. */
@@ -86,17 +86,7 @@ export class Teaching {
 
   expire(now: number): void {
     this.#waits.expire(now);
-    for (const [key, { until }] of this.#questions) {
-      if (until > now) break;
-      this.#questions.delete(key);
-    }
-  }
-
-  #forgetOldest(): void {
-    for (const key of this.#questions.keys()) {
-      this.#questions.delete(key);
-      return;
-    }
+    while ((this.#questions.oldest?.until ?? now + 1) <= now) this.#questions.deleteOldest();
   }
 }
 
