@@ -20,8 +20,7 @@ import { markText } from '../kernel/nft.ts';
 import { openParts } from '../policy/parts.ts';
 import { compileRedirect } from '../policy/redirect.ts';
 import { DestinationSets, type Found, type PolicyView, setsOf } from './destination-sets.ts';
-import type { VerdictsFor } from './logging.ts';
-import { type Numbers, ruleMark } from './marks.ts';
+import { REDIRECTS_NO_MORE } from './marks.ts';
 import { matchesOf, matchLines } from './match-lines.ts';
 import { Redirects } from './redirect.ts';
 import { type Step, stepLines } from './rule-run.ts';
@@ -33,8 +32,8 @@ import type { Scope } from './table.ts';
  */
 const [PENDING, PASSED, STOP, FIRST, BLOCKED] = [1, 2, 4, 8, 16];
 
-/** How a context ends: on to the next; a permit; one that redirects; a denial; what is open permits, by bytes or by a name. */
-const endings = ['context', 'permit', 'redirect', 'deny', 'bytes', 'first'] as const;
+/** How a context ends: on to the next; a permit; a denial; what is open permits, by bytes or by a name. */
+const endings = ['context', 'permit', 'deny', 'bytes', 'first'] as const;
 type Ending = (typeof endings)[number];
 
 export interface AskLinesOptions {
@@ -43,7 +42,13 @@ export interface AskLinesOptions {
   compared: number;
   /** What is to be read is asked about at its first packet already. */
   strict: boolean;
-  verdictsFor: VerdictsFor;
+}
+
+/** What of a list a group's chain depends on. */
+export interface AskedList {
+  chain: string;
+  asks: boolean;
+  redirects: boolean;
 }
 
 type Effect = { ends: Ending } | { bits: number };
@@ -54,7 +59,6 @@ interface AskStep {
   found: Found | undefined;
   /** Of a rule in audit, which ends nothing: where it matches nothing of it is open. */
   unless?: Found;
-  id: string;
   rule: RuleEntry;
 }
 
@@ -66,11 +70,11 @@ const permits = ({ action, context }: RuleEntry): boolean =>
   action === 'accept-decisively' || (action === 'accept' && context === 'service');
 
 export class AskLines {
-  readonly #policy: PolicyView & { numbers: Numbers };
+  readonly #policy: PolicyView;
   readonly #options: AskLinesOptions;
   readonly #destinations: DestinationSets;
 
-  constructor(policy: PolicyView & { numbers: Numbers }, options: AskLinesOptions) {
+  constructor(policy: PolicyView, options: AskLinesOptions) {
     this.#policy = policy;
     this.#options = options;
     this.#destinations = new DestinationSets(policy);
@@ -87,8 +91,14 @@ export class AskLines {
     });
   }
 
-  /** The chain of a group, to be jumped to: it comes back if nothing is to be read. Of its lists, in order. */
-  walk(lists: readonly { chain: string; asks: boolean }[], { audit }: GroupEntry, scope: Scope): string {
+  /** With these a group's chain begins: from here on they go no further, or all is decided at once. Of its lists, in order. */
+  before(lists: readonly AskedList[], group: GroupEntry, scope: Scope): string[] {
+    const walk = `meta mark set 0x00000000 jump ${this.#walk(lists, group, scope)}`;
+    if (group.audit || !lists.some(({ redirects }) => redirects)) return [walk];
+    return [walk, `${has(BLOCKED)} ct mark set ct mark or ${markText(REDIRECTS_NO_MORE)}`];
+  }
+
+  #walk(lists: readonly AskedList[], { audit }: GroupEntry, scope: Scope): string {
     const last = lists.findLastIndex(({ asks }) => asks);
     const rules = lists.flatMap(({ chain }, at) => [
       ...(at === 0 ? [] : [`${has(STOP)} return`]),
@@ -108,9 +118,9 @@ export class AskLines {
     const steps = ids.flatMap((id) => {
       const rule = this.#policy.rules.get(id);
       if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
-      return this.#steps(id, rule);
+      return this.#steps(rule);
     });
-    const redirects = new Redirects(this.#policy, scope);
+    const redirects = new Redirects(this.#policy, scope, false);
     return inRuns(steps).flatMap((run, at) => {
       const compared = run.reduce((sum, step) => sum + comparisonsOf(step), 0);
       const many = !run.some(standsAlone) && compared > this.#options.compared;
@@ -120,12 +130,12 @@ export class AskLines {
   }
 
   /** What a rule does, in the order in which it is asked: what matches comes before what is open. */
-  #steps(id: string, rule: RuleEntry): AskStep[] {
+  #steps(rule: RuleEntry): AskStep[] {
     const { services } = rule;
     const step = (effect: Effect, part: 'unread' | 'bytes' | 'first'): AskStep[] => {
-      if (services === '*') return part === 'unread' ? [{ effect, found: undefined, id, rule }] : [];
+      if (services === '*') return part === 'unread' ? [{ effect, found: undefined, rule }] : [];
       const found = this.#destinations.find(services, part);
-      return found.parts.length === 0 ? [] : [{ effect, found, id, rule }];
+      return found.parts.length === 0 ? [] : [{ effect, found, rule }];
     };
     // A flow that must be read cannot be redirected.
     const asks = permits(rule) && rule.redirect === undefined && rule.mode !== 'Audit';
@@ -139,8 +149,7 @@ export class AskLines {
     const handsOn = rule.action === 'accept' && rule.context !== 'service';
     const bits = PENDING | (rule.mode === 'Audit' ? 0 : BLOCKED | (handsOn ? PASSED : 0));
     const open = [step({ bits: bits | FIRST }, 'first'), step({ bits }, 'bytes')].flat();
-    const ends = handsOn ? 'context' : permits(rule) ? 'redirect' : 'deny';
-    if (rule.mode !== 'Audit') return [...step({ ends }, 'unread'), ...open];
+    if (rule.mode !== 'Audit') return [...step({ ends: handsOn ? 'context' : 'deny' }, 'unread'), ...open];
     const unless = services === '*' ? undefined : this.#destinations.find(services);
     return unless === undefined ? open : open.map((one) => ({ ...one, unless }));
   }
@@ -153,8 +162,7 @@ export class AskLines {
     });
     return stepLines(scope, name, numbered, (bits, ends) => {
       const ending = ends === undefined ? undefined : endings[ends];
-      // What redirects stands alone.
-      if (ending === undefined || ending === 'redirect') return `jump ${scope.add('ask_on', [mark(bits)])}`;
+      if (ending === undefined) return `jump ${scope.add('ask_on', [mark(bits)])}`;
       const chain = this.#end(ending, scope, group);
       const to = chain === undefined ? 'return' : `goto ${chain}`;
       return bits === 0 ? to : `goto ${scope.add('ask_end', [`${mark(bits)} ${to}`])}`;
@@ -168,7 +176,7 @@ export class AskLines {
     const family = compiled?.address.family;
     for (const [set, of] of [...setsOf(found, family), ...setsOf(unless)]) scope.set(set, of);
     const ends = 'ends' in effect ? effect.ends : undefined;
-    const chain = ends === 'redirect' ? this.#redirect(step, group, scope) : ends && this.#end(ends, scope, group);
+    const chain = ends && this.#end(ends, scope, group);
     const verdict = 'bits' in effect ? mark(effect.bits) : chain === undefined ? 'return' : `goto ${chain}`;
     // The others go back to where the list was asked, which a chain within the list could not.
     const over = ends === 'bytes' || ends === 'first';
@@ -177,18 +185,10 @@ export class AskLines {
     return matched.length === 0 ? lines : [`jump ${scope.add('ask_audited', [...matched, ...lines])}`];
   }
 
-  /** What has to be read before it is known whether it is denied can be redirected no more. */
-  #redirect({ id, rule }: AskStep, group: GroupEntry, scope: Scope): string | undefined {
-    if (group.audit) return this.#end('permit', scope, group);
-    const mine = `meta mark set ${markText(ruleMark(this.#policy.numbers.get(id) ?? 0))}`;
-    const forbidden = `${mine} goto ${this.#options.verdictsFor(rule).redirect}`;
-    return scope.add('ask_redirect', [`${has(PASSED)} return`, `${has(BLOCKED)} ${forbidden}`, mark(STOP)]);
-  }
-
   /** The chain of an ending; undefined: it is only a return. */
   #end(ending: 'bytes' | 'first', scope: Scope): string;
-  #end(ending: Exclude<Ending, 'redirect'>, scope: Scope, group: GroupEntry): string | undefined;
-  #end(ending: Exclude<Ending, 'redirect'>, scope: Scope, group?: GroupEntry): string | undefined {
+  #end(ending: Ending, scope: Scope, group: GroupEntry): string | undefined;
+  #end(ending: Ending, scope: Scope, group?: GroupEntry): string | undefined {
     const read = (number: number): string =>
       `ct mark set ct mark and ${markText(~GATEWAY_CT_MASK)} or ${readMark(number)} meta mark set ${markText(GATEWAY_CHECKED_MARK)} accept`;
     switch (ending) {

@@ -50,6 +50,8 @@ interface RuleList {
   /** All that it is made from. */
   rules: string[];
   scope: Scope;
+  /** One of its own rules redirects. */
+  redirects: boolean;
   /** One of its own rules has something that is open until a flow is read. */
   asks: boolean;
   /** Chains of groups that ask before they decide, and so ask all of their lists; with what that takes. */
@@ -131,7 +133,12 @@ export class PolicyCompiler implements PolicyView {
     for (const [key, group] of groups.set) this.#setGroup(key, group, work);
     for (const key of work.regroup) this.#findLists(key, work);
     for (const id of work.stale) addAll(work.lists, this.#listsOfRule.get(id) ?? []);
-    for (const list of work.lists) if (list.groups.size > 0) this.#compileList(list, work);
+    for (const list of work.lists) if (list.groups.size > 0) this.#findAsks(list, work);
+    for (const chain of work.chains) {
+      const asks = chain.groups.size > 0 && chain.lists.some((list) => list.asks);
+      for (const list of chain.lists) setAsker(list, chain, asks, work);
+    }
+    for (const list of work.lists) if (list.groups.size > 0) this.#compileList(list);
     for (const chain of work.chains) if (chain.groups.size > 0) this.#compileChain(chain);
     return work;
   }
@@ -229,7 +236,7 @@ export class PolicyCompiler implements PolicyView {
     this.groups.delete(key);
     this.#takeLists(key, [], work);
     this.#options.table.deleteElement(GROUPS_SET, markText(number));
-    this.#takeChain(key, undefined);
+    this.#takeChain(key, undefined, work);
     this.#movedGroups(this.#groupNumbers.delete(key), work);
   }
 
@@ -266,34 +273,21 @@ export class PolicyCompiler implements PolicyView {
     }
     work.chains.add(chain);
     table.setElement(GROUPS_SET, markText(number), `goto ${name}`);
-    this.#takeChain(key, chain);
+    this.#takeChain(key, chain, work);
   }
 
   /** A group that asks pays for the walk before the walk; others have nothing of it. */
   #compileChain(chain: GroupChain): void {
     const { name, group, lists } = chain;
     const scope = new Scope(this.#options.table);
-    const asks = lists.some((list) => list.asks);
-    for (const list of lists) this.#setAsker(list, chain, asks);
-    const asked = asks ? [`meta mark set ${markText(0)} jump ${this.#askLines.walk(lists, group, scope)}`] : [];
+    const asked = lists.some((list) => list.asks) ? this.#askLines.before(lists, group, scope) : [];
     const jumps = lists.map((list) => `jump ${list.chain}`);
     scope.chain(name, { rules: [...asked, ...jumps, this.#ruleLines.last(group, scope)] });
     chain.scope.release();
     chain.scope = scope;
   }
 
-  #setAsker(list: RuleList, chain: GroupChain, asks: boolean): void {
-    if (asks === list.askers.has(chain)) return;
-    if (asks) {
-      list.askers.add(chain);
-      if (list.askers.size === 1) this.#compileAsk(list);
-    } else {
-      list.askers.delete(chain);
-      if (list.askers.size === 0) list.askScope.release();
-    }
-  }
-
-  #takeChain(key: string, chain: GroupChain | undefined): void {
+  #takeChain(key: string, chain: GroupChain | undefined, work: Work): void {
     const before = this.#chainOfGroup.get(key);
     if (before === chain) return;
     chain?.groups.add(key);
@@ -301,7 +295,7 @@ export class PolicyCompiler implements PolicyView {
     else this.#chainOfGroup.set(key, chain);
     before?.groups.delete(key);
     if (before?.groups.size !== 0) return;
-    for (const list of before.lists) this.#setAsker(list, before, false);
+    for (const list of before.lists) setAsker(list, before, false, work);
     before.scope.release();
     this.#groupChains.delete(before.name);
   }
@@ -322,7 +316,7 @@ export class PolicyCompiler implements PolicyView {
       const { table } = this.#options;
       const empty = { groups: new Set<string>(), askers: new Set<GroupChain>() };
       const scopes = { scope: new Scope(table), askScope: new Scope(table) };
-      list = { key, asked, chain, context, group, rules, asks: false, ...empty, ...scopes };
+      list = { key, asked, chain, context, group, rules, redirects, asks: false, ...empty, ...scopes };
       this.#lists.set(key, list);
       if (!redirects) this.#plainLists.set(asked, list);
       for (const id of rules) {
@@ -357,16 +351,8 @@ export class PolicyCompiler implements PolicyView {
     }
   }
 
-  #compileList(list: RuleList, work: Work): void {
-    const scope = new Scope(this.#options.table);
-    const ids = list.group.rules[list.context];
-    const rules = this.#ruleLines.of(list.chain, ids, list.group, scope);
-    scope.chain(list.chain, { rules });
-    // What both want stays as it is.
-    list.scope.release();
-    list.scope = scope;
-    const asks = ids.some((id) => this.#askLines.asks(id));
-    if (list.askers.size > 0) this.#compileAsk(list);
+  #findAsks(list: RuleList, work: Work): void {
+    const asks = list.group.rules[list.context].some((id) => this.#askLines.asks(id));
     if (asks === list.asks) return;
     list.asks = asks;
     this.#asking += asks ? 1 : -1;
@@ -376,14 +362,28 @@ export class PolicyCompiler implements PolicyView {
     }
   }
 
-  #compileAsk(list: RuleList): void {
-    const scope = new Scope(this.#options.table);
-    const name = askChain(list.chain);
-    const rules = this.#askLines.of(name, list.group.rules[list.context], list.group, scope);
-    scope.chain(name, { rules });
+  #compileList(list: RuleList): void {
+    const { chain, group, context, askers } = list;
+    const [scope, askScope] = [new Scope(this.#options.table), new Scope(this.#options.table)];
+    const ids = group.rules[context];
+    scope.chain(chain, { rules: this.#ruleLines.of(chain, ids, group, scope, askers.size > 0) });
+    if (askers.size > 0) {
+      const name = askChain(chain);
+      askScope.chain(name, { rules: this.#askLines.of(name, ids, group, askScope) });
+    }
+    // What both want stays as it is.
+    list.scope.release();
     list.askScope.release();
-    list.askScope = scope;
+    Object.assign(list, { scope, askScope });
   }
+}
+
+function setAsker(list: RuleList, chain: GroupChain, asks: boolean, work: Work): void {
+  if (asks === list.askers.has(chain)) return;
+  if (asks) list.askers.add(chain);
+  else list.askers.delete(chain);
+  // The first has come, or the last has gone.
+  if (list.askers.size === (asks ? 1 : 0)) work.lists.add(list);
 }
 
 /** Ids have no space. */

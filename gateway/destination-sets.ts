@@ -55,9 +55,17 @@ export interface Found extends Record<Family, Destinations> {
  */
 export type Part = 'unread' | 'bytes' | 'first';
 const partsOf = (entry: ServiceEntry, part: Part): ServiceEntry[] => {
-  if (part === 'unread') return [unreadPart(entry) ?? []].flat();
-  return openParts(entry).flatMap(({ boxes, first }) => (first === (part === 'first') ? boxes : []));
+  const known = parted.get(entry) ?? partedOf(entry);
+  parted.set(entry, known);
+  return known[part];
 };
+/** An entry is asked for each rule that names it, and more than once. */
+const parted = new WeakMap<ServiceEntry, Record<Part, ServiceEntry[]>>();
+function partedOf(entry: ServiceEntry): Record<Part, ServiceEntry[]> {
+  const open = openParts(entry);
+  const of = (first: boolean): ServiceEntry[] => open.filter((one) => one.first === first).map(({ boxes }) => boxes);
+  return { unread: [unreadPart(entry) ?? []].flat(), bytes: of(false), first: of(true) };
+}
 
 export class DestinationSets {
   readonly #policy: PolicyView;
@@ -199,21 +207,32 @@ interface ProtocolRun {
   last: number;
 }
 
-/** Protocols one after another of the same addresses as one: all but a few are what is left of every protocol (policy/parts.ts). */
+/**
+ * Protocols one after another of the same addresses as one: all but a few are what is left of every protocol (policy/parts.ts).
+ * The boxes are in the order of their protocols and then of their addresses, as boxesOf() makes them.
+ */
 export function protocolRuns(boxes: readonly ProtocolBox[]): ProtocolRun[] {
-  if (boxes.length < 2) return boxes.map(({ range, protocol }) => ({ range, first: protocol, last: protocol }));
   const runs: ProtocolRun[] = [];
-  const open = new Map<string, ProtocolRun>();
+  /** Of the protocol before, and of this one. */
+  let before: ProtocolRun[] = [];
+  let now: ProtocolRun[] = [];
+  let at = 0;
   for (const { range, protocol } of boxes) {
-    const key = `${range.first}-${range.last}`;
-    const before = open.get(key);
-    if (before !== undefined && before.last + 1 === protocol) {
-      before.last = protocol;
-      continue;
+    if (now[0] !== undefined && now[0].last !== protocol) {
+      before = now[0].last + 1 === protocol ? now : [];
+      now = [];
+      at = 0;
     }
-    const run = { range, first: protocol, last: protocol };
-    open.set(key, run);
-    runs.push(run);
+    while (before[at] !== undefined && (before[at] as ProtocolRun).range.first < range.first) at++;
+    const open = before[at];
+    if (open !== undefined && open.range.first === range.first && open.range.last === range.last) {
+      open.last = protocol;
+      now.push(open);
+    } else {
+      const run = { range, first: protocol, last: protocol };
+      runs.push(run);
+      now.push(run);
+    }
   }
   return runs;
 }

@@ -109,3 +109,9 @@ export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;
 export const isRead = (mark: number): boolean => (mark & CT_READ) !== 0;
 /** Its first bytes have not been read, or it has none yet. */
 export const isUndecided = (mark: number): boolean => isRead(mark) && ruleNumberOf(mark) >= NUMBER_READ_FIRST;
+
+/**
+ * In the ct mark of a flow that is about to be decided at once, though a rule on the way would have had to be read: what has
+ * to be read before it is known whether it is denied is not sent elsewhere. Whoever permits sets the mark anew.
+ */
+export const REDIRECTS_NO_MORE = CT_READ;

@@ -9,11 +9,12 @@ import { portProtocols } from '../api/kinds.ts';
 import type { GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
-import { concat, portsText, protocolText } from '../kernel/nft.ts';
+import { concat, markText, portsText, protocolText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
 import { openParts, unreadPart } from '../policy/parts.ts';
 import { type CompiledRedirect, compileRedirect, redirectContexts } from '../policy/redirect.ts';
 import { header, type PolicyView } from './destination-sets.ts';
+import { REDIRECTS_NO_MORE } from './marks.ts';
 import type { Scope } from './table.ts';
 
 /** Set of the protocols that can be redirected. */
@@ -36,12 +37,15 @@ type Part = 'unread' | 'open';
 export class Redirects {
   readonly #policy: PolicyView;
   readonly #scope: Scope;
+  readonly #asked: boolean;
   readonly #addresses = new Map<string, PrefixSet>();
   readonly #matches = new Map<string, { match: string | undefined }>();
 
-  constructor(policy: PolicyView, scope: Scope) {
+  /** `asked`: of some flows it was asked before whether they are to be read. */
+  constructor(policy: PolicyView, scope: Scope, asked: boolean) {
     this.#policy = policy;
     this.#scope = scope;
+    this.#asked = asked;
   }
 
   /** What can be redirected there at all: a match before all others. */
@@ -66,7 +70,10 @@ export class Redirects {
       }
       return lines.length === 0 ? [] : [`jump ${this.#scope.add(`${context}_again`, lines)}`];
     });
-    return asked.length === 0 ? permitted : `goto ${this.#scope.add('redirect', [...asked, permitted])}`;
+    const no = markText(REDIRECTS_NO_MORE);
+    const unread = this.#asked ? [`ct mark and ${no} == ${no} ${verdicts.forbidden(id)}`] : [];
+    const lines = [...unread, ...asked];
+    return lines.length === 0 ? permitted : `goto ${this.#scope.add('redirect', [...lines, permitted])}`;
   }
 
   /** `ends`: no packet gets past them. */

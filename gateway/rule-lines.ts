@@ -58,9 +58,9 @@ export class RuleLines {
     this.#destinations = new DestinationSets(policy);
   }
 
-  /** The rules of a list, in their order. `name`: of what is the list's own. */
-  of(name: string, ids: readonly string[], group: GroupEntry, scope: Scope): string[] {
-    const redirects = new Redirects(this.#policy, scope);
+  /** The rules of a list, in their order. `name`: of what is the list's own. `asked`: some come from ask-lines.ts. */
+  of(name: string, ids: readonly string[], group: GroupEntry, scope: Scope, asked = false): string[] {
+    const redirects = new Redirects(this.#policy, scope, asked);
     const rows = ids.map((id): Row => {
       const rule = this.#policy.rules.get(id);
       if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);

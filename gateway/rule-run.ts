@@ -9,7 +9,7 @@ import { type Family, families, type ServiceEntry } from '../api/plan.ts';
 import { concat, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf } from '../policy/boxes.ts';
 import { firstBoxes, foldedBoxes, type OrderedBox } from '../policy/first-box.ts';
-import { addressType, header, icmpHeader, typeBlocks } from './destination-sets.ts';
+import { addressType, header, icmpHeader, protocolRuns, typeBlocks } from './destination-sets.ts';
 import type { Scope } from './table.ts';
 
 export interface RunRule {
@@ -120,7 +120,13 @@ function mapLines(
   const maps: { name: string; type: string; look: string; elements: Map<string, string> }[] = [];
   for (const family of families) {
     const boxes = rules.map((services) => (services === '*' ? everything(family) : boxesOf(services, family)));
-    const size = boxes.reduce((sum, b) => sum + b.addresses.length + b.protocols.length + b.ports.length, 0);
+    /** Of protocols that have neither ports nor types. */
+    const others = boxes.map((b) => protocolRuns(b.protocols.filter(({ protocol }) => !isNumbered(protocol, family))));
+    const size = boxes.reduce(
+      (sum, b, rule) =>
+        sum + b.addresses.length + (others[rule]?.length ?? 0) + numberedOnes(b, family) + b.ports.length,
+      0,
+    );
     const first = (of: (boxes: Boxes, rule: number) => OrderedBox[]): OrderedBox[] | undefined =>
       cut(boxes.flatMap(of), GROWTH * size + 64);
     const address = addressType[family];
@@ -148,9 +154,7 @@ function mapLines(
     const types = first((b, rule) => numbered(b, rule, icmpProtocol[family]));
     const rest = first((b, rule) => [
       ...b.addresses.map((range) => ({ rule, range, first: 0, last: 255 })),
-      ...b.protocols
-        .filter(({ protocol }) => !portProtocols.has(protocol) && protocol !== icmpProtocol[family])
-        .map(({ range, protocol }) => ({ rule, range, first: protocol, last: protocol })),
+      ...(others[rule] ?? []).map((run) => ({ ...run, rule })),
     ]);
     if (types === undefined || rest === undefined) return undefined;
     add('ports', 'inet_proto . inet_service', 'meta l4proto . th dport', ports);
@@ -175,6 +179,13 @@ function mapLines(
     return `${look} vmap @${map}`;
   });
 }
+
+/** Whether it is looked up by ports, or types and codes. */
+const isNumbered = (protocol: number, family: Family): boolean =>
+  portProtocols.has(protocol) || protocol === icmpProtocol[family];
+
+const numberedOnes = ({ protocols }: Boxes, family: Family): number =>
+  protocols.reduce((sum, { protocol }) => sum + (isNumbered(protocol, family) ? 1 : 0), 0);
 
 /** What a rule covers of a protocol that has ports, or types and codes. */
 function numbered({ addresses, protocols, ports }: Boxes, rule: number, protocol: number): OrderedBox[] {

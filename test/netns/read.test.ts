@@ -8,6 +8,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import type { Application } from '../../api/application.ts';
 import {
   CT_DECIDED,
   CT_READ,
@@ -170,6 +171,34 @@ t.test('TCP: the handshake passes, bytes are queued, a verdict lets the rest run
       t.same(queue.take(), [], `${what}: nobody is asked any more`);
     }
   });
+});
+
+t.test('the table that marks is loaded anew: connections that have begun are still known', async (t) => {
+  await withAll(async ({ rig, namespace, queue }) => {
+    for (const family of families) {
+      const flow = new Connection(rig, family, 443);
+      t.ok(await flow.handshake());
+      nft(namespace, inspectTable({ dns: { resolvers: ['192.0.2.53'] } }, []));
+      await flow.fromPod({ payload: 'hello' });
+      t.same(hex(queue.take()), hex([QUEUED | INSPECT_FIRST_MARK]), `${rig.mode} v${family}`);
+    }
+  });
+});
+
+t.test('UDP ports of which only the beginnings of QUIC connections are read', async (t) => {
+  const check = (application: Application, ports: [number, number][] | null, protocol = 17) => ({
+    checks: [{ application, ports, protocol }],
+  });
+  t.same(quicPorts([]), []);
+  t.same(quicPorts([{}, check('QUIC', [[443, 443]]), check('TLS', [[1, 2]], 6)]), [[443, 443]]);
+  t.same(quicPorts([check('QUIC', [[440, 445]]), check('DNS', [[442, 443]])]), [
+    [440, 441],
+    [444, 445],
+  ]);
+  t.same(quicPorts([check('DNS', [[53, 53]]), check('QUIC', null)]), [
+    [0, 52],
+    [54, 65_535],
+  ]);
 });
 
 t.test('TCP: resets, and a SYN with bytes', async (t) => {
