@@ -21,7 +21,7 @@ export interface FlowReadingOptions {
   inspection: GatewayInspection;
   readings: Readings;
   /** What a thread decided is written down; `again`: of a flow that lives. Gives the kernel's id of the flow if it is known. */
-  record(flow: DecidedFlow, again: boolean): number | undefined;
+  record(flow: DecidedFlow, again: boolean, key: string): number | undefined;
   /** To be told of a plan before it is in force. */
   names: { plan(plan: GatewayPlan, delta?: PlanDelta): void };
   endTuples(flows: FlowTuple[]): Promise<unknown>;
@@ -104,8 +104,8 @@ export class FlowReading {
       const key = keyOf(flow);
       const again = this.#readings.get(key) !== undefined;
       const permitted = flow.decision?.verdict === 'accept';
-      if (permitted && !again) this.#readings.set(key, flow.reading);
-      const id = this.#options.record(flow, again);
+      if (permitted && !again) this.#readings.set(key, flow.reading, flow.destination);
+      const id = this.#options.record(flow, again, key);
       if (flow.delete !== true) continue;
       this.#readings.end(key);
       const { protocol, source, destination, sourcePort, destinationPort } = flow;

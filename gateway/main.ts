@@ -136,7 +136,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     inspection,
     readings,
     names,
-    record: (flow, again) => recorder.decided(flow, again),
+    record: (flow, again, key) => recorder.decided(flow, again, key),
     endTuples,
     changeFlows: (change) => changeFlows(change, { mark: readMark }),
     onError: (error) => log.error({ err: error }, 'flows that are read'),

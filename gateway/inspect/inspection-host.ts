@@ -50,7 +50,7 @@ const watched = new Set([NFT_TABLE_INSPECT, QUEUE_TABLE, XT_TABLE]);
 /** Several changes of one program come together; two programs that undo each other's changes should not be busy with it. */
 const [SOON_MS, APART_MS] = [20, 1_000];
 /** iptables-legacy tells nobody, and what failed is to be tried again. */
-const LOOK_MS = 10_000;
+const LOOK_MS = 30_000;
 const RETRY_MS = 1_000;
 
 /**

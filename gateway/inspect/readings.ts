@@ -52,6 +52,7 @@ const MAX_BYTES = 256 * 1024 * 1024;
 const MOST = 262_144;
 /** Of an address that names none. */
 const NAMES_MOST = 16;
+const NONE: readonly string[] = [];
 
 export class Readings {
   readonly #state: string;
@@ -85,14 +86,12 @@ export class Readings {
   }
 
   /** The flow was permitted, and this was read of it. */
-  set(key: string, reading: ApplicationReading): void {
-    const destination = destinationOf(key);
+  set(key: string, reading: ApplicationReading, destination = destinationOf(key)): void {
     const { name, application } = reading;
-    const names =
-      name === undefined || !namesHost(application)
-        ? this.#names.namesOf(destination).slice(0, NAMES_MOST)
-        : [name].filter((one) => this.#names.gives(one, destination));
-    this.#put(key, { reading, names });
+    let names: readonly string[] = NONE;
+    if (name === undefined || !namesHost(application)) names = this.#names.namesOf(destination).slice(0, NAMES_MOST);
+    else if (this.#names.gives(name, destination)) names = [name];
+    this.#put(key, { reading, names }, destination);
   }
 
   /** It has ended. */
@@ -101,7 +100,9 @@ export class Readings {
     if (read === undefined) return;
     this.#read.delete(key);
     this.#dirty = true;
-    for (const name of read.used) this.#names.release(name, destinationOf(key));
+    if (read.used.length === 0) return;
+    const destination = destinationOf(key);
+    for (const name of read.used) this.#names.release(name, destination);
   }
 
   /** These lived at a time of performance.now(): of those that were here by then, all others have ended unheard. */
@@ -140,13 +141,14 @@ export class Readings {
     await rename(`${file}.new`, file);
   }
 
-  #put(key: string, { reading, names }: Saved): void {
+  #put(key: string, { reading, names }: Saved, destination = destinationOf(key)): void {
     this.end(key);
-    const destination = destinationOf(key);
     // The longest that lives is the first.
     const [oldest] = this.#read.size >= this.#most ? this.#read.keys() : [];
     if (oldest !== undefined) this.end(oldest);
-    const used = names.filter((name) => this.#names.use(name, destination));
+    const using = names.filter((name) => this.#names.use(name, destination));
+    // Nearly always the same, of which there are many.
+    const used = using.length === names.length ? names : using;
     this.#read.set(key, { reading, names, used, since: performance.now() });
     this.#dirty = true;
   }

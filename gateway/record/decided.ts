@@ -3,25 +3,37 @@
  * above it, and those in audit. The kernel counts only what it decides itself, and the deciding rule of what it lets pass
  * after a thread's verdict; the rest of the walk was the thread's, and is counted here. Pure.
  */
+import type { Decision } from '../../policy/decision.ts';
 import type { DecidedFlow } from '../inspect/messages.ts';
 import { type FlowRecord, protocolName, type RecordView, readingFields, tuple, workloadFields } from './flow-record.ts';
 import type { Counted } from './hit-totals.ts';
 
 export interface Said {
-  records: FlowRecord[];
+  readonly records: FlowRecord[];
   /** Each once. */
-  hits: Counted[];
+  readonly hits: Counted[];
 }
+
+const NOTHING: Said = { records: [], hits: [] };
+
+const isPlain = (decision: Decision | undefined, again: boolean): boolean =>
+  decision?.verdict === 'accept' &&
+  decision.wouldHave === undefined &&
+  decision.audited === undefined &&
+  decision.unconforming === undefined &&
+  (again || decision.passed === undefined);
 
 /** `again`: the flow was decided before, and lives; this is a further request of it. */
 export function sayDecided(flow: DecidedFlow, view: RecordView, time: Date, again = false): Said {
-  const { decision, reading } = flow;
+  const { decision } = flow;
+  // Of nearly all there is nothing to say: the kernel counts the rule that permits, and the flow's start says the rest.
+  if (isPlain(decision, again)) return NOTHING;
   const said: Said = { records: [], hits: [] };
   const about = {
     ...workloadFields(view.workload(flow.source)),
     protocol: protocolName(flow.protocol),
     ...tuple(flow),
-    ...readingFields(reading),
+    ...readingFields(flow.reading),
     gateway: view.gateway,
   };
   const say = (record: Pick<FlowRecord, 'event' | 'verdict' | 'reason'> & Partial<FlowRecord>): void => {

@@ -133,11 +133,13 @@ export const workloadFields = (workload: WorkloadEntry | undefined): Partial<Flo
 
 type ReadFields = Pick<FlowRecord, 'application' | 'destinationName' | 'tls' | 'http' | 'dns'>;
 
+const versionNames = new Map<number, TlsVersion>(
+  Object.entries(tlsVersions).map(([name, number]) => [number, name as TlsVersion]),
+);
+
 /** What was read of a flow, as its records say it. */
 export function readingFields({ application, name, tls, http, dns }: ApplicationReading): ReadFields {
-  const version = Object.entries(tlsVersions).find(([, number]) => number === tls?.version)?.[0] as
-    | TlsVersion
-    | undefined;
+  const version = tls && versionNames.get(tls.version);
   return {
     ...(application !== undefined && { application }),
     ...(name !== undefined && { destinationName: name }),

@@ -116,14 +116,14 @@ export class Recorder {
    * What a thread decided about a flow; `again`: it lives, and this is a further request of it. Gives the kernel's id of the
    * flow, if that is known.
    */
-  decided(flow: DecidedFlow, again: boolean): number | undefined {
+  decided(flow: DecidedFlow, again: boolean, key = keyOf(flow)): number | undefined {
     const now = new Date();
     const { records, hits } = sayDecided(flow, this.view, now, again);
     for (const record of records) if (this.#limit.take(performance.now())) this.#options.onRecord(record);
     if (hits.length > 0) this.#options.onHits?.(hits);
-    if (flow.decision?.verdict !== 'accept') return this.#undecided.end(keyOf(flow))?.flow.id;
+    if (flow.decision?.verdict !== 'accept') return this.#undecided.end(key)?.flow.id;
     if (again) return undefined;
-    const entry = this.#undecided.permit(flow, performance.now());
+    const entry = this.#undecided.permit(flow, performance.now(), key);
     if (entry !== undefined) this.#started(entry, now, flow);
     return entry?.id;
   }

@@ -40,8 +40,7 @@ export class Undecided {
   }
 
   /** A thread permitted a flow: gives it, if the kernel has told of it. */
-  permit(decided: DecidedFlow, now: number): ConntrackEntry | undefined {
-    const key = keyOf(decided);
+  permit(decided: DecidedFlow, now: number, key = keyOf(decided)): ConntrackEntry | undefined {
     const waiting = this.#flows.get(key);
     if (waiting === undefined) {
       bounded(this.#decided);
