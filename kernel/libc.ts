@@ -28,6 +28,7 @@ const call = {
   write: declare('int64_t write(int, void*, size_t)'),
   close: declare('int close(int)'),
   setns: declare('int setns(int, int)'),
+  prctl: declare('int prctl(int, const char*, unsigned long, unsigned long, unsigned long)'),
   ioctl: declare('int ioctl(int, unsigned long, void*)'),
   if_nametoindex: declare('unsigned int if_nametoindex(const char*)'),
 };
@@ -221,6 +222,13 @@ export function ioctl(fd: number, request: number, argument: Uint8Array): void {
 
 export function close(fd: number): void {
   checked('close', call.close(fd));
+}
+
+const PR_SET_NAME = 15;
+
+/** What `top -H` and /proc call this thread; 15 bytes of it. */
+export function setThreadName(name: string): void {
+  checked('prctl', call.prctl(PR_SET_NAME, name, 0, 0, 0));
 }
 
 /** Index of a network interface in the current network namespace. */

@@ -4,6 +4,7 @@
  * no code of its own any more, and its descriptors would stay open.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import * as libc from '../../kernel/libc.ts';
 import { type Decider, DROP, type QueueControl, type QueueLoopOptions, runQueue } from '../../kernel/queue-loop.ts';
 import { QueueMemory } from '../../kernel/queue-memory.ts';
 
@@ -28,10 +29,14 @@ export type WorkerReport =
   /** What the decider has posted. */
   | { kind: 'message'; value: unknown };
 
+/** What its thread is called, with the queue's number behind it. */
+const THREAD_NAME = 'inspect-';
+
 /** Faults told a second; all are counted. */
 const FAULT_REPORT_MS = 1_000;
 
 const data = workerData as WorkerData;
+libc.setThreadName(`${THREAD_NAME}${data.queue}`);
 const { port } = data;
 const report = (message: WorkerReport): void => port.postMessage(message);
 let faultTold = Number.NEGATIVE_INFINITY;

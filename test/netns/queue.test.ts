@@ -4,7 +4,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { randomInt } from 'node:crypto';
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import koffi from 'koffi';
@@ -204,6 +204,8 @@ t.test('verdicts: their marks reach the connection table, and what is decided is
   const inspection = start({ decider: { module: decider, data: () => ({ policy: 1 }) } });
   await serving(inspection);
   await until('the first words', () => inspection.heard.length === COUNT);
+  const names = readdirSync('/proc/self/task').map((id) => readFileSync(`/proc/self/task/${id}/comm`, 'utf8').trim());
+  t.same(names.filter((name) => name.startsWith('inspect-')).sort(), ['inspect-7700', 'inspect-7701']);
   t.same(
     inspection.heard.map(({ value }) => value),
     [{ begun: { policy: 1 } }, { begun: { policy: 1 } }],
