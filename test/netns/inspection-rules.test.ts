@@ -185,7 +185,7 @@ t.test(
       maxLength: 1,
       copyRange: 64,
       failOpen: false,
-    receiveBuffer: 1 << 16,
+      receiveBuffer: 1 << 16,
       namespace: rig.gateway,
     });
     await rig.publish(planOf([permit, rest], { inspection: { workers: 2 } }));
@@ -198,6 +198,24 @@ t.test(
     t.match(await hello(4, 'other.test'), { outcome: 'ECONNRESET' });
   },
 );
+
+t.test('a pod that comes, or gets other rules, is read from its first flow on', async (t) => {
+  const plan = planOf([permit, rest]);
+  const { 'uid-rev': rev } = plan.workloads;
+  if (rev === undefined) throw new Error('there is no such pod');
+  delete plan.workloads['uid-rev'];
+  await publish(plan);
+  const from = (name: string) => rig.client({ do: 'tls', from: PODS.rev[4], to: WEB[4], port: 443, name });
+  for (const group of ['g-pay', 'g-rev', 'g-pay']) {
+    const next = structuredClone(plan);
+    next.workloads['uid-rev'] = { ...rev, group };
+    await rig.publish(next);
+    const read = group === 'g-pay';
+    t.match(await from('api.test'), { outcome: read ? 'answered' : 'silence' }, `in ${group}`);
+    if (read) t.match(await from('other.test'), { outcome: 'ECONNRESET' });
+    await rig.publish(plan);
+  }
+});
 
 t.test('a pod that goes takes its connections with it', async (t) => {
   const plan = planOf([permit, rest]);

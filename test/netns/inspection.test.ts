@@ -301,6 +301,50 @@ t.test('a program that starts anew knows what was read', async (t) => {
   });
 });
 
+/** Connections of both kinds, some at a time, until it is ended: how often each name had which outcome. */
+function load(): { end(): Promise<Record<string, number>> } {
+  let running = true;
+  const outcomes: Record<string, number> = {};
+  const loops = Array.from({ length: 8 }, async (_, at) => {
+    while (running) {
+      const name = at % 2 === 0 ? 'api.test' : 'other.test';
+      const { outcome } = await hello(at % 4 < 2 ? 4 : 6, name);
+      outcomes[`${name} ${outcome}`] = (outcomes[`${name} ${outcome}`] ?? 0) + 1;
+    }
+  });
+  return {
+    async end() {
+      running = false;
+      await Promise.all(loops);
+      return outcomes;
+    },
+  };
+}
+
+t.test('kill -9 under load: nothing leaks', async (t) => {
+  await rig.publish(policy());
+  await rig.received();
+  t.match(await hello(6, 'api.test', 'on'), { outcome: 'answered' });
+  const running = load();
+  await sleep(500);
+  await rig.kill();
+  await sleep(500);
+  t.match(
+    await rig.client({ do: 'send', keep: 'on', text: 'on' }),
+    { outcome: 'answered' },
+    'what was decided runs on',
+  );
+  await rig.start();
+  await rig.until('threads that serve', () => rig.metric('sluice_inspection_queues', 'serving') === 2);
+  await sleep(500);
+  const outcomes = await running.end();
+  t.comment(JSON.stringify(outcomes));
+  t.ok((outcomes['api.test answered'] ?? 0) > 0);
+  t.equal(outcomes['other.test answered'], undefined);
+  const streams = (await rig.received()).filter(({ text }) => text === 'hello').length;
+  t.ok(streams <= (outcomes['api.test answered'] ?? 0) + (outcomes['api.test silence'] ?? 0) + 1);
+});
+
 t.test('a thread that dies under load: nothing leaks, and another reads on', async (t) => {
   await rig.kill('SIGTERM');
   await rig.start({ dying: true });
@@ -308,15 +352,7 @@ t.test('a thread that dies under load: nothing leaks, and another reads on', asy
   await rig.until('threads that serve', () => rig.metric('sluice_inspection_queues', 'serving') === 2);
   t.match(await hello(4, 'api.test', 'decided'), { outcome: 'answered' });
   await rig.received();
-  let running = true;
-  const outcomes: Record<string, number> = {};
-  const load = Array.from({ length: 8 }, async (_, at) => {
-    while (running) {
-      const name = at % 2 === 0 ? 'api.test' : 'other.test';
-      const { outcome } = await hello(at % 4 < 2 ? 4 : 6, name);
-      outcomes[`${name} ${outcome}`] = (outcomes[`${name} ${outcome}`] ?? 0) + 1;
-    }
-  });
+  const running = load();
   for (let deaths = 1; deaths <= 4; deaths++) {
     await sleep(300);
     // What kills a thread is what it reads (inspect-dying-decider.ts).
@@ -327,8 +363,7 @@ t.test('a thread that dies under load: nothing leaks, and another reads on', asy
     t.match(on, { outcome: 'answered' }, 'what was decided runs on');
   }
   await rig.until('threads that serve', () => rig.metric('sluice_inspection_queues', 'serving') === 2);
-  running = false;
-  await Promise.all(load);
+  const outcomes = await running.end();
   t.match(await hello(4, 'api.test'), { outcome: 'answered' }, 'and more is read');
   t.comment(JSON.stringify(outcomes));
   t.ok((outcomes['api.test answered'] ?? 0) > 0);
