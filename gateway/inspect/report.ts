@@ -7,7 +7,7 @@ import type { DecidedFlow, FromDecider } from './messages.ts';
 import type { Tally } from './tally.ts';
 
 const BATCH = 256;
-const LATER_MS = 5;
+const LATER_MS = 20;
 
 /** It permits, and there is nothing to count beside it. */
 export const isPlain = ({ verdict, wouldHave, audited, unconforming }: Decision): boolean =>

@@ -47,7 +47,7 @@ const OTHER_ID = ascii('otherone');
 t.test('a hello of QUIC in one datagram', async (t) => {
   const rig = new Rig(quicNames);
   t.equal(rig.send(datagram(initial('good.example'), 443)), 'cluster/web for life');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows, [
     {
       protocol: 17,
@@ -85,11 +85,11 @@ t.test('what else may come on 443', async (t) => {
   for (const [what, payload, detail] of rows) {
     const rig = new Rig(quicNames);
     t.equal(rig.send(datagram(payload, 443)), 'dropped', what);
-    rig.wait(5);
+    rig.wait(20);
     t.match(rig.flows, [{ decision: { verdict: 'drop' } }], what);
     t.equal(rig.flows[0]?.detail, detail, what);
     rig.send(datagram(payload, 443));
-    rig.wait(5);
+    rig.wait(20);
     t.equal(rig.flows.length, 1, 'the same again is told once');
   }
   const two = new Rig(quicNames);
@@ -133,7 +133,7 @@ t.test('a hello over two datagrams, in any order', async (t) => {
     many.send(datagram(sealInitial({ frames: [cryptoFrame(0, bytes.subarray(0, 9))], number: count }), 443));
   many.send(datagram(one, 443));
   t.equal(many.holding, 0);
-  many.wait(5);
+  many.wait(20);
   t.match(many.flows, [{ reason: 'packets' }]);
 });
 
@@ -212,7 +212,7 @@ t.test('questions', async (t) => {
     'passed',
     'a long one that does not',
   );
-  any.wait(5);
+  any.wait(20);
   t.same(
     any.flows.flatMap(({ reason }) => reason ?? []),
     ['tunnel'],

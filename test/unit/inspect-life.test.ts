@@ -55,7 +55,7 @@ t.test('requests of one connection, one after the other', async (t) => {
   t.equal(say(whole.slice(10)), 'passed');
   t.same(rig.left.slice(-2), ['7 passed', '8 passed'], 'in order');
   t.equal(say(request('/bad')), `reset to server ${at - request('/bad').length}`);
-  rig.wait(5);
+  rig.wait(20);
   t.equal(rig.flows.length, 2, 'the first, and what was denied');
   t.match(rig.flows.at(-1), { decision: { verdict: 'drop' }, delete: true, reading: { http: { path: '/bad' } } });
   t.match(rig.flows[0], { life: true, reading: { http: { method: 'GET', path: '/ok' }, name: 'api.example' } });
@@ -71,7 +71,7 @@ t.test('requests of one connection, one after the other', async (t) => {
   });
   const other = new Talk(audited, 80);
   for (let count = 0; count < 3; count++) other.say(count * request().length, request());
-  audited.wait(5);
+  audited.wait(20);
   t.equal(audited.flows.length, 3, 'hits of audit are told each');
 });
 
@@ -111,7 +111,7 @@ t.test('what must not pass, as the second request', async (t) => {
     const first = request();
     t.equal(talk.say(0, first), 'cluster/api for life');
     t.equal(talk.say(first.length, bytes), `reset to server ${first.length}`, what);
-    rig.wait(5);
+    rig.wait(20);
     t.equal(rig.flows.at(-1)?.reason, reason, what);
     t.equal(rig.flows.at(-1)?.detail, detail, what);
     const together = new Rig(okPaths);
@@ -179,7 +179,7 @@ t.test('what was let on comes again', async (t) => {
     talk.say(bytes.length, request('/bad').slice(0, request().length)),
     `reset to server ${bytes.length + request().length}`,
   );
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows.at(-1), { reason: 'changed-bytes' });
 
   const chunks = new Rig(okPaths);
@@ -230,7 +230,7 @@ t.test('a head that is never whole, and one that is too long', async (t) => {
   for (let count = 0; word === 'held' && count < 60; count++, at += 1_007)
     word = other.say(at, `X: ${'y'.repeat(1_002)}\r\n`);
   t.equal(word, 'dropped');
-  long.wait(5);
+  long.wait(20);
   t.match(long.flows.at(-1), { reason: 'bad-request', detail: 'head-too-long' });
   t.equal(long.holding, 0);
 });
@@ -249,7 +249,7 @@ t.test('the end of a connection', async (t) => {
   t.equal(torn.say(0, request()), 'cluster/api for life');
   t.equal(torn.say(request().length, 'GET /'), 'held');
   t.equal(torn.say(request().length + 5, '', TCP_ACK | TCP_FIN), 'dropped');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows.at(-1), { reason: 'ended', delete: true });
 });
 
@@ -267,7 +267,7 @@ t.test('a connection that said nothing for long gives way, and is ended when it 
   const rig = new Rig({ ...okPaths, data: { limits: { flows: 2 } } });
   const talks = [1, 2, 3].map((sourcePort) => new Talk(rig, 80, { sourcePort }));
   for (const talk of talks) t.equal(talk.say(0, request()), 'cluster/api for life');
-  rig.wait(5);
+  rig.wait(20);
   t.equal(rig.flows.length, 3, 'it is not told');
   const [first] = talks as [Talk];
   for (let count = 0; count < 4; count++, rig.wait(1_500)) t.equal(first.say(request().length, request()), 'dropped');
@@ -289,7 +289,7 @@ t.test('memory of all together is bounded', async (t) => {
     const at = request(`/ok/${'x'.repeat(900)}`).length + (port === 1 ? request().length : 0);
     talk.say(at, `GET /ok/${'y'.repeat(900)}`);
   }
-  rig.wait(5);
+  rig.wait(20);
   t.ok(rig.flows.some(({ reason }) => reason === 'memory'));
 });
 
@@ -300,7 +300,7 @@ t.test('a namespace in audit: each request is told, and all pass', async (t) => 
   t.equal(talk.say(request().length, request('/bad')), 'passed');
   const at = request().length + request('/bad').length;
   t.equal(talk.say(at, request('//ok')), 'default-action', 'what would have ended it lets it go');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows.slice(1), [
     { decision: { wouldHave: 'drop' } },
     { reason: 'bad-request', detail: 'empty-segment' },
@@ -340,7 +340,7 @@ t.test('questions over TCP', async (t) => {
   t.equal(say(two.subarray(0, 40)), 'held');
   t.equal(say(two.subarray(40)), 'passed');
   t.match(say(ask('e.good.example')), /^reset/, 'the fifth in a second');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows.at(-1), { reason: 'question-rate', reading: { dns: { type: 'A' } } });
   for (const [what, bytes] of [
     ['another name', ask('a.bad.example')],

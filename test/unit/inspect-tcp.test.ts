@@ -64,7 +64,7 @@ t.test('a hello in one segment: its name decides', async (t) => {
   const rig = new Rig(permitWeb);
   const talk = new Talk(rig, 443);
   t.equal(talk.say(0, hello('good.example')), 'cluster/web');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows, [
     {
       protocol: 6,
@@ -88,7 +88,7 @@ t.test('a hello in one segment: its name decides', async (t) => {
   const other = new Rig(permitWeb);
   t.equal(new Talk(other, 443).say(0, hello('bad.example')), 'reset to server 0');
   t.same(other.resets, [], 'dropped: the client is told nothing');
-  other.wait(5);
+  other.wait(20);
   t.match(other.flows, [{ decision: { verdict: 'drop' }, delete: true, reading: { name: 'bad.example' } }]);
 });
 
@@ -153,7 +153,7 @@ t.test('each protocol where it is asked for, and every other one there', async (
       // Its first bytes could be the length of a message.
       if (wanted === 'DNS' && said === 'RDP') continue;
       t.equal(word, said === wanted ? `cluster/s${life}` : 'reset to server 0', `${said} where ${wanted} is asked for`);
-      rig.wait(5);
+      rig.wait(20);
       t.match(rig.flows[0]?.reading.application, said === wanted ? wanted : undefined);
     }
   }
@@ -321,7 +321,7 @@ t.test('policy changes while flows wait and while they go on', async (t) => {
   t.equal(new Talk(numbered, 443).say(0, bytes), 'number 77');
   numbered.tell({ kind: 'policy', generation: 3, delta: { set: {}, delete: {} }, numbers: [], gone: ['cluster/web'] });
   t.equal(new Talk(numbered, 443, { sourcePort: 2 }).say(0, bytes), 'reset to server 0', 'a rule without a number');
-  numbered.wait(5);
+  numbered.wait(20);
   t.match(numbered.flows.at(-1), { reason: 'no-policy' });
 
   const gone = new Rig(permitWeb);
@@ -347,7 +347,7 @@ t.test('a namespace in audit: all of it passes, and what would not have is told'
   const torn = new Talk(rig, 443, { sourcePort: 3 });
   t.equal(torn.say(0, hello('good.example').subarray(0, 20)), 'held');
   t.equal(torn.say(0, 'something else than it said before'), 'default-action');
-  rig.wait(5);
+  rig.wait(20);
   t.match(rig.flows.slice(1), [
     { decision: { wouldHave: 'drop' } },
     { decision: { verdict: 'accept', wouldHave: 'drop' }, reason: 'overlap' },
@@ -552,7 +552,7 @@ for (const family of [4, 6] as const) {
         if (becomes !== 'reset to server 0' || word !== 'dropped') t.equal(word, becomes, `${what}: ${at}`);
         else t.match(rig.left, [/ reset to server 0$/], what);
       }
-      rig.wait(5);
+      rig.wait(20);
       const last = rig.flows.at(-1);
       if (told?.reason !== undefined) t.equal(last?.reason, told.reason, what);
       if (told?.detail !== undefined) t.equal(last?.detail, told.detail, what);
@@ -590,7 +590,7 @@ t.test('packets that the server never takes, sent before those that it does', as
     t.equal(rig.send(short, INSPECT_FIRST_MARK), 'held', 'a TTL that ends on the way: it is held all the same');
     t.equal(talk.say(0, evil.subarray(0, -8)), 'dropped', 'and what is to take its place has to be the same');
     t.same(rig.left, ['1 reset to server 0', '2 dropped']);
-    rig.wait(5);
+    rig.wait(20);
     t.match(rig.flows, [{ reason: 'overlap' }]);
 
     if (family === 6) continue;
@@ -649,7 +649,7 @@ t.test('any cuts, order and repetition: one verdict, and no byte before it', asy
         const verdict = rig.left.findIndex((line) => line.endsWith('cluster/web'));
         const early = rig.left.findIndex((line) => line.endsWith('as decided'));
         ok(early < 0 || early > verdict);
-        rig.wait(5);
+        rig.wait(20);
         equal(rig.flows.length, 1);
         equal(rig.flows[0]?.reading.name, name);
         const permits = name !== 'evil.example';
@@ -669,10 +669,10 @@ t.test('bounds have names', async (t) => {
   const many = new Talk(limited, 443);
   for (let at = 0; at < 3; at++) t.equal(many.say(at, goodHello.subarray(at, at + 1)), 'held');
   t.equal(many.say(3, goodHello.subarray(3, 4)), 'dropped');
-  limited.wait(5);
+  limited.wait(20);
   t.match(limited.flows, [{ reason: 'packets', delete: true }]);
   for (let port = 1; port < 8; port++) new Talk(limited, 443, { sourcePort: port }).say(0, goodHello.subarray(0, 9));
-  limited.wait(5);
+  limited.wait(20);
   t.match(limited.flows.at(-1), { reason: 'flows' });
   const generous = new Rig({ ...permitWeb, data: { onOverload: 'Accept', limits: { flows: 2 } } });
   for (let port = 1; port < 6; port++) new Talk(generous, 443, { sourcePort: port }).say(0, goodHello.subarray(0, 9));
@@ -681,7 +681,7 @@ t.test('bounds have names', async (t) => {
   const slow = new Rig(permitWeb);
   t.equal(new Talk(slow, 443).say(0, goodHello.subarray(0, 9)), 'held');
   slow.expire(1);
-  slow.wait(5);
+  slow.wait(20);
   t.match(slow.flows, [{ reason: 'waiting' }]);
 
   const lost = new Rig(permitWeb);
@@ -691,7 +691,7 @@ t.test('bounds have names', async (t) => {
   lost.wait(4_000);
   t.equal(stray.say(500, 'of a connection that nobody knows'), 'dropped');
   t.same(lost.resets, ['reset to server 500', 'reset to client 0']);
-  lost.wait(5);
+  lost.wait(20);
   t.match(lost.flows, [{ reason: 'no-start', delete: true }]);
   t.ok(Object.values(inspectReasons).every((reason) => reason.length > 10));
 });
