@@ -9,6 +9,7 @@
  * a connection may be as long as it likes.
  */
 import type { RequestBody } from '../../wire/http1-body.ts';
+import { CR, isTokenByte, LF } from '../../wire/http1-field.ts';
 import type { InspectReason } from './reasons.ts';
 import type { ReadUnit, Unit } from './units.ts';
 
@@ -46,6 +47,9 @@ interface Waiting {
   end: number;
 }
 
+/** Whether a request, or an empty line before one, may begin with it. */
+const mayBegin = (byte: number): boolean => isTokenByte(byte) || byte === CR || byte === LF;
+
 export class Followed {
   reason: InspectReason | undefined;
   detail: string | undefined;
@@ -65,6 +69,8 @@ export class Followed {
   #pending: Uint8Array = new Uint8Array(0);
   #waits = false;
   #again = false;
+  /** The last request asked for another protocol, or a tunnel. */
+  #open = false;
   #body: RequestBody | undefined;
   #ahead: Piece[] = [];
   #aheadBytes = 0;
@@ -186,6 +192,11 @@ export class Followed {
         if (this.reason !== undefined) return at;
         continue;
       }
+      // The server may have agreed to something else; that it has is seen by bytes that no request begins with.
+      if (this.#open && !mayBegin(bytes[at]!)) {
+        this.finished = true;
+        continue;
+      }
       const rest = bytes.subarray(at, to);
       const unit = this.#read(rest);
       if (unit === undefined) return at;
@@ -206,7 +217,8 @@ export class Followed {
       }
       this.#keep(bytes, at, at + unit.length);
       at = this.#step(at, at + unit.length, to);
-      if (unit.last === true && (unit.body === undefined || unit.body.state !== 'body')) this.finished = true;
+      this.#open = unit.body !== undefined && unit.last === true;
+      if (unit.last === true && unit.body === undefined) this.finished = true;
       else if (unit.body?.state === 'body') this.#body = unit.body;
     }
     return at;
@@ -227,7 +239,6 @@ export class Followed {
       this.#refuse('bad-body');
     } else if (body.state !== 'body') {
       this.#body = undefined;
-      if (body.state !== 'request') this.finished = true;
     }
     return at;
   }

@@ -130,8 +130,47 @@ t.test('names without paths: an upgrade is decided for good', async (t) => {
   const talk = new Talk(rig, 80);
   t.equal(talk.say(0, request()), 'cluster/api for life');
   const bytes = request('/ok', { more: 'Upgrade: websocket\r\n' });
-  t.equal(talk.say(request().length, bytes), 'cluster/api', 'without the mark of life');
-  t.equal(talk.say(request().length + bytes.length, '\x81\x05hello'), 'as decided');
+  let at = request().length;
+  t.equal(talk.say(at, bytes), 'passed');
+  at += bytes.length;
+  t.equal(talk.say(at, request()), 'passed', 'a server that does not agree gets requests');
+  at += request().length;
+  t.equal(talk.say(at, bytes), 'passed');
+  at += bytes.length;
+  t.equal(talk.say(at, '\x81\x05hello'), 'cluster/api', 'without the mark of life');
+  t.equal(talk.say(at + 7, '\x81\x05hello'), 'as decided');
+
+  const names: RigPolicy = {
+    services: {
+      web: {
+        addresses: [],
+        names: ['one.example'],
+        ports: null,
+        checks: [{ protocol: 6, ports: [[80, 80]], application: 'HTTP', implied: true }],
+      },
+    },
+    rules: [{ name: 'web', services: ['web'] }],
+    names: [['one.example', SERVER]],
+  };
+  const more = 'Upgrade: websocket\r\n';
+  const upgrade = request('/', { host: 'one.example', more });
+  const posted = request('/', {
+    host: 'one.example',
+    more: `${more}Content-Length: 3\r\n`,
+    method: 'POST',
+    body: 'abc',
+  });
+  for (const first of [upgrade, posted]) {
+    const liar = new Talk(new Rig(names), 80);
+    t.equal(liar.say(0, first), 'cluster/web for life');
+    t.match(
+      liar.say(first.length, request('/', { host: 'evil.example' })),
+      /^reset/,
+      'a request of another host behind it',
+    );
+    const preface = new Talk(new Rig(names), 80);
+    t.match(preface.say(0, `${first}PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`), /^reset/);
+  }
 });
 
 t.test('a host that is another with the second request', async (t) => {
