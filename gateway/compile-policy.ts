@@ -56,7 +56,7 @@ interface RuleList {
   asks: boolean;
   /** Chains of groups that ask before they decide, and so ask all of their lists; with what that takes. */
   askers: Set<GroupChain>;
-  askScope: Scope;
+  askScope: Scope | undefined;
 }
 
 /** Of all groups that have the same lists. */
@@ -315,7 +315,7 @@ export class PolicyCompiler implements PolicyView {
       const rules = [...new Set([...ids, ...again.flat()])];
       const { table } = this.#options;
       const empty = { groups: new Set<string>(), askers: new Set<GroupChain>() };
-      const scopes = { scope: new Scope(table), askScope: new Scope(table) };
+      const scopes = { scope: new Scope(table), askScope: undefined };
       list = { key, asked, chain, context, group, rules, redirects, asks: false, ...empty, ...scopes };
       this.#lists.set(key, list);
       if (!redirects) this.#plainLists.set(asked, list);
@@ -341,7 +341,7 @@ export class PolicyCompiler implements PolicyView {
       this.#lists.delete(list.key);
       if (this.#plainLists.get(list.asked) === list) this.#plainLists.delete(list.asked);
       list.scope.release();
-      list.askScope.release();
+      list.askScope?.release();
       if (list.asks) this.#asking--;
       for (const id of list.rules) {
         const others = this.#listsOfRule.get(id);
@@ -364,17 +364,19 @@ export class PolicyCompiler implements PolicyView {
 
   #compileList(list: RuleList): void {
     const { chain, group, context, askers } = list;
-    const [scope, askScope] = [new Scope(this.#options.table), new Scope(this.#options.table)];
+    const scope = new Scope(this.#options.table);
+    const askScope = askers.size > 0 ? new Scope(this.#options.table) : undefined;
     const ids = group.rules[context];
     scope.chain(chain, { rules: this.#ruleLines.of(chain, ids, group, scope, askers.size > 0) });
-    if (askers.size > 0) {
+    if (askScope !== undefined) {
       const name = askChain(chain);
       askScope.chain(name, { rules: this.#askLines.of(name, ids, group, askScope) });
     }
     // What both want stays as it is.
     list.scope.release();
-    list.askScope.release();
-    Object.assign(list, { scope, askScope });
+    list.askScope?.release();
+    list.scope = scope;
+    list.askScope = askScope;
   }
 }
 

@@ -55,6 +55,8 @@ export interface Found extends Record<Family, Destinations> {
  */
 export type Part = 'unread' | 'bytes' | 'first';
 const partsOf = (entry: ServiceEntry, part: Part): ServiceEntry[] => {
+  // Nearly all.
+  if (entry.names === undefined && entry.checks === undefined) return part === 'unread' ? [entry] : [];
   const known = parted.get(entry) ?? partedOf(entry);
   parted.set(entry, known);
   return known[part];
@@ -212,6 +214,7 @@ interface ProtocolRun {
  * The boxes are in the order of their protocols and then of their addresses, as boxesOf() makes them.
  */
 export function protocolRuns(boxes: readonly ProtocolBox[]): ProtocolRun[] {
+  if (boxes.length === 0) return [];
   const runs: ProtocolRun[] = [];
   /** Of the protocol before, and of this one. */
   let before: ProtocolRun[] = [];
