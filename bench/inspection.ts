@@ -58,6 +58,10 @@ interface Sample extends Made {
   perSecond: number;
   perCpuSecond: number;
   cpuSeconds: number;
+  /** Of these the subject's program. */
+  programSeconds: number;
+  /** Of its main thread. */
+  mainSeconds: number;
   /** Of the busiest threads of the subject's program but its main thread, as many as queues. */
   threadSeconds: number;
   /** Of `by name`: what its threads were asked. */
@@ -134,17 +138,23 @@ async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number
   await task(talk, { seconds: WARM_SECONDS, concurrency });
   const single = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
   const [packetsBefore, threadsBefore] = [await of.packets(), threadSeconds(of.pid)];
-  const before = meter.seconds() + of.cpuSeconds();
+  const [before, programBefore] = [meter.seconds(), of.cpuSeconds()];
   const made = await task(talk, { seconds, concurrency });
-  const cpuSeconds = meter.seconds() + of.cpuSeconds() - before;
-  const used = [...threadSeconds(of.pid)]
-    .map(([thread, total]) => total - (threadsBefore.get(thread) ?? 0))
-    .sort((a, b) => b - a);
+  const programSeconds = of.cpuSeconds() - programBefore;
+  const cpuSeconds = meter.seconds() - before + programSeconds;
+  const spent = threadSeconds(of.pid);
+  for (const [thread, total] of spent) spent.set(thread, total - (threadsBefore.get(thread) ?? 0));
+  const main = String(of.pid);
+  const mainSeconds = spent.get(main) ?? 0;
+  spent.delete(main);
+  const used = [...spent.values()].sort((a, b) => b - a);
   return {
     ...made,
     perSecond: made.answered / made.seconds,
     perCpuSecond: made.answered / cpuSeconds,
     cpuSeconds,
+    programSeconds,
+    mainSeconds,
     packets: (await of.packets()) - packetsBefore,
     threadSeconds: used.slice(0, queues).reduce((sum, one) => sum + one, 0),
     single: { p50: single.p50, p99: single.p99 },
@@ -156,11 +166,11 @@ async function task(talk: Talk<Made | 'ready'>, what: Task): Promise<Made> {
   return talk.heard((said) => said !== 'ready' && said, 1000 * what.seconds + 20_000);
 }
 
-/** CPU seconds by thread, without the main thread. */
+/** CPU seconds by thread. */
 function threadSeconds(pid: number | undefined): Map<string, number> {
   if (pid === undefined) return new Map();
   const folder = `/proc/${pid}/task`;
-  const threads = readdirSync(folder).filter((thread) => thread !== String(pid));
+  const threads = readdirSync(folder);
   return new Map(
     threads.map((thread) => [
       thread,
@@ -214,6 +224,18 @@ function print(samples: Samples, family: Family): void {
         `${mid(subject, (s) => s.perSecond).toFixed(0)}/s, ${lost} not answered; ` +
         `one at a time p50 ${mid(subject, (s) => s.single.p50).toFixed(0)} us, p99 ${mid(subject, (s) => s.single.p99).toFixed(0)} us`,
     );
+    const each = (of: (sample: Sample) => number): string =>
+      mid(subject, (sample) => (1e6 * of(sample)) / sample.answered).toFixed(0);
+    if (subject !== 'snat') {
+      const threads =
+        subject === 'nginx'
+          ? ''
+          : ` (main thread ${each((s) => s.mainSeconds)}, queues ${each((s) => s.threadSeconds)})`;
+      const outside = each((s) => s.cpuSeconds - s.programSeconds);
+      console.log(
+        `    CPU us of each: ${outside} outside the program, ${each((s) => s.programSeconds)} in it${threads}`,
+      );
+    }
     const beside = without[subject];
     if (beside === undefined || samples[beside] === undefined) continue;
     const ratio = (of: (sample: Sample) => number): string => {
