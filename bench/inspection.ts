@@ -53,6 +53,8 @@ const reads = (subject: Subject): boolean => without[subject] !== undefined;
 const SINGLE_SECONDS = 0.5;
 const WARM_SECONDS = 0.2;
 const REFUSED_TRIES = 20;
+/** Names of threads: of Sluice (worker.ts), of Suricata. */
+const HOLDS_QUEUE = /^(inspect-|W-)/;
 
 interface Sample extends Made {
   perSecond: number;
@@ -62,7 +64,7 @@ interface Sample extends Made {
   programSeconds: number;
   /** Of its main thread. */
   mainSeconds: number;
-  /** Of the busiest threads of the subject's program but its main thread, as many as queues. */
+  /** Of the threads that hold the queues. */
   threadSeconds: number;
   /** Of `by name`: what its threads were asked. */
   packets: number;
@@ -142,21 +144,21 @@ async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number
   const made = await task(talk, { seconds, concurrency });
   const programSeconds = of.cpuSeconds() - programBefore;
   const cpuSeconds = meter.seconds() - before + programSeconds;
-  const spent = threadSeconds(of.pid);
-  for (const [thread, total] of spent) spent.set(thread, total - (threadsBefore.get(thread) ?? 0));
-  const main = String(of.pid);
-  const mainSeconds = spent.get(main) ?? 0;
-  spent.delete(main);
-  const used = [...spent.values()].sort((a, b) => b - a);
+  const spent = threadSeconds(of.pid).map((thread) => ({
+    ...thread,
+    seconds: thread.seconds - (threadsBefore.find(({ id }) => id === thread.id)?.seconds ?? 0),
+  }));
+  const sum = (which: (thread: Thread) => boolean): number =>
+    spent.filter(which).reduce((total, { seconds }) => total + seconds, 0);
   return {
     ...made,
     perSecond: made.answered / made.seconds,
     perCpuSecond: made.answered / cpuSeconds,
     cpuSeconds,
     programSeconds,
-    mainSeconds,
+    mainSeconds: sum(({ id }) => id === String(of.pid)),
     packets: (await of.packets()) - packetsBefore,
-    threadSeconds: used.slice(0, queues).reduce((sum, one) => sum + one, 0),
+    threadSeconds: sum(({ name }) => HOLDS_QUEUE.test(name)),
     single: { p50: single.p50, p99: single.p99 },
   };
 }
@@ -166,17 +168,21 @@ async function task(talk: Talk<Made | 'ready'>, what: Task): Promise<Made> {
   return talk.heard((said) => said !== 'ready' && said, 1000 * what.seconds + 20_000);
 }
 
-/** CPU seconds by thread. */
-function threadSeconds(pid: number | undefined): Map<string, number> {
-  if (pid === undefined) return new Map();
+interface Thread {
+  id: string;
+  name: string;
+  seconds: number;
+}
+
+/** CPU seconds so far. */
+function threadSeconds(pid: number | undefined): Thread[] {
+  if (pid === undefined) return [];
   const folder = `/proc/${pid}/task`;
-  const threads = readdirSync(folder);
-  return new Map(
-    threads.map((thread) => [
-      thread,
-      Number(readFileSync(`${folder}/${thread}/schedstat`, 'utf8').split(' ')[0]) / 1e9,
-    ]),
-  );
+  return readdirSync(folder).map((id) => ({
+    id,
+    name: readFileSync(`${folder}/${id}/comm`, 'utf8').trim(),
+    seconds: Number(readFileSync(`${folder}/${id}/schedstat`, 'utf8').split(' ')[0]) / 1e9,
+  }));
 }
 
 function startConnector(within: Topology, family: Family, from: string[]): Talk<Made | 'ready'> {

@@ -134,7 +134,11 @@ class QueueLoop implements QueueControl {
         if (Atomics.exchange(control, WOKEN, 0) !== 0) this.#messages();
         let now = performance.now();
         const received = this.#batch.receive(this.#options.fd);
-        if (received > 0) this.#decideAll(received, now);
+        if (received > 0) {
+          this.#decideAll(received, now);
+          // What the decider has to tell others is less urgent.
+          this.#flush();
+        }
         now = performance.now();
         if (now >= this.#expiry) this.#expire(now);
         if (now >= this.#alarm) {
