@@ -46,19 +46,24 @@ interface Read {
 }
 type Saved = Pick<Read, 'reading' | 'names'>;
 
-const FILE = 'readings.json';
+const FILE = 'readings.jsonl';
 const MAX_BYTES = 256 * 1024 * 1024;
 /** As many as a connection table has by default on a large machine. */
 const MOST = 262_144;
 /** Of an address that names none. */
 const NAMES_MOST = 16;
 const NONE: readonly string[] = [];
+/** Lines that are written at once. */
+const PART = 1_000;
+const KINDS = 4_096;
 
 export class Readings {
   readonly #state: string;
   readonly #names: NamesInUse;
   readonly #most: number;
   readonly #read = new Map<string, Read>();
+  /** What was read of many, by what it says. */
+  readonly #kinds = new Map<string, ApplicationReading>();
   #dirty = false;
   /** Of an earlier run, and nobody has said yet what of it still lives. */
   #loaded = false;
@@ -130,15 +135,54 @@ export class Readings {
     };
   }
 
+  /** In parts: of many flows it would else keep all others waiting. */
   async save(): Promise<void> {
     if (!this.#dirty) return;
     this.#dirty = false;
     const file = join(this.#state, FILE);
-    const content = [...this.#read].map(([key, { reading, names }]) => [key, reading, names]);
     // Not synced: the kernel's connections die with the machine too.
     const handle = await open(`${file}.new`, 'w', 0o600);
-    await handle.writeFile(JSON.stringify(content)).finally(() => handle.close());
+    try {
+      for (const part of this.#lines()) await handle.write(part);
+    } finally {
+      await handle.close();
+    }
     await rename(`${file}.new`, file);
+  }
+
+  /** Each reading once, before the first flow of which it was read. */
+  *#lines(): Generator<string> {
+    const known = new Map<ApplicationReading, number>();
+    let left = this.#read.size;
+    let lines: string[] = [];
+    for (const [key, { reading, names }] of this.#read) {
+      // What comes meanwhile is for the next time.
+      if (left-- === 0) break;
+      let index = known.get(reading);
+      if (index === undefined) {
+        index = known.size;
+        known.set(reading, index);
+        lines.push(`${JSON.stringify(reading)}\n`);
+      }
+      lines.push(`${JSON.stringify([key, index, ...names])}\n`);
+      if (lines.length < PART) continue;
+      yield lines.join('');
+      lines = [];
+    }
+    yield lines.join('');
+  }
+
+  /** Of most flows the same was read as of others: one object for all. What each says of its own is not looked for. */
+  #shared(reading: ApplicationReading): ApplicationReading {
+    const { application, name, literal, tls, http, dns } = reading;
+    if (http !== undefined || dns !== undefined || literal !== undefined) return reading;
+    const hello = tls && `${tls.version} ${tls.encryptedClientHello} ${tls.alpn.join()}`;
+    const text = `${application} ${name} ${hello}`;
+    const known = this.#kinds.get(text);
+    if (known !== undefined) return known;
+    if (this.#kinds.size >= KINDS) this.#kinds.clear();
+    this.#kinds.set(text, reading);
+    return reading;
   }
 
   #put(key: string, { reading, names }: Saved, destination = destinationOf(key)): void {
@@ -149,25 +193,38 @@ export class Readings {
     const using = names.filter((name) => this.#names.use(name, destination));
     // Nearly always the same, of which there are many.
     const used = using.length === names.length ? names : using;
-    this.#read.set(key, { reading, names, used, since: performance.now() });
+    this.#read.set(key, { reading: this.#shared(reading), names, used, since: performance.now() });
     this.#dirty = true;
   }
 }
 
 /** Our own file; what is damaged in it is left out. */
 async function savedIn(file: string): Promise<[key: string, read: Saved][]> {
-  let saved: unknown;
+  let text: string;
   try {
     if ((await stat(file)).size > MAX_BYTES) return [];
-    saved = JSON.parse(await readFile(file, 'utf8'));
+    text = await readFile(file, 'utf8');
   } catch {
     return [];
   }
-  if (!Array.isArray(saved)) return [];
-  return saved.flatMap((item): [string, Saved][] => {
-    const [key, reading, names] = Array.isArray(item) ? item : [];
-    const right = typeof key === 'string' && key.split(' ').length === 5 && isRecord(reading) && Array.isArray(names);
-    if (!right) return [];
-    return [[key, { reading, names: names.filter((name) => typeof name === 'string') }]];
-  });
+  const readings: ApplicationReading[] = [];
+  const flows: [string, Saved][] = [];
+  for (const line of text.split('\n')) {
+    const item = parsed(line);
+    if (isRecord(item)) readings.push(item);
+    if (!Array.isArray(item)) continue;
+    const [key, index, ...names] = item;
+    const reading = Number.isSafeInteger(index) ? readings[index] : undefined;
+    if (typeof key !== 'string' || key.split(' ').length !== 5 || reading === undefined) continue;
+    flows.push([key, { reading, names: names.filter((name) => typeof name === 'string') }]);
+  }
+  return flows;
+}
+
+function parsed(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
 }

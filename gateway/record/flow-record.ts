@@ -167,26 +167,56 @@ export function sampledFields(reading: ApplicationReading): ReadFields & { sampl
  */
 export function startRecord(flow: ConntrackEntry, view: RecordView, time: Date, decided?: Decided): FlowRecord {
   const workload = view.workload(flow.original.source);
-  const { action, ...rule } =
+  const { action, reason, context, rule } =
     decided?.decision === undefined ? view.rule(ruleNumberOf(flow.mark)) : view.named(decidingRule(decided.decision));
-  const shard = workload && view.shardOf(workload, flow.family, flow.reply.destination);
-  return {
+  const { original, reply } = flow;
+  const { source, sourcePort, destination, destinationPort, icmpType, icmpCode } = original;
+  const shard = workload && view.shardOf(workload, flow.family, reply.destination);
+  // Nearly every flow has these; of thousands a second, parts to put together would be most of what there is to collect.
+  const record = {
     time: time.toISOString(),
     event: 'start',
     verdict: 'accept',
-    // It passed in the name of what denies: its policy is in audit.
-    ...((action === 'drop' || action === 'reject') && { wouldHave: action }),
-    ...rule,
-    ...workloadFields(workload),
+    reason,
+    context,
+    rule,
+    namespace: workload?.namespace,
+    pod: workload?.name,
+    services: workload?.services,
+    node: workload?.node,
     protocol: protocolName(flow.protocol),
-    ...tuple(flow.original),
-    egressIP: flow.reply.destination,
-    ...(flow.reply.destinationPort === undefined ? {} : { egressPort: flow.reply.destinationPort }),
-    ...redirection(flow),
-    ...(decided !== undefined && readingFields(decided.reading)),
+    source,
+    sourcePort,
+    destination,
+    destinationPort,
+    egressIP: reply.destination,
+    egressPort: reply.destinationPort,
     gateway: view.gateway,
-    ...(shard === undefined ? {} : { shard }),
-  };
+    shard,
+  } as FlowRecord;
+  // It passed in the name of what denies: its policy is in audit.
+  if (action === 'drop' || action === 'reject') record.wouldHave = action;
+  if (icmpType !== undefined) record.icmpType = icmpType;
+  if (icmpCode !== undefined) record.icmpCode = icmpCode;
+  // Who answers is where the flow went.
+  const port = reply.sourcePort === destinationPort ? undefined : reply.sourcePort;
+  if (reply.source !== destination || port !== undefined) record.redirectedTo = reply.source;
+  if (port !== undefined) record.redirectedPort = port;
+  if (decided !== undefined) Object.assign(record, readingFields(decided.reading));
+  return withoutAbsent(record);
+}
+
+const mayBeAbsent = ['context', 'rule', 'namespace', 'sourcePort', 'destinationPort', 'egressPort', 'shard'] as const;
+
+/** What is not known is not there. */
+function withoutAbsent(record: FlowRecord): FlowRecord {
+  for (const name of mayBeAbsent) {
+    if (record[name] !== undefined) continue;
+    return Object.fromEntries(
+      Object.entries(record).filter(([, value]) => value !== undefined),
+    ) as unknown as FlowRecord;
+  }
+  return record;
 }
 
 export type Decided = Pick<DecidedFlow, 'decision' | 'reading'>;
@@ -194,13 +224,6 @@ export type Decided = Pick<DecidedFlow, 'decision' | 'reading'>;
 /** Id of the rule that decided, or DEFAULT_ACTION. */
 export const decidingRule = ({ rule, reason }: Decision): string | undefined =>
   rule ?? (reason === 'default-action' ? DEFAULT_ACTION : undefined);
-
-/** Who answers is where the flow went. */
-function redirection({ original, reply }: ConntrackEntry): Pick<FlowRecord, 'redirectedTo' | 'redirectedPort'> {
-  const port = reply.sourcePort === original.destinationPort ? undefined : reply.sourcePort;
-  if (reply.source === original.destination && port === undefined) return {};
-  return { redirectedTo: reply.source, ...(port !== undefined && { redirectedPort: port }) };
-}
 
 export function endRecord(started: FlowRecord, flow: ConntrackEntry, time: Date): FlowRecord {
   const seconds = flow.startNs && flow.stopNs ? Number(flow.stopNs - flow.startNs) / 1e9 : undefined;

@@ -55,6 +55,8 @@ export interface RecorderOptions {
 
 /** Readings of flows whose start is not here yet. */
 const EARLY_MAX = 1_024;
+/** At one of so many looks at what flows carry, those that ended unheard are looked for. */
+const LOOKS = 10;
 /** Between looks at flows that have waited long enough for what is read of them. */
 const DUE_MS = 250;
 const STARTS_MS = 50;
@@ -73,6 +75,7 @@ export class Recorder {
   readonly #early = new Map<number, ApplicationReading>();
   readonly #starts = new HeldStarts();
   #startsDue: NodeJS.Timeout | undefined;
+  #looks = 0;
   readonly #undecided = new Undecided();
   readonly #limit = new RecordLimit();
   #due: NodeJS.Timeout | undefined;
@@ -130,7 +133,9 @@ export class Recorder {
 
   /** Counts what living flows have carried so far. */
   async lookAtFlows(): Promise<void> {
-    for (const flow of await this.#list()) {
+    this.#looks++;
+    // The kernel tells of each end: whoever missed one is rare.
+    for (const flow of await this.#list(this.#looks % LOOKS === 0)) {
       const started = this.#open.get(flow.id);
       if (started !== undefined) this.#options.onTraffic?.(started, this.#traffic.look(flow));
     }
@@ -162,17 +167,17 @@ export class Recorder {
     this.#write(this.#starts.due(Number.POSITIVE_INFINITY));
   }
 
-  async #list(): Promise<ConntrackEntry[]> {
+  async #list(whole: boolean): Promise<ConntrackEntry[]> {
     const asOf = performance.now();
     const flows = await listFlows({ mark: decidedMark });
     if (this.#options.reads?.() !== true) return flows;
-    const all = [...flows, ...(await listFlows({ mark: readMark }))];
-    this.#options.onReadLiving?.(new Set(all.map(keyOfFlow)), asOf);
-    return all;
+    for (const flow of await listFlows({ mark: readMark })) flows.push(flow);
+    if (whole) this.#options.onReadLiving?.(new Set(flows.map(keyOfFlow)), asOf);
+    return flows;
   }
 
   async #resync(lookedAt = 0): Promise<void> {
-    const flows = await this.#list();
+    const flows = await this.#list(true);
     const now = new Date();
     const ids = new Set(flows.map((flow) => flow.id));
     for (const id of this.#open.keys()) {
@@ -239,7 +244,7 @@ export class Recorder {
       known === undefined ? decided : { decision: undefined, reading: known },
     );
     const sampled = sample !== undefined && begun.application === undefined;
-    const record = { ...begun, ...(sampled && sampledFields(sample)) };
+    const record = sampled ? { ...begun, ...sampledFields(sample) } : begun;
     const rule = decided?.decision === undefined ? undefined : decidingRule(decided.decision);
     const silent = rule === undefined ? this.view.silent(ruleNumberOf(flow.mark)) : this.view.logging(rule) === 'None';
     if (silent) this.#silent.add(record);

@@ -256,12 +256,42 @@ t.test('what was read stays while the flow lives, and its names with it; on disk
   t.equal(again.size, 1, 'it is younger than the list of those that live');
 });
 
+t.test('many flows: one object for all of which the same was read, written in parts', async (t) => {
+  const readings = await Readings.open(join(state, 'none'), new Table());
+  const here = mkdtempSync(join(state, 'many-'));
+  const many = await Readings.open(here, new Table());
+  for (let sourcePort = 1; sourcePort <= 2_500; sourcePort++) {
+    many.set(keyOf({ ...about, sourcePort }), structuredClone(tls));
+    many.set(keyOf({ ...about, sourcePort, destinationPort: 80 }), {
+      application: 'HTTP',
+      http: { method: 'GET', path: '/' },
+    });
+  }
+  await many.save();
+  const again = await Readings.open(here, new Table());
+  t.equal(again.size, 5_000);
+  const of = (sourcePort: number) => again.get(keyOf({ ...about, sourcePort }));
+  t.same([of(1), of(2_500)], [tls, tls]);
+  t.equal(of(1), of(2_500));
+  t.equal(readings.size, 0);
+});
+
 t.test('damaged, missing and full', async (t) => {
-  const file = join(state, 'readings.json');
-  for (const text of ['', '{', '[[1,2,3],["6 a b c",{},[]],["6 a 1 b 2",null,[]],["6 a 1 b 2",{},[7]]]']) {
+  const file = join(state, 'readings.jsonl');
+  const damaged = [
+    '',
+    '{',
+    '[1,2,3]',
+    '["6 a b c",0]',
+    '["6 a 1 b 2",0]',
+    '{}\n["6 a 1 b 2",1]',
+    'null',
+    '{}\n["6 a b",0]',
+  ];
+  for (const text of [...damaged, '{}\n["6 a 1 b 2",0,7]\n["6 a 1 b 3"']) {
     writeFileSync(file, text);
     const readings = await Readings.open(state, new Table());
-    t.equal(readings.size, text.startsWith('[') ? 1 : 0, text);
+    t.equal(readings.size, damaged.includes(text) ? 0 : 1, text);
   }
   const table = new Table();
   const few = await Readings.open(join(state, 'none'), table, 2);
