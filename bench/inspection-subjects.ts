@@ -13,6 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { INSPECT_QUEUE_MARK, NFT_TABLE_INSPECT } from '../api/names.ts';
 import { families } from '../api/plan.ts';
 import { createCa, issueCertificate } from '../daemon/certs.ts';
+import { gatewayFlags } from '../daemon/heap.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { probeQueueRule, putQueueRule, type QueueCapability, removeQueueRule } from '../kernel/queue-rule.ts';
 import { run } from '../kernel/run.ts';
@@ -160,7 +161,7 @@ export class Subjects {
       ];
       const more = ['--state', join(this.#state, 'gateway'), '--metrics', METRICS];
       const profile = this.#profiles === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', this.#profiles];
-      this.#start('sluice', [process.execPath, ...profile, main, 'gateway', ...where, ...more]);
+      this.#start('sluice', [process.execPath, ...gatewayFlags, ...profile, main, 'gateway', ...where, ...more]);
       return;
     }
     await this.#topology.become('baseline');

@@ -5,6 +5,12 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 
+/**
+ * Of Node.js, for a gateway: what it makes of each flow that is read lives for milliseconds, or until the flow ends. With the
+ * default of 16 much of the former is still there when V8 looks, and is copied. It can only be said at the start (bin/sluice).
+ */
+export const gatewayFlags: readonly string[] = ['--max-semi-space-size=32'];
+
 let tight = false;
 
 /**

@@ -6,6 +6,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PORT_METRICS } from '../api/names.ts';
 import { createCa, issueCertificate } from '../daemon/certs.ts';
+import { gatewayFlags } from '../daemon/heap.ts';
 import { must } from './netns.ts';
 import { compiledRoot, type Place } from './place.ts';
 import { createServerCertificate } from './servers/certificate.ts';
@@ -22,10 +23,12 @@ export const rotatingDnsPort = 5300;
 
 const metricsOf = (kind: 'controller' | 'gateway' | 'node'): string => `127.0.0.1:${PORT_METRICS[kind]}`;
 
-const sluice = (...flags: string[]): string[] => [
+const sluice = (command: string, ...flags: string[]): string[] => [
   process.execPath,
   '--enable-source-maps',
+  ...(command === 'gateway' ? gatewayFlags : []),
   join(compiledRoot(), 'cli', 'main.js'),
+  command,
   ...flags,
 ];
 

@@ -11,6 +11,7 @@ import type { Command } from 'commander';
 import t from 'tap';
 import { dropReasons, policyReasons } from '../../api/reasons.ts';
 import { buildProgram } from '../../cli/program.ts';
+import { gatewayFlags } from '../../daemon/heap.ts';
 import { inspectReasons } from '../../gateway/inspect/reasons.ts';
 
 /** Ground floor first. `cli` composes every program, the lab's verbs too; so it stands below `lab`. */
@@ -167,6 +168,10 @@ t.test('the house stands', async (t) => {
 t.test('the documents speak of what is there', async (t) => {
   const read = (path: string): string => readFileSync(join(root, path), 'utf8');
   const operations = read('docs/operations.md');
+  t.ok(
+    read('bin/sluice').includes(`flags+=(${gatewayFlags.join(' ')})`),
+    'bin/sluice starts a gateway as the lab does',
+  );
   const troubleshooting = read('docs/troubleshooting.md');
   for (const reason of [dropReasons, policyReasons, inspectReasons].flatMap((reasons) => Object.keys(reasons))) {
     t.match(troubleshooting, new RegExp(`^\\| \`${reason}\``, 'm'), `troubleshooting.md has a row for ${reason}`);
