@@ -105,7 +105,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     onReadEnd: (flow) => readings.end(flow),
     onReadLiving: (flows, asOf) => readings.keep(flows, asOf),
     readingOf: (flow) => readings.get(flow),
-    reads: () => inspection.active,
+    reads: () => inspection.active || readings.size > 0,
     samples: detects,
     lookedAt: hits.lookedAt,
     onError: (error) => log.error({ err: error }, 'records: kernel events'),

@@ -44,7 +44,7 @@ export interface RecorderOptions {
   onReadLiving?(keys: ReadonlySet<string>, asOf: number): void;
   /** What was read of a flow that was there before. */
   readingOf?(key: string): ApplicationReading | undefined;
-  /** Whether there may be flows that are read. */
+  /** Whether there may be flows that are read, or were. */
   reads?(): boolean;
   /** Whether starts wait a moment for what samples say (sampled()). */
   samples?: boolean;
@@ -88,6 +88,10 @@ export class Recorder {
 
   get flows(): number {
     return this.#open.size;
+  }
+
+  get #reads(): boolean {
+    return this.#options.reads?.() === true;
   }
 
   /** Flows that are there already are known without a start record: theirs was written by the run before. */
@@ -170,7 +174,7 @@ export class Recorder {
   async #list(whole: boolean): Promise<ConntrackEntry[]> {
     const asOf = performance.now();
     const flows = await listFlows({ mark: decidedMark });
-    if (this.#options.reads?.() !== true) return flows;
+    if (!this.#reads) return flows;
     for (const flow of await listFlows({ mark: readMark })) flows.push(flow);
     if (whole) this.#options.onReadLiving?.(new Set(flows.map(keyOfFlow)), asOf);
     return flows;
@@ -215,7 +219,7 @@ export class Recorder {
 
   /** Of a flow that is read, or was from its first packet on, the thread says what it is. */
   #begun(flow: ConntrackEntry, now: Date): void {
-    const waits = isRead(flow.mark) || (this.#options.reads?.() === true && flow.protocol !== PROTOCOL_TCP);
+    const waits = isRead(flow.mark) || (this.#reads && flow.protocol !== PROTOCOL_TCP);
     if (!waits) {
       this.#started(flow, now);
       return;
@@ -234,7 +238,7 @@ export class Recorder {
   }
 
   #startOf(flow: ConntrackEntry, now: Date, decided?: Decided): FlowRecord {
-    const known = decided === undefined ? this.#options.readingOf?.(keyOfFlow(flow)) : undefined;
+    const known = decided === undefined && this.#reads ? this.#options.readingOf?.(keyOfFlow(flow)) : undefined;
     const sample = this.#early.get(flow.id);
     this.#early.delete(flow.id);
     const begun = startRecord(
@@ -274,8 +278,9 @@ export class Recorder {
   }
 
   #ended(flow: ConntrackEntry, now: Date): void {
-    const key = keyOfFlow(flow);
-    const waiting = this.#undecided.end(key);
+    // Of most gateways no flow is read.
+    const key = this.#reads || this.#undecided.size > 0 ? keyOfFlow(flow) : undefined;
+    const waiting = key === undefined ? undefined : this.#undecided.end(key);
     // It never began: it was denied, or said nothing.
     if (isUndecided(flow.mark) && !this.#open.has(flow.id)) return;
     if (waiting !== undefined) this.#started(waiting.flow, now);
@@ -284,7 +289,7 @@ export class Recorder {
     this.#write([this.#starts.take(flow.id)]);
     if (!this.#silent.has(started)) this.#options.onRecord(endRecord(started, flow, now));
     this.#options.onTraffic?.(started, this.#traffic.end(flow));
-    this.#options.onReadEnd?.(key);
+    if (key !== undefined) this.#options.onReadEnd?.(key);
   }
 
   #logged(messages: Uint8Array[]): void {
