@@ -104,6 +104,7 @@ export class FlowReading {
       const key = keyOf(flow);
       const again = this.#readings.get(key) !== undefined;
       const permitted = flow.decision?.verdict === 'accept';
+      flow.reading = this.#readings.shared(flow.reading);
       if (permitted && !again) this.#readings.set(key, flow.reading, flow.destination);
       const id = this.#options.record(flow, again, key);
       if (flow.delete !== true) continue;

@@ -57,6 +57,10 @@ const NONE: readonly string[] = [];
 const PART = 1_000;
 const KINDS = 4_096;
 
+/** Whether other flows say the same: no request nor question is in it. */
+export const isCommon = ({ literal, http, dns }: ApplicationReading): boolean =>
+  http === undefined && dns === undefined && literal === undefined;
+
 export class Readings {
   readonly #state: string;
   readonly #names: NamesInUse;
@@ -173,9 +177,9 @@ export class Readings {
   }
 
   /** Of most flows the same was read as of others: one object for all. What each says of its own is not looked for. */
-  #shared(reading: ApplicationReading): ApplicationReading {
-    const { application, name, literal, tls, http, dns } = reading;
-    if (http !== undefined || dns !== undefined || literal !== undefined) return reading;
+  shared(reading: ApplicationReading): ApplicationReading {
+    if (!isCommon(reading)) return reading;
+    const { application, name, tls } = reading;
     const hello = tls && `${tls.version} ${tls.encryptedClientHello} ${tls.alpn.join()}`;
     const text = `${application} ${name} ${hello}`;
     const known = this.#kinds.get(text);
@@ -193,7 +197,7 @@ export class Readings {
     const using = names.filter((name) => this.#names.use(name, destination));
     // Nearly always the same, of which there are many.
     const used = using.length === names.length ? names : using;
-    this.#read.set(key, { reading: this.#shared(reading), names, used, since: performance.now() });
+    this.#read.set(key, { reading: this.shared(reading), names, used, since: performance.now() });
     this.#dirty = true;
   }
 }

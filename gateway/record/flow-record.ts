@@ -12,6 +12,7 @@ import { compileEgress } from '../../policy/egress.ts';
 import { workloadsByAddress } from '../../policy/evaluate.ts';
 import type { ConntrackEntry } from '../../wire/conntrack.ts';
 import type { DecidedFlow } from '../inspect/messages.ts';
+import { isCommon } from '../inspect/readings.ts';
 import { DEFAULT_ACTION, type Numbers, ruleNumberOf } from '../marks.ts';
 import { egressMarks } from '../source-nat.ts';
 
@@ -137,8 +138,21 @@ const versionNames = new Map<number, TlsVersion>(
   Object.entries(tlsVersions).map(([name, number]) => [number, name as TlsVersion]),
 );
 
+/** Of readings that flows share: what their records say is the same, too. */
+const fieldsOf = new WeakMap<ApplicationReading, ReadFields>();
+
 /** What was read of a flow, as its records say it. */
-export function readingFields({ application, name, tls, http, dns }: ApplicationReading): ReadFields {
+export function readingFields(reading: ApplicationReading): ReadFields {
+  if (!isCommon(reading)) return fieldsFrom(reading);
+  let fields = fieldsOf.get(reading);
+  if (fields === undefined) {
+    fields = fieldsFrom(reading);
+    fieldsOf.set(reading, fields);
+  }
+  return fields;
+}
+
+function fieldsFrom({ application, name, tls, http, dns }: ApplicationReading): ReadFields {
   const version = tls && versionNames.get(tls.version);
   return {
     ...(application !== undefined && { application }),
