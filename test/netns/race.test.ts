@@ -21,7 +21,7 @@ import { up } from '../../lab/up.ts';
 import { clientManifests } from './clients-manifests.ts';
 import type { Order, Told } from './race-client.ts';
 
-const COUNT = Number(process.env.SLUICE_RACE ?? 500);
+const COUNT = Number(process.env.SLUICE_RACE ?? 2_000);
 t.setTimeout(60_000 + Math.max(500_000, 100 * COUNT));
 const lab = `t${process.pid}`;
 const place = placeOf(lab);
