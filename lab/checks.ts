@@ -34,11 +34,11 @@ const downloadBytes = 20_000_000;
 const waitSeconds = 2;
 const bracket = (family: Family, address: string): string => (family === 6 ? `[${address}]` : address);
 
-const curl = (family: Family, url: string): string[] => [
+const curl = (family: Family, url: string, ...more: string[]): string[] => [
   'curl',
   `-${family}`,
   // -v: only there does curl say which error it was that it met in connecting.
-  ...['-svS', '--connect-timeout', String(waitSeconds), '-m', '20', url],
+  ...['-svS', '--connect-timeout', String(waitSeconds), '-m', '20', ...more, url],
 ];
 
 export function checksOf(family: Family): Check[] {
@@ -75,6 +75,18 @@ export function checksOf(family: Family): Check[] {
       expected: 'rejected',
       argv: curl(family, `http://${bracket(family, web2)}:8080/ip`),
     },
+    {
+      ...rev1,
+      what: 'api.example.test, TLS',
+      expected: reviews,
+      argv: curl(family, 'https://api.example.test/ip', '-k'),
+    },
+    {
+      ...rev1,
+      what: 'www.example.test, TLS',
+      expected: 'rejected',
+      argv: curl(family, 'https://www.example.test/ip', '-k'),
+    },
     { ...pay1, what: 'web2 port 80', expected: 'dropped', argv: curl(family, `http://${bracket(family, web2)}/ip`) },
     { family, host: 'job-1', who: 'batch/job-1', what: 'web', expected: 'dropped', argv: ip },
   ];
@@ -83,7 +95,8 @@ export function checksOf(family: Family): Check[] {
 /** Why the demo expects it, in a newcomer's words. */
 export function explainExpectation(check: Check): string {
   const { expected } = check;
-  if (expected === 'rejected') return 'rejected (cluster rule)';
+  if (expected === 'rejected')
+    return check.what.includes('TLS') ? 'rejected (another name)' : 'rejected (cluster rule)';
   if (expected === 'dropped') return check.host === 'job-1' ? 'dropped (no egress IP)' : 'dropped (default action)';
   if ('from' in expected) return `seen as ${expected.from.join(' or ')}`;
   return check.what.includes('download') ? 'all bytes right' : 'answered';
@@ -95,6 +108,9 @@ export function judge(expected: Expectation, outcome: Outcome): { seen: string; 
     if (outcome.code === 0) return { seen: `got through: ${outcome.stdout.trim().slice(0, 40)}`, ok: false };
     // curl's 7 is any refusal to connect; only a reset says that somebody rejected it. 28 is silence.
     if (outcome.code === 7 && /failed: Connection refused/.test(outcome.stderr))
+      return { seen: 'rejected', ok: expected === 'rejected' };
+    // 35: after the handshake of TCP, in that of TLS.
+    if (outcome.code === 35 && /Connection reset by peer/.test(outcome.stderr))
       return { seen: 'rejected', ok: expected === 'rejected' };
     if (outcome.code === 28) return { seen: 'dropped', ok: expected === 'dropped' };
     return { seen: said || `exit code ${outcome.code}`, ok: false };

@@ -69,6 +69,13 @@ t.test('the judgement of an outcome', async (t) => {
       outcome(7, '', '* connect to 198.51.100.90 port 8080 failed: No route to host\ncurl: (7) no'),
       false,
     ],
+    [
+      'a reset of what asked for a name is a rejection',
+      'rejected',
+      outcome(35, '', 'SSL_connect: Connection reset by peer'),
+      true,
+    ],
+    ['TLS that fails otherwise is none', 'rejected', outcome(35, '', 'wrong version number'), false],
     ['silence is no rejection', 'rejected', outcome(28), false],
     ['silence is a drop', 'dropped', outcome(28), true],
     [
