@@ -6,7 +6,14 @@
  * can be put to sleep (detect-budget.ts). What is copied is bounded for each workload, so that one that opens thousands does not hide the others, and in all.
  * Leaves out: other protocols than TCP and UDP.
  */
-import { CT_READ, CT_RULE_MASK, GATEWAY_CHECKED_MARK, NFLOG_DETECT_GROUP, NFT_TABLE_DETECT } from '../../api/names.ts';
+import {
+  CT_READ,
+  CT_RULE_MASK,
+  GATEWAY_CHECKED_MARK,
+  INSPECT_PASSED_MARK,
+  NFLOG_DETECT_GROUP,
+  NFT_TABLE_DETECT,
+} from '../../api/names.ts';
 import { markText } from '../../kernel/nft.ts';
 
 /** A hello with post-quantum keys, as one packet where the kernel has joined its segments. */
@@ -22,10 +29,11 @@ export const CLIENT = 'client';
 export const SERVER = 'server';
 
 /**
- * A copy has the kernel's identity of its flow for a mark, and the packet its own again: one of these two, or else it is
- * not copied. (nfnetlink_log can say which flow it is only where the kernel was built for that.)
+ * A copy has the kernel's identity of its flow for a mark, and the packet its own again: one of these, or else it is
+ * not copied; what may teach names was at a queue before. (nfnetlink_log can say which flow it is only where the kernel was
+ * built for that.)
  */
-const marks = [GATEWAY_CHECKED_MARK, 0].map(markText);
+const marks = [GATEWAY_CHECKED_MARK, GATEWAY_CHECKED_MARK | INSPECT_PASSED_MARK, 0].map(markText);
 const copies = marks.flatMap((mark) =>
   ([CLIENT, SERVER] as const).map(
     (prefix) =>
