@@ -1,6 +1,8 @@
 /**
- * The command `sluice`, run in the test's own process.
+ * The command `sluice`, run in the test's own process; and where what it reads lies.
  */
+import { readdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { runCli } from '../cli/program.ts';
 
 export interface Ran {
@@ -8,6 +10,15 @@ export interface Ran {
   out: string;
   err: string;
 }
+
+/** Compiled tests lie anywhere below the repository. */
+function rootOf(directory: string): string {
+  if (readdirSync(directory).includes('tsconfig.json')) return directory;
+  if (dirname(directory) === directory) throw new Error('the repository is not above the test');
+  return rootOf(dirname(directory));
+}
+/** The folder `examples`. */
+export const examplesFolder = join(rootOf(import.meta.dirname), 'examples');
 
 /** As it writes into a pipe. */
 export const sluice = (...args: string[]): Promise<Ran> => runWith(false, args);

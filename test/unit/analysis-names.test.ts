@@ -11,11 +11,10 @@ import { NameSet, parseNamePattern } from '../../api/host-name.ts';
 import type { ServiceEntry } from '../../api/plan.ts';
 import { must } from '../../api/result.ts';
 import { samplesOf } from '../../policy/analysis/said.ts';
-import { sluice } from '../sluice.ts';
+import { examplesFolder, sluice } from '../sluice.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'sluice-names-'));
 t.teardown(() => rmSync(dir, { recursive: true }));
-const examples = join(import.meta.dirname.replace(/\/build\/.*$|\/test\/.*$/, ''), 'examples');
 let count = 0;
 function directory(...documents: string[]): string {
   const path = join(dir, `m${count++}`);
@@ -60,8 +59,8 @@ t.test('lint: of names only what is certain', async (t) => {
   ];
   for (const [name, documents, expected] of rows) {
     const path = directory(...documents);
-    cpSync(join(examples, 'gateway-pool.yaml'), join(path, 'pool.yaml'));
-    cpSync(join(examples, 'cluster.yaml'), join(path, 'cluster.yaml'));
+    cpSync(join(examplesFolder, 'gateway-pool.yaml'), join(path, 'pool.yaml'));
+    cpSync(join(examplesFolder, 'cluster.yaml'), join(path, 'cluster.yaml'));
     const { out } = await sluice('lint', path, '-o', 'json');
     const findings = JSON.parse(out).findings as { object?: string; code: string }[];
     const found = findings.flatMap(({ object: key = '', code }) => {
@@ -127,7 +126,7 @@ t.test('simulate: a name, a method, a veto more or less', async (t) => {
       directory(...draft),
       '--overlay',
       '--source',
-      `directory:${examples}`,
+      `directory:${examplesFolder}`,
       '-o',
       'json',
     );
@@ -146,7 +145,7 @@ t.test('simulate: a name, a method, a veto more or less', async (t) => {
     directory(vendor('new.example.com')),
     '--overlay',
     '--source',
-    `directory:${examples}`,
+    `directory:${examplesFolder}`,
   );
   t.match(out, /TCP 443: TLS for any\.status\.example\.com, TLS for api\.example\.com +accept \(/);
 });

@@ -6,7 +6,7 @@
  */
 
 import { readdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import t from 'tap';
 import { parseAddress } from '../../api/address.ts';
 import { crdOf } from '../../api/crd.ts';
@@ -21,24 +21,17 @@ import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { compileEgress } from '../../policy/egress.ts';
 import { compilePolicy, type Decision } from '../../policy/evaluate.ts';
+import { examplesFolder } from '../sluice.ts';
 
 type Json = Record<string, unknown>;
 
-const folder = join(rootOf(import.meta.dirname), 'examples');
 const base = ['cluster.yaml', 'gateway-pool.yaml'];
 
-/** Compiled tests lie anywhere below the repository. */
-function rootOf(directory: string): string {
-  if (readdirSync(directory).includes('tsconfig.json')) return directory;
-  if (dirname(directory) === directory) throw new Error('the repository is not above the test');
-  return rootOf(dirname(directory));
-}
-
-const files = readdirSync(folder).filter((name) => name.endsWith('.yaml'));
+const files = readdirSync(examplesFolder).filter((name) => name.endsWith('.yaml'));
 const documents = new Map(
   files.map((name) => [
     name,
-    readDocuments(name, readFileSync(join(folder, name), 'utf8'), new Map(), () => undefined),
+    readDocuments(name, readFileSync(join(examplesFolder, name), 'utf8'), new Map(), () => undefined),
   ]),
 );
 
@@ -67,7 +60,7 @@ function snapshotOf(names: readonly string[]): Map<string, AnyObject> {
 
 /** A Thursday, 01:00 in Berlin: the schedule of schedule.yaml is open. */
 const NIGHT = Date.parse('1970-01-01T00:00:00Z');
-const lists = await readLists(snapshotOf(files), () => folder);
+const lists = await readLists(snapshotOf(files), () => examplesFolder);
 const planned = (names: readonly string[], now = NIGHT): PlanResult =>
   plan(snapshotOf(names), emptyMemory(), noPeers(), now, lists);
 const mainPlan = (names: readonly string[], now?: number): GatewayPlan =>
@@ -320,7 +313,7 @@ t.test('every document is taken, and no object is written twice', async (t) => {
       t.notOk(seen.has(key), `${key} is in one file`);
       seen.add(key);
     }
-    t.match(readFileSync(join(folder, name), 'utf8'), /^# .{40}/, `${name} says what it does`);
+    t.match(readFileSync(join(examplesFolder, name), 'utf8'), /^# .{40}/, `${name} says what it does`);
   }
   t.same(
     Object.keys(examples).sort(),

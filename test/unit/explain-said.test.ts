@@ -2,15 +2,13 @@
  * `sluice explain` of flows that names and application checks decide: what its flags say of a flow's first bytes, over
  * the examples.
  */
-import { join } from 'node:path';
 import t from 'tap';
 import { saidOf } from '../../cli/said.ts';
 import { parseNamedTarget, parseTarget } from '../../cli/target.ts';
-import { sluice } from '../sluice.ts';
+import { examplesFolder, sluice } from '../sluice.ts';
 
-const folder = join(import.meta.dirname.replace(/\/build\/.*$|\/test\/.*$/, ''), 'examples');
 const explain = (from: string, ...args: string[]) =>
-  sluice('explain', '--source', `directory:${folder}`, '--from', from, ...args);
+  sluice('explain', '--source', `directory:${examplesFolder}`, '--from', from, ...args);
 const grafana = 'monitoring/grafana-1';
 const https = ['--to', '198.51.100.81:443'];
 
