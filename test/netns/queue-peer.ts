@@ -18,6 +18,9 @@ export type PeerReport =
   | { seen: string; from: string; fromPort: number; port: number }
   | { id: number; answer?: string; error?: string };
 
+/** The kernel doubles it: some 550 datagrams, which a verdict may let on all at once. */
+const RECEIVE_BUFFER = 212_992;
+
 const sockets = new Map<string, Promise<Socket>>();
 
 function bound(address: string, port: number, heard?: (socket: Socket) => void): Promise<Socket> {
@@ -25,7 +28,8 @@ function bound(address: string, port: number, heard?: (socket: Socket) => void):
   const opened =
     sockets.get(key) ??
     new Promise<Socket>((resolve) => {
-      const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
+      const type = address.includes(':') ? 'udp6' : 'udp4';
+      const socket = createSocket({ type, recvBufferSize: RECEIVE_BUFFER });
       socket.bind(port, address, () => {
         heard?.(socket);
         resolve(socket);

@@ -31,6 +31,7 @@ import {
 } from '../../kernel/nft.ts';
 import { creation } from '../../kernel/nft-create.ts';
 import { FakeNft } from '../../kernel/nft-fake.ts';
+import { assertUntilMet } from '../draws.ts';
 import { basePlan, directPlan } from '../netns/gateway-plans.ts';
 
 const NAMES = ['a', 'b', 'c', 'd'];
@@ -494,9 +495,6 @@ function note(plan: GatewayPlan, met: Map<string, number>): void {
   }
 }
 
-/** Draws: as many as it takes for the rarest action in a context to be among them. */
-const ROUNDS = 40;
-
 t.test('step by step is as good as all at once', async (t) => {
   const met = new Map<string, number>();
   const wanted = [
@@ -544,8 +542,7 @@ t.test('step by step is as good as all at once', async (t) => {
       t.strictSame(compiler.contested.map(({ address }) => address).sort(), [...contested].sort());
     }
   });
-  await fc.assert(property, { numRuns: 30 });
-  for (let round = 0; round < ROUNDS && unmet().length > 0; round++) await fc.assert(property, { numRuns: 10 });
+  await assertUntilMet(property, () => unmet().length === 0, { numRuns: 30 });
   t.same(unmet(), [], 'every field, every action in each context and every protocol was met');
 });
 
