@@ -197,8 +197,8 @@ export class NameTable {
         }
       }
     };
-    const from = this.#looked ?? second;
-    // After a leap of the clock there are fewer places than seconds.
+    // At the first look all that is over fell due before; after a leap of the clock there are fewer places than seconds.
+    const from = this.#looked ?? Number.NEGATIVE_INFINITY;
     if (second - from > this.#due.size) {
       for (const at of [...this.#due.keys()]) if (at <= second) look(this.#take(at));
     } else for (let at = from; at <= second; at++) look(this.#take(at));

@@ -176,6 +176,13 @@ t.test('what another gateway tells', async (t) => {
   t.same([...copy.pairs()], [...other.pairs()], 'all of a table is what a new one needs');
 });
 
+t.test('what is over before anybody looks for the first time', async (t) => {
+  const names = table();
+  teach(names, 'a.test', '192.0.2.1', 20);
+  t.equal(names.expire(T0 + 3_600_000), 1);
+  t.equal(names.size, 0);
+});
+
 t.test('a clock that leaps', async (t) => {
   const names = table();
   teach(names, 'a.test', '192.0.2.1', 20);
