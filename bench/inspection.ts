@@ -51,7 +51,8 @@ const without: Partial<Record<Subject, Subject>> = { 'by name': 'by address', su
 const reads = (subject: Subject): boolean => without[subject] !== undefined;
 /** One at a time, for how long a hello takes; all connections of a turn have ports of their own. */
 const SINGLE_SECONDS = 0.5;
-const WARM_SECONDS = 0.2;
+/** Who reads begins anew with each turn, and has its code to compile. */
+const WARM_SECONDS = 2;
 const REFUSED_TRIES = 20;
 /** Names of threads: of Sluice (worker.ts), of Suricata. */
 const HOLDS_QUEUE = /^(inspect-|W-)/;
