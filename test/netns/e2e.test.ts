@@ -4,7 +4,7 @@
  * and must never notice. The upstream firewall is the witness that no packet left with a foreign source.
  */
 import { spawn } from 'node:child_process';
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
@@ -270,9 +270,20 @@ async function mendedAfterLoss(host: string, table: string): Promise<number> {
   return within(WAIT_MS, async () => (await curl('pay-1', 4, 1)).code === 0);
 }
 
+/** A gateway that was started again brings its saved plan into force, and then the controller's; until it has no more to say. */
+async function settled(host: string): Promise<void> {
+  const log = join(place.dir, 'logs', `${host}.gateway.log`);
+  await within(WAIT_MS, async () => {
+    const text = await readFile(log, 'utf8');
+    const quiet = Date.now() - (await stat(log)).mtimeMs > 1_500;
+    return quiet && text.lastIndexOf('plan in force') > text.lastIndexOf('starting with the saved plan');
+  });
+}
+
 t.test('nft flush ruleset on a gateway by somebody else: mended at once, no connection lost', async (t) => {
   const before = await longFlows();
   const host = before[0]?.split(' ')[0] ?? '';
+  await settled(host);
   t.comment(`${host}: ${Math.round(await mendedAfterLoss(host, NFT_TABLE_GATEWAY))} ms until billing gets out again`);
   t.strictSame(await longFlows(), before, 'the same connections');
 });
