@@ -32,6 +32,9 @@ function run(
 ) {
   const space = new Uint8Array(BATCH_BYTES + DATAGRAM_MAX);
   const expected = [libc.EAGAIN, libc.EINTR, libc.ENOBUFS];
+  // The kernel says it once and goes on losing messages until the last that waits was read (NETLINK_S_CONGESTED of
+  // net/netlink/af_netlink.c): whoever is told before looks at its tables too early.
+  let overrun = false;
   while (Atomics.load(control, 0) === 0) {
     const full = Atomics.load(control, 1) >= WAITING_MAX;
     const [woken] = libc.poll(full ? [wake] : [wake, fd]);
@@ -39,7 +42,7 @@ function run(
     if (full || Atomics.load(control, 0) !== 0) continue;
 
     let used = 0;
-    let overrun = false;
+    let drained = false;
     const bounds: number[] = [];
     const refused = new Set<number>();
     while (used < BATCH_BYTES) {
@@ -49,7 +52,10 @@ function run(
         overrun = true;
         continue;
       }
-      if (length <= 0) break;
+      if (length <= 0) {
+        drained = true;
+        break;
+      }
       const inside = messageBounds(space, used, used + length);
       for (let i = 0; i + 1 < inside.length; i += 2) {
         const start = inside[i] as number;
@@ -61,7 +67,6 @@ function run(
       }
       used += (length + 3) & ~3;
     }
-    if (overrun) post({ kind: 'overrun' }, []);
     for (const errno of refused) {
       // An acknowledgement; or a verdict on a packet that is gone (its device went away): nobody's fault.
       if (errno !== 0 && errno !== libc.ENOENT) post({ kind: 'refused', errno }, []);
@@ -70,6 +75,10 @@ function run(
       const buffer = space.slice(0, used).buffer;
       Atomics.add(control, 1, used);
       post({ kind: 'batch', buffer, bounds, limit: WAITING_MAX }, [buffer]);
+    }
+    if (overrun && drained) {
+      overrun = false;
+      post({ kind: 'overrun' }, []);
     }
   }
 }
