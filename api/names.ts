@@ -49,6 +49,8 @@ export const TABLE_GATEWAY_UNCHECKED = 7792;
 /** For what policy rejects: leads TCP to the machine itself, whose input hook resets; and refuses all else. */
 export const TABLE_GATEWAY_RESET = 7793;
 export const TABLE_GATEWAY_PROHIBIT = 7794;
+/** For what the machine itself would say as an egress IP: leads nowhere, but past the output hook, which counts it. */
+export const TABLE_GATEWAY_OWN = 7795;
 export const TABLE_MAIN = 254;
 export const NODE_TABLE_BASE = 7800;
 /** `ip rule` priorities; before `main` (32766). Nodes: NODE_RULE_PRIORITY + shard index. */
@@ -57,6 +59,7 @@ export const RULE_PRIORITY_RESET = 7789;
 export const RULE_PRIORITY_PROHIBIT = 7790;
 export const RULE_PRIORITY_RETURN = 7791;
 export const RULE_PRIORITY_UNCHECKED = 7792;
+export const RULE_PRIORITY_OWN = 7793;
 export const RULE_PRIORITY_NODE = 7800;
 /** Routing protocol number put on every route of ours (rtnetlink `rtm_protocol`), so that list → diff sees only ours. */
 export const ROUTE_PROTOCOL = 177;

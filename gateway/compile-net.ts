@@ -4,17 +4,19 @@
  * Return routes lead a workload's addresses back to its node, through the tunnel or (Direct) on the inside segment: one
  * per pod CIDR of a node, and one per workload whose address lies in none of them.
  */
-import { parseAddress } from '../api/address.ts';
+import { formatPrefix, parseAddress } from '../api/address.ts';
 import {
   GATEWAY_CHECKED_MARK,
   GATEWAY_PROHIBIT_MARK,
   GATEWAY_RESET_MARK,
   RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_OWN,
   RULE_PRIORITY_PROHIBIT,
   RULE_PRIORITY_RESET,
   RULE_PRIORITY_RETURN,
   RULE_PRIORITY_UNCHECKED,
   TABLE_GATEWAY_EGRESS,
+  TABLE_GATEWAY_OWN,
   TABLE_GATEWAY_PROHIBIT,
   TABLE_GATEWAY_RESET,
   TABLE_GATEWAY_RETURN,
@@ -44,6 +46,7 @@ import {
   type Route,
   type Rule,
 } from '../kernel/iproute.ts';
+import { PROTOCOL_TCP } from '../wire/ip.ts';
 
 const hostLength = { 4: 32, 6: 128 } as const;
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
@@ -77,7 +80,7 @@ export function compileNet(plan: Places, self: string, underlayMtu: number): Net
     links,
     addresses: heldAddresses(plan, pool, self),
     routes: [...nodeRoutes, ...egressRoutes(pool)],
-    rules: rules(pool),
+    rules: [...rules(pool), ...ownRules(plan)],
     neighbours: links.flatMap(({ name }) =>
       families.map((family) => ({ dev: name, address: TUNNEL_PEER[family], mac: TUNNEL_MAC_NODE })),
     ),
@@ -167,6 +170,18 @@ function egressRoutes(pool: PoolSettings): Route[] {
       { family, table: TABLE_GATEWAY_UNCHECKED, type: 'blackhole', destination: 'default' },
       { family, table: TABLE_GATEWAY_RESET, type: 'local', destination: 'default', dev: 'lo' },
       { family, table: TABLE_GATEWAY_PROHIBIT, type: 'prohibit', destination: 'default' },
+      // The tunnel loses a packet whose route does not say the other end. Without one no hook counts what is lost.
+      isTunnelled(pool)
+        ? {
+            family,
+            table: TABLE_GATEWAY_OWN,
+            type: 'unicast',
+            destination: 'default',
+            via: TUNNEL_PEER[family],
+            dev: TUNNEL_DEVICE,
+            onlink: true,
+          }
+        : { family, table: TABLE_GATEWAY_OWN, type: 'blackhole', destination: 'default' },
       ...(via === undefined
         ? []
         : [{ family, table: TABLE_GATEWAY_EGRESS, type: 'unicast' as const, destination: 'default', via, dev }]),
@@ -198,6 +213,31 @@ function rules(pool: PoolSettings): Rule[] {
     { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
     { family, priority: RULE_PRIORITY_UNCHECKED, table: TABLE_GATEWAY_UNCHECKED, iif },
   ]);
+}
+
+/** Beyond as many prefixes some are left out: the kernel looks through all for each connection of the machine's own. */
+const OWN_RULES = 512;
+
+/**
+ * While our nftables table is gone, answers to workloads end at the machine itself, and it must not reset connections that go
+ * on once the table is back: no TCP of its own leaves as an egress IP, here as by the table's output chain. Behind all
+ * other rules, so that no packet that is carried is asked for it.
+ */
+function ownRules({ shards }: Places): Rule[] {
+  const addresses = must(PrefixSet.parse(Object.values(shards).flatMap(({ egressIPs }) => egressIPs)));
+  return families.flatMap((family) =>
+    addresses
+      .prefixes(family)
+      .slice(0, OWN_RULES)
+      .map((prefix) => ({
+        family,
+        priority: RULE_PRIORITY_OWN,
+        table: TABLE_GATEWAY_OWN,
+        iif: 'lo',
+        from: formatPrefix(prefix),
+        protocol: PROTOCOL_TCP,
+      })),
+  );
 }
 
 /**

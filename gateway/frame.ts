@@ -298,10 +298,8 @@ function outputRules(pool: PoolSettings, stray: string): string[] {
   const tunnel = `udp dport ${pool.steering.port} notrack meta mark set ${markText(GATEWAY_TUNNEL_MARK)} accept`;
   return [
     ...(isTunnelled(pool) ? [tunnel] : []),
-    // Not neighbour discovery, which goes by these addresses.
-    ...families.map(
-      (f) => `oifname "${pool.externalInterface}" meta l4proto tcp ${header[f]} saddr @egress${f} goto ${stray}`,
-    ),
+    // Not neighbour discovery, which goes by these addresses; nor what refuses a workload (hairpin), which is of its flow.
+    ...families.map((f) => `meta l4proto tcp ct state invalid ${header[f]} saddr @egress${f} goto ${stray}`),
   ];
 }
 

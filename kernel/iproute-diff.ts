@@ -119,13 +119,14 @@ function routeText(route: Route): string {
 /** The same in both families is two rules. */
 const ruleKey = (rule: Rule) => `${rule.family} ${ruleText(rule)}`;
 
-function ruleText({ priority, table, mark, iif, from, to }: Rule): string {
+function ruleText({ priority, table, mark, iif, from, to, protocol }: Rule): string {
   return [
     `priority ${priority}`,
     `from ${from ?? 'all'}`,
     to && `to ${to}`,
     mark && `fwmark 0x${mark.value.toString(16)}/0x${mark.mask.toString(16)}`,
     iif && `iif ${iif}`,
+    protocol !== undefined && `ipproto ${protocol}`,
     `table ${table}`,
   ]
     .filter(Boolean)

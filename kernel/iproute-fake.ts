@@ -174,6 +174,7 @@ function parseRule(words: string[], family: Family): Rule {
     table: Number(after(words, 'table')),
     ...(value !== undefined && mask !== undefined && { mark: { value, mask } }),
     ...(has(words, 'iif') && { iif: after(words, 'iif') }),
+    ...(has(words, 'ipproto') && { protocol: Number(after(words, 'ipproto')) }),
     ...(after(words, 'from') !== 'all' && { from: after(words, 'from') }),
     ...(has(words, 'to') && { to: after(words, 'to') }),
   };

@@ -45,6 +45,7 @@ interface RuleJson {
   fwmark?: string;
   fwmask?: string;
   iif?: string;
+  ipproto?: string;
   table?: string;
 }
 interface NeighbourJson {
@@ -130,6 +131,7 @@ export function parseRules(json: string, family: Family): Rule[] {
         mark: { value: Number(entry.fwmark), mask: Number(entry.fwmask ?? '0xffffffff') },
       }),
       ...(entry.iif !== undefined && { iif: entry.iif }),
+      ...(entry.ipproto !== undefined && { protocol: Number(entry.ipproto.replace('ipproto-', '')) }),
       ...(from !== undefined && { from }),
       ...(to !== undefined && { to }),
     };

@@ -48,6 +48,8 @@ export interface Rule {
   /** Prefix; absent: all. */
   from?: string;
   to?: string;
+  /** IP protocol; absent: all. */
+  protocol?: number;
 }
 
 /** A permanent neighbour entry. */

@@ -6,6 +6,7 @@ import type { Test } from 'tap';
 import { NODE_MARK_MASK, ROUTE_PROTOCOL, TUNNEL_DEVICE, TUNNEL_MAC_GATEWAY, TUNNEL_PEER } from '../api/names.ts';
 import { families } from '../api/plan.ts';
 import { diffNet, emptyNetState, type Ip, type NetScope, type NetState, type Route } from '../kernel/iproute.ts';
+import { PROTOCOL_TCP } from '../wire/ip.ts';
 
 const DEV = 'eth0';
 /** Ours: host addresses, not the machine's own with their prefix. */
@@ -59,6 +60,7 @@ const full = (): NetState => ({
     { family: f, priority: 7800, table: 7800, mark: { value: 1, mask: NODE_MARK_MASK } },
     { family: f, priority: 7801, table: 7801, iif: DEV },
     { family: f, priority: 7802, table: 254, from: inner[f], to: host[f] },
+    { family: f, priority: 7803, table: 7801, iif: 'lo', from: host[f], protocol: PROTOCOL_TCP },
   ]),
   neighbours: each((f) => [{ dev: TUNNEL_DEVICE, address: TUNNEL_PEER[f], mac: TUNNEL_MAC_GATEWAY }]),
 });

@@ -284,7 +284,15 @@ t.test('nft flush ruleset on a gateway by somebody else: mended at once, no conn
   const before = await longFlows();
   const host = before[0]?.split(' ')[0] ?? '';
   await settled(host);
+  // Servers go on sending meanwhile, and must not be told that there is nobody.
+  const bytes = 30_000_000;
+  const downloads = families.map((family) => {
+    const fetch = `curl -sS -m 60 --limit-rate 10M '${url(family, `/bytes/${bytes}`)}' | sha256sum`;
+    return at('rev-1', ['sh', '-c', fetch], 65_000);
+  });
+  await sleep(500);
   t.comment(`${host}: ${Math.round(await mendedAfterLoss(host, NFT_TABLE_GATEWAY))} ms until billing gets out again`);
+  for (const download of downloads) t.match((await download).stdout, contentHash(bytes), 'a download goes on');
   t.strictSame(await longFlows(), before, 'the same connections');
 });
 

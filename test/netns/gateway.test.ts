@@ -307,9 +307,11 @@ for (const on of rigs)
       ];
       for (const [what, reason, send] of cases) {
         const { grew, seen } = await watch(send, on);
+        // Without a tunnel the reset that the kernel would send ends in a black hole, before any hook.
+        const uncounted = on.mode === 'Direct' && what === 'a segment in mid-stream to an egress IP';
         t.strictSame(
           grew,
-          { [counterName(reason)]: 1 },
+          uncounted ? {} : { [counterName(reason)]: 1 },
           `v${family}: ${what} is counted as ${reason}, and as nothing else`,
         );
         t.notOk(

@@ -420,13 +420,9 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   );
   t.same(
     net.rules.map(({ family, priority, iif }) => `${family} ${priority} ${iif ?? ''}`.trim()),
-    families.flatMap((f) => [
-      `${f} 7788 inside`,
-      `${f} 7789 inside`,
-      `${f} 7790 inside`,
-      `${f} 7791`,
-      `${f} 7792 inside`,
-    ]),
+    families
+      .flatMap((f) => [`${f} 7788 inside`, `${f} 7789 inside`, `${f} 7790 inside`, `${f} 7791`, `${f} 7792 inside`])
+      .concat('4 7793 lo', '4 7793 lo', '6 7793 lo'),
   );
   t.same(net.addresses, wholeNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
   const settingsOf = ({ settings }: GatewayPlan): string[] =>
@@ -481,7 +477,7 @@ t.test('addresses and routes', async (t) => {
     'out by the router that the pool names, and by the machine’s routes for a family without',
   );
   t.same(
-    net.rules.map((r) => [r.family, r.priority, r.table, r.iif, r.mark?.value].join(' ').trimEnd()),
+    net.rules.map((r) => [r.family, r.priority, r.table, r.iif, r.mark?.value, r.from].filter(Boolean).join(' ')),
     [
       '4 7788 7791 sluice-vx 256',
       '4 7789 7793 sluice-vx 512',
@@ -493,8 +489,11 @@ t.test('addresses and routes', async (t) => {
       '6 7790 7794 sluice-vx 1024',
       '6 7791 7790',
       '6 7792 7792 sluice-vx',
+      '4 7793 7795 lo 203.0.113.101/32',
+      '4 7793 7795 lo 203.0.113.102/32',
+      '6 7793 7795 lo 2001:db8:113::101/128',
     ],
-    'only what nftables has checked leaves; the rest ends in a black hole',
+    'only what nftables has checked leaves, and nothing that the machine says as an egress IP; the rest ends in a black hole',
   );
   t.same(
     net.routes
@@ -507,8 +506,9 @@ t.test('addresses and routes', async (t) => {
     families.flatMap((family) => [
       [family, 'local', 'lo'],
       [family, 'prohibit', undefined],
+      [family, 'unicast', 'sluice-vx'],
     ]),
-    'what is rejected: TCP to the input hook, the rest to an ICMP error',
+    'what is rejected: TCP to the input hook, the rest to an ICMP error; as an egress IP by the output hook, and no further',
   );
   const mtu = (plan: GatewayPlan, underlay: number): number | undefined =>
     wholeNet(plan, 'gw-a', underlay).links[0]?.mtu;
