@@ -30,18 +30,31 @@ interface Row {
   found: Found | undefined;
 }
 
-/** It leaves the walk going, or asks sets of its own. */
-const standsAlone = ({ rule, found }: Row): boolean =>
-  rule.mode === 'Audit' || rule.redirect !== undefined || setsOf(found).length > 0;
+/** What a look-up among ranges costs a packet, in comparisons. */
+const LOOK_UP = 9;
+/** Of the rules that are looked up together: ranges in sets of their own, of which the maps have a copy. */
+const COPIED = 1_024;
+
+/** It leaves the walk going. */
+const standsAlone = ({ rule }: Row): boolean => rule.mode === 'Audit' || rule.redirect !== undefined;
+
+/** What it costs a packet by itself. */
+const costOf = ({ found }: Row): number => matchesOf(found).length + setsOf(found).length * (LOOK_UP - 1);
 
 /** Rules that could be looked up together. */
 function inRuns(rows: readonly Row[]): Row[][] {
   const runs: Row[][] = [];
   let open: Row[] | undefined;
+  let room = COPIED;
   for (const row of rows) {
-    const alone = standsAlone(row);
-    if (!alone && open !== undefined) open.push(row);
-    else runs.push([row]);
+    const ranges = setsOf(row.found).reduce((sum, [, { elements }]) => sum + elements.size, 0);
+    const alone = standsAlone(row) || ranges > COPIED;
+    if (!alone && open !== undefined && ranges <= room) open.push(row);
+    else {
+      runs.push([row]);
+      room = COPIED;
+    }
+    room -= ranges;
     open = alone ? undefined : runs.at(-1);
   }
   return runs;
@@ -68,8 +81,10 @@ export class RuleLines {
     });
     return inRuns(rows).flatMap((run, at) => {
       const one = (row: Row): string[] => this.#lines(row, group, scope, redirects);
-      const compared = run.reduce((sum, { found }) => sum + matchesOf(found).length, 0);
-      const many = !run.some(standsAlone) && compared > this.#options.compared;
+      const cost = run.reduce((sum, row) => sum + costOf(row), 0);
+      // A list by itself has its sets.
+      const single = run.length === 1 && setsOf(run[0]?.found).length > 0;
+      const many = !single && !run.some(standsAlone) && cost > this.#options.compared;
       return (many && this.#run(`${name}_${at}`, run, group, scope, redirects)) || run.flatMap(one);
     });
   }

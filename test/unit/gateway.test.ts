@@ -348,6 +348,39 @@ t.test('compile: what is shared', async (t) => {
   t.match(all, walk, 'contexts in their order, then the default action');
 });
 
+t.test('compile: a list among many rules is looked up with them, once', async (t) => {
+  /** Drops before the rules of billing: so many single destinations, behind a list of so many prefixes. */
+  const looked = (single: number, listed: number): string[] => {
+    const { chains } = rulesetOf(
+      edited((p) => {
+        const add = (name: string, addresses: string[]): void => {
+          p.services[`billing/${name}`] = { addresses, ports: null };
+          const rule = p.rules['service/billing/web'];
+          if (rule === undefined) throw new TypeError('no such rule');
+          p.rules[`service/billing/${name}`] = { ...rule, name, action: 'drop', services: [`billing/${name}`] };
+          p.groups['billing/1']?.rules.service.unshift(`service/billing/${name}`);
+        };
+        for (let at = 0; at < single; at++) add(`one-${at}`, [`198.18.${at}.1/32`]);
+        add(
+          'list',
+          Array.from({ length: listed }, (_, at) => `10.${at >> 7}.${2 * (at & 127)}.0/24`),
+        );
+      }),
+    );
+    const [, service] = Object.entries(chains).find(([name, { rules }]) => {
+      return name.startsWith('service_') && rules.some((rule) => rule.includes('@'));
+    }) ?? [undefined, { rules: [] }];
+    const asked = service.rules.flatMap(
+      (rule) => /^ip daddr .*@(to|service)_[0-9a-f]+(\S*)/.exec(rule)?.slice(1).join('') ?? [],
+    );
+    return asked;
+  };
+  t.same(looked(0, 20), ['to_all4'], 'by itself it has its own set');
+  t.same(looked(10, 20), ['to_all4'], 'and beside a few, which are compared');
+  t.same(looked(40, 20), ['service_0_ports4', 'service_0_types4'], 'many are a look-up anyway');
+  t.same(looked(40, 1_100), ['to_all4', 'service_1_ports4', 'service_1_types4'], 'of a long list no copies are made');
+});
+
 t.test('compile: types and codes of ICMP', async (t) => {
   const elements = (ports: [number, number][], addresses: number): string[] => {
     const { sets, chains } = rulesetOf(
