@@ -30,6 +30,8 @@ export type EventSocketOptions = EventSource & {
   onOverrun?(): void;
   /** The kernel refused a message that was sent, or (`fatal`) the stream has ended without `close()`. */
   onError?(error: Error, fatal: boolean): void;
+  /** Milliseconds for which messages gather behind the first, so that many cost one waking of two threads; absent: none. */
+  gatherMs?: number;
   /** Bytes of the kernel's receive buffer. */
   receiveBuffer?: number;
   /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
@@ -83,7 +85,7 @@ function configuration(source: EventSource): Uint8Array[] {
 
 function run(socket: NetlinkSocket, wake: number, options: EventSocketOptions): EventSocket {
   const control = new Int32Array(new SharedArrayBuffer(8));
-  const workerData: EventWorkerData = { fd: socket.fd, wake, control };
+  const workerData: EventWorkerData = { fd: socket.fd, wake, gatherMs: options.gatherMs ?? 0, control };
   const worker = new Worker(new URL('./event-worker.js', import.meta.url), { workerData, execArgv: [] });
   let closing: Promise<void> | undefined;
   let failure: Error | undefined;

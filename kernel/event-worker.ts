@@ -11,6 +11,8 @@ import * as libc from './libc.ts';
 export interface EventWorkerData {
   fd: number;
   wake: number;
+  /** Milliseconds, as EventSocketOptions say. */
+  gatherMs: number;
   /** [0]: 1 asks to stop. [1]: bytes posted and not yet taken in. */
   control: Int32Array;
 }
@@ -23,11 +25,13 @@ export type EventWorkerReport =
 /** Largest datagram: the kernel builds none above 64 KiB for these subsystems. */
 const DATAGRAM_MAX = 64 * 1024;
 const BATCH_BYTES = 256 * 1024;
+/** Who reads as much at once need not wait for more. */
+const BUSY_BYTES = 64 * 1024;
 /** Bytes that may wait for the receiver before this thread stops reading. */
 const WAITING_MAX = 32 << 20;
 
 function run(
-  { fd, wake, control }: EventWorkerData,
+  { fd, wake, gatherMs, control }: EventWorkerData,
   post: (report: EventWorkerReport, transfer: ArrayBuffer[]) => void,
 ) {
   const space = new Uint8Array(BATCH_BYTES + DATAGRAM_MAX);
@@ -35,13 +39,15 @@ function run(
   // The kernel says it once and goes on losing messages until the last that waits was read (NETLINK_S_CONGESTED of
   // net/netlink/af_netlink.c): whoever is told before looks at its tables too early.
   let overrun = false;
+  let used = 0;
   while (Atomics.load(control, 0) === 0) {
     const full = Atomics.load(control, 1) >= WAITING_MAX;
-    const [woken] = libc.poll(full ? [wake] : [wake, fd]);
+    let [woken] = libc.poll(full ? [wake] : [wake, fd]);
+    if (!woken && !full && gatherMs > 0 && used < BUSY_BYTES) [woken] = libc.poll([wake], gatherMs);
     if (woken) libc.drainEvent(wake);
     if (full || Atomics.load(control, 0) !== 0) continue;
 
-    let used = 0;
+    used = 0;
     let drained = false;
     const bounds: number[] = [];
     const refused = new Set<number>();

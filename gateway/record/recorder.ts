@@ -60,6 +60,8 @@ const LOOKS = 10;
 /** Between looks at flows that have waited long enough for what is read of them. */
 const DUE_MS = 250;
 const STARTS_MS = 50;
+/** What a record may come later, so that a thousand flows a second wake us two hundred times. */
+const GATHER_MS = 5;
 const keyOfFlow = ({ protocol, original }: ConntrackEntry): string => keyOf({ protocol, ...original });
 
 export class Recorder {
@@ -101,6 +103,7 @@ export class Recorder {
       startEventSocket({
         kind: 'conntrack',
         groups: ['new', 'destroy'],
+        gatherMs: GATHER_MS,
         onBatch: (messages) => this.#conntrack(messages),
         onOverrun: () => {
           this.overruns++;
@@ -111,6 +114,7 @@ export class Recorder {
       startEventSocket({
         kind: 'nflog',
         group: NFLOG_GROUP,
+        gatherMs: GATHER_MS,
         onBatch: (messages) => this.#logged(messages),
         onOverrun: () => this.overruns++,
         onError,
