@@ -21,6 +21,7 @@ import {
 import type { Action, Context, Policy, PoolDns, PoolSettings, RuleEntry, ServiceEntry } from '../api/plan.ts';
 import { InspectDecider } from '../gateway/inspect/decider.ts';
 import type { DecidedFlow, DeciderData, FromDecider, ToDecider } from '../gateway/inspect/messages.ts';
+import { unpackFlows } from '../gateway/inspect/packed-flows.ts';
 import { ACCEPT, DROP, HOLD, type QueueControl } from '../kernel/queue-loop.ts';
 import { buildTcp, buildUdp, parsePacket, TCP_ACK, TCP_PSH, TCP_RST } from '../wire/ip.ts';
 import { QueuePacket } from '../wire/nfqueue.ts';
@@ -143,7 +144,7 @@ export class Rig {
       post: (value) => {
         const message = structuredClone(value) as FromDecider;
         this.posted.push(message);
-        if (message.kind === 'decided') this.flows.push(...message.flows);
+        if (message.kind === 'decided') this.flows.push(...unpackFlows(message.packed));
       },
     };
     const data: DeciderData = {

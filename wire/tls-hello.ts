@@ -8,6 +8,7 @@
 
 import { u8, u16 } from './bytes.ts';
 import { MORE, type Reading, read, refused } from './reading.ts';
+import { remembered } from './remembered.ts';
 import { latin1, nameReasons, readServerName } from './tls-name.ts';
 
 export const helloReasons = {
@@ -118,6 +119,8 @@ export function readHelloBody(
   let preSharedKey = false;
   let earlyData = false;
   let count = 0;
+  /** Types below 32, as bits: most are, and what came before need not be looked through for them. */
+  let seen = 0;
   const first = there ? extensions + 2 : end;
   for (let at = first; at < end; ) {
     if (at + 4 > end) return refused('bad-length');
@@ -126,8 +129,13 @@ export function readHelloBody(
     at = from + u16(bytes, at + 2);
     if (at > end) return refused('bad-length');
     if (count++ === limits.extensions) return refused('too-many-extensions');
-    for (let before = first; before < from - 4; before += 4 + u16(bytes, before + 2)) {
-      if (u16(bytes, before) === type) return refused('duplicate-extension');
+    if (type < 32) {
+      if ((seen & (1 << type)) !== 0) return refused('duplicate-extension');
+      seen |= 1 << type;
+    } else {
+      for (let before = first; before < from - 4; before += 4 + u16(bytes, before + 2)) {
+        if (u16(bytes, before) === type) return refused('duplicate-extension');
+      }
     }
     if (type === EXTENSION_SERVER_NAME) {
       const name = readNameList(bytes, from, at);
@@ -180,11 +188,11 @@ function readProtocols(
   return read(list);
 }
 
-function protocolText(bytes: Uint8Array, start: number, end: number): string {
+const protocolText = remembered((bytes, start, end): string => {
   const text = latin1(bytes, start, end);
   if (!/[^!-~]|%/.test(text)) return text;
   return text.replaceAll(/[^!-~]|%/g, (octet) => `%${octet.charCodeAt(0).toString(16).padStart(2, '0').toUpperCase()}`);
-}
+});
 
 function readVersions(bytes: Uint8Array, start: number, end: number): readonly number[] | undefined {
   const size = end - start - 1;

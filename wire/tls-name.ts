@@ -7,6 +7,7 @@
 import { isIP } from 'node:net';
 import { NAME_MAX_LENGTH, parseHostName } from '../api/host-name.ts';
 import { type Reading, read, refused } from './reading.ts';
+import { remembered } from './remembered.ts';
 
 export const nameReasons = {
   'name-too-long': 'a server name of more than 253 octets',
@@ -21,14 +22,14 @@ const LAST_ASCII = 0x7f;
 const number = /(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$/i;
 
 /** The whole of `bytes` from `start` to `end` is the name. */
-export function readServerName(bytes: Uint8Array, start: number, end: number): Reading<string, NameReason> {
+export const readServerName = remembered((bytes, start, end): Reading<string, NameReason> => {
   const root = bytes[end - 1] === DOT ? 1 : 0;
   if (end - start - root > NAME_MAX_LENGTH) return refused('name-too-long');
   const text = latin1(bytes, start, end);
   const name = isAscii(bytes, start, end) ? parseHostName(text) : undefined;
   if (name?.ok) return read(name.value);
   return refused(number.test(text) || isIP(text.replace(/^\[(.*)\]$/, '$1')) !== 0 ? 'address-as-name' : 'bad-name');
-}
+});
 
 function isAscii(bytes: Uint8Array, start: number, end: number): boolean {
   for (let at = start; at < end; at++) if ((bytes[at] ?? 0) > LAST_ASCII) return false;

@@ -18,6 +18,7 @@ import type { RawSockets } from '../../kernel/raw-socket.ts';
 import type { Numbers } from '../marks.ts';
 import type { DecidedFlow, DeciderData, FromDecider, ToDecider } from './messages.ts';
 import type { NamedAddress } from './name-table.ts';
+import { unpackFlows } from './packed-flows.ts';
 import { isEmptyChange, PolicyShare, type ShareChange } from './policy-share.ts';
 import { quicPorts } from './table.ts';
 import { TALLY_BYTES, Tally, tallyNames } from './tally.ts';
@@ -274,7 +275,7 @@ export class GatewayInspection {
     if (value.kind === 'inForce') {
       this.#inForce.set(queue, value.generation);
       this.#wake();
-    } else if (value.kind === 'decided') this.#options.onDecided(value.flows);
+    } else if (value.kind === 'decided') this.#options.onDecided(unpackFlows(value.packed));
     else this.#options.names.message(queue, value);
   }
 

@@ -26,6 +26,8 @@ export interface Judged {
   mark: number;
   /** Not permitted, and a name that was asked for did not have the address: it may have it by now. */
   missed: readonly string[];
+  /** What was read, as it was read when this was first decided: the same object each time. */
+  reading: ApplicationReading | undefined;
 }
 
 interface Remembered extends Judged {
@@ -183,7 +185,13 @@ export class Judge {
     this.#byAddress = false;
     this.#time = time;
     const decision = this.#compiled().decide(flow, reading === undefined ? this.#known : { ...this.#known, reading });
-    const judged: Remembered = { decision, mark: this.#markOf(decision), missed: NO_MISS, until: now + REMEMBER_MS };
+    const judged: Remembered = {
+      decision,
+      mark: this.#markOf(decision),
+      missed: NO_MISS,
+      reading,
+      until: now + REMEMBER_MS,
+    };
     if (decision.verdict !== 'accept' || decision.wouldHave !== undefined) {
       const missed = new Set(this.#missed);
       // The table was asked for the names of the address: one more might have it.

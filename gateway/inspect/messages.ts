@@ -13,6 +13,7 @@ import type { ApplicationReading } from '../../policy/application.ts';
 import type { Decision } from '../../policy/decision.ts';
 import { defaultLimits, type FlowLimits } from './flows.ts';
 import type { NamedAddress } from './name-table.ts';
+import type { PackedFlows } from './packed-flows.ts';
 import type { InspectReason } from './reasons.ts';
 
 /** What `createDecider` begins with: of the time at which the thread starts. */
@@ -70,7 +71,7 @@ export type FromDecider =
   /** That generation is what flows are decided by from now on. */
   | { kind: 'inForce'; generation: number }
   /** At most 256 at once. */
-  | { kind: 'decided'; flows: DecidedFlow[] }
+  | { kind: 'decided'; packed: PackedFlows }
   /** A resolver of the pool answered: each of `names` (the question's, and those that it is an alias of) has each address. */
   | {
       kind: 'teach';

@@ -4,6 +4,7 @@
  */
 import type { Decision } from '../../policy/decision.ts';
 import type { DecidedFlow, FromDecider } from './messages.ts';
+import { FlowPacker } from './packed-flows.ts';
 import type { Tally } from './tally.ts';
 
 const BATCH = 256;
@@ -14,7 +15,7 @@ export const isPlain = ({ verdict, wouldHave, audited, unconforming }: Decision)
   verdict === 'accept' && wouldHave === undefined && audited === undefined && unconforming === undefined;
 
 export class Report {
-  #flows: DecidedFlow[] = [];
+  readonly #flows = new FlowPacker();
   readonly #post: (message: FromDecider) => void;
   readonly #tally: Tally;
   readonly #wakeAt: (time: number) => void;
@@ -29,15 +30,14 @@ export class Report {
     const { decision, reason } = flow;
     this.#tally.count(decision?.verdict === 'accept' ? 'permitted' : 'denied');
     if (reason !== undefined) this.#tally.count(`reason_${reason}`);
-    this.#flows.push(flow);
+    this.#flows.add(flow);
     if (flow.delete === true) this.#wakeAt(now);
-    else if (this.#flows.length === 1) this.#wakeAt(now + LATER_MS);
-    if (this.#flows.length >= BATCH) this.flush();
+    else if (this.#flows.count === 1) this.#wakeAt(now + LATER_MS);
+    if (this.#flows.count >= BATCH) this.flush();
   }
 
   flush(): void {
-    if (this.#flows.length === 0) return;
-    this.#post({ kind: 'decided', flows: this.#flows });
-    this.#flows = [];
+    if (this.#flows.count === 0) return;
+    this.#post({ kind: 'decided', packed: this.#flows.take() });
   }
 }

@@ -34,6 +34,8 @@ export class TcpFlows {
   readonly #life: LifeReader;
   /** The last packet's direction the other way round. */
   readonly #back = { version: 0, key: new Int32Array(KEY_WORDS) };
+  /** Whether a server was ever heard before its client: where policy asks for TLS alone, no look-up is needed for it. */
+  #keepsServers = false;
   readonly #strays = new Map<string, { count: number; since: number }>();
 
   constructor(desk: Desk, seed: number) {
@@ -154,6 +156,7 @@ export class TcpFlows {
     }
     // Nothing says which byte is its first: it is the first that comes. Its peer gets all that does, in any order.
     const there = table.streamOf(segment);
+    this.#keepsServers = true;
     const outcome = table.add(bytes, id, now, there === undefined ? FIRST_OF_STREAM : 0);
     const { flow, reason } = table;
     if (flow === undefined || (segment.flags & TCP_RST) !== 0) {
@@ -256,7 +259,8 @@ export class TcpFlows {
     const { decision, mark } = judged;
     if (mark !== 0) {
       connection.permit(mark, this.#table, desk, now);
-      desk.tell(ends, decision, reading, detail === undefined ? NO_REMARKS : { detail }, now);
+      const read = judged.reading ?? reading;
+      desk.tell(ends, decision, read, detail === undefined ? NO_REMARKS : { detail }, now);
     } else this.#endings.deny(connection, judged, reading, detail === undefined ? {} : { detail }, now);
   }
 
@@ -335,8 +339,7 @@ export class TcpFlows {
 
   #connectionOf(flow: StreamFlow, bytes: Uint8Array, start: number, now: number): Connection {
     if (flow.context === undefined) {
-      this.#turn();
-      const server = this.#table.streamOf(this.#back);
+      const server = this.#serverOf();
       // What the server said of a connection before this one with the same ports is not this one's; unless its greeting
       // decided, and the client had not said anything yet.
       const before = server?.context;
@@ -365,6 +368,13 @@ export class TcpFlows {
       ? { source: to, destination: from, protocol: PROTOCOL_TCP, destinationPort: first }
       : { source: from, destination: to, protocol: PROTOCOL_TCP, destinationPort: second };
     return { flow, sourcePort: reply ? second : first };
+  }
+
+  /** The other direction of the packet at hand, if it is kept. */
+  #serverOf(): StreamFlow | undefined {
+    if (!this.#keepsServers) return undefined;
+    this.#turn();
+    return this.#table.streamOf(this.#back);
   }
 
   #turn(): void {
