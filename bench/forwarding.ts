@@ -17,7 +17,7 @@ import { CpuMeter } from './cpu.ts';
 import { type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from './load.ts';
 import { generatePlan, PODS_PER_NODE, podAddresses } from './plan.ts';
 import { generateScalePlan, issueSize } from './scale-plan.ts';
-import { median, type Ratio, ratioOfMedians } from './statistics.ts';
+import { isNarrow, median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { type Subject, subjects, Topology } from './topology.ts';
 
 interface Row {
@@ -70,9 +70,6 @@ const loads = values.loads.split(',') as Load[];
 const asked = subjects.filter((subject) => subject !== 'floor' || values.floor);
 
 const WARM_SECONDS = 0.01;
-/** A ratio is known when 95 % of the bootstrap lie within so much of it. */
-const NARROW = 0.05;
-
 const state = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
 const meter = new CpuMeter(`sluice-bench-${process.pid}`);
 let topology: Topology | undefined;
@@ -125,10 +122,6 @@ async function compare(place: Topology, load: LoadGenerator, what: Load, family:
   const row = summary(what, family, samples);
   print(row);
   return row;
-}
-
-function isNarrow({ ratio, low, high }: Ratio): boolean {
-  return Math.max(high - ratio, ratio - low) < NARROW * ratio;
 }
 
 function summary(load: Load, family: Family, samples: Row['samples']): Row {

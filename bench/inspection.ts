@@ -5,7 +5,7 @@
  * taken each subject that reads must let the allowed name pass and no other. Printed: connections per CPU second
  * and per second, as ratios of medians with a bootstrap interval; how long a hello takes to its answer, one at a time; verdicts
  * per CPU second of Sluice's threads.
- *   node dist/bench/inspection.js [--rounds 9] [--seconds 2] [--queues 2] [--concurrency 64] [--pods 25] [--families 4]
+ *   node dist/bench/inspection.js [--rounds 9] [--most-rounds 25] [--seconds 2] [--queues 2] [--concurrency 64] [--pods 25] [--families 4]
  *                                 [--subjects 'by address,by name,snat,suricata,nginx'] [--cpu-prof DIR]
  * Needs root, nft, iptables, iproute2, dnsmasq; suricata and nginx with its stream module for these two. Docs: docs/bench.md.
  */
@@ -13,7 +13,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { cpus, loadavg, release, tmpdir } from 'node:os';
+import { availableParallelism, cpus, loadavg, release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -25,13 +25,15 @@ import type { Made, Task } from './hello-connector.ts';
 import { ALLOWED_NAME, inspectionPlan, inspectionPods, OTHER_NAME, RESOLVER } from './inspection-plan.ts';
 import { type Subject, Subjects, subjects } from './inspection-subjects.ts';
 import { SERVER } from './plan.ts';
-import { median, ratioOfMedians } from './statistics.ts';
+import { isNarrow, median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { Talk } from './talk.ts';
 import { besideSources, Topology } from './topology.ts';
 
 const { values } = parseArgs({
   options: {
     rounds: { type: 'string', default: '9' },
+    /** More than `rounds`, until the interval of `by name` to `by address` is narrow; if it never is, that is undecided. */
+    'most-rounds': { type: 'string', default: '25' },
     seconds: { type: 'string', default: '2' },
     queues: { type: 'string', default: '2' },
     concurrency: { type: 'string', default: '64' },
@@ -43,6 +45,7 @@ const { values } = parseArgs({
   },
 });
 const [rounds, seconds, queues] = [Number(values.rounds), Number(values.seconds), Number(values.queues)];
+const mostRounds = Math.max(rounds, Number(values['most-rounds']));
 const [concurrency, pods] = [Number(values.concurrency), Number(values.pods)];
 const families = values.families.split(',').map((text) => Number(text) as Family);
 const asked = subjects.filter((subject) => values.subjects.split(',').includes(subject));
@@ -70,6 +73,8 @@ interface Sample extends Made {
   /** Of `by name`: what its threads were asked. */
   packets: number;
   single: { p50: number; p99: number };
+  /** The same with CPUs that are kept awake. */
+  awake: { p50: number; p99: number };
 }
 type Samples = Partial<Record<Subject, Sample[]>>;
 
@@ -108,7 +113,7 @@ try {
 async function compare(of: Subjects, talk: Talk<Made | 'ready'>, family: Family): Promise<Samples> {
   const samples: Samples = {};
   // One round before the first, not counted: neighbours are found, code is compiled, memory is there.
-  for (let round = -1; round < rounds; round++) {
+  for (let round = -1; round < mostRounds && (round < rounds || !decided(samples)); round++) {
     for (const subject of round % 2 === 0 ? asked : asked.toReversed()) {
       await of.become(subject);
       if (reads(subject)) await mustRead(subject, talk, round < 0);
@@ -118,6 +123,17 @@ async function compare(of: Subjects, talk: Talk<Made | 'ready'>, family: Family)
   }
   print(samples, family);
   return samples;
+}
+
+/** By pairs of rounds. */
+function ratioOf(samples: Samples, subject: Subject, beside: Subject, of: (sample: Sample) => number): Ratio {
+  const slices = (subject: Subject): number[][] => (samples[subject] ?? []).map((sample) => [of(sample)]);
+  return ratioOfMedians(slices(subject), slices(beside));
+}
+
+function decided(samples: Samples): boolean {
+  if (!asked.includes('by name') || !asked.includes('by address')) return true;
+  return isNarrow(ratioOf(samples, 'by name', 'by address', (sample) => sample.perCpuSecond));
 }
 
 /** The allowed name passes, and, if that is asked, of another not a byte comes to the server. */
@@ -140,6 +156,9 @@ async function mustRead(subject: Subject, talk: Talk<Made | 'ready'>, withOther:
 async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number): Promise<Sample> {
   await task(talk, { seconds: WARM_SECONDS, concurrency });
   const single = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
+  const keepers = keepAwake();
+  const awake = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
+  for (const keeper of keepers) await end(keeper);
   const [packetsBefore, threadsBefore] = [await of.packets(), threadSeconds(of.pid)];
   const [before, programBefore] = [meter.seconds(), of.cpuSeconds()];
   const made = await task(talk, { seconds, concurrency });
@@ -161,7 +180,18 @@ async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number
     packets: (await of.packets()) - packetsBefore,
     threadSeconds: sum(({ name }) => HOLDS_QUEUE.test(name)),
     single: { p50: single.p50, p99: single.p99 },
+    awake: { p50: awake.p50, p99: awake.p99 },
   };
+}
+
+/**
+ * To wake a halted CPU of a virtual machine takes longer than to read a hello, and a gateway that has traffic does not halt:
+ * a loop on each, which gives way to whatever else there is to do (SCHED_IDLE).
+ */
+function keepAwake(): ChildProcess[] {
+  return Array.from({ length: availableParallelism() }, (_, cpu) =>
+    start(['chrt', '--idle', '0', 'taskset', '-c', String(cpu), 'sh', '-c', 'while :; do :; done'], false),
+  );
 }
 
 async function task(talk: Talk<Made | 'ready'>, what: Task): Promise<Made> {
@@ -229,7 +259,8 @@ function print(samples: Samples, family: Family): void {
     console.log(
       `  ${subject.padEnd(11)} ${mid(subject, (s) => s.perCpuSecond).toFixed(0)} connections per CPU second, ` +
         `${mid(subject, (s) => s.perSecond).toFixed(0)}/s, ${lost} not answered; ` +
-        `one at a time p50 ${mid(subject, (s) => s.single.p50).toFixed(0)} us, p99 ${mid(subject, (s) => s.single.p99).toFixed(0)} us`,
+        `one at a time p50 ${mid(subject, (s) => s.single.p50).toFixed(0)} us, p99 ${mid(subject, (s) => s.single.p99).toFixed(0)} us; ` +
+        `with CPUs awake p50 ${mid(subject, (s) => s.awake.p50).toFixed(0)} us, p99 ${mid(subject, (s) => s.awake.p99).toFixed(0)} us`,
     );
     const each = (of: (sample: Sample) => number): string =>
       mid(subject, (sample) => (1e6 * of(sample)) / sample.answered).toFixed(0);
@@ -246,14 +277,14 @@ function print(samples: Samples, family: Family): void {
     const beside = without[subject];
     if (beside === undefined || samples[beside] === undefined) continue;
     const ratio = (of: (sample: Sample) => number): string => {
-      const slices = (subject: Subject): number[][] => pick(subject, of).map((value) => [value]);
-      const { ratio, low, high } = ratioOfMedians(slices(subject), slices(beside));
-      return `${ratio.toFixed(3)} [${low.toFixed(3)}..${high.toFixed(3)}]`;
+      const found = ratioOf(samples, subject, beside, of);
+      return `${found.ratio.toFixed(3)} [${found.low.toFixed(3)}..${found.high.toFixed(3)}]`;
     };
-    const added = mid(subject, (s) => s.single.p50) - mid(beside, (s) => s.single.p50);
+    const added = (of: (sample: Sample) => number): string => (mid(subject, of) - mid(beside, of)).toFixed(0);
+    const rounds = `${samples[subject]?.length} rounds${isNarrow(ratioOf(samples, subject, beside, (s) => s.perCpuSecond)) ? '' : ', undecided'}`;
     console.log(
-      `    to ${beside}: per CPU second ${ratio((s) => s.perCpuSecond)}, per second ${ratio((s) => s.perSecond)}; ` +
-        `added p50 ${added.toFixed(0)} us`,
+      `    to ${beside}: per CPU second ${ratio((s) => s.perCpuSecond)} (${rounds}), per second ${ratio((s) => s.perSecond)}; ` +
+        `added p50 ${added((s) => s.single.p50)} us, with CPUs awake ${added((s) => s.awake.p50)} us`,
     );
     // nginx is processes.
     if (subject === 'nginx') continue;

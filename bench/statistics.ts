@@ -48,3 +48,10 @@ function seeded(seed: number): () => number {
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
   };
 }
+
+/** A ratio is known when 95 % of the bootstrap lie within so much of it. */
+const NARROW = 0.05;
+
+export function isNarrow({ ratio, low, high }: Ratio): boolean {
+  return Math.max(high - ratio, ratio - low) < NARROW * ratio;
+}
