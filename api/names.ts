@@ -54,10 +54,10 @@ export const TABLE_GATEWAY_OWN = 7795;
 export const TABLE_MAIN = 254;
 export const NODE_TABLE_BASE = 7800;
 /** `ip rule` priorities; before `main` (32766). Nodes: NODE_RULE_PRIORITY + shard index. */
-export const RULE_PRIORITY_EGRESS = 7788;
-export const RULE_PRIORITY_RESET = 7789;
-export const RULE_PRIORITY_PROHIBIT = 7790;
-export const RULE_PRIORITY_RETURN = 7791;
+export const RULE_PRIORITY_RETURN = 7788;
+export const RULE_PRIORITY_EGRESS = 7789;
+export const RULE_PRIORITY_RESET = 7790;
+export const RULE_PRIORITY_PROHIBIT = 7791;
 export const RULE_PRIORITY_UNCHECKED = 7792;
 export const RULE_PRIORITY_OWN = 7793;
 export const RULE_PRIORITY_NODE = 7800;

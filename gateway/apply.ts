@@ -10,8 +10,8 @@ import {
   CT_DECIDED,
   CT_READ,
   NFT_TABLE_GATEWAY,
-  RULE_PRIORITY_EGRESS,
   RULE_PRIORITY_OWN,
+  RULE_PRIORITY_RETURN,
   TABLE_GATEWAY_EGRESS,
   TABLE_GATEWAY_OWN,
   TABLE_GATEWAY_PROHIBIT,
@@ -324,7 +324,7 @@ export class GatewayApply {
         TABLE_GATEWAY_PROHIBIT,
         TABLE_GATEWAY_OWN,
       ],
-      rulePriorities: [[RULE_PRIORITY_EGRESS, RULE_PRIORITY_OWN]],
+      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_OWN]],
       neighbourDevices: [TUNNEL_DEVICE],
     };
   }

@@ -194,7 +194,9 @@ function rules(pool: PoolSettings): Rule[] {
   const rejected = (value: number): { value: number; mask: number } => ({ value, mask: 0xffffffff });
   const iif = ingressOf(pool);
   return families.flatMap((family): Rule[] => [
-    // First, since nearly all that comes in this way goes out: what is checked asks for no way back to a workload.
+    // Answers, and whether a packet's source is where it came from, ask no further. What comes from workloads asks for no
+    // way back to one.
+    { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN, not: true, iif },
     {
       family,
       priority: RULE_PRIORITY_EGRESS,
@@ -210,7 +212,6 @@ function rules(pool: PoolSettings): Rule[] {
       iif,
       mark: rejected(GATEWAY_PROHIBIT_MARK),
     },
-    { family, priority: RULE_PRIORITY_RETURN, table: TABLE_GATEWAY_RETURN },
     { family, priority: RULE_PRIORITY_UNCHECKED, table: TABLE_GATEWAY_UNCHECKED, iif },
   ]);
 }

@@ -119,9 +119,10 @@ function routeText(route: Route): string {
 /** The same in both families is two rules. */
 const ruleKey = (rule: Rule) => `${rule.family} ${ruleText(rule)}`;
 
-function ruleText({ priority, table, mark, iif, from, to, protocol }: Rule): string {
+function ruleText({ priority, table, not, mark, iif, from, to, protocol }: Rule): string {
   return [
     `priority ${priority}`,
+    not && 'not',
     `from ${from ?? 'all'}`,
     to && `to ${to}`,
     mark && `fwmark 0x${mark.value.toString(16)}/0x${mark.mask.toString(16)}`,

@@ -172,6 +172,7 @@ function parseRule(words: string[], family: Family): Rule {
     family,
     priority: Number(after(words, 'priority')),
     table: Number(after(words, 'table')),
+    ...(has(words, 'not') && { not: true as const }),
     ...(value !== undefined && mask !== undefined && { mark: { value, mask } }),
     ...(has(words, 'iif') && { iif: after(words, 'iif') }),
     ...(has(words, 'ipproto') && { protocol: Number(after(words, 'ipproto')) }),

@@ -37,6 +37,8 @@ interface RouteJson {
   metric?: number;
 }
 interface RuleJson {
+  /** There, and null: it is one. */
+  not?: null;
   priority?: number;
   src?: string;
   srclen?: number;
@@ -127,6 +129,7 @@ export function parseRules(json: string, family: Family): Rule[] {
       family,
       priority: entry.priority ?? 0,
       table: Number(entry.table),
+      ...('not' in entry && { not: true as const }),
       ...(entry.fwmark !== undefined && {
         mark: { value: Number(entry.fwmark), mask: Number(entry.fwmask ?? '0xffffffff') },
       }),

@@ -43,6 +43,8 @@ export interface Rule {
   family: Family;
   priority: number;
   table: number;
+  /** It is for packets that this does not hold of. */
+  not?: true;
   mark?: { value: number; mask: number };
   iif?: string;
   /** Prefix; absent: all. */

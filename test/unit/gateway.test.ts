@@ -452,9 +452,9 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
     'back to a node by its address of the same family',
   );
   t.same(
-    net.rules.map(({ family, priority, iif }) => `${family} ${priority} ${iif ?? ''}`.trim()),
+    net.rules.map(({ family, priority, not, iif }) => `${family} ${priority} ${not ? 'not ' : ''}${iif ?? ''}`.trim()),
     families
-      .flatMap((f) => [`${f} 7788 inside`, `${f} 7789 inside`, `${f} 7790 inside`, `${f} 7791`, `${f} 7792 inside`])
+      .flatMap((f) => ['7788 not', '7789', '7790', '7791', '7792'].map((rule) => `${f} ${rule} inside`))
       .concat('4 7793 lo', '4 7793 lo', '6 7793 lo'),
   );
   t.same(net.addresses, wholeNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
@@ -510,17 +510,19 @@ t.test('addresses and routes', async (t) => {
     'out by the router that the pool names, and by the machine’s routes for a family without',
   );
   t.same(
-    net.rules.map((r) => [r.family, r.priority, r.table, r.iif, r.mark?.value, r.from].filter(Boolean).join(' ')),
+    net.rules.map((r) =>
+      [r.family, r.priority, r.table, r.not && 'not', r.iif, r.mark?.value, r.from].filter(Boolean).join(' '),
+    ),
     [
-      '4 7788 7791 sluice-vx 256',
-      '4 7789 7793 sluice-vx 512',
-      '4 7790 7794 sluice-vx 1024',
-      '4 7791 7790',
+      '4 7788 7790 not sluice-vx',
+      '4 7789 7791 sluice-vx 256',
+      '4 7790 7793 sluice-vx 512',
+      '4 7791 7794 sluice-vx 1024',
       '4 7792 7792 sluice-vx',
-      '6 7788 254 sluice-vx 256',
-      '6 7789 7793 sluice-vx 512',
-      '6 7790 7794 sluice-vx 1024',
-      '6 7791 7790',
+      '6 7788 7790 not sluice-vx',
+      '6 7789 254 sluice-vx 256',
+      '6 7790 7793 sluice-vx 512',
+      '6 7791 7794 sluice-vx 1024',
       '6 7792 7792 sluice-vx',
       '4 7793 7795 lo 203.0.113.101/32',
       '4 7793 7795 lo 203.0.113.102/32',
