@@ -232,6 +232,17 @@ export function formatRange(r: Range): string {
   return `${formatAddress({ family: r.family, value: r.first })}-${formatAddress({ family: r.family, value: r.last })}`;
 }
 
+/** The smallest range that covers all, which are of one family; undefined: there are none. */
+export function hullOf(ranges: readonly Range[]): Range | undefined {
+  let hull: Range | undefined;
+  for (const { family, first, last } of ranges) {
+    hull ??= { family, first, last };
+    if (first < hull.first) hull.first = first;
+    if (last > hull.last) hull.last = last;
+  }
+  return hull;
+}
+
 /** The fewest prefixes that cover exactly the range, in order: at most 2 × bits. */
 export function rangeToPrefixes(r: Range, limit = Number.POSITIVE_INFINITY): Prefix[] {
   const list: Prefix[] = [];

@@ -4,7 +4,7 @@
  * their names). Many are up to four interval sets per family, shared by all rules that name the same services. Ports and
  * types of ICMP need one each, since they stand in different places of a header.
  */
-import { formatAddress, formatPrefix, type Range, rangeToPrefixes } from '../api/address.ts';
+import { formatAddress, formatPrefix, hullOf, type Range, rangeToPrefixes } from '../api/address.ts';
 import { digest } from '../api/digest.ts';
 import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
@@ -41,6 +41,8 @@ export interface Destinations {
   matches: Match[];
   /** Sets that these ask. */
   sets: [name: string, set: NftSet][];
+  /** From the first address that matches to the last; undefined: none does. */
+  span?: Range;
 }
 
 /** By family; `entries`: what was found under the names; `parts`: what of that is meant. */
@@ -106,6 +108,8 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
     // No list's key ends so.
     const [there, so] = [boxed(`${key} ${at} where`, [where], family), boxed(`${key} ${at} how`, [how], family)];
     if (there.matches.length === 0) continue;
+    const span = hullOf([made.span, there.span].flatMap((one) => one ?? []));
+    if (span !== undefined) made.span = span;
     made.sets.push(...there.sets, ...so.sets);
     for (const first of there.matches) {
       for (const { address, ports } of so.matches) made.matches.push({ ...first, ports: `${address}${ports}` });
@@ -117,7 +121,10 @@ function destinations(key: string, entries: ServiceEntry[], family: Family): Des
 function boxed(key: string, entries: ServiceEntry[], family: Family): Destinations {
   const boxes = boxesOf(entries, family);
   const count = boxes.addresses.length + protocolRuns(boxes.protocols).length + boxes.ports.length;
-  return count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : madeSets(key, boxes, family);
+  const made = count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : madeSets(key, boxes, family);
+  const { addresses, protocols, ports } = boxes;
+  const span = hullOf([...addresses, ...protocols.map(({ range }) => range), ...ports.map(({ range }) => range)]);
+  return span === undefined ? made : { ...made, span };
 }
 
 function span({ family, first, last }: Range): string {

@@ -14,6 +14,7 @@ import { matchesOf, matchLines } from './match-lines.ts';
 import { Redirects, type RedirectVerdicts } from './redirect.ts';
 import { runLines } from './rule-run.ts';
 import type { Scope } from './table.ts';
+import { tailGuard } from './tail-guard.ts';
 import { auditLines, decide, decideRedirected, letPass, verdictOf, withLimits } from './verdict.ts';
 
 export interface RuleLinesOptions {
@@ -79,14 +80,27 @@ export class RuleLines {
       if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
       return { id, rule, found: rule.services === '*' ? undefined : this.#destinations.find(rule.services) };
     });
-    return inRuns(rows).flatMap((run, at) => {
-      const one = (row: Row): string[] => this.#lines(row, group, scope, redirects);
+    // Of the rules at the end that stand as lines: where what none of them is about may leave.
+    const ends: Row[] = [];
+    const made = inRuns(rows).map((run, at) => {
       const cost = run.reduce((sum, row) => sum + costOf(row), 0);
       // A list by itself has its sets.
       const single = run.length === 1 && setsOf(run[0]?.found).length > 0;
       const many = !single && !run.some(standsAlone) && cost > this.#options.compared;
-      return (many && this.#run(`${name}_${at}`, run, group, scope, redirects)) || run.flatMap(one);
+      const mapped = many ? this.#run(`${name}_${at}`, run, group, scope, redirects) : undefined;
+      if (mapped === undefined) ends.push(...run);
+      else ends.length = 0;
+      return mapped ?? run;
     });
+    const guard = tailGuard(ends.map(({ found }) => found));
+    const first = guard === undefined ? undefined : ends[guard.at];
+    return made.flatMap((lines) =>
+      lines.flatMap((line) => {
+        if (typeof line === 'string') return line;
+        const own = this.#lines(line, group, scope, redirects);
+        return line === first ? [...(guard?.lines ?? []), ...own] : own;
+      }),
+    );
   }
 
   #run(

@@ -4,6 +4,7 @@ import type { ServiceEntry } from '../../api/plan.ts';
 import { DestinationSets } from '../../gateway/destination-sets.ts';
 import { matchesOf, matchLines } from '../../gateway/match-lines.ts';
 import { Scope, Table } from '../../gateway/table.ts';
+import { tailGuard } from '../../gateway/tail-guard.ts';
 
 const tcp = (...ports: number[]): ServiceEntry['ports'] => [{ protocol: 6, ports: ports.map((port) => [port, port]) }];
 const two = ['198.51.100.80/32', '2001:db8:100::80/128'];
@@ -76,4 +77,33 @@ t.test('every address of both families is one line', async (t) => {
     'meta l4proto 6 th dport 25 goto verdict',
     'meta nfproto ipv4 meta l4proto 17 goto verdict',
   ]);
+});
+
+t.test('what the last rules of a list cannot be about leaves before them', async (t) => {
+  const guard = (...rules: (string[] | undefined)[]) => {
+    const services = new Map<string, ServiceEntry>();
+    for (const [at, addresses] of rules.entries()) {
+      if (addresses !== undefined) services.set(`s/${at}`, { addresses, ports: null });
+    }
+    const sets = new DestinationSets({ rules: new Map(), services });
+    return tailGuard(rules.map((addresses, at) => (addresses === undefined ? undefined : sets.find([`s/${at}`]))));
+  };
+  const near = [1, 2, 3, 4].map((host) => [`10.1.2.${host}/32`]);
+  t.same(guard(...near), { at: 0, lines: ['ip daddr != 10.1.2.0/29 return'] }, 'the prefix that covers all');
+  t.same(guard(...near.slice(1)), undefined, 'three comparisons are not worth one more');
+  t.same(guard(undefined, ...near)?.at, 1, 'behind a rule for any destination');
+  t.same(guard(...near, undefined), undefined, 'not before one');
+  t.same(guard(['192.0.2.1/32'], ...near)?.at, 1, 'nor before one that lies far away');
+  t.same(guard(['0.0.0.0/0'], ...near)?.at, 1);
+  t.same(
+    guard(...near.map((addresses, at) => [...addresses, `2001:db8::${at}/128`])),
+    { at: 0, lines: ['ip daddr != 10.1.2.0/29 return', 'ip6 daddr != 2001:db8::/126 return'] },
+    'each family by itself',
+  );
+  t.same(guard(...near, ['2001:db8::/32'])?.lines, ['ip daddr != 10.1.2.0/29 return'], 'or one of them');
+  t.same(
+    guard([...Array(20).keys()].map((at) => `10.${2 * at}.0.0/16`))?.lines,
+    ['ip daddr != 10.0.0.0/10 return'],
+    'a list',
+  );
 });

@@ -1,0 +1,47 @@
+/**
+ * The way out of a list of rules for what its last rules cannot be about: those of one team name networks that often lie
+ * close together, and a packet to elsewhere leaves after one comparison of the prefix that covers them all, instead of one for each.
+ */
+import { addressBits, formatPrefix, hullOf, type Range } from '../api/address.ts';
+import { type Family, families } from '../api/plan.ts';
+import { type Found, header } from './destination-sets.ts';
+
+/** Comparisons that have to be spared. */
+const SPARED = 4;
+/** A look-up among ranges stands for so many. */
+const LOOK_UP = 9;
+/** Of a shorter prefix most packets are within. */
+const SHORTEST = { 4: 8, 6: 16 } as const;
+
+/** `found`: of the rules of a list's end, in their order; undefined: any destination. Gives where the lines are to stand. */
+export function tailGuard(found: readonly (Found | undefined)[]): { at: number; lines: string[] } | undefined {
+  const spans: Partial<Record<Family, Range>> = {};
+  let at = found.length;
+  while (at > 0) {
+    const of = found[at - 1];
+    if (of === undefined) break;
+    const wider = families.map((family) => hullOf([spans[family], of[family].span].flatMap((span) => span ?? [])));
+    if (wider.some((span) => span !== undefined && lengthOf(span) < SHORTEST[span.family])) break;
+    for (const span of wider) if (span !== undefined) spans[span.family] = span;
+    at--;
+  }
+  const tail = found.slice(at);
+  const cost = (family: Family): number =>
+    tail.reduce((sum, of) => sum + (of?.[family].matches.length ?? 0) + LOOK_UP * (of?.[family].sets.length ?? 0), 0);
+  const lines = families.flatMap((family) => {
+    const span = spans[family];
+    if (span === undefined || cost(family) < SPARED) return [];
+    const prefix = formatPrefix({ family, value: span.first & maskOf(span), length: lengthOf(span) });
+    return `${header[family]} daddr != ${prefix} return`;
+  });
+  return lines.length === 0 ? undefined : { at, lines };
+}
+
+/** Bits that all addresses of a range have in common. */
+const lengthOf = ({ family, first, last }: Range): number =>
+  addressBits(family) - (first === last ? 0 : (first ^ last).toString(2).length);
+
+const maskOf = (range: Range): bigint => {
+  const rest = BigInt(addressBits(range.family) - lengthOf(range));
+  return ((1n << BigInt(addressBits(range.family))) - 1n) ^ ((1n << rest) - 1n);
+};
