@@ -1,6 +1,6 @@
 /**
  * The gateway's pure parts: numbers for names, the compiled table (what a change of the plan costs, what is shared, that
- * nothing dangles), addresses and routes, flow records, the log file. That the compiled table means what the evaluator
+ * nothing dangles), addresses and routes, flow records. That the compiled table means what the evaluator
  * says is shown in the kernel (test/netns/gateway.test.ts).
  */
 
