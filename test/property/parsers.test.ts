@@ -374,9 +374,10 @@ const heap = (): number => {
 
 const stateOf = (value: unknown): unknown => (value as { state?: unknown }).state;
 
+t.setTimeout(60_000 + subjects.length * SECONDS * 2_000);
 t.comment(`seed ${SEED}`);
 for (const { name, seeds, answer, stream } of subjects) {
-  t.test(name, async (t) => {
+  t.test(name, { timeout: 60_000 + SECONDS * 2_000 }, async (t) => {
     const below = numbers(SEED);
     const corpus = seeds.map((bytes) => bytes.slice());
     const kinds = new Set<string>();
