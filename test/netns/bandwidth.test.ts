@@ -168,7 +168,7 @@ t.test('EgressIP, ports, rules above; another rate, a restart and an end while f
       [back, 49, 55, 'back, where the EgressIP has no limit'],
       [both(shared, sharedToo), 45, 50, 'two rules through one port with 50'],
       // They wait in two queues, and the bucket has one second's bytes at first.
-      [both(mixed, mixedToo), 45, 56, 'and where one of them may 40'],
+      [both(mixed, mixedToo), 45, 58, 'and where one of them may 40'],
       [mixedToo, 5, 40, 'which is the one that may 40'],
       [above, 27, 30, 'a rule above the one that decides'],
     ];
