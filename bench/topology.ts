@@ -12,6 +12,7 @@ import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
   NFT_TABLE_GATEWAY,
+  TABLE_GATEWAY_OWN,
   TABLE_GATEWAY_PROHIBIT,
   TABLE_GATEWAY_RESET,
   TABLE_GATEWAY_UNCHECKED,
@@ -217,12 +218,12 @@ export class Topology {
   }
 }
 
-/** Of these tables no rule leads where nothing is marked. */
-const needOurMarks = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROHIBIT];
+/** To these tables no rule leads where nothing is marked, and where the machine itself may speak as an egress IP (nginx). */
+const ourOwn = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROHIBIT, TABLE_GATEWAY_OWN];
 
 /** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
 function unmarked(net: NetState): NetState {
-  const rules = net.rules.filter(({ table }) => !needOurMarks.includes(table)).map(({ mark: _mark, ...rule }) => rule);
+  const rules = net.rules.filter(({ table }) => !ourOwn.includes(table)).map(({ mark: _mark, ...rule }) => rule);
   return { ...net, rules };
 }
 
