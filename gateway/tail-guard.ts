@@ -4,30 +4,30 @@
  */
 import { addressBits, formatPrefix, hullOf, type Range } from '../api/address.ts';
 import { type Family, families } from '../api/plan.ts';
-import { type Found, header } from './destination-sets.ts';
+import { type Found, header, setsOf } from './destination-sets.ts';
 
 /** Comparisons that have to be spared. */
 const SPARED = 4;
-/** A look-up among ranges stands for so many. */
-const LOOK_UP = 9;
 /** Of a shorter prefix most packets are within. */
 const SHORTEST = { 4: 8, 6: 16 } as const;
 
-/** `found`: of the rules of a list's end, in their order; undefined: any destination. Gives where the lines are to stand. */
+/**
+ * `found`: of the rules of a list's end, in their order; undefined: any destination. Gives where the lines are to stand. Rules
+ * with sets of their own have none: a change of an address is to be an element, and not another prefix, too.
+ */
 export function tailGuard(found: readonly (Found | undefined)[]): { at: number; lines: string[] } | undefined {
   const spans: Partial<Record<Family, Range>> = {};
   let at = found.length;
   while (at > 0) {
     const of = found[at - 1];
-    if (of === undefined) break;
+    if (of === undefined || setsOf(of).length > 0) break;
     const wider = families.map((family) => hullOf([spans[family], of[family].span].flatMap((span) => span ?? [])));
     if (wider.some((span) => span !== undefined && lengthOf(span) < SHORTEST[span.family])) break;
     for (const span of wider) if (span !== undefined) spans[span.family] = span;
     at--;
   }
   const tail = found.slice(at);
-  const cost = (family: Family): number =>
-    tail.reduce((sum, of) => sum + (of?.[family].matches.length ?? 0) + LOOK_UP * (of?.[family].sets.length ?? 0), 0);
+  const cost = (family: Family): number => tail.reduce((sum, of) => sum + (of?.[family].matches.length ?? 0), 0);
   const lines = families.flatMap((family) => {
     const span = spans[family];
     if (span === undefined || cost(family) < SPARED) return [];
