@@ -13,7 +13,7 @@ import { isReady } from './status.ts';
 import type { World } from './world.ts';
 
 /** Resolves when nothing is missing; throws with what still is after `timeoutMs`, at once when a program has ended. */
-export async function awaitReady(world: World, timeoutMs = 20_000): Promise<void> {
+export async function awaitReady(world: World, timeoutMs = 40_000): Promise<void> {
   const until = Date.now() + timeoutMs;
   for (;;) {
     const ended = world.processes.filter((p) => !isAlive(p));

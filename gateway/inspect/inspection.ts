@@ -9,6 +9,7 @@
  * nowhere: the kernel drops it at a queue without a listener, or without the rule at the end of the forward hook. With
  * `onOverload: Accept` it passes, as the pool says.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { INSPECT_QUEUE, INSPECT_QUEUE_MARK, INSPECT_QUEUES_MAX } from '../../api/names.ts';
 import type { GatewayPlan, PoolSettings } from '../../api/plan.ts';
 import { type PlanDelta, sameJson } from '../../api/plan-delta.ts';
@@ -58,6 +59,11 @@ export interface GatewayInspectionOptions {
   log: Logger;
 }
 
+/**
+ * For new threads to load what they run, of a busy machine: what would be fed to them meanwhile waits, and an answer of a resolver
+ * that waits a second is a client's time-out. After that a plan comes into force without them.
+ */
+const BEGUN_MS = 5_000;
 /** For threads to say that they decide by a policy. They read messages between batches of packets. */
 const IN_FORCE_MS = 1_000;
 const LOOK_MS = 20;
@@ -251,6 +257,7 @@ export class GatewayInspection {
         onMessage: (queue, value) => this.#hear(queue, value as FromDecider),
       });
       this.#running = { workers, onOverload, inspection, raw };
+      await Promise.race([inspection.begun, sleep(BEGUN_MS, undefined, { ref: false })]);
     } catch (error) {
       raw.close();
       throw error;

@@ -48,7 +48,7 @@ export const deciderLimits: DeciderLimits = {
   // Those that are read for life among them.
   flows: 16_384,
   resolveMs: 500,
-  teachMs: 100,
+  teachMs: 500,
   resolveNames: 8,
 };
 

@@ -119,6 +119,9 @@ interface Incarnation {
 
 export class SupervisedQueue {
   readonly number: number;
+  /** The first thread serves the queue, or has ended. */
+  readonly begun: Promise<void>;
+  #begin: () => void = () => {};
   readonly #options: InspectionOptions;
   readonly #limits: InspectionLimits;
   #state: QueueState = 'starting';
@@ -142,6 +145,9 @@ export class SupervisedQueue {
     this.number = number;
     this.#options = options;
     this.#limits = limits;
+    this.begun = new Promise((resolve) => {
+      this.#begin = resolve;
+    });
     this.#start();
   }
 
@@ -222,6 +228,7 @@ export class SupervisedQueue {
       case 'ready':
         if (this.#state !== 'starting') return;
         this.#state = 'serving';
+        this.#begin();
         log[this.#ends === 0 ? 'debug' : 'info']({ queue: this.number }, 'inspection queue is served');
         return;
       case 'fault':
@@ -235,6 +242,7 @@ export class SupervisedQueue {
   /** The queue is free afterwards, whatever the thread still does. */
   #end(incarnation: Incarnation, reason: EndReason, message: string): void {
     if (incarnation !== this.#current) return;
+    this.#begin();
     this.#remember(incarnation.memory);
     this.#leave(incarnation);
     if (this.#state !== 'closed') this.#again(reason, message);

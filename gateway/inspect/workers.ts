@@ -31,6 +31,8 @@ export interface Inspection {
   /** To the decider of one queue, or of all; false: no thread is there to read it. A later thread begins with `data()`. */
   post(value: unknown, queue?: number): boolean;
   status(): QueueStatus[];
+  /** Every queue was served once, or its first thread has ended. */
+  begun: Promise<unknown>;
   /** Stops the threads and gives the queues back. The rule that feeds them is the caller's. */
   close(): Promise<void>;
 }
@@ -65,6 +67,7 @@ export function startInspection(options: InspectionOptions): Inspection {
       const kernel = listQueues(options.namespace);
       return queues.map((queue) => queue.status(kernel));
     },
+    begun: Promise.all(queues.map((queue) => queue.begun)),
     async close() {
       clearInterval(ticking);
       await Promise.all(queues.map((queue) => queue.close()));

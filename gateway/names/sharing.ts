@@ -7,7 +7,7 @@
 import type { NamedAddress } from '../inspect/name-table.ts';
 import type { Link } from './link.ts';
 
-export const ACK_MS = 50;
+export const ACK_MS = 250;
 
 /** Why an answer was let on although a gateway may not know what it says. */
 export const skipReasons = {

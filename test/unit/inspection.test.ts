@@ -2,6 +2,7 @@
  * Inspection of a gateway on a machine that is a list of what was done to it: in which order threads, queue rule and table
  * come and go, what threads are told, what is tried again. On the real kernel: test/netns/inspection.test.ts.
  */
+import { setImmediate } from 'node:timers/promises';
 import t from 'tap';
 import { emptyGatewayPlan, type GatewayPlan, type PoolSettings, type ServiceEntry } from '../../api/plan.ts';
 import { silentLog } from '../../daemon/log.ts';
@@ -37,6 +38,7 @@ class Machine implements InspectionHost {
   posted: ToDecider[] = [];
   data: DeciderData | undefined;
   state: QueueState = 'serving';
+  begun: Promise<void> = Promise.resolve();
   hear: (queue: number, value: FromDecider) => void = () => {};
   table: string | undefined;
 
@@ -65,6 +67,7 @@ class Machine implements InspectionHost {
         return true;
       },
       status,
+      begun: this.begun,
       close: async () => {
         this.done.push('threads end');
       },
@@ -150,6 +153,20 @@ t.test('threads, then what feeds them, then rules that ask; and back', async (t)
   t.notOk(inspection.active);
   await apply(planOf(PLAIN));
   t.same(machine.take(), ['rules that ask']);
+});
+
+t.test('rules ask when threads have loaded what they run', async (t) => {
+  const { machine, apply } = begin();
+  let begun = (): void => {};
+  machine.begun = new Promise((resolve) => {
+    begun = resolve;
+  });
+  const applied = apply(planOf(NAMED));
+  await setImmediate();
+  t.same(machine.take(), ['raw', 'threads 7800+8 Drop']);
+  begun();
+  await applied;
+  t.same(machine.take(), ['rule 7800+8', 'table', 'rules that ask']);
 });
 
 t.test('the pool says how many threads, and what becomes of what they cannot read', async (t) => {
