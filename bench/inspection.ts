@@ -13,12 +13,13 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { availableParallelism, cpus, loadavg, release, tmpdir } from 'node:os';
+import { cpus, loadavg, release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Family } from '../api/plan.ts';
+import { holdCpuLatency } from '../kernel/cpu-latency.ts';
 import { createServerCertificate } from '../lab/servers/certificate.ts';
 import { CpuMeter } from './cpu.ts';
 import type { Made, Task } from './hello-connector.ts';
@@ -73,7 +74,7 @@ interface Sample extends Made {
   /** Of `by name`: what its threads were asked. */
   packets: number;
   single: { p50: number; p99: number };
-  /** The same with CPUs that are kept awake. */
+  /** The same with CPUs that do not sleep, as with `sluice gateway --cpu-latency 0`. */
   awake: { p50: number; p99: number };
 }
 type Samples = Partial<Record<Subject, Sample[]>>;
@@ -156,9 +157,9 @@ async function mustRead(subject: Subject, talk: Talk<Made | 'ready'>, withOther:
 async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number): Promise<Sample> {
   await task(talk, { seconds: WARM_SECONDS, concurrency });
   const single = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
-  const keepers = keepAwake();
-  const awake = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
-  for (const keeper of keepers) await end(keeper);
+  // To wake a halted CPU of a virtual machine takes longer than to read a hello.
+  const release = holdCpuLatency(0);
+  const awake = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 }).finally(release);
   const [packetsBefore, threadsBefore] = [await of.packets(), threadSeconds(of.pid)];
   const [before, programBefore] = [meter.seconds(), of.cpuSeconds()];
   const made = await task(talk, { seconds, concurrency });
@@ -182,16 +183,6 @@ async function measure(of: Subjects, talk: Talk<Made | 'ready'>, seconds: number
     single: { p50: single.p50, p99: single.p99 },
     awake: { p50: awake.p50, p99: awake.p99 },
   };
-}
-
-/**
- * To wake a halted CPU of a virtual machine takes longer than to read a hello, and a gateway that has traffic does not halt:
- * a loop on each, which gives way to whatever else there is to do (SCHED_IDLE).
- */
-function keepAwake(): ChildProcess[] {
-  return Array.from({ length: availableParallelism() }, (_, cpu) =>
-    start(['chrt', '--idle', '0', 'taskset', '-c', String(cpu), 'sh', '-c', 'while :; do :; done'], false),
-  );
 }
 
 async function task(talk: Talk<Made | 'ready'>, what: Task): Promise<Made> {

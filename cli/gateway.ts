@@ -23,6 +23,22 @@ export const detectOption = (): Option =>
     .choices(['on', 'off'])
     .default('on');
 
+/** Of the device, which takes an int; more than a second is no bound. */
+const LATENCY_MOST = 1_000_000;
+
+function microsecondsArgument(text: string): number {
+  const value = Number(text);
+  if (!/^\d{1,7}$/.test(text) || value > LATENCY_MOST)
+    throw new InvalidArgumentError(`expected whole microseconds, 0 to ${LATENCY_MOST}`);
+  return value;
+}
+
+export const cpuLatencyOption = (): Option =>
+  new Option(
+    '--cpu-latency <microseconds>',
+    'while flows are read: how long a CPU may take to wake (/dev/cpu_dma_latency); 0: CPUs never sleep. Absent: as the machine has it',
+  ).argParser(microsecondsArgument);
+
 interface Flags {
   name: string;
   controller: string;
@@ -30,6 +46,7 @@ interface Flags {
   state: string;
   flowLog?: string;
   detect: 'on' | 'off';
+  cpuLatency?: number;
   metrics?: string;
 }
 
@@ -43,6 +60,7 @@ export function register(program: Command): void {
     .requiredOption('--state <dir>', 'what must survive a restart: the last plan')
     .option('--flow-log <file>', 'flow records, one JSON object a line')
     .addOption(detectOption())
+    .addOption(cpuLatencyOption())
     .option('--metrics <address:port>', 'metrics, /healthz and /readyz', metricsArgument)
     .addHelpText(
       'after',

@@ -6,7 +6,7 @@
 import type { Command } from 'commander';
 import type { Listen } from '../daemon/listen.ts';
 import { listenArgument, sourceArgument, untilSignal } from './controller.ts';
-import { detectOption } from './gateway.ts';
+import { cpuLatencyOption, detectOption } from './gateway.ts';
 
 interface RunFlags {
   name: string;
@@ -15,6 +15,7 @@ interface RunFlags {
   listen?: Listen;
   flowLog?: string;
   detect: 'on' | 'off';
+  cpuLatency?: number;
   metrics?: Listen;
   gatewayMetrics?: Listen;
 }
@@ -31,6 +32,7 @@ export function register(program: Command): void {
     .option('--listen <address:port>', 'plan stream (default: loopback, any port)', listenArgument)
     .option('--flow-log <file>', 'flow records, JSON lines')
     .addOption(detectOption())
+    .addOption(cpuLatencyOption())
     .option('--metrics <address:port>', "the controller's metrics and health", listenArgument)
     .option('--gateway-metrics <address:port>', "the gateway's metrics and health", listenArgument)
     .addHelpText(
@@ -70,6 +72,7 @@ export async function runBoth(flags: RunFlags): Promise<{ close(): Promise<void>
       state: join(flags.state, 'gateway'),
       ...(flags.flowLog === undefined ? {} : { flowLog: flags.flowLog }),
       detect: flags.detect === 'on',
+      ...(flags.cpuLatency === undefined ? {} : { cpuLatency: flags.cpuLatency }),
       ...(flags.gatewayMetrics === undefined ? {} : { metrics: formatListen(flags.gatewayMetrics) }),
     });
     return {

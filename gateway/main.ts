@@ -55,6 +55,8 @@ export interface GatewayOptions {
   flowLog?: string;
   /** Whether samples of flows that no rule asks about are read, for their records (default). */
   detect?: boolean;
+  /** Microseconds that CPUs may take to wake while flows are read; absent: as the machine has it. */
+  cpuLatency?: number;
   /** `address:port` of metrics and health. */
   metrics?: string;
   /** URL of the module that decides flows that are read, of tests; absent: the program's own. */
@@ -121,7 +123,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     post: (message, queue) => inspection.post(message, queue),
   });
   const inspection = new GatewayInspection({
-    host: inspectionHost(kernel.nft, log),
+    host: inspectionHost({ nft: kernel.nft, log, cpuLatency: options.cpuLatency }),
     decider: options.decider ?? new URL('./inspect/decider.js', import.meta.url).href,
     names,
     onDecided(flows) {

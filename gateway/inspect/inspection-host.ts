@@ -5,6 +5,7 @@
 import { availableParallelism } from 'node:os';
 import { NFT_TABLE_INSPECT } from '../../api/names.ts';
 import type { Logger } from '../../daemon/log.ts';
+import { holdCpuLatency } from '../../kernel/cpu-latency.ts';
 import type { HostNft } from '../../kernel/nft-host.ts';
 import { TextTable } from '../../kernel/nft-text.ts';
 import {
@@ -18,13 +19,19 @@ import {
 import { openRawSockets } from '../../kernel/raw-socket.ts';
 import type { GatewayInspection, InspectionHost } from './inspection.ts';
 import { inspectTable } from './table.ts';
-import { startInspection } from './workers.ts';
+import { type Inspection, startInspection } from './workers.ts';
 
 const HOLD_MS = 7_000;
 
-export function inspectionHost(nft: HostNft, log: Logger, namespace?: string): InspectionHost {
-  const table = new TextTable(NFT_TABLE_INSPECT, nft, namespace);
-  const where = namespace === undefined ? {} : { namespace };
+export interface InspectionHostOptions {
+  nft: HostNft;
+  log: Logger;
+  /** Microseconds that CPUs may take to wake while threads run; absent: as the machine has it. */
+  cpuLatency?: number | undefined;
+}
+
+export function inspectionHost({ nft, log, cpuLatency }: InspectionHostOptions): InspectionHost {
+  const table = new TextTable(NFT_TABLE_INSPECT, nft);
   let probed: Promise<QueueCapability> | undefined;
   /** What is found once stays; of a machine that cannot, it is asked again. */
   const capability = async (): Promise<QueueCapability> => {
@@ -36,12 +43,33 @@ export function inspectionHost(nft: HostNft, log: Logger, namespace?: string): I
   return {
     processors: availableParallelism(),
     // Longer than any flow may take to say what it is: what is held is let go by its thread.
-    start: (options) => startInspection({ ...options, log, ...where, limits: { holdMs: HOLD_MS } }),
-    openRaw: () => openRawSockets(namespace),
-    putRule: async (rule) => putQueueRule(await capability(), rule, namespace),
-    removeRule: async (rule) => removeQueueRule(await capability(), rule, namespace),
+    start: (options) => {
+      const inspection = startInspection({ ...options, log, limits: { holdMs: HOLD_MS } });
+      return cpuLatency === undefined ? inspection : awake(inspection, cpuLatency, log);
+    },
+    openRaw: () => openRawSockets(),
+    putRule: async (rule) => putQueueRule(await capability(), rule),
+    removeRule: async (rule) => removeQueueRule(await capability(), rule),
     putTable: (settings, quic) => table.put(inspectTable(settings, quic)),
     removeTable: () => table.remove(),
+  };
+}
+
+/** A machine without power management reads all the same. */
+function awake(inspection: Inspection, microseconds: number, log: Logger): Inspection {
+  let release: () => void;
+  try {
+    release = holdCpuLatency(microseconds);
+  } catch (error) {
+    log.warn({ reason: (error as Error).message }, 'inspection: CPUs may sleep as this machine has it');
+    return inspection;
+  }
+  return {
+    ...inspection,
+    async close() {
+      release();
+      await inspection.close();
+    },
   };
 }
 

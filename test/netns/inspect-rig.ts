@@ -9,7 +9,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -96,11 +96,12 @@ export class InspectRig {
   }
 
   /** Starts the program; resolves when it answers. `dying`: its threads end at a word (inspect-dying-decider.ts). */
-  async start({ dying = false } = {}): Promise<void> {
+  async start({ dying = false, options: more = [] as readonly string[] } = {}): Promise<void> {
     const main = join(import.meta.dirname, ...(dying ? ['inspect-dying.js'] : ['..', '..', 'cli', 'main.js']));
     const options = [
       ...['--name', 'gw-a', '--controller', `https://127.0.0.1:${PLAN_PORT}`, '--certs', join(this.#state, 'gw-a')],
       ...['--state', join(this.#state, 'state'), '--flow-log', this.#flows, '--metrics', METRICS, '--detect', 'off'],
+      ...more,
     ];
     const program = this.#spawn(this.gateway, [main, 'gateway', ...options]);
     this.#program = program;
@@ -123,6 +124,18 @@ export class InspectRig {
 
   get pid(): number {
     return this.#program?.pid ?? 0;
+  }
+
+  /** What the program has open. */
+  files(): string[] {
+    const folder = `/proc/${this.pid}/fd`;
+    return readdirSync(folder).flatMap((fd) => {
+      try {
+        return [readlinkSync(join(folder, fd))];
+      } catch {
+        return [];
+      }
+    });
   }
 
   /** Sum of a metric's samples whose labels hold this text; undefined: the program does not answer. */

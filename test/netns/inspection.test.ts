@@ -15,6 +15,7 @@ import {
 } from '../../api/plan.ts';
 import { isUndecided } from '../../gateway/marks.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
+import { cpuLatency } from '../../kernel/cpu-latency.ts';
 import { basePlan, directPlan, PODS, WEB } from './gateway-plans.ts';
 import { InspectRig, RESOLVER } from './inspect-rig.ts';
 
@@ -114,18 +115,27 @@ const raw = (family: Family, port: number, texts: string[], keep?: string) =>
 /** Silence takes its time. */
 const both = (work: (family: Family) => Promise<void>) => Promise.all(families.map(work));
 
-await rig.start();
+const LATENCY = 7;
+const options = ['--cpu-latency', String(LATENCY)];
+/** What the program asks of the CPUs, where the machine has that device. */
+const asksCpus = (): boolean => rig.files().includes('/dev/cpu_dma_latency');
+
+await rig.start({ options });
 
 t.test('a plan that asks nothing: nothing of inspection is there', async (t) => {
   await rig.publish(policy({ names: [] }));
   t.notMatch(rig.inside('nft list tables'), /sluice_inspect/);
   t.notMatch(rig.inside('iptables-nft -t mangle -S FORWARD'), /NFQUEUE/);
   t.equal(rig.metric('sluice_inspection_queues', 'serving'), 0);
+  t.notOk(asksCpus());
 });
 
 t.test('TLS by name: allowed, refused at once, and what is no TLS', async (t) => {
   const since = now();
   await rig.publish(policy());
+  const told = rig.log.some((line) => line.includes('CPUs may sleep'));
+  t.not(asksCpus(), told, 'CPUs are asked to wake sooner, or it is said that they cannot');
+  if (asksCpus()) t.ok(cpuLatency() <= LATENCY, 'and the kernel has it');
   t.match(rig.inside('nft list tables'), /sluice_inspect/);
   await rig.until('threads that serve', () => rig.metric('sluice_inspection_queues', 'serving') === 2);
   await teach('api.test');
@@ -372,7 +382,7 @@ t.test('a thread that dies under load: nothing leaks, and another reads on', asy
   const streams = forbidden.filter(({ port, text }) => port === 8443 || text.includes('die'));
   t.same(streams, []);
   await rig.kill('SIGTERM');
-  await rig.start();
+  await rig.start({ options });
   await rig.until('threads that serve', () => rig.metric('sluice_inspection_queues', 'serving') === 2);
 });
 
@@ -404,13 +414,10 @@ t.test('nothing asks any more: nothing is left, and what was read goes on', asyn
   await rig.publish(policy({ names: [], plain: true }));
   t.notMatch(rig.inside('nft list tables'), /sluice_inspect/);
   t.notMatch(rig.inside('iptables-nft -t mangle -S FORWARD'), /NFQUEUE/);
+  t.notOk(asksCpus());
   t.match(await rig.client({ do: 'send', keep: 'last', text: request }), { outcome: 'answered' });
 });
 
-if (process.env.H6LOG)
-  t.teardown(() => {
-    for (const l of rig.log) console.error(l);
-  });
 t.test('the log says nothing bad', async (t) => {
   const bad = rig.log.filter((line) => Number((JSON.parse(line) as { level: number }).level) >= 50);
   t.same(
