@@ -9,17 +9,12 @@ import { readFile } from 'node:fs/promises';
 import type { AnyObject } from '../../api/kinds.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
-import type { Snapshot } from '../plan/snapshot.ts';
 import { type FileContent, readDocuments, type SourceError } from './document.ts';
 import { type Remembered, recall, remember } from './remembered.ts';
+import type { ObjectSource, Observation } from './source.ts';
 import { type Listing, MAX_FILES, Tree, type TreeFile } from './tree.ts';
 
 export type { SourceError } from './document.ts';
-
-export interface Observation {
-  snapshot: Snapshot;
-  errors: SourceError[];
-}
 
 export interface DirectoryOptions {
   path: string;
@@ -32,11 +27,6 @@ export interface DirectoryOptions {
   onChange(observation: Observation): void;
   /** After each look, changed or not: something may have happened to files that are no manifests. */
   onLook?(): void;
-}
-
-export interface DirectorySource {
-  current(): Observation;
-  close(): Promise<void>;
 }
 
 /** Quiet time after the last event; an editor's or kubectl's burst is over sooner. */
@@ -230,7 +220,7 @@ export async function loadDirectory(
 }
 
 /** Loads once (the promise resolves after the first load, before any onChange), then watches. */
-export async function watchDirectory(options: DirectoryOptions): Promise<DirectorySource> {
+export async function watchDirectory(options: DirectoryOptions): Promise<ObjectSource> {
   const { log, state } = options;
   let timer: NodeJS.Timeout | undefined;
   let loading: Promise<void> | undefined;

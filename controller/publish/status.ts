@@ -13,6 +13,7 @@ import type { Logger } from '../../daemon/log.ts';
 import type { SourceError } from '../observe/document.ts';
 import type { Condition, Status } from '../plan/condition.ts';
 import type { Snapshot } from '../plan/snapshot.ts';
+import type { StatusSink } from './sink.ts';
 
 /** What a file name may be made of; keys of refused documents are anybody's text. */
 const SAFE = /^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$/;
@@ -52,7 +53,7 @@ interface Published {
 }
 type TimedCondition = Condition & { lastTransitionTime: string };
 
-export class StatusDirectory {
+export class StatusDirectory implements StatusSink {
   readonly #root: string;
   readonly #log: Logger;
   readonly #now: () => number;
