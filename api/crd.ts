@@ -6,7 +6,7 @@
 
 import { stringify } from 'yaml';
 import { API_GROUP } from './names.ts';
-import { type KindInfo, sluiceKinds } from './schema/registry.ts';
+import { egressAddressKind, type KindInfo, sluiceKinds } from './schema/registry.ts';
 import type { Keywords } from './schema/walk.ts';
 
 type Json = Record<string, unknown>;
@@ -208,7 +208,8 @@ function status(info: KindInfo): Json {
   return { type: 'object', properties };
 }
 
-export function crdOf(info: KindInfo): Json {
+/** `status`: schema of the subresource; absent: the kind has none. */
+export function crdOf(info: Omit<KindInfo, 'kind'> & { kind: string }, status?: Json): Json {
   const [group, version] = [API_GROUP, 'v1alpha1'];
   return {
     apiVersion: 'apiextensions.k8s.io/v1',
@@ -230,7 +231,7 @@ export function crdOf(info: KindInfo): Json {
           name: version,
           served: true,
           storage: true,
-          subresources: { status: {} },
+          ...(status !== undefined && { subresources: { status: {} } }),
           additionalPrinterColumns: info.columns,
           schema: {
             openAPIV3Schema: {
@@ -242,7 +243,7 @@ export function crdOf(info: KindInfo): Json {
                 kind: { type: 'string' },
                 metadata: { type: 'object' },
                 spec: structural(info.schema as Keywords),
-                status: status(info),
+                ...(status !== undefined && { status }),
               },
             },
           },
@@ -255,10 +256,11 @@ export function crdOf(info: KindInfo): Json {
 /** File name below `deploy/crds/` → text. */
 export function renderCrds(): Record<string, string> {
   const head = '# Rendered from api/schema by `npm run crds`. Do not edit.\n';
+  const crds = [...sluiceKinds.map((info) => crdOf(info, status(info))), crdOf(egressAddressKind)];
   return Object.fromEntries(
-    sluiceKinds.map((info) => [
-      `${API_GROUP}_${info.plural}.yaml`,
-      head + stringify(crdOf(info), { lineWidth: 0, aliasDuplicateObjects: false, version: '1.1' }),
+    [...sluiceKinds, egressAddressKind].map(({ plural }, at) => [
+      `${API_GROUP}_${plural}.yaml`,
+      head + stringify(crds[at], { lineWidth: 0, aliasDuplicateObjects: false, version: '1.1' }),
     ]),
   );
 }

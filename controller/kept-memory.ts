@@ -6,6 +6,7 @@
  */
 import { isRecord, sameJson } from '../api/plan-delta.ts';
 import type { Logger } from '../daemon/log.ts';
+import type { Memory } from './memory.ts';
 import { emptyMemory, type PlannerMemory, readMemory, readReleased } from './plan/memory.ts';
 import { readJson, writeJson, writeParts } from './state-file.ts';
 
@@ -17,7 +18,7 @@ const PAUSE_MS = 1_000;
 /** After each save of the releases so many times as long as it took. */
 const SAVE_SHARE = 10;
 
-export class KeptMemory {
+export class KeptMemory implements Memory {
   readonly #state: string;
   readonly #log: Logger;
   #memory: PlannerMemory;
@@ -48,13 +49,12 @@ export class KeptMemory {
     return this.#memory;
   }
 
-  /** All generations up to this may have been published before. */
   get reserved(): number {
     return this.#reserved;
   }
 
-  /** Before a plan of the generation after `generation` is published. Rejects never: what cannot be saved is logged. */
-  async keep(next: PlannerMemory, generation: number): Promise<void> {
+  /** Always true: what cannot be saved is logged. */
+  async keep(next: PlannerMemory, generation: number): Promise<boolean> {
     const last = this.#memory;
     this.#memory = next;
     const changed = (parts: readonly (keyof PlannerMemory)[]): boolean =>
@@ -70,6 +70,7 @@ export class KeptMemory {
     }
     if (next.released !== this.#savedReleases) this.#behind ??= this.#saveReleases();
     if (first) await this.#saving;
+    return true;
   }
 
   async close(): Promise<void> {

@@ -1,6 +1,5 @@
 /**
- * EgressIPPool and EgressIP (design §3): from which ranges source addresses are given out, and to whom. EgressAddress,
- * which only the controller writes, comes with the Kubernetes source.
+ * EgressIPPool and EgressIP (design §3): from which ranges source addresses are given out, and to whom.
  */
 
 import { Type } from 'typebox';

@@ -6,6 +6,7 @@
 import { Type } from 'typebox';
 import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
+import { EGRESS_ADDRESS_PLURAL, egressAddressSpec } from './egress-address.ts';
 import { egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, serviceEgressRuleSpec } from './egress-rule.ts';
 import { externalServiceSpec } from './external-service.ts';
@@ -208,6 +209,24 @@ export const sluiceKinds: readonly KindInfo[] = [
     ],
   },
 ];
+
+/** Written by the controller alone, and read by it: no manifest has it. */
+export const egressAddressKind: Omit<KindInfo, 'kind'> & { kind: 'EgressAddress' } = {
+  kind: 'EgressAddress',
+  plural: EGRESS_ADDRESS_PLURAL,
+  singular: 'egressaddress',
+  shortNames: ['egad'],
+  scope: 'cluster',
+  description: 'A source address that is given out, or rests after that. Written by the controller: do not edit.',
+  schema: egressAddressSpec,
+  columns: [
+    spec('Address', 'address'),
+    spec('EgressIP', 'egressIP'),
+    spec('Pool', 'pool'),
+    spec('Released', 'releasedAt'),
+    ageColumn,
+  ],
+};
 
 export const kindScopes: Readonly<Record<KindName, Scope>> = {
   GatewayPool: 'cluster',

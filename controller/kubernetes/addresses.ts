@@ -1,0 +1,163 @@
+/**
+ * Addresses that are given out, as objects at the API server (api/schema/egress-address.ts). Each is written before anybody hears of
+ * it, and only as the version that was read last: whoever else wrote one meanwhile is noticed, and nothing of ours comes of it.
+ */
+import type { CustomObjectsApi, KubeConfig } from '@kubernetes/client-node';
+import { formatAddress, parseAddress } from '../../api/address.ts';
+import { API_GROUP, API_VERSION } from '../../api/names.ts';
+import { isRecord, sameJson } from '../../api/plan-delta.ts';
+import { addressOfName, EGRESS_ADDRESS_PLURAL, egressAddressName } from '../../api/schema/egress-address.ts';
+import type { Allocation } from '../plan/memory.ts';
+import { codeOf, withinTime } from './call.ts';
+import { loadLibrary } from './client.ts';
+
+type Allocations = Readonly<Record<string, Allocation>>;
+
+interface Known {
+  name: string;
+  uid: string;
+  resourceVersion: string;
+  allocation: Allocation;
+}
+
+/** Somebody else has written what we were about to. */
+export class Conflict extends Error {}
+
+const PAGE = 500;
+/** Requests at a time. */
+const AT_ONCE = 16;
+const kind = {
+  group: API_GROUP,
+  version: API_VERSION.slice(API_GROUP.length + 1),
+  plural: EGRESS_ADDRESS_PLURAL,
+};
+
+export class AddressObjects {
+  readonly #api: CustomObjectsApi;
+  /** By canonical address. */
+  #known = new Map<string, Known>();
+
+  private constructor(api: CustomObjectsApi) {
+    this.#api = api;
+  }
+
+  static async open(config: KubeConfig): Promise<AddressObjects> {
+    const { CustomObjectsApi } = await loadLibrary();
+    const objects = new AddressObjects(config.makeApiClient(CustomObjectsApi));
+    await objects.read();
+    return objects;
+  }
+
+  get allocations(): Record<string, Allocation> {
+    return Object.fromEntries([...this.#known].map(([address, { allocation }]) => [address, allocation]));
+  }
+
+  /** All of them, as they are now. */
+  async read(): Promise<void> {
+    const known = new Map<string, Known>();
+    let next: string | undefined;
+    do {
+      const page: unknown = await withinTime(
+        this.#api.listClusterCustomObject({ ...kind, limit: PAGE, ...(next !== undefined && { _continue: next }) }),
+      );
+      if (!isRecord(page) || !Array.isArray(page.items)) throw new Error('the list of EgressAddresses is none');
+      for (const item of page.items) {
+        const read = parse(item);
+        if (read !== undefined) known.set(...read);
+      }
+      const rest = isRecord(page.metadata) ? page.metadata.continue : undefined;
+      next = typeof rest === 'string' && rest !== '' ? rest : undefined;
+    } while (next !== undefined);
+    this.#known = known;
+  }
+
+  /** Afterwards they are these. Throws Conflict, or what kept the API server from it: then some may be written. */
+  async write(allocations: Allocations): Promise<void> {
+    const work: (() => Promise<void>)[] = [];
+    for (const [address, allocation] of Object.entries(allocations)) {
+      const known = this.#known.get(address);
+      if (known === undefined) work.push(() => this.#create(address, allocation));
+      else if (!sameJson(known.allocation, allocation)) work.push(() => this.#replace(address, known, allocation));
+    }
+    for (const [address, known] of this.#known) {
+      if (!Object.hasOwn(allocations, address)) work.push(() => this.#delete(address, known));
+    }
+    const failures: unknown[] = [];
+    const turn = async (): Promise<void> => {
+      for (let job = work.shift(); job !== undefined && failures.length === 0; job = work.shift())
+        await job().catch((error: unknown) => failures.push(error));
+    };
+    await Promise.all(Array.from({ length: Math.min(AT_ONCE, work.length) }, turn));
+    const conflict = failures.find((failure) => failure instanceof Conflict);
+    if (failures.length > 0) throw conflict ?? failures[0];
+  }
+
+  async #create(address: string, allocation: Allocation): Promise<void> {
+    const made = await this.#call(
+      address,
+      this.#api.createClusterCustomObject({ ...kind, body: bodyOf(address, allocation) }),
+    );
+    this.#learn(address, made);
+  }
+
+  async #replace(address: string, { name, resourceVersion }: Known, allocation: Allocation): Promise<void> {
+    const body = bodyOf(address, allocation, resourceVersion);
+    this.#learn(address, await this.#call(address, this.#api.replaceClusterCustomObject({ ...kind, name, body })));
+  }
+
+  async #delete(address: string, { name, uid, resourceVersion }: Known): Promise<void> {
+    const body = { preconditions: { uid, resourceVersion } };
+    try {
+      await this.#call(address, this.#api.deleteClusterCustomObject({ ...kind, name, body }));
+    } catch (error) {
+      // Gone is what it was to be.
+      if (codeOf(error) !== 404) throw error;
+    }
+    this.#known.delete(address);
+  }
+
+  #learn(address: string, made: unknown): void {
+    const read = parse(made);
+    if (read?.[0] !== address)
+      throw new Error(`EgressAddress of ${address}: the API server answers with another object`);
+    this.#known.set(...read);
+  }
+
+  async #call(address: string, request: Promise<unknown>): Promise<unknown> {
+    try {
+      return await withinTime(request);
+    } catch (error) {
+      if (codeOf(error) === 409) throw new Conflict(`EgressAddress of ${address}: somebody else has written it`);
+      throw error;
+    }
+  }
+}
+
+function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resourceVersion?: string): object {
+  const parsed = parseAddress(address);
+  if (!parsed.ok) throw new Error(`no address: ${address}`);
+  return {
+    apiVersion: API_VERSION,
+    kind: 'EgressAddress',
+    metadata: { name: egressAddressName(parsed.value), ...(resourceVersion !== undefined && { resourceVersion }) },
+    spec: {
+      address: formatAddress(parsed.value),
+      pool,
+      ...(owner !== '' && { egressIP: owner }),
+      ...(releasedAt !== undefined && { releasedAt: new Date(releasedAt).toISOString() }),
+    },
+  };
+}
+
+/** Undefined: none that we wrote. Its name counts, which nobody can have twice. */
+function parse(item: unknown): [string, Known] | undefined {
+  if (!isRecord(item) || !isRecord(item.metadata) || !isRecord(item.spec)) return undefined;
+  const { name, uid, resourceVersion } = item.metadata;
+  const { pool, egressIP = '', releasedAt } = item.spec;
+  if (typeof name !== 'string' || typeof uid !== 'string' || typeof resourceVersion !== 'string') return undefined;
+  const address = addressOfName(name);
+  if (address === undefined || typeof pool !== 'string' || typeof egressIP !== 'string') return undefined;
+  const at = typeof releasedAt === 'string' ? Date.parse(releasedAt) : undefined;
+  const allocation = { pool, owner: egressIP, ...(at !== undefined && !Number.isNaN(at) && { releasedAt: at }) };
+  return [address, { name, uid, resourceVersion, allocation }];
+}

@@ -1,0 +1,14 @@
+/** Where the planner's memory is kept: on disk (kept-memory.ts), or at an API server (kubernetes/memory.ts). */
+import type { PlannerMemory } from './plan/memory.ts';
+
+export interface Memory {
+  readonly memory: PlannerMemory;
+  /** All generations up to this may have been published before. */
+  readonly reserved: number;
+  /**
+   * Before a plan of the generation after `generation` is published. False: what decides who has which address could not be
+   * kept, and `memory` may be another by now: nothing of that plan may be published, and it is to be planned again.
+   */
+  keep(next: PlannerMemory, generation: number): Promise<boolean>;
+  close(): Promise<void>;
+}
