@@ -4,29 +4,28 @@
  * election.
  */
 import { networkInterfaces } from 'node:os';
-import { join, resolve } from 'node:path';
-import { Counter, Gauge, Histogram } from 'prom-client';
+import { resolve } from 'node:path';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
-import { createRegistry, startHttp } from '../daemon/http.ts';
+import { startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
 import { HeldPools, type Judged } from './held-pools.ts';
 import { ControllerHits } from './hits.ts';
-import { KeptMemory } from './kept-memory.ts';
-import { watchDirectory } from './observe/directory.ts';
+import { controllerMetrics } from './metrics.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
 import type { HttpsWorld } from './observe/https.ts';
-import { type Lists, openLists } from './observe/lists.ts';
+import { openLists } from './observe/lists.ts';
 import { PlanCache } from './plan/cache.ts';
 import { forbiddenAddresses } from './plan/forbidden.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
 import { Pace } from './publish/pace.ts';
-import { StatusDirectory, withErrors } from './publish/status.ts';
+import { withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
 import { Webhooks } from './webhooks.ts';
+import { directoryWorld } from './world.ts';
 
 export interface ControllerOptions {
   /** `directory:PATH` */
@@ -56,10 +55,10 @@ const noNodePlan = emptyNodePlan();
 export async function runController(options: ControllerOptions): Promise<Controller> {
   const { log, state, now = Date.now } = options;
   if (!options.source.startsWith('directory:')) throw new Error(`unknown source ${options.source}`);
-  const path = resolve(options.source.slice('directory:'.length));
+  const world = directoryWorld(resolve(options.source.slice('directory:'.length)), { state, log, now });
+  const { statuses } = world;
   const metrics = controllerMetrics();
   const versions = new Versions();
-  const statuses = new StatusDirectory(join(path, '.status'), log, now);
   const webhooks = new Webhooks({
     post: (request, stop) => postWebhook(request, fetchPolicy(), options.fetcher?.world ?? {}, stop),
     log,
@@ -74,7 +73,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     log,
     now,
   });
-  const kept = await KeptMemory.open(state, log);
+  const kept = await world.memory();
   let generation = kept.reserved;
 
   const cache = new PlanCache();
@@ -88,14 +87,14 @@ export async function runController(options: ControllerOptions): Promise<Control
   const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
   const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
   const lists = await openLists({
-    root: () => path,
+    root: () => world.files,
     state,
     log,
     onChange: trigger,
     fetcher: { ...options.fetcher, policy: fetchPolicy },
   });
   const onLook = (): void => void lists.look();
-  const source = await watchDirectory({ path, state, log, onChange: trigger, onLook });
+  const source = await world.watch({ onChange: trigger, onLook });
   const server = await startPlanServer({
     listen: options.listen,
     certs: options.certs,
@@ -168,7 +167,10 @@ export async function runController(options: ControllerOptions): Promise<Control
       const planned = plan(snapshot, kept.memory, versions.peers, plannedAt, known, cache);
       stop();
       const { result, frozen } = heldPools.judge(planned, kept.memory, (node) => versions.last('node', node));
-      await kept.keep(result.memory, generation);
+      if (!(await kept.keep(result.memory, generation))) {
+        dirty = true;
+        continue;
+      }
       publish(result, frozen);
       pace.run(() => {
         statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors, snapshot);
@@ -234,49 +236,6 @@ export async function runController(options: ControllerOptions): Promise<Control
       await webhooks.close();
       await hits.close();
       await statuses.close();
-    },
-  };
-}
-
-function controllerMetrics() {
-  const registry = createRegistry('controller');
-  const registers = [registry];
-  const gauge = (name: string, help: string, ...labelNames: string[]) =>
-    new Gauge({ name: `sluice_controller_${name}`, help, labelNames, registers });
-  const objects = gauge('objects', 'Objects in force, by kind', 'kind');
-  const rejected = gauge('rejected_documents', 'Documents that are refused at present');
-  const clients = gauge('clients', 'Gateways and nodes that are connected', 'role');
-  const current = gauge('generation', 'Generation of the newest plan');
-  const held = gauge('held_workloads', 'Pods that wait for a gateway to acknowledge them');
-  const lists = gauge('lists', 'Lists of addressesFrom: the newest in force, an older one, or none', 'state');
-  const heldPools = gauge('held_pools', 'Pools whose plan is held until it is confirmed');
-  const plans = new Counter({ name: 'sluice_controller_plans_total', help: 'Plans computed', registers });
-  const duration = new Histogram({
-    name: 'sluice_controller_plan_duration_seconds',
-    help: 'Time to compute a plan',
-    buckets: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3],
-    registers,
-  });
-  return {
-    registry,
-    duration,
-    heldPools,
-    observe(
-      counts: ReadonlyMap<string, number>,
-      errors: number,
-      versions: Versions,
-      generation: number,
-      waiting: number,
-      known: Lists,
-    ): void {
-      plans.inc();
-      objects.reset();
-      for (const [kind, count] of counts) if (count > 0) objects.set({ kind }, count);
-      rejected.set(errors);
-      for (const role of ['gateway', 'node'] as const) clients.set({ role }, versions.connected(role));
-      current.set(generation);
-      held.set(waiting);
-      for (const [state, count] of Object.entries(known.counts())) lists.set({ state }, count);
     },
   };
 }

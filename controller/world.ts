@@ -1,0 +1,31 @@
+/**
+ * What differs between a controller of a directory and one of a cluster: where objects come from, where their status goes, what
+ * is remembered where.
+ */
+import { join } from 'node:path';
+import type { Logger } from '../daemon/log.ts';
+import { KeptMemory } from './kept-memory.ts';
+import type { Memory } from './memory.ts';
+import { watchDirectory } from './observe/directory.ts';
+import type { ObjectSource, Observation } from './observe/source.ts';
+import type { StatusSink } from './publish/sink.ts';
+import { StatusDirectory } from './publish/status.ts';
+
+export interface World {
+  /** Resolves when all has been read once. `onLook`: something may have happened to files that are no objects. */
+  watch(events: { onChange(observation: Observation): void; onLook(): void }): Promise<ObjectSource>;
+  memory(): Promise<Memory>;
+  readonly statuses: StatusSink;
+  /** Where the files of `addressesFrom` lie. */
+  readonly files: string;
+}
+
+export function directoryWorld(path: string, options: { state: string; log: Logger; now: () => number }): World {
+  const { state, log, now } = options;
+  return {
+    watch: (events) => watchDirectory({ path, state, log, ...events }),
+    memory: () => KeptMemory.open(state, log),
+    statuses: new StatusDirectory(join(path, '.status'), log, now),
+    files: path,
+  };
+}
