@@ -5,8 +5,9 @@
  * Left out: the transport (daemon/stream-*.ts) and what a plan's values mean.
  */
 import { isIP } from 'node:net';
+import { canonicalAddress } from './address.ts';
 import { type HitsTuple, hitsTuple, isHitId, type RuleHits, readHits } from './hits.ts';
-import { emptyGatewayPlan, emptyNodePlan, type PlanRole } from './plan.ts';
+import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from './plan.ts';
 import { isRecord, type PlanDelta } from './plan-delta.ts';
 import { isPlanHash } from './plan-hash.ts';
 import type { Result } from './result.ts';
@@ -23,6 +24,8 @@ export const MAX_ADDRESSES = 1024;
 /** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
 export const MAX_ERROR = 4096;
 
+/** Addresses of one message, so that it fits into a line. */
+export const MAX_HOLDS = 500;
 /** Rules of one message, so that it fits into a line whatever their names. */
 export const MAX_HITS_RULES = 400;
 
@@ -42,7 +45,16 @@ export type ClientMessage =
   | { type: 'nack'; generation: number; error: string }
   /** The last message did not fit: send a snapshot. */
   | { type: 'resync' }
+  | HoldsMessage
   | HitsMessage;
+
+/** After a gateway's hello: which egress IPs it has, and whose they are, by its plan. In parts; the last has no `more`. */
+export interface HoldsMessage {
+  type: 'holds';
+  /** Address → EgressIP; empty: not known. */
+  addresses: Record<string, string>;
+  more: boolean;
+}
 
 /** A gateway's totals of some rules, by id. Not answered; after a new connection all are told again. */
 export interface HitsMessage {
@@ -99,6 +111,33 @@ function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
   return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash } };
 }
 
+function parseHolds({ addresses, more }: Record<string, unknown>): Result<HoldsMessage> {
+  if (!isRecord(addresses)) return fail('holds: expected addresses');
+  const entries = Object.entries(addresses);
+  if (entries.length > MAX_HOLDS) return fail(`holds: expected at most ${MAX_HOLDS} addresses`);
+  const held: Record<string, string> = {};
+  for (const [text, owner] of entries) {
+    const address = canonicalAddress(text);
+    if (!address.ok) return fail('holds: expected addresses without prefix length or zone');
+    if (owner !== '' && !isPeerName(owner)) return fail('holds: expected names of EgressIPs');
+    held[address.value] = owner as string;
+  }
+  return { ok: true, value: { type: 'holds', addresses: held, more: more === true } };
+}
+
+/** What a gateway with this plan says after its hello. */
+export function holdsMessages({ shards }: Pick<GatewayPlan, 'shards'>): HoldsMessage[] {
+  const held = Object.values(shards).flatMap(({ egressIPs, owners = {} }) =>
+    egressIPs.map((address) => [address, owners[address] ?? ''] as const),
+  );
+  const messages: HoldsMessage[] = [];
+  do {
+    const addresses = Object.fromEntries(held.splice(0, MAX_HOLDS));
+    messages.push({ type: 'holds', addresses, more: held.length > 0 });
+  } while (held.length > 0);
+  return messages;
+}
+
 function parseHits({ epoch, rules }: Record<string, unknown>): Result<HitsMessage> {
   if (typeof epoch !== 'string' || !/^[-0-9a-f]{1,64}$/.test(epoch)) return fail('hits: expected an epoch');
   if (!isRecord(rules)) return fail('hits: expected rules');
@@ -133,6 +172,8 @@ export function parseClientMessage(line: string): Result<ClientMessage> {
       return { ok: true, value: { type, generation, error } };
     case 'resync':
       return { ok: true, value: { type } };
+    case 'holds':
+      return parseHolds(parsed.value);
     case 'hits':
       return parseHits(parsed.value);
     default:

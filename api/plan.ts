@@ -71,6 +71,8 @@ export interface ShardEntry {
   order: string[];
   /** Egress IPs given out that hash to this shard. */
   egressIPs: string[];
+  /** EgressIP by address: gateways keep it, for a controller that has lost its memory to ask them. */
+  owners?: Record<string, string>;
 }
 
 export interface Egress {

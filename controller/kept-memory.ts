@@ -8,6 +8,7 @@ import { isRecord, sameJson } from '../api/plan-delta.ts';
 import type { Logger } from '../daemon/log.ts';
 import type { Memory } from './memory.ts';
 import { emptyMemory, type PlannerMemory, readMemory, readReleased } from './plan/memory.ts';
+import { type HeldAddress, withResting } from './plan/resting.ts';
 import { readJson, writeJson, writeParts } from './state-file.ts';
 
 const FILE = 'planner.json';
@@ -51,6 +52,13 @@ export class KeptMemory implements Memory {
 
   get reserved(): number {
     return this.#reserved;
+  }
+
+  rest(held: readonly HeldAddress[]): boolean {
+    const next = withResting(this.#memory, held, Date.now());
+    const changed = next !== this.#memory;
+    this.#memory = next;
+    return changed;
   }
 
   /** Always true: what cannot be saved is logged. */

@@ -6,7 +6,7 @@
 import { networkInterfaces } from 'node:os';
 import { resolve } from 'node:path';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
-import { startHttp } from '../daemon/http.ts';
+import { type Health, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
@@ -16,14 +16,16 @@ import { ControllerHits } from './hits.ts';
 import { controllerMetrics } from './metrics.ts';
 import { allowedHosts, type FetchPolicy } from './observe/fetch-policy.ts';
 import type { HttpsWorld } from './observe/https.ts';
-import { openLists } from './observe/lists.ts';
+import { type Lists, openLists } from './observe/lists.ts';
 import { PlanCache } from './plan/cache.ts';
 import { forbiddenAddresses } from './plan/forbidden.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
+import { heldAddresses } from './plan/resting.ts';
 import { Pace } from './publish/pace.ts';
 import { withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
+import { Settling } from './settling.ts';
 import { Webhooks } from './webhooks.ts';
 import { directoryWorld } from './world.ts';
 
@@ -35,6 +37,8 @@ export interface ControllerOptions {
   certs: string;
   metrics?: Listen;
   log: Logger;
+  /** Another controller leads: nothing is published any more, and this one is to end. */
+  onLost?: (reason: string) => void;
   /** The wall clock, milliseconds since the epoch (default: the machine's). */
   now?: () => number;
   /** For tests: another world to fetch lists from and post webhooks to, in which a second is shorter. */
@@ -66,6 +70,32 @@ export async function runController(options: ControllerOptions): Promise<Control
     now,
     secondMs: options.fetcher?.secondMs,
   });
+  const cache = new PlanCache();
+  let generation = 0;
+  let begun = false;
+  let dirty = false;
+  let planning: Promise<void> | undefined;
+  let failure: string | undefined;
+  let warned = new Set<string>();
+  let closed = false;
+
+  const http =
+    options.metrics === undefined
+      ? undefined
+      : await startHttp({
+          listen: options.metrics,
+          registry: metrics.registry,
+          health: () => ({ ok: failure === undefined, detail: failure ?? 'ok' }),
+          ready: readiness,
+        });
+  let lists: Lists | undefined;
+  const source = await world.watch({ onChange: trigger, onLook: () => void lists?.look() });
+  await world.lead((reason) => {
+    closed = true;
+    options.onLost?.(reason);
+  });
+  const kept = await world.memory();
+  generation = kept.reserved;
   const hits = await ControllerHits.open({
     state,
     patch: (patches) => statuses.patch(patches),
@@ -73,35 +103,33 @@ export async function runController(options: ControllerOptions): Promise<Control
     log,
     now,
   });
-  const kept = await world.memory();
-  let generation = kept.reserved;
-
-  const cache = new PlanCache();
-  let dirty = false;
-  let planning: Promise<void> | undefined;
-  let failure: string | undefined;
-  let warned = new Set<string>();
-  let closed = false;
-
   const alarm = new Alarm(trigger, now);
   const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
   const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
-  const lists = await openLists({
+  const known = await openLists({
     root: () => world.files,
     state,
     log,
     onChange: trigger,
     fetcher: { ...options.fetcher, policy: fetchPolicy },
   });
-  const onLook = (): void => void lists.look();
-  const source = await world.watch({ onChange: trigger, onLook });
+  lists = known;
+  const settling = new Settling(trigger);
   const server = await startPlanServer({
     listen: options.listen,
     certs: options.certs,
     log,
     onHello(client) {
       versions.hello(client);
+      settling.hello(client);
       trigger();
+    },
+    onHolds(gateway, addresses, more) {
+      if (!settling.over) {
+        const { EgressIPPool: pools } = cache.look(source.current().snapshot);
+        if (kept.rest(heldAddresses(addresses, pools))) trigger();
+      }
+      if (!more) settling.heard(gateway);
     },
     onAck(client, acknowledged, error) {
       versions.ack(client, acknowledged, error);
@@ -117,18 +145,28 @@ export async function runController(options: ControllerOptions): Promise<Control
     onHits: (gateway, message) => hits.report(gateway, message),
   }).catch(async (error: unknown) => {
     await source.close();
-    await lists.close();
+    await known.close();
     throw error;
   });
-  const http =
-    options.metrics === undefined
-      ? undefined
-      : await startHttp({
-          listen: options.metrics,
-          registry: metrics.registry,
-          health: () => ({ ok: failure === undefined, detail: failure ?? 'ok' }),
-          ready: () => ({ ok: generation > 0 && failure === undefined, detail: `generation ${generation}` }),
-        });
+  if (world.asksGateways) {
+    await settling.gateways(
+      () =>
+        new Set(
+          cache
+            .look(source.current().snapshot)
+            .GatewayPool.flatMap((pool) => pool.spec.gateways.map(({ name }) => name)),
+        ),
+    );
+  }
+  begun = true;
+
+  function readiness(): Health {
+    if (!begun) {
+      const leader = world.leader();
+      return { ok: leader !== undefined, detail: leader === undefined ? 'not begun yet' : `standby: ${leader} leads` };
+    }
+    return { ok: generation > 0 && failure === undefined, detail: `generation ${generation}` };
+  }
 
   /** As things are now: asked again for every fetch and redirect. */
   function fetchPolicy(): FetchPolicy {
@@ -144,7 +182,7 @@ export async function runController(options: ControllerOptions): Promise<Control
 
   function trigger(): void {
     dirty = true;
-    if (closed) return;
+    if (closed || !begun) return;
     planning ??= new Promise<void>((done) => setImmediate(done))
       .then(run)
       .catch((error: unknown) => {
@@ -161,22 +199,23 @@ export async function runController(options: ControllerOptions): Promise<Control
     while (dirty && !closed) {
       dirty = false;
       const { snapshot, errors } = source.current();
-      const known = await lists.update(snapshot, cache.look(snapshot));
+      const addresses = await known.update(snapshot, cache.look(snapshot));
       const stop = metrics.duration.startTimer();
       const plannedAt = now();
-      const planned = plan(snapshot, kept.memory, versions.peers, plannedAt, known, cache);
+      const planned = plan(snapshot, kept.memory, versions.peers, plannedAt, addresses, cache);
       stop();
       const { result, frozen } = heldPools.judge(planned, kept.memory, (node) => versions.last('node', node));
       if (!(await kept.keep(result.memory, generation))) {
         dirty = true;
         continue;
       }
+      if (!world.leads()) return;
       publish(result, frozen);
       pace.run(() => {
         statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors, snapshot);
       });
       warn(result);
-      metrics.observe(cache.look(snapshot).counts, errors.length, versions, generation, result.held, lists);
+      metrics.observe(cache.look(snapshot).counts, errors.length, versions, generation, result.held, known);
       metrics.heldPools.set(heldPools.count);
       alarm.set(plannedAt, result.wakeAt);
       failure = undefined;
@@ -197,7 +236,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       server.publish('gateway', name, version.plan, version.generation);
     }
     for (const name of clients('node', result.nodes)) {
-      if (frozen.nodes.has(name)) continue;
+      if (frozen.nodes.has(name) || settling.waits(name, result.held)) continue;
       const version = versions.offer('node', name, result.nodes.get(name) ?? noNodePlan, next);
       if (version === undefined) continue;
       changed = true;
@@ -228,7 +267,8 @@ export async function runController(options: ControllerOptions): Promise<Control
       await server.close();
       await source.close();
       await planning;
-      await lists.close();
+      await known.close();
+      settling.close();
       alarm.close();
       pace.close();
       await heldPools.close();
@@ -236,6 +276,7 @@ export async function runController(options: ControllerOptions): Promise<Control
       await webhooks.close();
       await hits.close();
       await statuses.close();
+      await world.close();
     },
   };
 }

@@ -1,5 +1,6 @@
 /** Where the planner's memory is kept: on disk (kept-memory.ts), or at an API server (kubernetes/memory.ts). */
 import type { PlannerMemory } from './plan/memory.ts';
+import type { HeldAddress } from './plan/resting.ts';
 
 export interface Memory {
   readonly memory: PlannerMemory;
@@ -10,5 +11,7 @@ export interface Memory {
    * kept, and `memory` may be another by now: nothing of that plan may be published, and it is to be planned again.
    */
   keep(next: PlannerMemory, generation: number): Promise<boolean>;
+  /** Those of which nothing is known rest from now on. True: there are such. */
+  rest(held: readonly HeldAddress[]): boolean;
   close(): Promise<void>;
 }

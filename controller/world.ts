@@ -12,12 +12,22 @@ import type { StatusSink } from './publish/sink.ts';
 import { StatusDirectory } from './publish/status.ts';
 
 export interface World {
+  /** Resolves when this controller may plan; there may be others, of which one at a time may. `onLost`: it may no more. */
+  lead(onLost: (reason: string) => void): Promise<void>;
+  /** Whether it may now: asked before anything is published. */
+  leads(): boolean;
+  /** Who may instead, in words for a person; undefined: nobody that is known. */
+  leader(): string | undefined;
   /** Resolves when all has been read once. `onLook`: something may have happened to files that are no objects. */
   watch(events: { onChange(observation: Observation): void; onLook(): void }): Promise<ObjectSource>;
   memory(): Promise<Memory>;
   readonly statuses: StatusSink;
   /** Where the files of `addressesFrom` lie. */
   readonly files: string;
+  /** Whether gateways are asked what they have before anything is given out: others may have given it. */
+  readonly asksGateways: boolean;
+  /** After the source. */
+  close(): Promise<void>;
 }
 
 export function directoryWorld(path: string, options: { state: string; log: Logger; now: () => number }): World {
@@ -27,5 +37,10 @@ export function directoryWorld(path: string, options: { state: string; log: Logg
     memory: () => KeptMemory.open(state, log),
     statuses: new StatusDirectory(join(path, '.status'), log, now),
     files: path,
+    asksGateways: false,
+    lead: async () => {},
+    leads: () => true,
+    leader: () => undefined,
+    close: async () => {},
   };
 }

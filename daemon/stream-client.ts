@@ -7,13 +7,14 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:http2';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { CERT_URI_PREFIX, PORT_PLAN_STREAM } from '../api/names.ts';
-import type { PlanOf, PlanRole } from '../api/plan.ts';
+import { emptyGatewayPlan, type GatewayPlan, type PlanOf, type PlanRole } from '../api/plan.ts';
 import { Changes, changePlan, checkDelta, diffPlan, type PlanDelta } from '../api/plan-delta.ts';
 import { Assembly, type Update } from '../api/plan-parts.ts';
 import {
   type ClientMessage,
   formatMessage,
   type HitsMessage,
+  holdsMessages,
   LineReader,
   MAX_ERROR,
   MAX_SERVER_LINE,
@@ -192,6 +193,8 @@ class Client<R extends PlanRole> {
     const { role, name, addresses } = this.#options;
     const held = { generation: this.#generation, hash: this.#hash };
     this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, ...held });
+    if (role !== 'gateway') return;
+    for (const message of holdsMessages((this.#plan ?? emptyGatewayPlan()) as GatewayPlan)) this.#send(message);
   }
 
   #reconnect(failure: unknown): void {

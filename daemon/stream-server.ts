@@ -45,6 +45,8 @@ export interface PlanServerOptions {
   /** A plan is in force (no error), or could not be applied. It covers every older generation too. */
   onAck(client: PlanPeer, generation: number, error?: string): void;
   onGone(client: PlanPeer): void;
+  /** Egress IPs that a gateway has by its plan, and whose they are; `more`: others follow. */
+  onHolds?(gateway: string, addresses: Readonly<Record<string, string>>, more: boolean): void;
   onHits?(gateway: string, message: HitsMessage): void;
 }
 
@@ -225,6 +227,10 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     switch (message.type) {
       case 'hello':
         refuse(link.stream, 'a second hello');
+        return;
+      case 'holds':
+        if (link.peer.role === 'gateway') options.onHolds?.(link.peer.name, message.addresses, message.more);
+        else refuse(link.stream, 'egress IPs of no gateway');
         return;
       case 'hits':
         if (link.peer.role === 'gateway') options.onHits?.(link.peer.name, message);

@@ -12,6 +12,7 @@ import type { Logger } from '../../daemon/log.ts';
 import { KeptMemory } from '../kept-memory.ts';
 import type { Memory } from '../memory.ts';
 import type { PlannerMemory } from '../plan/memory.ts';
+import { type HeldAddress, withResting } from '../plan/resting.ts';
 import { AddressObjects, Conflict } from './addresses.ts';
 import { codeOf, withinTime } from './call.ts';
 import { loadLibrary } from './client.ts';
@@ -77,19 +78,11 @@ export class ClusterMemory implements Memory {
     return this.#reserved;
   }
 
-  /** Those of which nothing is known rest from now on. True: there are such. */
-  rest(held: readonly { address: string; pool: string; owner: string }[]): boolean {
-    const { allocations } = this.#memory;
-    const unknown = held.filter(({ address }) => !Object.hasOwn(allocations, address));
-    if (unknown.length === 0) return false;
-    const releasedAt = this.#options.now();
-    const more = Object.fromEntries(unknown.map(({ address, pool, owner }) => [address, { pool, owner, releasedAt }]));
-    this.#memory = { ...this.#memory, allocations: { ...allocations, ...more } };
-    this.#options.log.warn(
-      { addresses: unknown.map(({ address }) => address) },
-      'addresses that nobody has by the API server, and somebody had: they rest',
-    );
-    return true;
+  rest(held: readonly HeldAddress[]): boolean {
+    const next = withResting(this.#memory, held, this.#options.now());
+    const changed = next !== this.#memory;
+    this.#memory = next;
+    return changed;
   }
 
   async keep(next: PlannerMemory, generation: number): Promise<boolean> {

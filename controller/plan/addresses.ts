@@ -126,7 +126,7 @@ export class AddressPlanner {
     pools: readonly Pool[],
     egressIPs: readonly EgressIP[],
     drawPools: ReadonlyMap<string, EgressIPPool>,
-    { addresses }: AllocationResult,
+    { addresses, allocations }: AllocationResult,
     last: Placed | undefined,
   ): Placed {
     const shardOf = new Map<string, string>();
@@ -152,7 +152,7 @@ export class AddressPlanner {
     const filled = [...shards].map(([name, place]) => {
       const entries = Object.entries(place.shards).map(([shard, entry]): [string, ShardEntry] => [
         shard,
-        { ...entry, egressIPs: (place.egressIPs.get(shard) ?? []).sort() },
+        { ...entry, ...ownedBy(place.egressIPs.get(shard) ?? [], allocations) },
       ]);
       return [name, sameRecord(last?.shards.get(name), Object.fromEntries(entries))] as const;
     });
@@ -175,6 +175,15 @@ export class AddressPlanner {
 
 const emptyLists = ({ shards }: Pool): Map<string, string[]> =>
   new Map(Object.keys(shards).map((name): [string, string[]] => [name, []]));
+
+function ownedBy(
+  addresses: string[],
+  allocations: PlannerMemory['allocations'],
+): Pick<ShardEntry, 'egressIPs' | 'owners'> {
+  const egressIPs = addresses.sort();
+  const owners = Object.fromEntries(egressIPs.map((address) => [address, allocations[address]?.owner ?? '']));
+  return { egressIPs, ...(egressIPs.length > 0 && { owners }) };
+}
 
 /** With the values of before that are equal; the map of before if all are. */
 function sameMap<V>(before: ReadonlyMap<string, V> | undefined, now: Map<string, V>): Map<string, V> {
