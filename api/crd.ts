@@ -64,11 +64,22 @@ function bounds(schema: Keywords): Json {
 }
 
 const count = (description: string): Json => ({ type: 'integer', format: 'int64', minimum: 0, description });
-const text = (maxLength: number): Json => ({ type: 'string', maxLength });
+const text = (maxLength: number, description: string): Json => ({ type: 'string', maxLength, description });
+
+const SHARD = 'Name of the shard';
+const GATEWAY_POOL = 'GatewayPool of the shard';
+const observedGeneration: Json = {
+  type: 'integer',
+  format: 'int64',
+  minimum: 0,
+  description: 'Generation of the spec that is in force, or was looked at: of a newer one nothing is said yet',
+};
 
 /** metav1.Condition, as a list map keyed by type, so that several writers can own conditions of their own. */
 const conditions: Json = {
   type: 'array',
+  description:
+    'Accepted: it is understood and used. Programmed: the gateways that matter have it in force. Conflicted: another object has what it asks for. WebhookFailing: its webhook is not delivered',
   maxItems: 32,
   'x-kubernetes-list-type': 'map',
   'x-kubernetes-list-map-keys': ['type'],
@@ -76,12 +87,21 @@ const conditions: Json = {
     type: 'object',
     required: ['type', 'status', 'reason', 'message', 'lastTransitionTime'],
     properties: {
-      type: { type: 'string', maxLength: 316 },
-      status: { type: 'string', enum: ['True', 'False', 'Unknown'] },
-      reason: { type: 'string', minLength: 1, maxLength: 1024, pattern: '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$' },
-      message: { type: 'string', maxLength: 32_768 },
-      lastTransitionTime: { type: 'string', format: 'date-time', maxLength: 64 },
-      observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
+      type: text(316, 'Accepted, Programmed, Conflicted or WebhookFailing'),
+      status: { type: 'string', enum: ['True', 'False', 'Unknown'], description: 'Whether it holds' },
+      reason: {
+        type: 'string',
+        minLength: 1,
+        maxLength: 1024,
+        pattern: '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$',
+        description: 'Why, in one word for programs',
+      },
+      message: text(32_768, 'Why, for people'),
+      lastTransitionTime: {
+        ...text(64, 'When its status, not only its reason or message, changed last'),
+        format: 'date-time',
+      },
+      observedGeneration,
     },
   },
 };
@@ -101,6 +121,14 @@ function counters(of: string): Json {
   };
 }
 
+const limitTexts: Readonly<Record<string, string>> = {
+  maxConnections: 'Connections at once',
+  connectionsPerSecond: 'New connections each second',
+  egress: 'Bits each second to the outside',
+  ingress: 'Bits each second from the outside',
+  bandwidth: 'Bits each second in each direction',
+};
+
 /** What the controller says of an object of these kinds beside its conditions (controller/plan/status.ts). */
 const facts: Partial<Record<KindInfo['kind'], Json>> = {
   GatewayPool: {
@@ -108,8 +136,10 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
     namespaces: count('Namespaces that the pool carries'),
     auditedNamespaces: count('Namespaces whose whole policy is in audit'),
     workloads: count('Pods that the plan has'),
+    connected: text(16, 'Gateways that are connected to the controller, of all: 2/3'),
     gateways: {
       type: 'array',
+      description: 'What each gateway has said last',
       maxItems: 64,
       'x-kubernetes-list-type': 'map',
       'x-kubernetes-list-map-keys': ['name'],
@@ -117,10 +147,10 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
         type: 'object',
         required: ['name'],
         properties: {
-          name: text(63),
-          connected: { type: 'boolean' },
+          name: text(63, 'Name of the gateway'),
+          connected: { type: 'boolean', description: 'Whether it is connected to the controller' },
           generation: count('Of the plan that it has in force'),
-          error: text(32_768),
+          error: text(32_768, 'Why it could not put the newest plan in force'),
         },
       },
     },
@@ -132,14 +162,28 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
       type: 'array',
       description: 'Addresses in force',
       maxItems: 128,
-      items: text(45),
+      items: text(45, 'An address'),
+      'x-kubernetes-list-type': 'atomic',
+    },
+    gateways: {
+      type: 'array',
+      description: 'The gateways that should have these addresses, each once',
+      maxItems: 64,
+      items: text(63, 'Name of a gateway'),
       'x-kubernetes-list-type': 'atomic',
     },
     assignments: {
       type: 'array',
       description: 'Where each address is: its shard, and the gateway that should have it',
       maxItems: 128,
-      items: { type: 'object', properties: { address: text(45), shard: text(253), gateway: text(63) } },
+      items: {
+        type: 'object',
+        properties: {
+          address: text(45, 'An address in force'),
+          shard: text(253, SHARD),
+          gateway: text(63, 'Name of the gateway; absent: the shard has none'),
+        },
+      },
       'x-kubernetes-list-type': 'atomic',
     },
     namespaces: count('Namespaces that leave with it'),
@@ -154,11 +198,17 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
       type: 'array',
       description: 'Of each of addressesFrom: where it is from, and how many entries are in force',
       maxItems: 16,
-      items: { type: 'object', properties: { from: text(4096), entries: count('Absent: no list yet') } },
+      items: {
+        type: 'object',
+        properties: {
+          from: text(4096, 'URL, file or ConfigMap'),
+          entries: count('Entries of it in force; absent: no list yet'),
+        },
+      },
       'x-kubernetes-list-type': 'atomic',
     },
     limits: division('What each shard lets through of a port with a bandwidth, in bits per second', ['bandwidth'], {
-      port: text(63),
+      port: text(63, 'Name of the port'),
     }),
   },
 };
@@ -173,10 +223,12 @@ function division(description: string, limits: readonly string[], also: Json = {
       type: 'object',
       required: ['pool', 'shard', ...Object.keys(also)],
       properties: {
-        pool: { type: 'string', maxLength: 253 },
-        shard: { type: 'string', maxLength: 63 },
+        pool: text(253, GATEWAY_POOL),
+        shard: text(63, SHARD),
         ...also,
-        ...Object.fromEntries(limits.map((name) => [name, { type: 'integer', format: 'int64', minimum: 1 }])),
+        ...Object.fromEntries(
+          limits.map((name) => [name, { type: 'integer', format: 'int64', minimum: 1, description: limitTexts[name] }]),
+        ),
       },
     },
     'x-kubernetes-list-type': 'map',
@@ -186,7 +238,7 @@ function division(description: string, limits: readonly string[], also: Json = {
 
 function status(info: KindInfo): Json {
   const properties: Json = {
-    observedGeneration: { type: 'integer', format: 'int64', minimum: 0 },
+    observedGeneration,
     conditions,
     ...facts[info.kind],
   };
@@ -205,7 +257,7 @@ function status(info: KindInfo): Json {
       description: 'When its schedule opens or closes next',
     };
   }
-  return { type: 'object', properties };
+  return { type: 'object', description: 'What became of it. Written by the controller', properties };
 }
 
 /** `status`: schema of the subresource; absent: the kind has none. */
@@ -239,10 +291,11 @@ export function crdOf(info: Omit<KindInfo, 'kind'> & { kind: string }, status?: 
               type: 'object',
               required: ['spec'],
               properties: {
-                apiVersion: { type: 'string' },
-                kind: { type: 'string' },
+                apiVersion: { type: 'string', description: `${group}/${version}` },
+                kind: { type: 'string', description: info.kind },
+                // The API server takes no text here, and has its own.
                 metadata: { type: 'object' },
-                spec: structural(info.schema as Keywords),
+                spec: { description: info.description, ...structural(info.schema as Keywords) },
                 ...(status !== undefined && { status }),
               },
             },

@@ -112,12 +112,13 @@ export const destinationText = (options: object = {}) =>
 export const oneOf = <Values extends string[]>(values: readonly [...Values], options: object = {}) =>
   Type.Enum<Values>(values, { ...options });
 
-const labelKey = () =>
+const labelKey = (options: object = {}) =>
   Type.String({
     pattern: labelKeyPattern,
     minLength: 1,
     maxLength: 317,
     expected: 'a label key',
+    ...options,
   });
 const labelValue = () =>
   Type.String({
@@ -139,14 +140,22 @@ function checkRequirement(requirement: { operator: string; values?: string[] }) 
 export const labelSelectorSchema = (options: object = {}) =>
   Type.Object(
     {
-      matchLabels: Type.Optional(Type.Record(Type.String(), labelValue(), { maxProperties: 64, keys: 'label' })),
+      matchLabels: Type.Optional(
+        Type.Record(Type.String(), labelValue(), {
+          maxProperties: 64,
+          keys: 'label',
+          description: 'Labels with these values',
+        }),
+      ),
       matchExpressions: Type.Optional(
         Type.Array(
           Type.Object(
             {
-              key: labelKey(),
-              operator: oneOf(['In', 'NotIn', 'Exists', 'DoesNotExist']),
-              values: Type.Optional(Type.Array(labelValue(), { maxItems: 64 })),
+              key: labelKey({ description: 'Key of the label' }),
+              operator: oneOf(['In', 'NotIn', 'Exists', 'DoesNotExist'], {
+                description: 'NotIn holds for objects without the label, too',
+              }),
+              values: Type.Optional(Type.Array(labelValue(), { maxItems: 64, description: 'Of In and NotIn' })),
             },
             {
               additionalProperties: false,
@@ -159,7 +168,7 @@ export const labelSelectorSchema = (options: object = {}) =>
               ],
             },
           ),
-          { maxItems: 64 },
+          { maxItems: 64, description: 'All of them must hold' },
         ),
       ),
     },

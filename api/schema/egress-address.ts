@@ -21,7 +21,10 @@ export function addressOfName(name: string): string | undefined {
 
 export const egressAddressSpec = Type.Object(
   {
-    address: addressText({ cel: [{ rule: 'self == oldSelf', message: 'address cannot be changed' }] }),
+    address: addressText({
+      description: 'The address; its name is made of it',
+      cel: [{ rule: 'self == oldSelf', message: 'address cannot be changed' }],
+    }),
     pool: objectName({ description: 'EgressIPPool that it was given out from' }),
     egressIP: Type.Optional(
       objectName({ description: 'Who has it, or had it last; absent: a gateway had it, for nobody that is known' }),

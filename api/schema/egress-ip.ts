@@ -10,14 +10,22 @@ const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${fie
 
 export const egressIPPoolSpec = Type.Object(
   {
-    gatewayPool: objectName({ cel: immutable('gatewayPool') }),
+    gatewayPool: objectName({
+      description: 'GatewayPool that carries these addresses; cannot be changed',
+      cel: immutable('gatewayPool'),
+    }),
     ranges: Type.Array(rangeText(), {
       minItems: 1,
       maxItems: 256,
       listType: 'set',
       description: 'CIDR, FIRST-LAST or one address',
     }),
-    exclude: Type.Array(rangeText(), { default: [], maxItems: 256, listType: 'set' }),
+    exclude: Type.Array(rangeText(), {
+      default: [],
+      maxItems: 256,
+      listType: 'set',
+      description: 'Of the ranges, what is never given out',
+    }),
     namespaceSelector: labelSelectorSchema({ description: 'Who may draw from it; {} is every namespace' }),
     quarantineSeconds: Type.Integer({
       minimum: 0,
@@ -31,13 +39,30 @@ export const egressIPPoolSpec = Type.Object(
 
 export const egressIPSpec = Type.Object(
   {
-    pool: objectName({ cel: immutable('pool') }),
-    addresses: Type.Optional(Type.Array(addressText(), { minItems: 1, maxItems: 64, listType: 'set' })),
+    pool: objectName({ description: 'EgressIPPool; cannot be changed', cel: immutable('pool') }),
+    addresses: Type.Optional(
+      Type.Array(addressText(), {
+        minItems: 1,
+        maxItems: 64,
+        listType: 'set',
+        description: 'These addresses of the pool; or count',
+      }),
+    ),
     count: Type.Optional(Type.Integer({ minimum: 1, maximum: 64, description: 'Per family that the pool has' })),
-    allocation: oneOf(['Shared'], { default: 'Shared' }),
-    namespaces: Type.Optional(Type.Array(label(), { minItems: 1, maxItems: 256, listType: 'set' })),
-    namespaceSelector: Type.Optional(labelSelectorSchema()),
-    podSelector: Type.Optional(labelSelectorSchema()),
+    allocation: oneOf(['Shared'], {
+      default: 'Shared',
+      description: 'Shared: all its namespaces leave with the same addresses',
+    }),
+    namespaces: Type.Optional(
+      Type.Array(label(), {
+        minItems: 1,
+        maxItems: 256,
+        listType: 'set',
+        description: 'Names of the namespaces that leave with it; or namespaceSelector',
+      }),
+    ),
+    namespaceSelector: Type.Optional(labelSelectorSchema({ description: 'Namespaces that leave with it' })),
+    podSelector: Type.Optional(labelSelectorSchema({ description: 'Absent: every pod of them' })),
     destinations: Type.Optional(
       Type.Array(destinationText(), {
         minItems: 1,

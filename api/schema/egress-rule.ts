@@ -9,7 +9,10 @@ import { scheduleSchema } from './schedule.ts';
 import { webhookSchema } from './webhook.ts';
 
 const rule = {
-  action: oneOf(['accept', 'accept-decisively', 'drop', 'reject']),
+  action: oneOf(['accept', 'accept-decisively', 'drop', 'reject'], {
+    description:
+      'accept: the next context goes on, in the last one it permits. accept-decisively: permits here. reject: drops, and says so to the sender',
+  }),
   mode: oneOf(['Enforce', 'Audit'], {
     default: 'Enforce',
     description: 'Audit: what the rule matches is counted and logged, and the walk goes on as if it had not matched',
@@ -124,7 +127,10 @@ export const serviceEgressRuleSpec = Type.Object(
   {
     ...rule,
     service: objectName({ description: 'Service of the same namespace; its endpoints are the sources' }),
-    endpoints: oneOf(['All', 'Ready'], { default: 'All' }),
+    endpoints: oneOf(['All', 'Ready'], {
+      default: 'All',
+      description: 'Ready: only of endpoints that the Service sends traffic to',
+    }),
   },
   { additionalProperties: false, cel: [...ownNamespace, limits, ...permitting('accept', 'accept-decisively')] },
 );

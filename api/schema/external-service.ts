@@ -27,7 +27,7 @@ const listSource = Type.Object(
     configMapRef: Type.Optional(
       Type.Object(
         {
-          name: objectName(),
+          name: objectName({ description: 'ConfigMap of the same namespace' }),
           key: Type.Optional(
             Type.String({
               pattern: '^[-._a-zA-Z0-9]+$',

@@ -33,8 +33,18 @@ const gateway = Type.Object(
 /** By the pattern a text with a colon is IPv6, and one without is IPv4. */
 const routers = Type.Object(
   {
-    v4: Type.Optional(addressText({ cel: [{ rule: "!self.contains(':')", message: 'an IPv4 address' }] })),
-    v6: Type.Optional(addressText({ cel: [{ rule: "self.contains(':')", message: 'an IPv6 address' }] })),
+    v4: Type.Optional(
+      addressText({
+        description: 'Next hop of IPv4',
+        cel: [{ rule: "!self.contains(':')", message: 'an IPv4 address' }],
+      }),
+    ),
+    v6: Type.Optional(
+      addressText({
+        description: 'Next hop of IPv6',
+        cel: [{ rule: "self.contains(':')", message: 'an IPv6 address' }],
+      }),
+    ),
   },
   { additionalProperties: false, description: 'Routers on the external link; absent: the routes of the machine' },
 );
@@ -45,6 +55,7 @@ const nextHopRanges = (text: string, rule: string) =>
       maxItems: 64,
       minItems: 1,
       listType: 'set',
+      description: `CIDR, FIRST-LAST or one address, of ${text}`,
       cel: [{ rule: `self.all(range, ${rule})`, message: `${text} addresses` }],
     }),
   );
@@ -60,6 +71,7 @@ export const gatewayPoolSpec = Type.Object(
     gateways: Type.Array(gateway, {
       minItems: 1,
       maxItems: 64,
+      description: 'The Linux machines of this pool',
       listMapKeys: ['name'],
       cel: [
         {
@@ -74,13 +86,16 @@ export const gatewayPoolSpec = Type.Object(
     }),
     interfaces: Type.Object(
       {
-        internal: interfaceName(),
+        internal: interfaceName({ description: 'Where nodes reach the gateways' }),
         external: Type.Object(
-          { name: interfaceName(), gateway: Type.Optional(routers) },
-          { additionalProperties: false },
+          {
+            name: interfaceName({ description: 'Where traffic leaves; may be the same with tunnels' }),
+            gateway: Type.Optional(routers),
+          },
+          { additionalProperties: false, description: 'The link to the outside' },
         ),
       },
-      { additionalProperties: false },
+      { additionalProperties: false, description: 'Links of the gateways, of the same names on each' },
     ),
     nextHops: Type.Object(
       {
@@ -100,8 +115,18 @@ export const gatewayPoolSpec = Type.Object(
           description:
             'How nodes reach the gateways: through a tunnel, or as next hops on the inside segment. Direct trusts that segment: whoever is on it can send with the source of a workload. vni, port and mtu are of the tunnel',
         }),
-        vni: Type.Integer({ minimum: 1, maximum: 16_777_215, default: 7790 }),
-        port: Type.Integer({ minimum: 1, maximum: 65_535, default: TUNNEL_PORT }),
+        vni: Type.Integer({
+          minimum: 1,
+          maximum: 16_777_215,
+          default: 7790,
+          description: "Number of the tunnel's network",
+        }),
+        port: Type.Integer({
+          minimum: 1,
+          maximum: 65_535,
+          default: TUNNEL_PORT,
+          description: 'UDP port of the tunnel, not the one of the CNI',
+        }),
         mtu: Type.Optional(
           Type.Integer({
             minimum: 1280,
@@ -110,7 +135,7 @@ export const gatewayPoolSpec = Type.Object(
           }),
         ),
       },
-      { additionalProperties: false, default: {} },
+      { additionalProperties: false, default: {}, description: 'How packets get from nodes to gateways' },
     ),
     defaultAction: oneOf(['Drop', 'Accept'], {
       default: 'Drop',
@@ -165,7 +190,10 @@ export const gatewayPoolSpec = Type.Object(
             description: 'What becomes of flows that cannot be read for want of threads or room',
           }),
         },
-        { additionalProperties: false },
+        {
+          additionalProperties: false,
+          description: 'How flows are read that rules ask more of than addresses and ports',
+        },
       ),
     ),
     fetch: Type.Object(
@@ -187,7 +215,7 @@ export const gatewayPoolSpec = Type.Object(
           },
         ),
       },
-      { additionalProperties: false, default: {} },
+      { additionalProperties: false, default: {}, description: 'What the controller may fetch from, and post to' },
     ),
   },
   {

@@ -82,6 +82,11 @@ const spec = (name: string, field: string, type: PrinterColumn['type'] = 'string
   type,
   jsonPath: `.spec.${field}`,
 });
+const fact = (name: string, field: string, type: PrinterColumn['type'] = 'string'): PrinterColumn => ({
+  name,
+  type,
+  jsonPath: `.status.${field}`,
+});
 const condition = (type: string): PrinterColumn => ({
   name: type,
   type: 'string',
@@ -98,7 +103,16 @@ const scheduled: PrinterColumn[] = [
   { name: 'Schedule', type: 'string', jsonPath: '.status.schedule' },
   { name: 'NextChange', type: 'string', jsonPath: '.status.nextChange', priority: 1 },
 ];
-const states = [condition('Accepted'), condition('Programmed'), ageColumn];
+/** With -o wide: why it is not, where it is not. */
+const why = (type: string): PrinterColumn => ({
+  name: `${type}-Message`,
+  type: 'string',
+  jsonPath: `.status.conditions[?(@.type=="${type}")].message`,
+  priority: 1,
+});
+/** Of kinds that no gateway has in force by themselves. */
+const accepted = [condition('Accepted'), ageColumn, why('Accepted')];
+const states = [condition('Accepted'), condition('Programmed'), ageColumn, why('Accepted'), why('Programmed')];
 
 export const sluiceKinds: readonly KindInfo[] = [
   {
@@ -114,6 +128,10 @@ export const sluiceKinds: readonly KindInfo[] = [
       spec('Default', 'defaultAction'),
       spec('Unassigned', 'unassigned'),
       spec('Mode', 'mode'),
+      fact('Connected', 'connected'),
+      { ...fact('Shards', 'shards', 'integer'), priority: 1 },
+      { ...fact('Namespaces', 'namespaces', 'integer'), priority: 1 },
+      { ...fact('Workloads', 'workloads', 'integer'), priority: 1 },
       ...states,
     ],
   },
@@ -125,7 +143,12 @@ export const sluiceKinds: readonly KindInfo[] = [
     scope: 'cluster',
     description: 'Ranges from which egress IPs are given out, and who may draw from them.',
     schema: egressIPPoolSpec,
-    columns: [spec('GatewayPool', 'gatewayPool'), spec('Ranges', 'ranges'), ...states],
+    columns: [
+      spec('GatewayPool', 'gatewayPool'),
+      spec('Ranges', 'ranges'),
+      fact('In-Use', 'inUse', 'integer'),
+      ...accepted,
+    ],
   },
   {
     kind: 'EgressIP',
@@ -137,7 +160,9 @@ export const sluiceKinds: readonly KindInfo[] = [
     schema: egressIPSpec,
     columns: [
       spec('Pool', 'pool'),
-      { name: 'Addresses', type: 'string', jsonPath: '.status.addresses' },
+      fact('Addresses', 'addresses'),
+      fact('Gateways', 'gateways'),
+      fact('Namespaces', 'namespaces', 'integer'),
       { name: 'Destinations', type: 'string', jsonPath: '.spec.destinations', priority: 1 },
       condition('Conflicted'),
       ...states,
@@ -151,7 +176,7 @@ export const sluiceKinds: readonly KindInfo[] = [
     scope: 'namespaced',
     description: 'A named set of destinations outside the cluster.',
     schema: externalServiceSpec,
-    columns: [spec('Addresses', 'addresses'), ...states],
+    columns: [spec('Addresses', 'addresses'), ...accepted],
   },
   {
     kind: 'ClusterEgressRule',

@@ -187,7 +187,7 @@ function checkPort(port: CheckedPort) {
 
 export const servicePort = Type.Object(
   {
-    name: label(),
+    name: label({ description: 'Name of the port, by which its status speaks of it' }),
     protocol,
     port: Type.Optional(
       Type.String({

@@ -97,7 +97,7 @@ export function startLease(options: LeaseOptions): Lease {
       // 404 and 409 are part of it.
       const failed = answer.status === 0 || answer.status >= 500 || [401, 403, 422, 429].includes(answer.status);
       if (failed && !failing) log.warn({ lease: name, code: answer.status, reason: answer.message }, 'no lease');
-      failing = failed;
+      failing = failed || (failing && step.do === 'read');
       look();
     }
   }

@@ -197,7 +197,9 @@ function addRules(
 
 function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: StatusInput): Record<string, unknown> {
   const pool = pools.find(({ name }) => name === metadata.name);
+  const connected = spec.gateways.filter(({ name }) => peers.gateways.get(name)?.connected === true).length;
   return {
+    connected: `${connected}/${spec.gateways.length}`,
     shards: Object.keys(pool?.shards ?? {}).length,
     namespaces: pool?.namespaces.length ?? 0,
     auditedNamespaces: pool?.audited.length ?? 0,
@@ -234,7 +236,7 @@ function holdsAddress(shard: ShardEntry | undefined, address: string): boolean {
 function egressIPFacts(
   object: EgressIP,
   { plans, allocation, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
-): { programmed: Condition; addresses: string[]; assignments: unknown[]; namespaces: number } {
+): { programmed: Condition; addresses: string[]; gateways: string[]; assignments: unknown[]; namespaces: number } {
   const { name } = object.metadata;
   const perFamily = allocation.addresses.get(name) ?? {};
   const addresses = families.flatMap((family) => perFamily[family] ?? []);
@@ -260,5 +262,6 @@ function egressIPFacts(
         : waiting.length > 0
           ? no('Programmed', 'NotAcknowledged', `waits for ${waiting.join(', ')}`)
           : yes('Programmed', 'Programmed', 'its gateways have it in force');
-  return { programmed, addresses, assignments, namespaces };
+  const gateways = [...new Set(assignments.flatMap(({ gateway }) => gateway ?? []))];
+  return { programmed, addresses, gateways, assignments, namespaces };
 }

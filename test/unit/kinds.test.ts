@@ -272,6 +272,21 @@ t.test('CRDs', (t) => {
     const path = join(folder, name);
     t.equal(existsSync(path) ? readFileSync(path, 'utf8') : '', text, `${path} is what npm run crds renders`);
   }
+  // `kubectl explain` shows them.
+  const textless = (schema: Json, path: string): string[] => [
+    ...Object.entries((schema.properties ?? {}) as Record<string, Json>).flatMap(([name, field]) => [
+      ...(field.description === undefined ? [`${path}.${name}`] : []),
+      ...textless(field, `${path}.${name}`),
+    ]),
+    ...(schema.items === undefined ? [] : textless(schema.items as Json, `${path}[]`)),
+  ];
+  for (const [name, text] of Object.entries(files)) {
+    t.same(
+      textless(parse(text).spec.versions[0].schema.openAPIV3Schema, name),
+      [`${name}.metadata`],
+      'every field has a text',
+    );
+  }
   for (const info of sluiceKinds) {
     const crd = parse(files[`sluice.dev_${info.plural}.yaml`] ?? '');
     const [version] = crd.spec.versions;
