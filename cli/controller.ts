@@ -14,6 +14,24 @@ export function sourceArgument(text: string): string {
   return text;
 }
 
+const anySourceArgument = (text: string): string => {
+  if (text === 'kubernetes' || /^directory:.+/.test(text)) return text;
+  throw new InvalidArgumentError('expected kubernetes or directory:PATH');
+};
+
+interface Flags {
+  source: string;
+  kubeconfig?: string;
+  context?: string;
+  state: string;
+  listen: Listen;
+  certs: string;
+  metrics?: Listen;
+}
+
+/** Exit code of a controller that leads no more, for whoever starts it again. */
+const LOST = 75;
+
 /** Runs until SIGINT or SIGTERM, then closes; a second signal ends the process at once. */
 export async function untilSignal(closable: { close(): Promise<void> }): Promise<void> {
   await new Promise<void>((resolve) => {
@@ -26,7 +44,9 @@ export function register(program: Command): void {
   program
     .command('controller')
     .description('observe the manifests, plan, and publish plans to gateways and nodes')
-    .requiredOption('--source <source>', 'directory:PATH of Kubernetes YAML, watched', sourceArgument)
+    .requiredOption('--source <source>', 'kubernetes, or directory:PATH of Kubernetes YAML, watched', anySourceArgument)
+    .option('--kubeconfig <file>', 'of --source kubernetes: the way to the API server; absent: as kubectl finds it')
+    .option('--context <name>', 'of that file; absent: its current one')
     .requiredOption('--state <dir>', 'what must survive a restart: allocations, generation, last good objects')
     .requiredOption('--listen <address:port>', 'plan stream, mutual TLS', listenArgument)
     .requiredOption('--certs <dir>', 'directory with ca.crt, tls.crt, tls.key')
@@ -36,11 +56,18 @@ export function register(program: Command): void {
       `
 Example:
   sluice controller --source directory:/etc/sluice/manifests --state /var/lib/sluice/controller \\
-    --listen 10.0.0.10:7790 --certs /etc/sluice/certs --metrics 127.0.0.1:7791`,
+    --listen 10.0.0.10:7790 --certs /etc/sluice/certs --metrics 127.0.0.1:7791
+  sluice controller --source kubernetes --state /var/lib/sluice/controller --listen 0.0.0.0:7790 --certs /etc/sluice/certs`,
     )
-    .action(async (flags: { source: string; state: string; listen: Listen; certs: string; metrics?: Listen }) => {
+    .action(async (flags: Flags) => {
       const { runController } = await import('../controller/main.ts');
       const { createLog } = await import('../daemon/log.ts');
-      await untilSignal(await runController({ ...flags, log: createLog('controller') }));
+      const log = createLog('controller');
+      const onLost = (reason: string): never => {
+        log.error({ reason }, 'another controller may lead: this one ends');
+        // At once: what is under way here must not come to anything any more.
+        process.exit(LOST);
+      };
+      await untilSignal(await runController({ ...flags, log, onLost }));
     });
 }

@@ -1,10 +1,9 @@
 /**
  * The controller, put together: observe → plan → publish. One plan at a time; whatever happens meanwhile (a manifest
- * changed, a gateway acknowledged) leads to one more. What must not be forgotten is on disk first (kept-memory.ts). Left out: the Kubernetes source, leader
- * election.
+ * changed, a gateway acknowledged) leads to one more. What must not be forgotten is kept first (memory.ts). Of several controllers
+ * of a cluster one comes so far; the others wait with what they have read (world.ts).
  */
 import { networkInterfaces } from 'node:os';
-import { resolve } from 'node:path';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
 import { type Health, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
@@ -27,11 +26,14 @@ import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
 import { Settling } from './settling.ts';
 import { Webhooks } from './webhooks.ts';
-import { directoryWorld } from './world.ts';
+import { worldOf } from './world.ts';
 
 export interface ControllerOptions {
-  /** `directory:PATH` */
+  /** `directory:PATH`, or `kubernetes`. */
   source: string;
+  /** Of `kubernetes`: where the API server is (kubernetes/client.ts). */
+  kubeconfig?: string;
+  context?: string;
   state: string;
   listen: Listen;
   certs: string;
@@ -58,10 +60,9 @@ const noNodePlan = emptyNodePlan();
 
 export async function runController(options: ControllerOptions): Promise<Controller> {
   const { log, state, now = Date.now } = options;
-  if (!options.source.startsWith('directory:')) throw new Error(`unknown source ${options.source}`);
-  const world = directoryWorld(resolve(options.source.slice('directory:'.length)), { state, log, now });
-  const { statuses } = world;
   const metrics = controllerMetrics();
+  const world = await worldOf(options, { state, log, now, registry: metrics.registry });
+  const { statuses } = world;
   const versions = new Versions();
   const webhooks = new Webhooks({
     post: (request, stop) => postWebhook(request, fetchPolicy(), options.fetcher?.world ?? {}, stop),

@@ -2,7 +2,8 @@
  * What differs between a controller of a directory and one of a cluster: where objects come from, where their status goes, what
  * is remembered where.
  */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
+import type { Registry } from 'prom-client';
 import type { Logger } from '../daemon/log.ts';
 import { KeptMemory } from './kept-memory.ts';
 import type { Memory } from './memory.ts';
@@ -30,7 +31,29 @@ export interface World {
   close(): Promise<void>;
 }
 
-export function directoryWorld(path: string, options: { state: string; log: Logger; now: () => number }): World {
+const DIRECTORY = 'directory:';
+
+interface Around {
+  state: string;
+  log: Logger;
+  now: () => number;
+  registry: Registry;
+}
+
+/** Of a controller's options. */
+export async function worldOf(
+  { source, kubeconfig, context }: { source: string; kubeconfig?: string; context?: string },
+  around: Around,
+): Promise<World> {
+  if (source.startsWith(DIRECTORY)) return directoryWorld(resolve(source.slice(DIRECTORY.length)), around);
+  if (source !== 'kubernetes') throw new Error(`unknown source ${source}`);
+  // On use: the library takes most of a second, and 70 MB.
+  const { clusterWorld } = await import('./kubernetes/world.ts');
+  const target = { ...(kubeconfig !== undefined && { kubeconfig }), ...(context !== undefined && { context }) };
+  return clusterWorld({ ...target, ...around });
+}
+
+function directoryWorld(path: string, options: Omit<Around, 'registry'>): World {
   const { state, log, now } = options;
   return {
     watch: (events) => watchDirectory({ path, state, log, ...events }),
