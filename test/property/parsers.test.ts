@@ -394,7 +394,14 @@ for (const { name, seeds, answer, stream } of subjects) {
       try {
         const began = performance.now();
         const first = answer(bytes);
-        slowest = Math.max(slowest, performance.now() - began);
+        let took = performance.now() - began;
+        // A busy machine may not let us run for that long; bytes that are slow to read are so each time.
+        for (let again = 0; took >= SLOW_MS && again < 3; again++) {
+          const since = performance.now();
+          answer(copy.slice());
+          took = Math.min(took, performance.now() - since);
+        }
+        slowest = Math.max(slowest, took);
         deepStrictEqual(bytes, copy, 'the bytes are left as they are');
         deepStrictEqual(answer(copy.slice()), first, 'the same of the same bytes');
         if (stream) {

@@ -1,0 +1,69 @@
+/**
+ * The pods of churn.ts: one network namespace that has all their addresses. Each sends datagrams that say whose they are, from before
+ * the API server shows it until it is deleted, and connects once when the API server shows it.
+ *   node churn-pods.js SERVER4 SERVER6 UDP_PORT TCP_PORT     orders on stdin, a line each; what became of connections on stdout
+ */
+import { createSocket, type Socket } from 'node:dgram';
+import { connect, isIPv6 } from 'node:net';
+import { createInterface } from 'node:readline';
+
+export type PodOrder =
+  | { do: 'send'; address: string; uid: string; namespace: string }
+  | { do: 'connect'; address: string; uid: string }
+  | { do: 'stop'; address: string };
+export interface Connected {
+  uid: string;
+  address: string;
+  /** Absent: it did not come about. */
+  milliseconds?: number;
+}
+
+const EVERY_MS = 20;
+const CONNECT_MS = 5_000;
+const [server4 = '', server6 = '', udpPort = '', tcpPort = ''] = process.argv.slice(2);
+const serverFor = (address: string): string => (isIPv6(address) ? server6 : server4);
+const sending = new Map<string, { socket: Socket; timer: NodeJS.Timeout }>();
+
+function send({ address, uid, namespace }: Extract<PodOrder, { do: 'send' }>): void {
+  stop(address);
+  const socket = createSocket(isIPv6(address) ? 'udp6' : 'udp4');
+  socket.on('error', () => {});
+  socket.bind(0, address, () => {
+    let sequence = 0;
+    const one = (): void => {
+      socket.send(`${uid} ${namespace} ${sequence++}`, Number(udpPort), serverFor(address), () => {});
+    };
+    one();
+    sending.set(address, { socket, timer: setInterval(one, EVERY_MS) });
+  });
+}
+
+function stop(address: string): void {
+  const one = sending.get(address);
+  sending.delete(address);
+  if (one === undefined) return;
+  clearInterval(one.timer);
+  one.socket.close();
+}
+
+function connectFrom(address: string, uid: string): void {
+  const began = performance.now();
+  const told = (milliseconds?: number): void => {
+    const connected: Connected = { uid, address, ...(milliseconds !== undefined && { milliseconds }) };
+    process.stdout.write(`${JSON.stringify(connected)}\n`);
+    socket.destroy();
+    clearTimeout(timer);
+  };
+  const socket = connect({ host: serverFor(address), port: Number(tcpPort), localAddress: address });
+  const timer = setTimeout(told, CONNECT_MS);
+  socket.once('connect', () => told(performance.now() - began));
+  socket.on('error', () => socket.destroy());
+}
+
+createInterface({ input: process.stdin }).on('line', (line) => {
+  const order = JSON.parse(line) as PodOrder;
+  if (order.do === 'send') send(order);
+  else if (order.do === 'connect') connectFrom(order.address, order.uid);
+  else stop(order.address);
+});
+process.stdin.on('end', () => process.exit(0));
