@@ -8,7 +8,7 @@ import { createServer } from 'node:net';
 const [udpPort = '', tcpPort = ''] = process.argv.slice(2);
 const heard = new Map<string, number>();
 for (const type of ['udp4', 'udp6'] as const) {
-  const socket = createSocket({ type, ipv6Only: true, recvBufferSize: 8 << 20 });
+  const socket = createSocket({ type, ipv6Only: type === 'udp6', recvBufferSize: 8 << 20 });
   socket.on('message', (message, { address }) => {
     const [uid, namespace] = message.toString('latin1').split(' ');
     const key = `${uid} ${namespace} ${address}`;

@@ -1,0 +1,250 @@
+/**
+ * By hand: pods come and go, on a real API server and a node of the lab, with addresses that go from namespace to namespace within a
+ * second, some sending before the API server shows them. Each datagram says whose it is; outside each must have an egress
+ * IP of that namespace. And how long a pod's first connection takes from when the API server shows the pod.
+ *   node dist/test/kube/churn.js [--seconds 60] [--rate 50] [--restarts]
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import t from 'tap';
+import { median } from '../../bench/statistics.ts';
+import { firewallView } from '../../lab/checks.ts';
+import { firewallIsContent, formatFirewall } from '../../lab/demo.ts';
+import { fail, heal } from '../../lab/fault.ts';
+import { inNamespace, must } from '../../lab/netns.ts';
+import { allowList, serverAddresses } from '../../lab/topology.ts';
+import type { ApiAnswer, ApiOrder } from './churn-api.ts';
+import type { Connected, PodOrder } from './churn-pods.ts';
+import { LabCluster, type Manifest } from './lab-cluster.ts';
+
+const { values } = parseArgs({
+  options: {
+    seconds: { type: 'string', default: '60' },
+    rate: { type: 'string', default: '50' },
+    restarts: { type: 'boolean', default: false },
+  },
+});
+const [seconds, rate] = [Number(values.seconds), Number(values.rate)];
+t.setTimeout(1000 * seconds + 600_000);
+const UDP_PORT = 5999;
+const TCP_PORT = 5998;
+/** Addresses in turn: each is free again for so long. */
+const FREE_MS = 500;
+const LIVES_MS = 1_500;
+const SLOTS = Math.ceil((rate * (LIVES_MS + FREE_MS)) / 1000) + 10;
+const namespaces = ['billing', 'reviews', 'kube-system'] as const;
+
+const open: Manifest[] = [
+  {
+    apiVersion: 'sluice.dev/v1alpha1',
+    kind: 'ExternalService',
+    metadata: { name: 'churn', namespace: 'sluice-system' },
+    spec: {
+      addresses: Object.values(serverAddresses.web),
+      ports: [
+        { name: 'udp', protocol: 'UDP', port: String(UDP_PORT) },
+        { name: 'tcp', protocol: 'TCP', port: String(TCP_PORT) },
+      ],
+    },
+  },
+  {
+    apiVersion: 'sluice.dev/v1alpha1',
+    kind: 'ClusterEgressRule',
+    metadata: { name: 'churn' },
+    spec: { action: 'accept-decisively', priority: 1, externalServices: ['churn'] },
+  },
+];
+
+const cluster = new LabCluster(`t${process.pid}`);
+const children: ChildProcess[] = [];
+t.teardown(async () => {
+  for (const child of children) child.kill('SIGKILL');
+  await must(['ip', 'netns', 'del', farm]).catch(() => '');
+  await cluster.close();
+});
+const { place } = cluster;
+const farm = place.namespace('farm');
+
+function program(namespace: string, file: string, ...args: string[]): ChildProcess {
+  const path = fileURLToPath(new URL(`./${file}.js`, import.meta.url));
+  const [command = '', ...argv] = inNamespace(namespace, [process.execPath, path, ...args]);
+  const child = spawn(command, argv, { stdio: ['pipe', 'pipe', 'inherit'] });
+  children.push(child);
+  return child;
+}
+const say = (child: ChildProcess, value: PodOrder | ApiOrder): void =>
+  void child.stdin?.write(`${JSON.stringify(value)}\n`);
+
+const addressesOf = (slot: number): [string, string] => [
+  `10.244.1.${20 + slot}`,
+  `fd00:244:1::${(0x1000 + slot).toString(16)}`,
+];
+
+/** One interface on the node's bridge, with every address that a pod may have. */
+async function makeFarm(): Promise<void> {
+  const node = place.namespace('node-a');
+  await must(['ip', 'netns', 'add', farm]);
+  const link = ['link', 'add', 'farm', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', farm];
+  await must(['ip', '-n', node, ...link]);
+  await must(['ip', '-n', node, 'link', 'set', 'farm', 'master', 'cni0', 'up']);
+  const lines = ['link set lo up', 'link set eth0 up'];
+  for (let slot = 0; slot < SLOTS; slot++) {
+    const [four, six] = addressesOf(slot);
+    lines.push(`addr add ${four}/24 dev eth0`, `addr add ${six}/64 dev eth0 nodad`);
+  }
+  lines.push('route add default via 10.244.1.1', '-6 route add default via fd00:244:1::1');
+  for (const line of lines) await must(['ip', '-n', farm, ...line.split(' ')]);
+}
+
+interface Pod {
+  name: string;
+  namespace: (typeof namespaces)[number];
+  uid: string;
+}
+
+await t.test('pods come and go', async (t) => {
+  await cluster.up(open);
+  if (SLOTS > 200) throw new Error('more addresses than the node has');
+  await makeFarm();
+  const server = program(place.namespace('web'), 'churn-server', String(UDP_PORT), String(TCP_PORT));
+  await once(server.stdout as NodeJS.ReadableStream, 'data');
+  const api = program(cluster.ctl, 'churn-api', cluster.server.kubeconfig);
+  const pods = program(
+    farm,
+    'churn-pods',
+    serverAddresses.web[4],
+    serverAddresses.web[6],
+    String(UDP_PORT),
+    String(TCP_PORT),
+  );
+
+  const waiting = new Map<number, (answer: ApiAnswer) => void>();
+  createInterface({ input: api.stdout as NodeJS.ReadableStream }).on('line', (line) => {
+    const answer = JSON.parse(line) as ApiAnswer;
+    waiting.get(answer.id)?.(answer);
+    waiting.delete(answer.id);
+  });
+  const failures: string[] = [];
+  let orders = 0;
+  const ask = (
+    order: Omit<Extract<ApiOrder, { do: 'create' }>, 'id'> | Omit<Extract<ApiOrder, { do: 'delete' }>, 'id'>,
+  ) =>
+    new Promise<ApiAnswer>((resolve) => {
+      const id = ++orders;
+      waiting.set(id, resolve);
+      say(api, { ...order, id } as ApiOrder);
+    });
+  const connected: Connected[] = [];
+  createInterface({ input: pods.stdout as NodeJS.ReadableStream }).on('line', (line) => {
+    connected.push(JSON.parse(line) as Connected);
+  });
+
+  const created = new Map<string, Pod>();
+  /** Free since then; the one that is free for longest first. */
+  const free = Array.from({ length: SLOTS }, (_, slot) => ({ slot, since: Number.NEGATIVE_INFINITY }));
+  const live = async (number: number): Promise<void> => {
+    const { slot } = free.shift() as { slot: number };
+    const addresses = addressesOf(slot);
+    const namespace = namespaces[number % namespaces.length] ?? 'billing';
+    const name = `churn-${number}`;
+    // A third sends before anybody has heard of it, under its name.
+    const early = number % 3 === 0;
+    if (early) for (const address of addresses) say(pods, { do: 'send', address, uid: name, namespace });
+    const { uid, error } = await ask({ do: 'create', name, namespace, node: 'node-a', addresses: [...addresses] });
+    if (uid === undefined) failures.push(error ?? 'no uid');
+    created.set(name, { name, namespace, uid: uid ?? '' });
+    for (const address of addresses) {
+      if (!early) say(pods, { do: 'send', address, uid: name, namespace });
+      if (uid !== undefined) say(pods, { do: 'connect', address, uid: name });
+    }
+    await sleep(LIVES_MS);
+    // As a kubelet does: the pod's processes end first.
+    for (const address of addresses) say(pods, { do: 'stop', address });
+    const gone = await ask({ do: 'delete', name, namespace });
+    if (gone.error !== undefined) failures.push(gone.error);
+    free.push({ slot, since: performance.now() });
+  };
+  const lives: Promise<void>[] = [];
+  const began = performance.now();
+  const disturb = values.restarts ? disturbances(t.comment.bind(t), seconds) : Promise.resolve();
+  for (let number = 0; number < rate * seconds; number++) {
+    const due = began + (1000 * number) / rate;
+    const wait = due - performance.now();
+    if (wait > 0) await sleep(wait);
+    // A slow API server makes the test slower, and no address has two pods.
+    while ((free[0]?.since ?? Number.POSITIVE_INFINITY) > performance.now() - FREE_MS) await sleep(5);
+    lives.push(live(number));
+  }
+  const took = (performance.now() - began) / 1000;
+  await Promise.all(lives);
+  await disturb;
+  await sleep(6_000);
+  server.kill('SIGTERM');
+  let text = '';
+  for await (const chunk of server.stdout as AsyncIterable<Buffer>) text += chunk.toString();
+  const heard = text
+    .split('\n')
+    .filter((line) => line.startsWith('['))
+    .map((line) => JSON.parse(line) as [pod: string, namespace: string, source: string, count: number]);
+  const wrong = heard.filter(([, namespace, source]) => {
+    const own = allowList[namespace];
+    const plain = source.replace(/^::ffff:/, '');
+    return own === undefined || ![...own[4], ...own[6]].includes(plain);
+  });
+  const datagrams = heard.reduce((sum, [, , , count]) => sum + count, 0);
+  t.comment(
+    `${created.size} pods in ${took.toFixed(1)} s (${(created.size / took).toFixed(1)}/s), ${datagrams} datagrams heard of ${new Set(heard.map(([pod]) => pod)).size} pods`,
+  );
+  t.same(wrong, [], 'every datagram left with an egress IP of its own namespace');
+  t.ok(datagrams > 10 * created.size, 'and they did leave');
+  const times = connected
+    .flatMap(({ milliseconds }) => (milliseconds === undefined ? [] : [milliseconds]))
+    .sort((a, b) => a - b);
+  const missed = connected.filter(({ milliseconds }) => milliseconds === undefined).length;
+  const at = (share: number): string =>
+    (times[Math.min(times.length - 1, Math.floor(share * times.length))] ?? 0).toFixed(0);
+  t.comment(
+    `first connection: p50 ${median(times).toFixed(0)} ms, p90 ${at(0.9)}, p99 ${at(0.99)}, most ${times.at(-1)?.toFixed(0)}; ${missed} of ${connected.length} none`,
+  );
+  if (!values.restarts) {
+    t.equal(missed, 0, 'each connects');
+    t.ok(Number(at(0.99)) < 300, 'p99 under 300 ms');
+    t.same(failures, []);
+  } else t.comment(`API server: ${failures.length} refusals ${[...new Set(failures)].slice(0, 3)}`);
+  const view = await firewallView(cluster.lab);
+  t.comment(formatFirewall(view));
+  t.ok(firewallIsContent(view), 'no packet with a foreign source');
+});
+
+/** Each program once, the API server for 30 seconds, etcd with it. */
+async function disturbances(comment: (text: string) => void, during: number): Promise<void> {
+  const step = async (what: string, work: () => Promise<unknown>): Promise<void> => {
+    comment(`${what}`);
+    await work();
+    await sleep((1000 * during) / 12);
+  };
+  await sleep(3_000);
+  for (const host of ['node-a', 'gw-a', 'gw-b', 'gw-c']) {
+    await step(`kill -9 and start of ${host}`, async () => {
+      await fail(cluster.lab, host, 'process');
+      await sleep(200);
+      await heal(cluster.lab, host, 'process');
+    });
+  }
+  await step('kill -9 of the controller, another begins', async () => {
+    cluster.startController('two');
+    await sleep(3_000);
+    cluster.kill('one');
+  });
+  await step('API server and etcd away for 10 s', async () => {
+    await cluster.server.kill('kube-apiserver');
+    await cluster.server.kill('etcd');
+    await sleep(10_000);
+    await cluster.server.up();
+    for (const name of ['one', 'two']) if ((await cluster.readiness(name)) === '') cluster.startController(name);
+  });
+}

@@ -1,0 +1,160 @@
+/**
+ * The lab's network and programs, with a real API server (api-server.ts) on the controller's host in place of its directory, and as
+ * many controllers there as a test wants.
+ */
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseAllDocuments, stringify } from 'yaml';
+import { besideSources } from '../../bench/topology.ts';
+import { down } from '../../lab/down.ts';
+import { inNamespace, run } from '../../lab/netns.ts';
+import { compiledRoot, type Place, placeOf } from '../../lab/place.ts';
+import { type Process, signal, startProcess } from '../../lab/process.ts';
+import { isSluice } from '../../lab/programs.ts';
+import { defaultTopology } from '../../lab/topology.ts';
+import { start, up } from '../../lab/up.ts';
+import { RealApiServer } from './api-server.ts';
+
+export interface Manifest {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; namespace?: string; uid?: string };
+  spec?: Record<string, unknown>;
+  status?: Record<string, unknown>;
+  [field: string]: unknown;
+}
+
+/** As an API server of 1.20 takes it: without status, uid and the second family of Services. */
+function forServer(manifest: Manifest, uidOf: (pod: string) => string | undefined = () => undefined): Manifest {
+  const { status: _, metadata, ...rest } = manifest;
+  const { uid: __, ...meta } = metadata;
+  const object: Manifest = { ...rest, metadata: meta };
+  if (object.kind === 'Pod') object.spec = { ...object.spec, containers: [{ name: 'app', image: 'none' }] };
+  if (object.kind === 'Service') {
+    const { clusterIPs, ...spec } = object.spec as { clusterIPs: string[] };
+    object.spec = { ...spec, clusterIP: clusterIPs[0] };
+  }
+  if (object.kind === 'EndpointSlice') {
+    object.apiVersion = 'discovery.k8s.io/v1beta1';
+    const endpoints = object.endpoints as { nodeName?: string; targetRef: { namespace: string; name: string } }[];
+    object.endpoints = endpoints.map(({ nodeName: _, targetRef, ...endpoint }) => ({
+      ...endpoint,
+      targetRef: { ...targetRef, uid: uidOf(`${targetRef.namespace}/${targetRef.name}`) },
+    }));
+  }
+  return object;
+}
+
+async function read(folder: string): Promise<Manifest[]> {
+  const files = (await readdir(folder)).filter((file) => file.endsWith('.yaml')).sort();
+  const texts = await Promise.all(files.map((file) => readFile(join(folder, file), 'utf8')));
+  return texts.flatMap((text) => parseAllDocuments(text).map((document) => document.toJS() as Manifest));
+}
+
+/** Pods and Nodes have a status of their own, which a kubelet would write. */
+async function applyAll(server: RealApiServer, manifests: readonly Manifest[]): Promise<void> {
+  const first = (kinds: string[]) => manifests.filter(({ kind }) => kinds.includes(kind));
+  const others = manifests.filter(({ kind }) => !['Namespace', 'Pod'].includes(kind));
+  const uids = new Map<string, string>();
+  for (const some of [first(['Namespace']), first(['Pod']), others]) {
+    const objects = some.map((one) => stringify(forServer(one, (pod) => uids.get(pod))));
+    await server.kubectl(['apply', '-f', '-'], objects.join('---\n'));
+    const pods = JSON.parse(await server.kubectl(['get', 'pods', '-A', '-o', 'json'])) as { items: Manifest[] };
+    for (const { metadata } of pods.items) uids.set(`${metadata.namespace}/${metadata.name}`, metadata.uid ?? '');
+  }
+  for (const { kind, metadata, status } of manifests) {
+    if (status === undefined || (kind !== 'Pod' && kind !== 'Node')) continue;
+    const path =
+      kind === 'Node'
+        ? `/api/v1/nodes/${metadata.name}`
+        : `/api/v1/namespaces/${metadata.namespace}/pods/${metadata.name}`;
+    const object = JSON.parse(await server.kubectl(['get', '--raw', path])) as Manifest;
+    await server.kubectl(['replace', '--raw', `${path}/status`, '-f', '-'], JSON.stringify({ ...object, status }));
+  }
+}
+
+export async function within(what: string, milliseconds: number, holds: () => Promise<boolean>): Promise<number> {
+  const began = performance.now();
+  while (!(await holds())) {
+    if (performance.now() - began > milliseconds) throw new Error(`not within ${milliseconds} ms: ${what}`);
+    await sleep(50);
+  }
+  return performance.now() - began;
+}
+
+export class LabCluster {
+  readonly lab: string;
+  readonly place: Place;
+  readonly ctl: string;
+  server!: RealApiServer;
+  readonly controllers = new Map<string, Process>();
+
+  constructor(lab: string) {
+    this.lab = lab;
+    this.place = placeOf(lab);
+    this.ctl = this.place.namespace('ctl');
+  }
+
+  /** With the lab's manifests and these in it, and one controller that leads; its gateways and nodes run. */
+  async up(more: readonly Manifest[] = []): Promise<void> {
+    const world = await up({ name: this.lab, sluice: false });
+    this.server = await RealApiServer.start({ namespace: this.ctl });
+    await this.server.kubectl(['apply', '--validate=false', '-f', besideSources('deploy/crds')]);
+    const manifests = [...(await read(besideSources(defaultTopology.manifests))), ...more];
+    await within('kinds of CRDs are known', 30_000, () =>
+      applyAll(this.server, manifests).then(
+        () => true,
+        (error: Error) => {
+          if (!/no matches for kind/.test(error.message)) throw error;
+          return false;
+        },
+      ),
+    );
+    this.startController('one');
+    await within('one leads', 30_000, async () => this.leads(await this.readiness('one')));
+    for (const host of defaultTopology.hosts) {
+      for (const program of host.programs ?? []) {
+        if (isSluice(program) && program.kind !== 'controller') world.processes.push(start(host, program, this.place));
+      }
+    }
+    await this.server.kubectl(['wait', '--for=condition=Programmed', '--timeout=60s', 'eip', '--all']);
+  }
+
+  startController(name: string): void {
+    const { place, ctl } = this;
+    const main = join(compiledRoot(), 'cli', 'main.js');
+    const source = ['--source', 'kubernetes', '--kubeconfig', this.server.kubeconfig];
+    const argv = [
+      ...[process.execPath, '--enable-source-maps', main, 'controller', ...source],
+      ...['--state', join(place.dir, `state-${name}`), '--listen', '10.0.0.10:7790'],
+      ...['--certs', place.certs('controller'), '--metrics', `127.0.0.1:${this.#metrics(name)}`],
+    ];
+    const log = place.log('ctl', name);
+    this.controllers.set(name, startProcess({ host: 'ctl', program: `controller-${name}`, namespace: ctl, argv, log }));
+  }
+
+  kill(name: string): void {
+    const controller = this.controllers.get(name);
+    if (controller !== undefined) signal(controller, 'SIGKILL');
+  }
+
+  /** Empty: it has ended. */
+  async readiness(name: string): Promise<string> {
+    const url = `http://127.0.0.1:${this.#metrics(name)}/readyz`;
+    return (await run(inNamespace(this.ctl, ['curl', '-s', '-m', '2', url]))).stdout;
+  }
+
+  leads(readiness: string): boolean {
+    return /^generation [1-9]/.test(readiness);
+  }
+
+  #metrics(name: string): number {
+    return name === 'one' ? 7791 : 7797;
+  }
+
+  async close(): Promise<void> {
+    await this.server?.close();
+    await down(this.lab);
+  }
+}
