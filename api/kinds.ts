@@ -18,7 +18,14 @@ export {
 } from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
 export { DEFAULT_REFRESH_SECONDS, type ListSource } from './schema/external-service.ts';
-export { type KindInfo, type KindName, kindScopes, type PrinterColumn, sluiceKinds } from './schema/registry.ts';
+export {
+  immutableFields,
+  type KindInfo,
+  type KindName,
+  kindScopes,
+  type PrinterColumn,
+  sluiceKinds,
+} from './schema/registry.ts';
 export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
 export { icmpProtocol, portProtocols, protocolNumbers, type ServicePort } from './schema/service-port.ts';
 export type { FieldError } from './schema/walk.ts';

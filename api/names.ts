@@ -13,6 +13,10 @@ export const CONTROLLER_NAMESPACE = 'sluice-system';
 export const LABEL_TRUSTED_SERVICES = 'sluice.dev/trusted-services';
 /** A namespace with this label "Audit" has its whole policy counted and logged, and not enforced. */
 export const LABEL_MODE = 'sluice.dev/mode';
+/** With this annotation, its value the object's own name, what still carries workloads may be deleted. */
+export const ANNOTATION_CONFIRM_DELETION = 'sluice.dev/confirm-deletion';
+/** Of an ExternalService that a drop or reject rule names: it stays until none does. */
+export const FINALIZER_FORBIDDING_RULE = 'sluice.dev/forbidding-rule';
 /** Label that the API server puts on every namespace: its own name. */
 export const LABEL_NAMESPACE_NAME = 'kubernetes.io/metadata.name';
 /** Label by which an EndpointSlice names its Service. */

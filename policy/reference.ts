@@ -75,8 +75,15 @@ export const serviceName = (key: string): string => [KEPT, LENT].reduce(without,
 export const vetoKey = (key: string): string => without(key, KEPT);
 const without = (key: string, suffix: string): string => (key.endsWith(suffix) ? key.slice(0, -suffix.length) : key);
 
+/** Rules of these actions keep the last list of a service that is gone. */
+export const isVeto = (action: Action): boolean => action === 'drop' || action === 'reject';
+
 /** Whether a namespace lends its services to cluster rules. */
 export const lendsServices = ({ metadata }: Namespace): boolean => metadata.labels?.[LABEL_TRUSTED_SERVICES] === 'true';
+
+/** `namespace/name` of what a rule of this namespace names; without one: a rule of the cluster. */
+export const namedService = (name: string, namespace: string | undefined, controllerNamespace: string): string =>
+  name.includes('/') ? name : `${namespace ?? controllerNamespace}/${name}`;
 
 export function serviceCatalog(input: {
   /** By `namespace/name`. */
@@ -112,14 +119,14 @@ export function serviceCatalog(input: {
   }
 
   function resolve({ namespace, action, names }: Parameters<ServiceCatalog['resolve']>[0]): Resolution {
-    const keepsLast = action === 'drop' || action === 'reject';
+    const keepsLast = isVeto(action);
     const keys: string[] = [];
     const withdrawn: string[] = [];
     for (const name of names) {
       if (name === '*') continue;
       const slash = name.indexOf('/');
       if (slash < 0) {
-        keys.push(`${namespace ?? input.controllerNamespace}/${name}`);
+        keys.push(namedService(name, namespace, input.controllerNamespace));
         continue;
       }
       if (namespace !== undefined) {

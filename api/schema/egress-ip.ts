@@ -6,7 +6,9 @@ import { Type } from 'typebox';
 import { bandwidthText } from '../bandwidth.ts';
 import { addressText, destinationText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
 
-const immutable = (field: string) => [{ rule: 'self == oldSelf', message: `${field} cannot be changed` }];
+/** CEL of a field that no update may change. */
+export const IMMUTABLE = 'self == oldSelf';
+const immutable = (field: string) => [{ rule: IMMUTABLE, message: `${field} cannot be changed` }];
 
 export const egressIPPoolSpec = Type.Object(
   {

@@ -7,7 +7,7 @@ import { Type } from 'typebox';
 import { API_VERSION } from '../names.ts';
 import { objectMetaSchema, type Scope, strictMetaSchema } from './common.ts';
 import { EGRESS_ADDRESS_PLURAL, egressAddressSpec } from './egress-address.ts';
-import { egressIPPoolSpec, egressIPSpec } from './egress-ip.ts';
+import { egressIPPoolSpec, egressIPSpec, IMMUTABLE } from './egress-ip.ts';
 import { clusterEgressRuleSpec, namespaceEgressRuleSpec, serviceEgressRuleSpec } from './egress-rule.ts';
 import { externalServiceSpec } from './external-service.ts';
 import { gatewayPoolAbsent, gatewayPoolSpec } from './gateway-pool.ts';
@@ -19,6 +19,7 @@ import {
   podFields,
   serviceFields,
 } from './kubernetes.ts';
+import type { Keywords } from './walk.ts';
 
 const sluiceObject = <Kind extends string, Spec extends Type.TSchema>(kind: Kind, spec: Spec) =>
   Type.Object(
@@ -252,6 +253,12 @@ export const egressAddressKind: Omit<KindInfo, 'kind'> & { kind: 'EgressAddress'
     ageColumn,
   ],
 };
+
+/** Fields of `spec` that no update may change, as the CRD's transition rule says. */
+export const immutableFields = ({ schema }: KindInfo): string[] =>
+  Object.entries((schema as Keywords).properties ?? {}).flatMap(([field, { cel }]) =>
+    cel?.some(({ rule }) => rule === IMMUTABLE) === true ? [field] : [],
+  );
 
 export const kindScopes: Readonly<Record<KindName, Scope>> = {
   GatewayPool: 'cluster',

@@ -4,7 +4,7 @@
  * nothing throws. A `List`, as kubectl prints it, is its items.
  */
 import { parseAllDocuments } from 'yaml';
-import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
+import { type AnyObject, type FieldError, objectKey, parseObject } from '../../api/kinds.ts';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 
 /** Aliases that one document may resolve: enough for anchors written by hand, not for an alias bomb. */
@@ -53,9 +53,7 @@ export function readDocuments(
         continue;
       }
       const key = keyOf(input);
-      const details = result.errors
-        .slice(0, MAX_DETAILS)
-        .map(({ path, expected, got }) => `${path || '(document)'}: expected ${expected}, got ${got}`);
+      const details = errorTexts(result.errors);
       errors.push({ file, document, ...(key === undefined ? {} : { object: key }), reason: 'Invalid', details });
       const good = key === undefined ? undefined : (before.get(key) ?? lastGood(key));
       if (key === undefined) keepAll = true;
@@ -67,6 +65,11 @@ export function readDocuments(
   }
   return { objects, errors };
 }
+
+export const errorTexts = (errors: readonly FieldError[]): string[] =>
+  errors
+    .slice(0, MAX_DETAILS)
+    .map(({ path, expected, got }) => `${path || '(document)'}: expected ${expected}, got ${got}`);
 
 /** A file is read whole: what it says of an object as before is the object of before. */
 const unlessEqual = (before: AnyObject | undefined, now: AnyObject): AnyObject =>

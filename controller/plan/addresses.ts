@@ -7,7 +7,7 @@ import type { EgressIP, EgressIPPool } from '../../api/kinds.ts';
 import { type Egress, families, type GatewayEntry, type PerFamily, type ShardEntry } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
 import type { PrefixSet } from '../../api/prefix-set.ts';
-import { type AllocationResult, allocate, freeSet, quarantinesEnd } from './allocate.ts';
+import { type AllocationResult, allocate, freeSet, overlapsOf, quarantinesEnd } from './allocate.ts';
 import { Findings } from './condition.ts';
 import { Memo, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
@@ -25,7 +25,7 @@ export interface PlannedAddresses {
   /** By EgressIP name: those that are on a shard. */
   placed: ReadonlyMap<string, PerFamily<Egress[]>>;
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
-  findings: Findings;
+  findings: readonly Findings[];
 }
 
 interface Allocated {
@@ -44,6 +44,7 @@ interface Placed extends Pick<PlannedAddresses, 'shardOf' | 'placed'> {
 
 export class AddressPlanner {
   readonly #drawable = new Memo<PrefixSet[]>();
+  readonly #overlaps = new Memo<Findings>();
   readonly #placed = new Memo<Placed>();
   /** Address → shard; by the names of the shards that it was picked from. */
   readonly #picks = new Map<string, Map<string, string | undefined>>();
@@ -101,7 +102,7 @@ export class AddressPlanner {
       shardOf,
       placed,
       gatewayPoolOf: (egressIP) => poolByName.get(drawPoolOf.get(egressIP.spec.pool)?.spec.gatewayPool ?? ''),
-      findings,
+      findings: [this.#overlaps.get([drawPools], () => overlapsOf(drawPools, drawable)), findings],
     };
   }
 

@@ -8,6 +8,7 @@ import {
   type Address,
   compareAddresses,
   formatAddress,
+  formatRange,
   parseAddress,
   parseRange,
   type Range,
@@ -15,7 +16,7 @@ import {
 import { type EgressIP, type EgressIPPool, objectKey } from '../../api/kinds.ts';
 import { type Family, families, type PerFamily } from '../../api/plan.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
-import type { Findings } from './condition.ts';
+import { Findings } from './condition.ts';
 import type { Allocation } from './memory.ts';
 
 export interface AllocationInput {
@@ -230,6 +231,20 @@ export function quarantinesEnd(
 
 export function freeSet({ spec }: EgressIPPool): PrefixSet {
   return PrefixSet.of(ranges(spec.ranges)).exclude(PrefixSet.of(ranges(spec.exclude ?? [])));
+}
+
+/** Ranges that two pools would give from: whose an address is must not depend on who draws first. */
+export function overlapsOf(pools: readonly EgressIPPool[], sets: readonly PrefixSet[]): Findings {
+  const findings = new Findings();
+  for (const [at, pool] of pools.entries()) {
+    for (const range of sets[at] ?? []) {
+      const older = pools.find((_, other) => other < at && sets[other]?.intersects(range));
+      if (older === undefined) continue;
+      const message = `some of ${formatRange(range)} belongs to EgressIPPool ${older.metadata.name}, which is older`;
+      findings.conflict(objectKey(pool), 'RangeTaken', message);
+    }
+  }
+  return findings;
 }
 
 /** Texts were validated with the object; what does not parse is left out. */

@@ -46,6 +46,11 @@ export interface Assigner {
   namespaces(egressIP: string): number;
 }
 
+export const mayDraw = ({ spec }: EgressIPPool, namespace: Namespace): boolean =>
+  matches(spec.namespaceSelector, labelsOf(namespace));
+export const drawRefusal = (pool: string, namespace: string): string =>
+  `EgressIPPool ${pool} does not let namespace ${namespace} draw from it`;
+
 /** `egressIPs` and `namespaces` oldest first. */
 export function assigner(
   egressIPs: readonly EgressIP[],
@@ -81,8 +86,8 @@ export function assigner(
       const drawPool = drawPools.get(spec.pool);
       if (!selected || drawPool === undefined || pool === undefined || drawPool.spec.gatewayPool !== pool.name)
         continue;
-      if (!matches(drawPool.spec.namespaceSelector, labels)) {
-        const message = `EgressIPPool ${spec.pool} does not let namespace ${name} draw from it`;
+      if (!mayDraw(drawPool, namespace)) {
+        const message = drawRefusal(spec.pool, name);
         findings.add(objectKey(egressIP), 'Programmed', 'False', 'NamespaceNotAllowed', message);
         continue;
       }

@@ -5,13 +5,11 @@
  */
 import type { GatewayPlan, NodeEntry, NodePlan, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
-import { AddressPlanner } from './addresses.ts';
-import type { Assigner, Serving } from './assign.ts';
+import type { Serving } from './assign.ts';
 import type { CarriedNamespace } from './carried.ts';
 import { ClusterRuleIndex } from './cluster-rules.ts';
-import type { Findings } from './condition.ts';
-import { DestinationIndex } from './destinations.ts';
 import { RedirectBans } from './forbidden.ts';
+import { LayoutPlanner } from './layout.ts';
 import { ServedIndex } from './loss.ts';
 import { Memo, type Part, Union } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
@@ -19,7 +17,6 @@ import { ObjectIndex, type Objects } from './objects.ts';
 import type { Warning } from './plan.ts';
 import { PodIndex } from './pods.ts';
 import type { PoolPlan } from './pool-plan.ts';
-import type { poolsOf } from './pools.ts';
 import type { PlanHistory } from './programmed.ts';
 import { NodeIndex, type NodeSurroundings, type Releases } from './release.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -66,10 +63,7 @@ class History implements PlanHistory {
 export class PlanParts {
   readonly history = new History();
   readonly warnings = new Memo<Warning[]>();
-  readonly pools = new Memo<ReturnType<typeof poolsOf> & { audited: ReadonlySet<string>; findings: Findings }>();
-  readonly addresses = new AddressPlanner();
-  readonly destinations = new DestinationIndex();
-  readonly assigner = new Memo<{ assign: Assigner; findings: Findings }>();
+  readonly layout = new LayoutPlanner();
   readonly servings = new Memo<Map<string, readonly Serving[]>>();
   lastServings: ReadonlyMap<string, readonly Serving[]> = new Map();
   /** As the last run saw them. */

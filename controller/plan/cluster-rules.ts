@@ -1,11 +1,27 @@
-/** Which rules of the cluster select which namespace, from what it was before. */
+/** The services that rules of the cluster name, and which of them select which namespace, from what it was before. */
 import type { Namespace } from '../../api/kinds.ts';
+import { CONTROLLER_NAMESPACE } from '../../api/names.ts';
 import type { BoundRule } from '../../policy/admit.ts';
 import { selects } from '../../policy/bind.ts';
+import { type KnownServices, lendsServices, type ServiceCatalog, serviceCatalog } from '../../policy/reference.ts';
 import { sameList } from './memo.ts';
-import type { Objects } from './objects.ts';
+import { type Objects, serviceNamed } from './objects.ts';
 
 type Rules = readonly BoundRule[];
+
+export const clusterCatalog = (namespaces: Objects['namespaces'], known: KnownServices): ServiceCatalog =>
+  serviceCatalog({
+    find: (key) => serviceNamed(namespaces, key),
+    trusts: (name) => isLender(namespaces, name),
+    controllerNamespace: CONTROLLER_NAMESPACE,
+    known,
+  });
+
+/** Whether rules of the cluster, and destinations of EgressIPs, may name its services as it is labelled now. */
+export function isLender(namespaces: Objects['namespaces'], name: string): boolean {
+  const object = namespaces.get(name)?.namespace;
+  return object !== undefined && lendsServices(object);
+}
 
 export class ClusterRuleIndex {
   #bound: Rules = [];

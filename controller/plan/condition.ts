@@ -15,13 +15,18 @@ export interface Status {
   [field: string]: unknown;
 }
 
-/** Problems found while planning, by object. The first of a type on an object is the one that is shown. */
+/** Of one object as many are kept as somebody might read. */
+const MAX_FINDINGS = 64;
+
+/** Problems found while planning, by object. The first of a type on an object is the one that its status shows. */
 export class Findings {
   readonly #found = new Map<string, Condition[]>();
 
   add(objectKey: string, type: ConditionType, status: 'True' | 'False', reason: string, message: string): void {
     const list = this.#found.get(objectKey) ?? [];
-    if (!list.some((condition) => condition.type === type)) list.push({ type, status, reason, message });
+    if (list.length < MAX_FINDINGS || !list.some((one) => one.type === type)) {
+      list.push({ type, status, reason, message });
+    }
     this.#found.set(objectKey, list);
   }
 
@@ -35,7 +40,12 @@ export class Findings {
     this.add(objectKey, 'Conflicted', 'True', reason, message);
   }
 
+  /** One of a type. */
   of(objectKey: string): Condition[] {
+    return firstOfType(this.all(objectKey));
+  }
+
+  all(objectKey: string): readonly Condition[] {
     return this.#found.get(objectKey) ?? [];
   }
 
@@ -44,10 +54,13 @@ export class Findings {
     const seen = new Map<string, Condition[]>();
     for (const findings of all) {
       for (const [key, list] of findings.#found) {
-        const known = seen.get(key) ?? [];
-        seen.set(key, [...known, ...list.filter(({ type }) => !known.some((other) => other.type === type))]);
+        const known = seen.get(key);
+        seen.set(key, firstOfType(known === undefined ? list : [...known, ...list]));
       }
     }
     return { of: (key) => seen.get(key) ?? [] };
   }
 }
+
+const firstOfType = (list: readonly Condition[]): Condition[] =>
+  list.filter(({ type }, at) => list.findIndex((one) => one.type === type) === at);

@@ -12,7 +12,7 @@ import { type EgressIP, type ExternalService, objectKey } from '../../api/kinds.
 import { CONTROLLER_NAMESPACE, LABEL_TRUSTED_SERVICES } from '../../api/names.ts';
 import { must } from '../../api/result.ts';
 import { type KnownLists, namesOf, serviceEntryOf, unreadLists } from '../../policy/external-service.ts';
-import { lendsServices } from '../../policy/reference.ts';
+import { isLender } from './cluster-rules.ts';
 import { Findings } from './condition.ts';
 import { sameItems } from './memo.ts';
 import { type Objects, serviceNamed } from './objects.ts';
@@ -67,10 +67,7 @@ export class DestinationIndex {
 
   #resolve(egressIP: EgressIP, { namespaces }: Objects, lists: KnownLists): Resolved {
     const names = (egressIP.spec.destinations ?? []).filter((text) => !isPrefixText(text));
-    const trusts = (namespace: string): boolean => {
-      const object = namespaces.get(namespace)?.namespace;
-      return namespace === CONTROLLER_NAMESPACE || (object !== undefined && lendsServices(object));
-    };
+    const trusts = (name: string): boolean => name === CONTROLLER_NAMESPACE || isLender(namespaces, name);
     const services = names.map((name) => serviceNamed(namespaces, name));
     const from = [
       egressIP,

@@ -112,6 +112,13 @@ export class ObjectIndex {
   }
 }
 
+/** The objects with one more, one less, or one instead of another. `before` is one of them. */
+export function changed(objects: Objects, before: AnyObject | undefined, now: AnyObject | undefined): Objects {
+  const lists = new Lists();
+  lists.add(before, now);
+  return lists.apply(objects, new Map(objects.counts));
+}
+
 /** Where nothing tells what changed, both are walked side by side: most entries are the same, at the same place. */
 function* changes(before: Snapshot, now: Snapshot): Generator<Change> {
   const keys = LayeredSnapshot.keysBetween(before, now);

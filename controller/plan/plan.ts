@@ -6,16 +6,16 @@
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
 import { type Node, objectKey } from '../../api/kinds.ts';
-import { CONTROLLER_NAMESPACE, LABEL_MODE } from '../../api/names.ts';
+import { LABEL_MODE } from '../../api/names.ts';
 import type { GatewayPlan, NodeEntry, NodePlan } from '../../api/plan.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
 import { type Binding, bindCluster, joinBindings } from '../../policy/bind.ts';
 import type { Surroundings } from '../../policy/bind-namespace.ts';
 import type { KnownLists } from '../../policy/external-service.ts';
-import { lendsServices, serviceCatalog } from '../../policy/reference.ts';
-import { assigner, servingsOf } from './assign.ts';
+import { servingsOf } from './assign.ts';
 import { PlanCache, type PlanParts } from './cache.ts';
 import { type CarriedNamespace, carryNamespace, podFindings, vetoesOf } from './carried.ts';
+import { clusterCatalog } from './cluster-rules.ts';
 import { Findings, type Status } from './condition.ts';
 import { egressEntries, shardsOf } from './egress.ts';
 import { clusterLimitShards, hasLimits } from './limits.ts';
@@ -23,10 +23,10 @@ import type { Served } from './loss.ts';
 import { changedKeys, type Part, sameItems, sameList, sameRecord } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
 import { nodePlans, releaseAll } from './node-plans.ts';
-import { type Objects, serviceNamed } from './objects.ts';
+import type { Objects } from './objects.ts';
 import type { Peers } from './peers.ts';
 import { PoolPlan } from './pool-plan.ts';
-import { modeOf, poolsOf } from './pools.ts';
+import { modeOf } from './pools.ts';
 import { releasedShared, type SharedInput, sameShared, sharedByAll } from './release-shared.ts';
 import { compareText, type Snapshot } from './snapshot.ts';
 import { statusesOf } from './status.ts';
@@ -92,23 +92,17 @@ function planned(
 ): PlanResult {
   parts.history.begin();
   const warnings: Warning[] = [...parts.warnings.get([objects.Namespace], () => unknownModes(objects))];
-  const { Namespace: namespaces, EgressIPPool: drawPools, EgressIP: egressIPs } = objects;
-  const found = parts.pools.get([objects.GatewayPool, namespaces, memory.shardIndices], () => {
-    const findings = new Findings();
-    const made = poolsOf(objects.GatewayPool, namespaces, memory.shardIndices, findings);
-    return { ...made, audited: new Set(made.pools.flatMap((pool) => pool.audited)), findings };
-  });
+  const { Namespace: namespaces, EgressIP: egressIPs } = objects;
+  const {
+    found,
+    addresses,
+    destinations,
+    assign,
+    findings: stated,
+  } = parts.layout.look(objects, memory, peers, now, lists);
   const { poolOfNamespace } = found;
-  const addresses = parts.addresses.look(objects, found.pools, memory, peers, now);
   const { pools, allocation, shardOf, placed, gatewayPoolOf } = addresses;
-  const { destinations, findings: destinationFindings } = parts.destinations.look(objects, lists);
   const entries = egressEntries(egressIPs, placed, destinations, (egressIP) => gatewayPoolOf(egressIP)?.name ?? '');
-  const assigned = parts.assigner.get([egressIPs, drawPools, namespaces, poolOfNamespace, destinations], () => {
-    const findings = new Findings();
-    const drawPoolOf = new Map(drawPools.map((pool) => [pool.metadata.name, pool]));
-    return { assign: assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, destinations, findings), findings };
-  });
-  const { assign } = assigned;
   const servings = parts.servings.get([assign, placed, namespaces], (last) =>
     servingsOf(assign, placed, namespaces, last),
   );
@@ -205,9 +199,7 @@ function planned(
     served: parts.served.look(),
     nodes,
     get statuses() {
-      const contested = podFindings(assign, carried);
-      const all = [found.findings, addresses.findings, destinationFindings, assigned.findings, contested];
-      const findings = Findings.join(all);
+      const findings = Findings.join([...stated, podFindings(assign, carried)]);
       const where = { allocation, shardOf, gatewayPoolOf, assign };
       const input = { objects, lists, pools, plans, peers, ...where, cluster };
       const more = { namespaces: carried, webhooks, limitShards, findings, history: parts.history };
@@ -246,16 +238,7 @@ function unknownModes({ Namespace: namespaces }: Objects): Warning[] {
 }
 
 function clusterRules(parts: PlanParts, { ClusterEgressRule: rules, namespaces }: Objects, around: Surroundings) {
-  const catalog = serviceCatalog({
-    find: (key) => serviceNamed(namespaces, key),
-    trusts: (name) => {
-      const object = namespaces.get(name)?.namespace;
-      return object !== undefined && lendsServices(object);
-    },
-    controllerNamespace: CONTROLLER_NAMESPACE,
-    known: around.known,
-  });
-  const made = bindCluster(rules, catalog, around, parts.cluster);
+  const made = bindCluster(rules, clusterCatalog(namespaces, around.known), around, parts.cluster);
   parts.cluster = { ...made, bound: sameList(parts.cluster?.bound, made.bound) };
   return parts.cluster;
 }

@@ -1,7 +1,7 @@
 /**
  * Gateway pools: which namespaces each carries, its gateways, and its shards with their numbers and next hops.
  * Shards are named by position in `nextHops` (`s0`, `s1`, …). Age decides between two pools that want the same
- * namespace, the same gateway, or different ports for the one tunnel device that a node has.
+ * namespace, the same gateway, the same address on the inside, or different ports for the one tunnel device that a node has.
  */
 import { formatAddress, parseRange, type Range } from '../../api/address.ts';
 import { type GatewayPool, type Namespace, objectKey } from '../../api/kinds.ts';
@@ -47,6 +47,8 @@ export function poolsOf(
   const pools: Pool[] = [];
   const poolOfNamespace = new Map<string, Pool>();
   const poolOfGateway = new Map<string, string>();
+  /** Addresses on the inside, which two cannot have. */
+  const inside = new Map<string, string>();
   const numbers = new ShardNumbers(indices);
   for (const object of objects) {
     const key = objectKey(object);
@@ -62,6 +64,11 @@ export function poolsOf(
     }
     const hops = nextHopsOf(object, findings);
     if (hops === undefined) continue;
+    for (const address of hops.flatMap((one) => Object.values(one))) {
+      const other = inside.get(address);
+      if (other === undefined) inside.set(address, `a next hop of GatewayPool ${name}`);
+      else findings.conflict(key, 'InsideAddressTaken', `${address} is ${other}`);
+    }
     const members: Member[] = [];
     const gateways: Record<string, GatewayEntry> = {};
     for (const gateway of spec.gateways) {
@@ -71,6 +78,9 @@ export function poolsOf(
         continue;
       }
       poolOfGateway.set(gateway.name, name);
+      const taken = inside.get(gateway.internalAddress);
+      if (taken !== undefined) findings.conflict(key, 'InsideAddressTaken', `${gateway.internalAddress} is ${taken}`);
+      else inside.set(gateway.internalAddress, `internalAddress of gateway ${gateway.name} of GatewayPool ${name}`);
       members.push({ name: gateway.name, weight: gateway.weight ?? 1 });
       gateways[gateway.name] = { internalAddress: gateway.internalAddress, addresses: [gateway.internalAddress] };
     }

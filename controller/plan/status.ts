@@ -64,13 +64,10 @@ export function statusesOf(input: StatusInput, known: KnownStatuses): Map<string
     add(object, conditions, poolFacts(object, input));
   }
   for (const object of EgressIPPool) {
-    const missing = !input.pools.some(({ name }) => name === object.spec.gatewayPool);
-    const message = `GatewayPool ${object.spec.gatewayPool} does not exist or is not accepted`;
     const inUse = Object.values(input.allocation.allocations).filter(
       ({ pool, releasedAt }) => pool === object.metadata.name && releasedAt === undefined,
     ).length;
-    const [accepted, conflicted] = basic(object);
-    add(object, [missing ? no('Accepted', 'NoSuchPool', message) : accepted, conflicted], { inUse });
+    add(object, basic(object), { inUse });
   }
   for (const object of EgressIP) {
     const { programmed, ...facts } = egressIPFacts(object, input);
