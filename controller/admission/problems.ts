@@ -44,7 +44,7 @@ const clashes = new Set(['AddressTaken', 'GatewayTaken', 'InsideAddressTaken', '
 /** Taken from an object that has it by one that says so later, or made unusable. */
 const takings = new Set(['AddressTaken', 'AddressReserved', 'GatewayTaken', 'InsideAddressTaken', 'RangeTaken']);
 
-/** Before the planner's message: which field; after it: what to do. */
+/** Before the planner's message, unless that begins with it: which field; after it: what to do. */
 export const hints: Readonly<Record<string, readonly [where: string, todo: string]>> = {
   AddressTaken: ['spec.addresses: ', 'name another address, or take it out of that EgressIP first'],
   AddressReserved: ['spec.addresses: ', 'name another address'],
@@ -53,30 +53,38 @@ export const hints: Readonly<Record<string, readonly [where: string, todo: strin
   PoolExhausted: ['spec.count: ', 'it is given one when one is free'],
   NamespaceTaken: ['', ''],
   DestinationTaken: ['spec.destinations: ', ''],
-  InsideAddressTaken: ['spec: ', 'choose an address on the inside that no other has'],
+  InsideAddressTaken: ['', 'choose an address on the inside that no other has'],
   GatewayTaken: ['spec.gateways: ', 'take it out of that GatewayPool first'],
   TunnelPort: ['spec.steering.port: ', 'a node has one tunnel device: say the same port'],
-  NextHopCount: ['spec.', 'correct the ranges'],
-  BadNextHop: ['spec.', 'correct the range'],
+  NextHopCount: ['', 'correct the ranges'],
+  BadNextHop: ['', 'correct the range'],
   TooManyShards: ['spec.nextHops: ', 'name fewer'],
   RangeTaken: ['spec.ranges: ', 'take it out, or add it to spec.exclude of one of them'],
-  ExternalServiceNotFound: ['spec.', 'apply the ExternalService first'],
-  UntrustedNamespace: ['spec.', 'label the namespace, or copy the ExternalService to a trusted one'],
-  ListNotRead: ['spec.', 'it is in force once the list is read'],
-  RedirectForbidden: ['spec.', 'redirect to another address'],
-  RedirectNeedsAddresses: ['spec.', ''],
-  LimitNeedsAddresses: ['spec.', ''],
-  DestinationNeedsAddresses: ['spec.', ''],
-  TooManyDestinations: ['spec.', 'name fewer, or larger prefixes'],
+  NoSuchPool: ['', 'it is not in use until there is one'],
+  ExternalServiceNotFound: ['spec.externalServices: ', 'apply the ExternalService first'],
+  UntrustedNamespace: ['', 'label the namespace, or copy the ExternalService to a trusted one'],
+  ListNotRead: ['spec.externalServices: ', 'it is in force once the list is read'],
+  RedirectForbidden: ['', 'redirect to another address'],
+  RedirectNeedsAddresses: ['', ''],
+  LimitNeedsAddresses: ['', ''],
+  DestinationNeedsAddresses: ['', ''],
+  TooManyDestinations: ['', 'name fewer, or larger prefixes'],
   HostNotAllowed: ['spec.webhook.url: ', 'no event is posted until it is'],
   TooManyWebhooks: ['spec.webhook.url: ', 'no event of this rule is posted'],
   NoEndpoints: ['spec.service: ', ''],
   ForeignEndpoint: ['spec.service: ', ''],
 };
 
-function textOf({ reason, message }: Pick<Condition, 'reason' | 'message'>): string {
-  const [where, todo] = hints[reason] ?? ['spec: ', ''];
-  return `${where}${message}${todo === '' ? '' : `; ${todo}`}`;
+/** Fields with which messages of the planner begin. */
+const fields =
+  /^(externalServices|destinations|redirect|nextHops|gateways|bandwidth|maxConnections|connectionsPerSecond)\b/;
+
+function textOf({ type, status, reason, message }: Condition): string {
+  const [where, todo] = hints[reason] ?? ['', ''];
+  const pool = message.startsWith('GatewayPool') ? 'spec.gatewayPool: ' : 'spec.pool: ';
+  const place = fields.test(message) ? 'spec.' : reason === 'NoSuchPool' ? pool : where;
+  // To what is in use there is nothing to do.
+  return `${place}${message}${todo === '' || (type === 'Accepted' && status === 'True') ? '' : `; ${todo}`}`;
 }
 
 /** Whether the planner does without the object, or another must give way. */
@@ -158,13 +166,14 @@ interface KnownLayout {
   others(key: string): Map<string, readonly Condition[]>;
 }
 
-/** Lists of objects are values, and most requests come while nothing changes. */
+/** Lists of objects are values, and most requests come while nothing changes; what they share is found once. */
+const planner = new LayoutPlanner();
 const layouts = new WeakMap<Objects, { memory: PlannerMemory; lists: KnownLists; known: KnownLayout }>();
 
 function layoutOf(objects: Objects, { memory, lists, now }: Surroundings): KnownLayout {
   const last = layouts.get(objects);
   if (last !== undefined && last.memory === memory && last.lists === lists) return last.known;
-  const layout = new LayoutPlanner().look(objects, memory, noPeers(), now, lists);
+  const layout = planner.look(objects, memory, noPeers(), now, lists);
   const all = (key: string): Condition[] => layout.findings.flatMap((findings) => findings.all(key));
   const known: KnownLayout = {
     layout,
@@ -197,7 +206,10 @@ function drawProblems({ spec }: EgressIP, { EgressIPPool, namespaces }: Objects)
     if (namespace === undefined) return [plain('NoSuchNamespace', `${where}there is no namespace ${name} yet`)];
     if (pool === undefined || mayDraw(pool, namespace)) return [];
     const reason = 'NamespaceNotAllowed';
-    return [{ denied: true, reason, text: `${where}${textOf({ reason, message: drawRefusal(spec.pool, name) })}` }];
+    const message = drawRefusal(spec.pool, name);
+    return [
+      { denied: true, reason, text: `${where}${textOf({ type: 'Programmed', status: 'False', reason, message })}` },
+    ];
   });
 }
 
@@ -231,7 +243,7 @@ function admitted(rule: EgressRule, objects: Objects, around: Surroundings): Adm
 
 function ruleProblems(rule: EgressRule, objects: Objects, around: Surroundings): Problem[] {
   const [condition] = admitted(rule, objects, around).conditions;
-  const about = condition === undefined || quiet.has(condition.reason) ? [] : [condition];
+  const about: Condition[] = condition === undefined || quiet.has(condition.reason) ? [] : [condition];
   const webhook = rule.spec.webhook && webhooksOf(objects).refused.get(objectKey(rule));
   return [...about, ...(webhook === undefined ? [] : [webhook])].map((one) => ({
     denied: isDenied(one),

@@ -67,7 +67,7 @@ export function poolsOf(
     for (const address of hops.flatMap((one) => Object.values(one))) {
       const other = inside.get(address);
       if (other === undefined) inside.set(address, `a next hop of GatewayPool ${name}`);
-      else findings.conflict(key, 'InsideAddressTaken', `${address} is ${other}`);
+      else findings.conflict(key, 'InsideAddressTaken', `nextHops: ${address} is ${other}`);
     }
     const members: Member[] = [];
     const gateways: Record<string, GatewayEntry> = {};
@@ -79,7 +79,8 @@ export function poolsOf(
       }
       poolOfGateway.set(gateway.name, name);
       const taken = inside.get(gateway.internalAddress);
-      if (taken !== undefined) findings.conflict(key, 'InsideAddressTaken', `${gateway.internalAddress} is ${taken}`);
+      if (taken !== undefined)
+        findings.conflict(key, 'InsideAddressTaken', `gateways: ${gateway.internalAddress} is ${taken}`);
       else inside.set(gateway.internalAddress, `internalAddress of gateway ${gateway.name} of GatewayPool ${name}`);
       members.push({ name: gateway.name, weight: gateway.weight ?? 1 });
       gateways[gateway.name] = { internalAddress: gateway.internalAddress, addresses: [gateway.internalAddress] };

@@ -96,7 +96,7 @@ t.test('answers', async (t) => {
   const warned = JSON.parse(
     (await ask(reviewOf(create(egressIP('new', { pool: 'later' }))), { path: `${ADMISSION_PATH}?timeout=5s` })).text,
   );
-  t.match(warned.response, { allowed: true, warnings: [/^spec: EgressIPPool later does not exist/] });
+  t.match(warned.response, { allowed: true, warnings: [/^spec\.pool: EgressIPPool later does not exist/] });
 
   t.equal(await count('kind="EgressIP",operation="CREATE",outcome="allowed"'), 1);
   t.equal(await count('kind="EgressIP",operation="CREATE",outcome="denied"'), 1);

@@ -126,7 +126,7 @@ const rows: Row[] = [
       /^spec: it would take from EgressIP\/reviews what that has \(203\.0\.113\.96 would be a next hop or a gateway's\)/,
   }),
   row('NoSuchPool', 'a pool to come', create(egressIP('new', { pool: 'later' })), {
-    warned: /^spec: EgressIPPool later does not exist/,
+    warned: /^spec\.pool: EgressIPPool later does not exist; it is not in use until/,
   }),
   row('NamespaceNotAllowed', 'listed', create(egressIP('new', { namespaces: ['batch', 'guests'] })), {
     denied: /^spec\.namespaces\[1\]: EgressIPPool public does not let namespace guests draw from it; take it out/,
@@ -210,7 +210,7 @@ const rows: Row[] = [
   row('RangeTaken', 'beside it', create(drawPool('new', { ranges: ['203.0.113.112-203.0.113.140'] }))),
   row('RangeTaken', 'what that excludes', create(drawPool('new', { ranges: ['203.0.113.97'] }))),
   row('NoSuchPool', 'a GatewayPool to come', create(drawPool('new', { gatewayPool: 'later' })), {
-    warned: /^spec: GatewayPool later does not exist/,
+    warned: /^spec\.gatewayPool: GatewayPool later does not exist/,
   }),
   row('OutOfPool', 'shrinking', update(publicPool({ exclude: ['203.0.113.96', '203.0.113.101'] }), publicPool()), {
     warned:
@@ -237,10 +237,10 @@ const rows: Row[] = [
   // GatewayPool.
   row('-', 'a third GatewayPool', create(pool())),
   row('InsideAddressTaken', 'next hops of another', create(pool({ nextHops: { v4: ['10.0.0.66-10.0.0.67'] } })), {
-    denied: /^spec: 10\.0\.0\.66 is a next hop of GatewayPool main; choose an address/,
+    denied: /^spec\.nextHops: 10\.0\.0\.66 is a next hop of GatewayPool main; choose an address/,
   }),
   row('InsideAddressTaken', 'a gateway of another', create(pool({ nextHops: { v4: ['10.0.0.31'] } })), {
-    denied: /10\.0\.0\.31 is internalAddress of gateway gw-a of GatewayPool main/,
+    denied: /^spec\.nextHops: 10\.0\.0\.31 is internalAddress of gateway gw-a of GatewayPool main/,
   }),
   row(
     'InsideAddressTaken',
@@ -248,7 +248,15 @@ const rows: Row[] = [
     update(overriding(gatewayPool('main'), { nextHops: { v4: ['10.9.0.64'] } }), gatewayPool('main')),
     {
       denied:
-        /^spec: it would take from GatewayPool\/other what that has \(10\.9\.0\.64 is a next hop of GatewayPool main\)/,
+        /^spec: it would take from GatewayPool\/other what that has \(nextHops: 10\.9\.0\.64 is a next hop of GatewayPool main\)/,
+    },
+  ),
+  row(
+    'InsideAddressTaken',
+    'a gateway on a next hop',
+    create(pool({ gateways: [{ name: 'gw-3', internalAddress: '10.0.0.64' }] })),
+    {
+      denied: /^spec\.gateways: 10\.0\.0\.64 is a next hop of GatewayPool main/,
     },
   ),
   row(
@@ -285,7 +293,7 @@ const rows: Row[] = [
   // Rules.
   row('-', 'a good rule', create(ruleOf({}))),
   row('ExternalServiceNotFound', 'an accept of what is to come', create(ruleOf({ externalServices: ['later'] })), {
-    warned: /^spec\.external service billing\/later not found: it matches nothing/,
+    warned: /^spec\.externalServices: external service billing\/later not found: it matches nothing$/,
   }),
   row(
     'ExternalServiceNotFound',
