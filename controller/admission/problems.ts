@@ -5,18 +5,21 @@
  */
 import type { AnyObject, EgressIP, EgressRule, ExternalService } from '../../api/kinds.ts';
 import { objectKey } from '../../api/kinds.ts';
+import { formatAuthority, parseListUrl } from '../../api/list-url.ts';
 import { CONTROLLER_NAMESPACE } from '../../api/names.ts';
 import { type AdmittedRules, admit } from '../../policy/admit.ts';
 import { endpointsOf } from '../../policy/endpoints.ts';
-import type { KnownLists } from '../../policy/external-service.ts';
+import { type KnownLists, namesOf } from '../../policy/external-service.ts';
 import { qualifiedName } from '../../policy/order.ts';
 import { namedService } from '../../policy/reference.ts';
+import { allowedHosts } from '../observe/fetch-policy.ts';
 import { drawRefusal, mayDraw } from '../plan/assign.ts';
 import { clusterCatalog } from '../plan/cluster-rules.ts';
 import type { Condition } from '../plan/condition.ts';
 import { RedirectBans } from '../plan/forbidden.ts';
 import { type Layout, LayoutPlanner } from '../plan/layout.ts';
 import type { PlannerMemory } from '../plan/memory.ts';
+import { knowsNames, nameProblem } from '../plan/name-status.ts';
 import type { Objects } from '../plan/objects.ts';
 import { noPeers } from '../plan/peers.ts';
 import { webhooksOf } from '../plan/webhooks.ts';
@@ -77,7 +80,7 @@ export const hints: Readonly<Record<string, readonly [where: string, todo: strin
 
 /** Fields with which messages of the planner begin. */
 const fields =
-  /^(externalServices|destinations|redirect|nextHops|gateways|bandwidth|maxConnections|connectionsPerSecond)\b/;
+  /^(externalServices|destinations|redirect|nextHops|gateways|addresses|bandwidth|maxConnections|connectionsPerSecond)\b/;
 
 function textOf({ type, status, reason, message }: Condition): string {
   const [where, todo] = hints[reason] ?? ['', ''];
@@ -105,9 +108,10 @@ export function problemsOf(object: AnyObject, objects: Objects, around: Surround
     case 'NamespaceEgressRule':
     case 'ServiceEgressRule':
       return ruleProblems(object, objects, around);
-    default:
-      return [];
+    case 'ExternalService':
+      return serviceProblems(object, objects, around);
   }
+  return [];
 }
 
 /** What else the planner says of others, `after` being the objects with a change that `before` are without. */
@@ -254,6 +258,31 @@ function ruleProblems(rule: EgressRule, objects: Objects, around: Surroundings):
 
 /** As its owner wants it. */
 const quiet = new Set(['Accepted', 'OutOfSchedule']);
+
+/** What keeps its lists from being read, and its names from having addresses. */
+function serviceProblems(service: ExternalService, objects: Objects, around: Surroundings): Problem[] {
+  const problems: Problem[] = [];
+  for (const [at, { url, file }] of (service.spec.addressesFrom ?? []).entries()) {
+    const where = `spec.addressesFrom[${at}]`;
+    const text = `${where}.file: only a controller with the directory source reads files; use configMapRef or url`;
+    if (file !== undefined) problems.push(plain('FileNotFound', text));
+    const read = url === undefined ? undefined : parseListUrl(url);
+    if (!read?.ok) continue;
+    const { host, port } = read.value;
+    if (allowedHosts(objects.GatewayPool).has(`${host} ${port}`)) continue;
+    const which = `host ${formatAuthority(host, port)} is not among fetch.allowedHosts of any GatewayPool`;
+    problems.push(plain('HostNotAllowed', `${where}.url: ${which}; the list is not fetched until it is`));
+  }
+  if (namesOf(service).length === 0) return problems;
+  const { found, addresses } = layoutOf(objects, around).layout;
+  const { namespace = '' } = service.metadata;
+  const pool = found.poolOfNamespace.get(namespace)?.name;
+  const condition = nameProblem(
+    service,
+    knowsNames(objects.namespaces.get(namespace)?.namespace, pool, addresses.pools),
+  );
+  return condition === undefined ? problems : [...problems, plain(condition.reason, textOf(condition))];
+}
 
 /** Rules that name an ExternalService. */
 export function rulesNaming(service: ExternalService, objects: Objects): EgressRule[] {

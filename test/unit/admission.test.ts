@@ -52,6 +52,8 @@ const overriding = (object: ReturnType<typeof gatewayPool>, spec: Json) => ({
   spec: { ...(object.spec as Json), ...spec },
 });
 
+const listAt = (host: string): Json => ({ url: `https://${host}.example.test/a.txt` });
+
 interface Row {
   /** Of a condition of the planner's, or `-`. */
   reason: string;
@@ -267,6 +269,20 @@ const rows: Row[] = [
       denied: /^spec\.gateways: gateway gw-a belongs to GatewayPool main; take it out/,
     },
   ),
+  row(
+    'GatewayTaken',
+    'by an older one',
+    update(
+      gatewayPool('main', {
+        gateways: [
+          { name: 'gw-a', internalAddress: '10.0.0.31' },
+          { name: 'gw-z', internalAddress: '10.0.0.39' },
+        ],
+      }),
+      gatewayPool('main'),
+    ),
+    { denied: /^spec: it would take from GatewayPool\/other what that has \(gateway gw-z belongs to GatewayPool main/ },
+  ),
   row('TunnelPort', 'another port', create(pool({ steering: { port: 4794 } })), {
     denied: /^spec\.steering\.port: steering\.port is 4793, that of the older GatewayPool main; a node has one/,
   }),
@@ -399,12 +415,32 @@ const rows: Row[] = [
 
   // ExternalServices, whose rules suffer.
   row('-', 'a good service', create(service('billing/new'))),
+  row('-', 'names without resolvers', create(service('billing/new', { addresses: ['a.example.test'] })), {
+    warned: /^spec\.addresses: has names, and the GatewayPool has no dns\.resolvers/,
+  }),
+  row('-', 'names with resolvers', create(service('billing/new', { addresses: ['a.example.test'] })), {
+    world: worldOf(
+      inForce().map((one) =>
+        one.metadata.name === 'main' ? gatewayPool('main', { dns: { resolvers: ['198.51.100.53'] } }) : one,
+      ),
+    ),
+  }),
+  row(
+    '-',
+    'lists that nobody reads',
+    create(service('billing/new', { addressesFrom: [{ file: 'a.txt' }, listAt('lists')] })),
+    {
+      warned:
+        /^spec\.addressesFrom\[0\]\.file: only.*\nspec\.addressesFrom\[1\]\.url: host lists\.example\.test is not among/,
+    },
+  ),
+  row('-', 'a list that may be fetched', create(service('billing/new', { addressesFrom: [listAt('hooks')] }))),
   row(
     'RedirectNeedsAddresses',
     'a name for a redirect',
     update(service('billing/web', { addresses: ['a.example.test'] }), service('billing/web')),
     {
-      warned: /^then NamespaceEgressRule\/billing\/sent: redirect: external service billing\/web has names/,
+      warned: /\nthen NamespaceEgressRule\/billing\/sent: redirect: external service billing\/web has names/,
     },
   ),
   row(
@@ -416,7 +452,7 @@ const rows: Row[] = [
         ...inForce(),
         egressIP('far', { addresses: ['203.0.113.107'], destinations: ['security/list'] }),
       ]),
-      warned: /^then EgressIP\/far: destinations: external service security\/list has names/,
+      warned: /\nthen EgressIP\/far: destinations: external service security\/list has names/,
     },
   ),
 ];
