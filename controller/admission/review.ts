@@ -44,7 +44,7 @@ export function review(request: AdmissionRequest, world: AdmissionWorld): Verdic
   const { operation, subResource = '', object, oldObject } = request;
   if (subResource !== '' || operation === 'CONNECT' || isBeingDeleted(oldObject)) return allowed;
   if (operation === 'DELETE') return isOurs(oldObject) ? reviewDeletion(oldObject, world) : allowed;
-  if (!isOurs(object) || isBeingDeleted(object)) return allowed;
+  if (!isOurs(object)) return allowed;
   if (operation === 'UPDATE' && sameSpec(object, oldObject)) return allowed;
   const parsed = parseObject(dated(object, world.now));
   if (!parsed.ok) return invalid(errorTexts(parsed.errors));

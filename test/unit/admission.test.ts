@@ -527,7 +527,9 @@ t.test('what is never looked at', async (t) => {
     ['deleting rules', remove(rule('NamespaceEgressRule', 'billing/veto', { action: 'drop' }))],
   ];
   for (const [what, request] of cases) t.same(review(request, world), { allowed: true, warnings: [] }, what);
-  // Each would be refused else.
+  // Each would be refused else; and it is the object that is stored which says that it is being deleted.
+  t.notOk(review({ operation: 'UPDATE', object: meta(bad, deleted), oldObject: billing() }, world).allowed);
+  t.notOk(review({ operation: 'CREATE', object: meta(bad, deleted) }, world).allowed);
   t.notOk(review(update(bad, billing()), world).allowed);
 });
 
