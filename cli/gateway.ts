@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { isPeerName } from '../api/plan-stream.ts';
 import { formatListen } from '../daemon/listen.ts';
+import { registerCleanup } from './cleanup.ts';
 import { listenArgument, untilSignal } from './controller.ts';
 
 export function nameArgument(text: string): string {
@@ -51,7 +52,7 @@ interface Flags {
 }
 
 export function register(program: Command): void {
-  program
+  const verb = program
     .command('gateway')
     .description('run a gateway: apply the plan of the controller to this machine (as root)')
     .requiredOption('--name <name>', 'name in GatewayPool.spec.gateways and in the certificate', nameArgument)
@@ -73,4 +74,8 @@ Example:
       const { runGateway } = await import('../gateway/main.ts');
       await untilSignal(await runGateway({ ...flags, detect: flags.detect === 'on' }));
     });
+  registerCleanup(verb, 'gateway', async (state) => {
+    const { gatewayCleaning } = await import('../gateway/cleanup.ts');
+    return gatewayCleaning(state);
+  });
 }

@@ -1,5 +1,6 @@
 /** `sluice node`: the program of a Kubernetes node, until SIGINT or SIGTERM. What it puts in force outlives it. */
 import { type Command, InvalidArgumentError } from 'commander';
+import { registerCleanup } from './cleanup.ts';
 import { untilSignal } from './controller.ts';
 import { metricsArgument, nameArgument, urlArgument } from './gateway.ts';
 
@@ -18,7 +19,7 @@ function interfaceArgument(text: string, before: string[] = []): string[] {
 }
 
 export function register(program: Command): void {
-  program
+  const verb = program
     .command('node')
     .description('run on a Kubernetes node: steer its workloads to their gateways (as root)')
     .requiredOption('--name <name>', 'name of the Node object and in the certificate', nameArgument)
@@ -43,4 +44,8 @@ Examples:
       const { runNode } = await import('../node/main.ts');
       await untilSignal(await runNode({ ...flags, workloadInterfaces: workloadInterface }));
     });
+  registerCleanup(verb, 'node', async (state) => {
+    const { nodeCleaning } = await import('../node/cleanup.ts');
+    return nodeCleaning(state);
+  });
 }

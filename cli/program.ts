@@ -43,6 +43,7 @@ export function buildProgram(output: OutputConfiguration = {}): Command {
     .version('0.1.0')
     .showHelpAfterError('(sluice help VERB shows how it is used)')
     .exitOverride()
+    .enablePositionalOptions()
     .configureOutput(output)
     .addHelpText(
       'after',

@@ -4,22 +4,7 @@
  * releases a workload only when all of it is acknowledged. Applying the same plan twice changes nothing, and the
  * first apply after a start compares with the kernel, so that a restart flushes nothing.
  */
-import { readFile, rename, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import {
-  CT_DECIDED,
-  CT_READ,
-  NFT_TABLE_GATEWAY,
-  RULE_PRIORITY_OWN,
-  RULE_PRIORITY_RETURN,
-  TABLE_GATEWAY_EGRESS,
-  TABLE_GATEWAY_OWN,
-  TABLE_GATEWAY_PROHIBIT,
-  TABLE_GATEWAY_RESET,
-  TABLE_GATEWAY_RETURN,
-  TABLE_GATEWAY_UNCHECKED,
-  TUNNEL_DEVICE,
-} from '../api/names.ts';
+import { CT_DECIDED, CT_READ, NFT_TABLE_GATEWAY } from '../api/names.ts';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
 import type { PlanDelta } from '../api/plan-delta.ts';
 import {
@@ -36,8 +21,17 @@ import type { Tc } from '../kernel/tc.ts';
 import type { Known } from '../policy/decision.ts';
 import type { ConntrackView } from '../wire/conntrack.ts';
 import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } from './compile.ts';
-import { compileNet, deviceSysctls, heldShards, isTunnelled, sysctls, workloadRoutes } from './compile-net.ts';
+import {
+  compileNet,
+  deviceSysctls,
+  gatewayScope,
+  heldShards,
+  isTunnelled,
+  sysctls,
+  workloadRoutes,
+} from './compile-net.ts';
 import type { Numbers } from './marks.ts';
+import { OwnedAddresses, textOf } from './owned-addresses.ts';
 import { type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
@@ -125,7 +119,7 @@ export class GatewayApply {
     this.#self = self;
     this.#kernel = kernel;
     this.#shaping = new Shaping(kernel.tc);
-    this.#owned = new OwnedAddresses(join(stateDirectory, 'addresses.json'));
+    this.#owned = new OwnedAddresses(stateDirectory);
     this.#options = options;
     this.#compiler = new GatewayCompiler(options);
   }
@@ -313,20 +307,7 @@ export class GatewayApply {
 
   async #scope(desired: DeviceAddress[]): Promise<NetScope> {
     const ours = await this.#owned.add(desired);
-    return {
-      links: [TUNNEL_DEVICE],
-      managed: (address) => ours.has(textOf(address)),
-      tables: [
-        TABLE_GATEWAY_RETURN,
-        TABLE_GATEWAY_EGRESS,
-        TABLE_GATEWAY_UNCHECKED,
-        TABLE_GATEWAY_RESET,
-        TABLE_GATEWAY_PROHIBIT,
-        TABLE_GATEWAY_OWN,
-      ],
-      rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_OWN]],
-      neighbourDevices: [TUNNEL_DEVICE],
-    };
+    return gatewayScope((address) => ours.has(textOf(address)));
   }
 }
 
@@ -334,50 +315,6 @@ export class GatewayApply {
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
 /** And those of which packets are read, which are not among them. */
 export const readMark = { value: CT_READ, mask: CT_READ };
-
-/**
- * Addresses that this program has put on the machine, on disk before they are put there: after a crash they can be
- * told from those of others, since the kernel does not say who added an address (IFA_PROTO needs iproute2 6.3).
- */
-class OwnedAddresses {
-  readonly #file: string;
-  #known: Set<string> | undefined;
-
-  constructor(file: string) {
-    this.#file = file;
-  }
-
-  async add(addresses: DeviceAddress[]): Promise<Set<string>> {
-    this.#known ??= await this.#read();
-    const before = this.#known.size;
-    for (const address of addresses) this.#known.add(textOf(address));
-    if (this.#known.size !== before) await this.#save(this.#known);
-    return this.#known;
-  }
-
-  async write(addresses: DeviceAddress[]): Promise<void> {
-    const next = new Set(addresses.map(textOf));
-    if (next.size === this.#known?.size) return;
-    this.#known = next;
-    await this.#save(next);
-  }
-
-  async #save(known: Set<string>): Promise<void> {
-    await writeFile(`${this.#file}.new`, JSON.stringify([...known]));
-    await rename(`${this.#file}.new`, this.#file);
-  }
-
-  async #read(): Promise<Set<string>> {
-    try {
-      const parsed: unknown = JSON.parse(await readFile(this.#file, 'utf8'));
-      return new Set(Array.isArray(parsed) ? parsed.filter((text) => typeof text === 'string') : []);
-    } catch {
-      return new Set();
-    }
-  }
-}
-
-const textOf = ({ dev, address }: DeviceAddress): string => `${dev} ${address}`;
 
 function byDevice(addresses: DeviceAddress[]): Map<string, string[]> {
   const found = new Map<string, string[]>();

@@ -42,6 +42,7 @@ import {
   type DesiredLink,
   type DeviceAddress,
   emptyNetState,
+  type NetScope,
   type NetState,
   type Route,
   type Rule,
@@ -50,6 +51,22 @@ import { PROTOCOL_TCP } from '../wire/ip.ts';
 
 const hostLength = { 4: 32, 6: 128 } as const;
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
+
+/** What of the machine is a gateway's to list and change. */
+export const gatewayScope = (managed: NetScope['managed']): NetScope => ({
+  links: [TUNNEL_DEVICE],
+  managed,
+  tables: [
+    TABLE_GATEWAY_RETURN,
+    TABLE_GATEWAY_EGRESS,
+    TABLE_GATEWAY_UNCHECKED,
+    TABLE_GATEWAY_RESET,
+    TABLE_GATEWAY_PROHIBIT,
+    TABLE_GATEWAY_OWN,
+  ],
+  rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_OWN]],
+  neighbourDevices: [TUNNEL_DEVICE],
+});
 
 export const isTunnelled = (pool: PoolSettings): boolean => pool.steering.mode === 'VXLAN';
 /** The device by which workloads' packets come in, and replies to them go out. */

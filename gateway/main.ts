@@ -14,15 +14,18 @@ import { type Listen, parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
 import { SavedPlanFile } from '../daemon/saved-plan.ts';
+import { holdName } from '../daemon/sole.ts';
 import { type PlanClient, startPlanClient } from '../daemon/stream-client.ts';
 import { announce } from '../kernel/announce.ts';
 import { changeFlows, endFlows, endTuples } from '../kernel/conntrack.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { listCounts } from '../kernel/nft-counts.ts';
 import { HostNft } from '../kernel/nft-host.ts';
-import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
+import { readSysctl } from '../kernel/sysctl.ts';
+import type { SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { HostTc } from '../kernel/tc-host.ts';
 import { decidedMark, GatewayApply, type GatewayKernel, readMark } from './apply.ts';
+import { gatewaySysctls } from './cleanup.ts';
 import { heldShards } from './compile-net.ts';
 import { FlowReading } from './flow-reading.ts';
 import { GatewayHits } from './hits.ts';
@@ -66,7 +69,8 @@ export interface GatewayOptions {
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
   const log = createLog('gateway').child({ gateway: options.name });
   await mkdir(options.state, { recursive: true });
-  const kernel = hostKernel(log.warn.bind(log));
+  const kernel = hostKernel(log.warn.bind(log), gatewaySysctls(options.state));
+  const held = holdName('gateway', log);
   const gateway = new GatewayApply(options.name, kernel, options.state, {
     watch: {
       before(numbers) {
@@ -263,6 +267,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       await detection?.close();
       await recorder.close();
       flowLog?.close();
+      await held.close();
     },
   };
 }
@@ -279,12 +284,15 @@ function listenOf(text: string): Listen {
   return parsed.value;
 }
 
-function hostKernel(warn: (fields: object, message: string) => void): GatewayKernel & { nft: HostNft } {
+function hostKernel(
+  warn: (fields: object, message: string) => void,
+  sysctls: SysctlMemory,
+): GatewayKernel & { nft: HostNft } {
   return {
     nft: new HostNft(),
     ip: new HostIp(),
     tc: new HostTc(),
-    sysctl: applySysctls,
+    sysctl: (desired) => sysctls.apply(desired),
     async reversePathFilter(device) {
       const values = await Promise.all([device, 'all'].map((name) => readSysctl(`net/ipv4/conf/${name}/rp_filter`)));
       return values.some((value) => value !== '0');

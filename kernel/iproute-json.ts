@@ -12,6 +12,7 @@ const routeTypes: Record<string, Route['type']> = {
   2: 'local',
   6: 'blackhole',
   7: 'unreachable',
+  8: 'prohibit',
   9: 'throw',
 };
 

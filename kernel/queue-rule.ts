@@ -91,19 +91,25 @@ export function nftScript(rule: QueueRule | undefined): string {
  * From what `iptables -S FORWARD` prints to edits: our rule is there once afterwards (or not, if undefined), others
  * stay. What is right is not touched. A wrong one is deleted after the right one is there, so that no packet slips by.
  */
-export function xtablesEdits(listed: string, rule: QueueRule | undefined, mark: number, mask: number): string[][] {
+export function xtablesEdits(
+  listed: string,
+  rule: QueueRule | undefined,
+  mark: number,
+  mask: number,
+  chain = XT_CHAIN,
+): string[][] {
   const wanted = rule === undefined ? undefined : xtablesRule(rule).join(' ');
   const ours = xtablesMatch(mark, mask).join(' ');
   const edits: string[][] = [];
   let there = false;
   for (const line of listed.split('\n')) {
-    if (!line.startsWith(`-A ${XT_CHAIN} `)) continue;
-    const text = line.slice(`-A ${XT_CHAIN} `.length).trim();
+    if (!line.startsWith(`-A ${chain} `)) continue;
+    const text = line.slice(`-A ${chain} `.length).trim();
     if (text !== ours && !text.startsWith(`${ours} `)) continue;
     if (text === wanted && !there) there = true;
-    else edits.push(['-D', XT_CHAIN, ...text.split(' ')]);
+    else edits.push(['-D', chain, ...text.split(' ')]);
   }
-  if (wanted !== undefined && !there) edits.unshift(['-A', XT_CHAIN, ...wanted.split(' ')]);
+  if (wanted !== undefined && !there) edits.unshift(['-A', chain, ...wanted.split(' ')]);
   return edits;
 }
 

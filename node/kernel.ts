@@ -12,6 +12,7 @@ import type { Nft } from '../kernel/nft.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { inNamespace, run } from '../kernel/run.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
+import type { SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { type NodeFacts, nodeScope, type Underlay } from './compile.ts';
 
 export interface NodeKernel {
@@ -42,8 +43,11 @@ export class HostKernel implements NodeKernel {
   readonly nft: HostNft;
   readonly ip: Ip;
   readonly #namespace: string | undefined;
+  readonly #memory: SysctlMemory | undefined;
 
-  constructor(namespace?: string) {
+  /** `memory`: of what parameters were; of this process's own namespace only. */
+  constructor(namespace?: string, memory?: SysctlMemory) {
+    this.#memory = memory;
     const options = namespace === undefined ? {} : { namespace };
     this.#namespace = namespace;
     this.nft = new HostNft(options);
@@ -79,7 +83,7 @@ export class HostKernel implements NodeKernel {
 
   async sysctls(wanted: Record<string, string>): Promise<void> {
     // Files below /proc/sys/net are those of the reader's own namespace; for another one it takes a process there.
-    if (this.#namespace === undefined) await applySysctls(wanted);
+    if (this.#namespace === undefined) await (this.#memory?.apply(wanted) ?? applySysctls(wanted));
     else {
       for (const [key, value] of Object.entries(wanted)) {
         await this.#run('sysctl', ['sysctl', '-q', '-w', `${key}=${value}`]);

@@ -12,8 +12,10 @@ import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
 import { SavedPlanFile } from '../daemon/saved-plan.ts';
+import { holdName } from '../daemon/sole.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
 import { Steering } from './apply.ts';
+import { nodeSysctls } from './cleanup.ts';
 import { startHoldQueue } from './hold-queue.ts';
 import { HostKernel } from './kernel.ts';
 import { createNodeMetrics } from './metrics.ts';
@@ -43,7 +45,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   const listen = options.metrics === undefined ? undefined : parseListen(options.metrics);
   if (listen?.ok === false) throw new Error(`metrics: ${listen.error}`);
   const log = createLog('node');
-  const kernel = new HostKernel();
+  const kernel = new HostKernel(undefined, nodeSysctls(options.state));
+  const name = holdName('node', log);
   const registry = createRegistry('node');
   const metrics = createNodeMetrics(registry, kernel.nft);
   const hold = startHoldQueue({ events: metrics.hold, log });
@@ -139,6 +142,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       await file.close();
       await reconciler.close();
       await hold.close();
+      await name.close();
     },
   };
 }
