@@ -137,6 +137,13 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
     auditedNamespaces: count('Namespaces whose whole policy is in audit'),
     workloads: count('Pods that the plan has'),
     connected: text(16, 'Gateways that are connected to the controller, of all: 2/3'),
+    clusterCIDRs: {
+      type: 'array',
+      maxItems: 256,
+      items: text(64),
+      description: 'Of a pool that does not list them: what was found of the cluster, the first 256',
+    },
+    clusterCIDRsFound: text(1_024),
     gateways: {
       type: 'array',
       description: 'What each gateway has said last',

@@ -145,12 +145,14 @@ export const gatewayPoolSpec = Type.Object(
       default: 'Bypass',
       description: 'What a workload meets that no EgressIP selects: dropped, or not steered at all',
     }),
-    clusterCIDRs: Type.Array(prefixText(), {
-      default: [],
-      maxItems: 256,
-      listType: 'set',
-      description: 'Pods, services and nodes: never steered, never forwarded to',
-    }),
+    clusterCIDRs: Type.Optional(
+      Type.Array(prefixText(), {
+        maxItems: 256,
+        listType: 'set',
+        description:
+          'Pods, services and nodes: never steered, never forwarded to. Absent: what Nodes and Services say, see status',
+      }),
+    ),
     excludedCIDRs: Type.Array(prefixText(), {
       default: [],
       maxItems: 256,

@@ -7,6 +7,7 @@ import type { GatewayPlan, NodeEntry, NodePlan, RuleEntry, ServiceEntry } from '
 import type { AdmittedRules } from '../../policy/admit.ts';
 import type { Serving } from './assign.ts';
 import type { CarriedNamespace } from './carried.ts';
+import { ClusterRangesIndex } from './cluster-ranges.ts';
 import { ClusterRuleIndex } from './cluster-rules.ts';
 import { RedirectBans } from './forbidden.ts';
 import { LayoutPlanner } from './layout.ts';
@@ -63,6 +64,7 @@ class History implements PlanHistory {
 export class PlanParts {
   readonly history = new History();
   readonly warnings = new Memo<Warning[]>();
+  readonly clusterRanges = new ClusterRangesIndex();
   readonly layout = new LayoutPlanner();
   readonly servings = new Memo<Map<string, readonly Serving[]>>();
   lastServings: ReadonlyMap<string, readonly Serving[]> = new Map();

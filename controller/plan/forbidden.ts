@@ -81,7 +81,7 @@ function textsOf(object: AnyObject): [name: string, texts: readonly string[]][] 
       const { clusterCIDRs, gateways, nextHops } = object.spec;
       const inside = gateways.map(({ internalAddress }) => internalAddress);
       return [
-        ['cluster', clusterCIDRs],
+        ['cluster', clusterCIDRs ?? []],
         ['gateway', [...inside, ...(nextHops.v4 ?? []), ...(nextHops.v6 ?? [])]],
       ];
     }
@@ -162,6 +162,8 @@ export class RedirectBans {
           .flatMap(readable)
           .map((range): Place => [name, range]),
       ).has(address);
+    // What was found for those that list none.
+    if (texts('cluster', ({ settings }) => settings.clusterCIDRs)) yield 'cluster';
     if (texts('gateway', ({ gateways }) => Object.values(gateways).flatMap(({ addresses }) => addresses)))
       yield 'gateway';
     if (texts('egress', ({ shards }) => Object.values(shards).flatMap(({ egressIPs }) => egressIPs))) yield 'egress';

@@ -32,11 +32,19 @@ export class LayoutPlanner {
   readonly #destinations = new DestinationIndex();
   readonly #assigner = new Memo<{ assign: Assigner; findings: Findings }>();
 
-  look(objects: Objects, memory: PlannerMemory, peers: Peers, now: number, lists: KnownLists): Layout {
+  /** `ranges`: what was found of the cluster, for pools that do not say (cluster-ranges.ts). */
+  look(
+    objects: Objects,
+    memory: PlannerMemory,
+    peers: Peers,
+    now: number,
+    lists: KnownLists,
+    ranges?: readonly string[],
+  ): Layout {
     const { GatewayPool, EgressIPPool: drawPools, EgressIP: egressIPs, Namespace: namespaces } = objects;
-    const found = this.#pools.get([GatewayPool, namespaces, memory.shardIndices], () => {
+    const found = this.#pools.get([GatewayPool, namespaces, memory.shardIndices, ranges], () => {
       const findings = new Findings();
-      const made = poolsOf(GatewayPool, namespaces, memory.shardIndices, findings);
+      const made = poolsOf(GatewayPool, namespaces, memory.shardIndices, findings, ranges);
       return { ...made, audited: new Set(made.pools.flatMap((pool) => pool.audited)), findings };
     });
     const { poolOfNamespace } = found;

@@ -92,6 +92,7 @@ function planned(
 ): PlanResult {
   parts.history.begin();
   const warnings: Warning[] = [...parts.warnings.get([objects.Namespace], () => unknownModes(objects))];
+  const ranges = parts.clusterRanges.look(objects);
   const { Namespace: namespaces, EgressIP: egressIPs } = objects;
   const {
     found,
@@ -99,7 +100,7 @@ function planned(
     destinations,
     assign,
     findings: stated,
-  } = parts.layout.look(objects, memory, peers, now, lists);
+  } = parts.layout.look(objects, memory, peers, now, lists, ranges?.prefixes);
   const { poolOfNamespace } = found;
   const { pools, allocation, shardOf, placed, gatewayPoolOf } = addresses;
   const entries = egressEntries(egressIPs, placed, destinations, (egressIP) => gatewayPoolOf(egressIP)?.name ?? '');
@@ -201,7 +202,7 @@ function planned(
     get statuses() {
       const findings = Findings.join([...stated, podFindings(assign, carried)]);
       const where = { allocation, shardOf, gatewayPoolOf, assign };
-      const input = { objects, lists, pools, plans, peers, ...where, cluster };
+      const input = { objects, lists, pools, plans, peers, ...where, cluster, ranges };
       const more = { namespaces: carried, webhooks, limitShards, findings, history: parts.history };
       statuses ??= statusesOf({ ...input, ...more }, parts.statuses);
       return statuses;

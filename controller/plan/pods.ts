@@ -1,8 +1,9 @@
 /**
  * Pods that count: those with addresses of their own that may send. A finished pod's address is free again, a
- * host-network pod's is the node's. Two pods that claim one address: the newest has it (the API server may show the
- * old one for a while after its address was given again); the other loses all its addresses, since half a pod
- * would be steered and half not. The same of two with one uid, which is a manifest that was copied.
+ * host-network pod's is the node's. A pod that is being deleted sends until it has finished. Two pods that claim one address:
+ * that which is not being deleted has it, else the newest (the API server may show the old one for a while after its
+ * address was given again, and that may be the younger: the other waited for a node longer); the other loses all its
+ * addresses, since half a pod would be steered and half not. The same of two with one uid, which is a manifest that was copied.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
 import { objectKey, type Pod } from '../../api/kinds.ts';
@@ -123,7 +124,7 @@ class Claims {
     const losers = new Map<CountedPod, CountedPod>();
     const claimants = new Set([...this.#contested].flatMap((claim) => this.#claims.get(claim) ?? []));
     const holder = new Map<string, CountedPod>();
-    for (const pod of [...claimants].sort((a, b) => older(b.pod, a.pod))) {
+    for (const pod of [...claimants].sort(rightful)) {
       const claims = claimsOf(pod);
       const other = claims.map((claim) => holder.get(claim)).find((found) => found !== undefined);
       if (other !== undefined) losers.set(pod, other);
@@ -133,6 +134,11 @@ class Claims {
   }
 }
 
+/** Comparison: who has a claim comes first. */
+const rightful = (a: CountedPod, b: CountedPod): number =>
+  Number(leaving(a)) - Number(leaving(b)) || older(b.pod, a.pod);
+const leaving = ({ pod }: CountedPod): boolean => pod.metadata.deletionTimestamp !== undefined;
+
 /** No uid looks like an address. */
 const claimsOf = ({ uid, addresses }: CountedPod): string[] => [...addresses, `uid ${uid}`];
 
@@ -141,7 +147,8 @@ function warningsOf(losers: ReadonlyMap<CountedPod, CountedPod>): Warning[] {
     .map(([pod, other]): Warning => {
       const [what, reason] =
         pod.uid === other.uid ? ['has the uid', 'UidTaken'] : ['claims an address', 'AddressTaken'];
-      return { object: pod.key, reason, message: `${what} of ${other.key}, which is newer; it is ignored` };
+      const why = leaving(pod) && !leaving(other) ? 'and is being deleted' : 'which is newer';
+      return { object: pod.key, reason, message: `${what} of ${other.key}, ${why}; it is ignored` };
     })
     .sort((a, b) => compareText(a.object, b.object));
 }

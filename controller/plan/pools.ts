@@ -37,12 +37,16 @@ export function modeOf(namespace: Namespace): 'Enforce' | 'Audit' | undefined {
 
 const field = { 4: 'v4', 6: 'v6' } as const;
 
-/** `pools` oldest first. The numbers in `indices` are kept; the second result has the new ones as well. */
+/**
+ * `pools` oldest first. The numbers in `indices` are kept; the second result has the new ones as well. `found`: ranges of the
+ * cluster, for pools that do not list them.
+ */
 export function poolsOf(
   objects: readonly GatewayPool[],
   namespaces: readonly Namespace[],
   indices: Readonly<Record<string, number>>,
   findings: Findings,
+  found: readonly string[] = [],
 ): { pools: Pool[]; poolOfNamespace: Map<string, Pool>; indices: Record<string, number> } {
   const pools: Pool[] = [];
   const poolOfNamespace = new Map<string, Pool>();
@@ -54,7 +58,7 @@ export function poolsOf(
     const key = objectKey(object);
     const { spec } = object;
     const name = object.metadata.name;
-    const settings = settingsOf(object);
+    const settings = settingsOf(object, found);
     const first = tunnelled(settings) ? pools.find((pool) => tunnelled(pool.settings)) : undefined;
     if (first !== undefined && first.settings.steering.port !== settings.steering.port) {
       // Not refused: that would withdraw a pool for the sake of one number.
@@ -121,7 +125,7 @@ export function poolsOf(
 /** A node has one tunnel device, so that all tunnels have one port. */
 export const tunnelled = ({ steering }: PoolSettings): boolean => steering.mode === 'VXLAN';
 
-function settingsOf({ metadata, spec }: GatewayPool): PoolSettings {
+function settingsOf({ metadata, spec }: GatewayPool, found: readonly string[]): PoolSettings {
   const { external, internal } = spec.interfaces;
   const externalGateway: PerFamily<string> = {};
   for (const family of families) {
@@ -141,7 +145,7 @@ function settingsOf({ metadata, spec }: GatewayPool): PoolSettings {
       port: spec.steering.port,
       mtu: spec.steering.mtu ?? null,
     },
-    clusterCIDRs: [...(spec.clusterCIDRs ?? [])],
+    clusterCIDRs: [...(spec.clusterCIDRs ?? found)],
     excludedCIDRs: [...(spec.excludedCIDRs ?? [])],
     ...dnsOf(spec),
     ...inspectionOf(spec),

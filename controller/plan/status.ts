@@ -12,6 +12,7 @@ import { qualifiedName } from '../../policy/order.ts';
 import { type ScheduleState, timeText } from '../../policy/schedule.ts';
 import type { AllocationResult } from './allocate.ts';
 import type { Assigner } from './assign.ts';
+import { type ClusterRanges, rangesFacts } from './cluster-ranges.ts';
 import type { Condition, Findings, Status } from './condition.ts';
 import { egressFacts, type LimitShards, limitFacts, portFacts, portsKey } from './limits.ts';
 import { listFacts, listProblem } from './list-status.ts';
@@ -33,6 +34,8 @@ export interface StatusInput extends ProgrammedInput {
   /** Of rules of the cluster, and of ports. */
   limitShards: LimitShards;
   findings: Pick<Findings, 'of'>;
+  /** For pools that do not list them. */
+  ranges: ClusterRanges | undefined;
 }
 
 const yes = (type: Condition['type'], reason: string, message: string): Condition => ({
@@ -192,7 +195,10 @@ function addRules(
   }
 }
 
-function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: StatusInput): Record<string, unknown> {
+function poolFacts(
+  { metadata, spec }: GatewayPool,
+  { pools, plans, peers, ranges }: StatusInput,
+): Record<string, unknown> {
   const pool = pools.find(({ name }) => name === metadata.name);
   const connected = spec.gateways.filter(({ name }) => peers.gateways.get(name)?.connected === true).length;
   return {
@@ -201,6 +207,7 @@ function poolFacts({ metadata, spec }: GatewayPool, { pools, plans, peers }: Sta
     namespaces: pool?.namespaces.length ?? 0,
     auditedNamespaces: pool?.audited.length ?? 0,
     workloads: Object.keys(plans.get(metadata.name)?.workloads ?? {}).length,
+    ...(spec.clusterCIDRs === undefined && ranges !== undefined && rangesFacts(ranges)),
     gateways: spec.gateways.map(({ name }) => {
       const peer = peers.gateways.get(name);
       return {

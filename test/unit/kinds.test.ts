@@ -70,16 +70,15 @@ t.test('defaults, canonical texts and what is dropped', (t) => {
     steering: { mode: 'VXLAN', vni: 7790, port: 4793 },
     defaultAction: 'Drop',
     unassigned: 'Bypass',
-    clusterCIDRs: [],
     excludedCIDRs: [],
     fetch: { allowedHosts: [] },
   });
   t.notOk('status' in pool, 'status is not input');
   t.notOk('finalizers' in pool.metadata);
   // A default is a value of its own in every object.
-  (pool.spec.clusterCIDRs as string[]).push('x');
+  (pool.spec.excludedCIDRs as string[]).push('x');
   t.same(
-    value({ ...sample('GatewayPool'), spec: { namespaceSelector, gateways, interfaces, nextHops } }).spec.clusterCIDRs,
+    value({ ...sample('GatewayPool'), spec: { namespaceSelector, gateways, interfaces, nextHops } }).spec.excludedCIDRs,
     [],
   );
 
