@@ -140,10 +140,10 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
     clusterCIDRs: {
       type: 'array',
       maxItems: 256,
-      items: text(64),
+      items: { type: 'string', maxLength: 64 },
       description: 'Of a pool that does not list them: what was found of the cluster, the first 256',
     },
-    clusterCIDRsFound: text(1_024),
+    clusterCIDRsFound: text(1_024, 'Where these come from'),
     gateways: {
       type: 'array',
       description: 'What each gateway has said last',
