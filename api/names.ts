@@ -152,6 +152,8 @@ export const HOLD_QUEUE = 7790;
 export const PORT_PLAN_STREAM = 7790;
 /** TCP port on which gateways tell each other what names they have learned (mutual TLS, inside). */
 export const PORT_NAMES = 7794;
+/** TCP port on which the controller enrols gateways and nodes by token (TLS). */
+export const PORT_ENROLMENT = 7795;
 export const PORT_METRICS = { controller: 7791, gateway: 7792, node: 7793 } as const;
 
 /** URI subject alternative name in a certificate: `sluice://gateway/gw-a`. */

@@ -1,10 +1,23 @@
 /** `sluice certs`: a CA of the installation's own, and a certificate per program (daemon/certs.ts). */
+import { X509Certificate } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Argument, type Command, InvalidArgumentError } from 'commander';
+import { Argument, type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress } from '../api/address.ts';
+import { sha256 } from '../api/enrolment.ts';
+import type { PlanRole } from '../api/plan.ts';
+import { parseTtl, TokenStore } from '../controller/tokens.ts';
 import { type CertRole, createCa, issueCertificate } from '../daemon/certs.ts';
 import { nameArgument } from './gateway.ts';
-import { print } from './output.ts';
+import { Exit, print, printError } from './output.ts';
+
+const HOUR = 3600 * 1000;
+
+function ttlArgument(text: string): number {
+  const ttl = parseTtl(text);
+  if (!ttl.ok) throw new InvalidArgumentError(ttl.error);
+  return ttl.value;
+}
 
 function addressArgument(text: string, before: string[] = []): string[] {
   const address = canonicalAddress(text);
@@ -48,6 +61,45 @@ Examples:
         const outDir = flags.out ?? join(flags.dir, `${role}-${name}`);
         await issueCertificate({ caDir: flags.dir, outDir, role, name, addresses: flags.address ?? [] });
         print(command, outDir);
+      },
+    );
+  certs
+    .command('token')
+    .description(
+      'make a token with which a gateway or node gets a certificate, once (sluice enrol): it is printed, and kept nowhere',
+    )
+    .addArgument(new Argument('<role>', 'what it is for').choices(['gateway', 'node']))
+    .addArgument(new Argument('<name>', 'name of the gateway or node').argParser(nameArgument))
+    .requiredOption('--dir <dir>', 'directory of the CA: the fingerprint of its ca.crt is part of the token')
+    .requiredOption('--state <dir>', 'state directory of the controller, which may be running')
+    .addOption(
+      new Option('--ttl <time>', 'how long it may be used: 1m to 7d').argParser(ttlArgument).default(HOUR, '1h'),
+    )
+    .addHelpText(
+      'after',
+      `
+Example:
+  sluice certs token gateway gw-a --dir /etc/sluice/ca --state /var/lib/sluice/controller --ttl 30m`,
+    )
+    .action(
+      async (
+        role: PlanRole,
+        name: string,
+        { dir, state, ttl }: { dir: string; state: string; ttl: number },
+        command: Command,
+      ) => {
+        // Its key is not needed for that.
+        const fingerprint = sha256(new X509Certificate(await readFile(join(dir, 'ca.crt'))).raw);
+        const now = Date.now();
+        const token = await new TokenStore(state).make(role, name, fingerprint, ttl, now).catch((error: unknown) => {
+          throw new Exit(1, `no token was made: ${(error as Error).message}`);
+        });
+        print(command, token);
+        const until = new Date(now + ttl).toISOString();
+        printError(
+          command,
+          `for ${role}/${name}, until ${until}: sluice enrol --controller https://ADDRESS:PORT --token - --certs DIR`,
+        );
       },
     );
 }

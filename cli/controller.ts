@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import type { Listen } from '../daemon/listen.ts';
 import { parseListen } from '../daemon/listen.ts';
+import { Exit } from './output.ts';
 
 export function listenArgument(text: string): Listen {
   const parsed = parseListen(text);
@@ -26,6 +27,8 @@ interface Flags {
   state: string;
   listen: Listen;
   certs: string;
+  ca?: string;
+  enrol?: Listen;
   metrics?: Listen;
 }
 
@@ -50,16 +53,20 @@ export function register(program: Command): void {
     .requiredOption('--state <dir>', 'what must survive a restart: allocations, generation, last good objects')
     .requiredOption('--listen <address:port>', 'plan stream, mutual TLS', listenArgument)
     .requiredOption('--certs <dir>', 'directory with ca.crt, tls.crt, tls.key')
+    .option('--ca <dir>', 'directory of the CA (ca.crt, ca.key): certificates are renewed with it')
+    .option('--enrol <address:port>', 'where gateways and nodes are enrolled by token; needs --ca', listenArgument)
     .option('--metrics <address:port>', 'metrics, /healthz and /readyz', listenArgument)
     .addHelpText(
       'after',
       `
 Example:
   sluice controller --source directory:/etc/sluice/manifests --state /var/lib/sluice/controller \\
-    --listen 10.0.0.10:7790 --certs /etc/sluice/certs --metrics 127.0.0.1:7791
+    --listen 10.0.0.10:7790 --certs /etc/sluice/certs --metrics 127.0.0.1:7791 \\
+    --ca /etc/sluice/ca --enrol 10.0.0.10:7795
   sluice controller --source kubernetes --state /var/lib/sluice/controller --listen 0.0.0.0:7790 --certs /etc/sluice/certs`,
     )
     .action(async (flags: Flags) => {
+      if (flags.enrol !== undefined && flags.ca === undefined) throw new Exit(2, '--enrol needs --ca');
       const { runController } = await import('../controller/main.ts');
       const { createLog } = await import('../daemon/log.ts');
       const log = createLog('controller');

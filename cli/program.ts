@@ -7,6 +7,7 @@ import { Command, CommanderError, type OutputConfiguration } from 'commander';
 import { register as certs } from './certs.ts';
 import { register as confirm } from './confirm.ts';
 import { register as controller } from './controller.ts';
+import { register as enrol } from './enrol.ts';
 import { register as explain } from './explain.ts';
 import { register as flows } from './flows.ts';
 import { register as gateway } from './gateway.ts';
@@ -26,6 +27,7 @@ const verbs = [
   gateway,
   node,
   certs,
+  enrol,
   lint,
   get,
   explain,

@@ -59,6 +59,7 @@ export async function runBoth(flags: RunFlags): Promise<{ close(): Promise<void>
     state: join(flags.state, 'controller'),
     listen,
     certs: certs.controller,
+    ca: certs.ca,
     ...(flags.metrics === undefined ? {} : { metrics: flags.metrics }),
     log: createLog('controller'),
   });
@@ -91,7 +92,7 @@ async function makeCertificates(
   directory: string,
   name: string,
   listen: Listen,
-): Promise<{ controller: string; gateway: string }> {
+): Promise<{ ca: string; controller: string; gateway: string }> {
   const { access } = await import('node:fs/promises');
   const { join } = await import('node:path');
   const { createCa, issueCertificate } = await import('../daemon/certs.ts');
@@ -106,5 +107,5 @@ async function makeCertificates(
   const addresses = [...new Set(['127.0.0.1', '::1', listen.host])].filter((a) => a !== '0.0.0.0' && a !== '::');
   await issueCertificate({ caDir, outDir: controller, role: 'controller', name: 'controller', addresses });
   await issueCertificate({ caDir, outDir: gateway, role: 'gateway', name, addresses: [] });
-  return { controller, gateway };
+  return { ca: caDir, controller, gateway };
 }

@@ -10,6 +10,7 @@ import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
 import { Alarm } from './alarm.ts';
+import { Enrolment } from './enrolment.ts';
 import { HeldPools, type Judged } from './held-pools.ts';
 import { ControllerHits } from './hits.ts';
 import { controllerMetrics } from './metrics.ts';
@@ -38,6 +39,9 @@ export interface ControllerOptions {
   listen: Listen;
   certs: string;
   metrics?: Listen;
+  /** Directory of the CA whose certificates are renewed, and where tokens are taken. */
+  ca?: string;
+  enrol?: Listen;
   log: Logger;
   /** Another controller leads: nothing is published any more, and this one is to end. */
   onLost?: (reason: string) => void;
@@ -51,6 +55,7 @@ export interface Controller {
   /** Ports in use, for port 0. */
   port: number;
   metricsPort?: number;
+  enrolPort: number | undefined;
   close(): Promise<void>;
 }
 
@@ -96,6 +101,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     options.onLost?.(reason);
   });
   const kept = await world.memory();
+  const enrolment = await Enrolment.open({ ...options, registry: metrics.registry });
   generation = kept.reserved;
   const hits = await ControllerHits.open({
     state,
@@ -144,11 +150,14 @@ export async function runController(options: ControllerOptions): Promise<Control
       trigger();
     },
     onHits: (gateway, message) => hits.report(gateway, message),
+    ...enrolment.hooks,
   }).catch(async (error: unknown) => {
+    await enrolment.close();
     await source.close();
     await known.close();
     throw error;
   });
+  await enrolment.keepOwn(server.reload);
   if (world.asksGateways) {
     await settling.gateways(
       () =>
@@ -262,9 +271,11 @@ export async function runController(options: ControllerOptions): Promise<Control
   return {
     port: server.port,
     ...(http === undefined ? {} : { metricsPort: http.port }),
+    enrolPort: enrolment.port,
     async close() {
       closed = true;
       await http?.close();
+      await enrolment.close();
       await server.close();
       await source.close();
       await planning;

@@ -8,6 +8,7 @@ import type { X509Certificate } from 'node:crypto';
 import { createSecureServer, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
 import type { AddressInfo } from 'node:net';
 import type { TLSSocket } from 'node:tls';
+import { RENEW_PATH } from '../api/enrolment.ts';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
 import { differenceOf, hashOf } from '../api/plan-difference.ts';
 import { formatUpdate, type Update } from '../api/plan-parts.ts';
@@ -48,6 +49,10 @@ export interface PlanServerOptions {
   /** Egress IPs that a gateway has by its plan, and whose they are; `more`: others follow. */
   onHolds?(gateway: string, addresses: Readonly<Record<string, string>>, more: boolean): void;
   onHits?(gateway: string, message: HitsMessage): void;
+  /** Why a certificate of our CA is refused all the same (revoked), or is no longer valid; asked now and then of those connected. */
+  refusal?(certificate: X509Certificate): string | undefined;
+  /** A request to renew this certificate, in a stream of its own; absent: nobody renews here. */
+  onRenewal?(stream: ServerHttp2Stream, certificate: X509Certificate): void;
 }
 
 export interface PlanServer {
@@ -56,12 +61,15 @@ export interface PlanServer {
   publish<R extends PlanRole>(role: R, name: string, plan: PlanOf[R], generation: number): void;
   /** Unless it is connected. */
   forget(role: PlanRole, name: string): void;
+  /** Reads its certificate anew, for connections to come. Throws if it cannot, and goes on with the old one. */
+  reload(): void;
   close(): Promise<void>;
 }
 
 /** A connection that has said nothing sensible by then is closed. */
 const HELLO_TIMEOUT = 5_000;
 const REFUSED_TIMEOUT = 500;
+const LOOK_AT_CERTIFICATES = 5_000;
 
 interface Version {
   plan: object;
@@ -79,6 +87,7 @@ interface Slot {
 interface Link {
   peer: PlanPeer;
   stream: ServerHttp2Stream;
+  certificate: X509Certificate;
   /** What was sent and not answered yet. */
   busy: Update['type'] | false;
   /** What is left to be written of it. */
@@ -121,11 +130,17 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
   });
   server.on('stream', (stream, headers) => {
     stream.on('error', (error) => log.debug({ reason: error.message }, 'a stream failed'));
-    if (headers[':method'] !== 'POST' || headers[':path'] !== PLAN_STREAM_PATH) {
+    const path = headers[':method'] === 'POST' ? headers[':path'] : undefined;
+    if (path === PLAN_STREAM_PATH) return serve(stream);
+    // Of a session that holds no plan stream nothing more is expected.
+    const { session } = stream;
+    stream.once('close', () => session?.close());
+    const certificate = certificateOf(stream);
+    if (path !== RENEW_PATH || options.onRenewal === undefined || certificate === undefined) {
       stream.respond({ ':status': 404 }, { endStream: true });
       return;
     }
-    serve(stream);
+    options.onRenewal(stream, certificate);
   });
 
   function serve(stream: ServerHttp2Stream): void {
@@ -182,10 +197,16 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       refuse(stream, `the certificate is not for ${uri}`);
       return undefined;
     }
+    const refusal = options.refusal?.(certificate);
+    if (refusal !== undefined) {
+      refuse(stream, refusal);
+      return undefined;
+    }
     const { role, name, addresses, generation, hash } = hello;
     const link: Link = {
       peer: { role, name, addresses, generation, hash },
       stream,
+      certificate,
       busy: false,
       resumed: false,
       synced: false,
@@ -300,6 +321,14 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     return slot;
   }
 
+  // A connection may outlive the certificate that it was made with.
+  const looking = setInterval(() => {
+    for (const { link } of slots.values()) {
+      const refusal = link && options.refusal?.(link.certificate);
+      if (link !== undefined && refusal !== undefined) refuse(link.stream, refusal);
+    }
+  }, LOOK_AT_CERTIFICATES);
+
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(options.listen.port, options.listen.host, () => {
@@ -322,8 +351,10 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       const key = peerKey(role, name);
       if (slots.get(key)?.link === undefined) slots.delete(key);
     },
+    reload: () => server.setSecureContext(tlsOptions(options.certs)),
     close: () =>
       new Promise((resolve) => {
+        clearInterval(looking);
         server.close(() => resolve());
         for (const session of sessions) session.destroy();
       }),

@@ -13,6 +13,7 @@ import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
+import { renewByController } from '../daemon/renewal.ts';
 import { SavedPlanFile } from '../daemon/saved-plan.ts';
 import { holdName } from '../daemon/sole.ts';
 import { type PlanClient, startPlanClient } from '../daemon/stream-client.ts';
@@ -90,6 +91,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   });
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');
+  const renewal = await renewByController({ role: 'gateway', ...options, url: options.controller, registry, log });
   let client: PlanClient | undefined;
   const hits = await GatewayHits.open({
     state: options.state,
@@ -258,6 +260,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     async close() {
       await http?.close();
       await client?.close();
+      await renewal.close();
       await file.close();
       await reconciler.close();
       await keeper.close();

@@ -11,6 +11,7 @@ import { createRegistry, startHttp } from '../daemon/http.ts';
 import { parseListen } from '../daemon/listen.ts';
 import { createLog } from '../daemon/log.ts';
 import { startReconciler } from '../daemon/reconciler.ts';
+import { renewByController } from '../daemon/renewal.ts';
 import { SavedPlanFile } from '../daemon/saved-plan.ts';
 import { holdName } from '../daemon/sole.ts';
 import { startPlanClient } from '../daemon/stream-client.ts';
@@ -49,6 +50,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   const name = holdName('node', log);
   const registry = createRegistry('node');
   const metrics = createNodeMetrics(registry, kernel.nft);
+  const renewal = await renewByController({ role: 'node', ...options, url: options.controller, registry, log });
   const hold = startHoldQueue({ events: metrics.hold, log });
   const steering = new Steering(kernel, options.workloadInterfaces);
   let generation = 0;
@@ -139,6 +141,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     async close() {
       await http?.close();
       await client.close();
+      await renewal.close();
       await file.close();
       await reconciler.close();
       await hold.close();

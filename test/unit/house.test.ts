@@ -181,13 +181,17 @@ t.test('the documents speak of what is there', async (t) => {
   const inCode = new Set<string>();
   for (const [path, text] of files) {
     if (path.startsWith('test/')) continue;
-    for (const [name] of text.matchAll(/\bsluice_(?:gateway|node|controller|rule|inspection)_[a-z_]+[a-z]\b/g))
+    for (const [name] of text.matchAll(
+      /\bsluice_(?:gateway|node|controller|rule|inspection|certificate)_[a-z_]+[a-z]\b/g,
+    ))
       inCode.add(name);
     if (path !== 'controller/metrics.ts') continue;
     for (const [, name = ''] of text.matchAll(/\bgauge\('(\w+)'/g)) inCode.add(`sluice_controller_${name}`);
   }
   const inText = new Set(
-    [...operations.matchAll(/`(sluice_(?:gateway|node|controller|rule|inspection)_[a-z_]+)/g)].map(([, name]) => name),
+    [...operations.matchAll(/`(sluice_(?:gateway|node|controller|rule|inspection|certificate)_[a-z_]+)/g)].map(
+      ([, name]) => name,
+    ),
   );
   t.same([...inText].sort(), [...inCode].sort(), 'operations.md lists the metrics of the code, and no other');
 
