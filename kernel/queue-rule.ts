@@ -115,12 +115,24 @@ export function xtablesEdits(
 
 const probed: QueueRule = { mark: 1, mask: 1, first: 0, count: 2, bypass: true };
 
+/** Makes a network namespace for a command; the second way needs no CAP_SYS_ADMIN, but a kernel that lets anyone have a user namespace. */
+const apart = [
+  ['unshare', '--net', '--'],
+  ['unshare', '--user', '--map-root-user', '--net', '--'],
+];
+
 /** Tries each way in a network namespace made for it: of what is in force here, nothing is read or changed. */
 export async function probeQueueRule(): Promise<QueueCapability> {
   const reasons: string[] = [];
+  const op = 'queue probe';
+  const permitted = await run([...apart[0]!, 'true'], { op, timeoutMs: TIMEOUT_MS }).then(
+    () => true,
+    () => false,
+  );
+  const wrapper = apart[permitted ? 0 : 1]!;
   const works = async (command: string[], input = ''): Promise<boolean> => {
     try {
-      await run(['unshare', '--net', '--', ...command], { op: 'queue probe', input, timeoutMs: TIMEOUT_MS });
+      await run([...wrapper, ...command], { op, input, timeoutMs: TIMEOUT_MS });
       return true;
     } catch (error) {
       reasons.push(`${command[0]}: ${(error as Error).message}`);

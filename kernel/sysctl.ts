@@ -9,7 +9,15 @@ import { KernelError } from './errors.ts';
 export interface SysctlOptions {
   /** Instead of /proc/sys, for tests. */
   root?: string;
+  /** Instead of HOST_PROC_SYS, for tests. */
+  hostRoot?: string;
 }
+
+/**
+ * In a container /proc/sys is read-only unless it is privileged. There /proc/sys/net of the machine may be mounted below
+ * this folder: what is read and written there is of this process's own network namespace, as everywhere.
+ */
+const HOST_PROC_SYS = '/host/proc/sys';
 
 function pathOf(key: string, { root = '/proc/sys' }: SysctlOptions): string {
   const path = key.includes('/') ? key : key.replaceAll('.', '/');
@@ -41,11 +49,24 @@ export async function applySysctls(desired: Record<string, string>, options: Sys
     if (current === undefined) throw new KernelError(`sysctl write ${key}`, 'ENOENT', 'no such parameter');
     if (current === normal(value)) continue;
     try {
-      await writeFile(pathOf(key, options), `${value}\n`);
+      await write(key, `${value}\n`, options);
     } catch (error) {
       throw KernelError.from(`sysctl write ${key}`, error);
     }
     changed.push(key);
   }
   return changed;
+}
+
+async function write(key: string, value: string, options: SysctlOptions): Promise<void> {
+  try {
+    await writeFile(pathOf(key, options), value);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EROFS') throw error;
+    const elsewhere = pathOf(key, { root: options.hostRoot ?? HOST_PROC_SYS });
+    // Where nothing is mounted, what it says is that /proc/sys is read-only.
+    await writeFile(elsewhere, value, { flag: 'r+' }).catch(() => {
+      throw error;
+    });
+  }
 }
