@@ -1,0 +1,64 @@
+{{/*
+Written in a small part of Helm's language, which test/chart.ts reads too: paths, if, with, range, include, and the
+functions that are used here. What the programs are started with stands in this file alone.
+*/}}
+{{- define "sluice.image" -}}
+{{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- define "sluice.controller.args" -}}
+- controller
+- --source
+- kubernetes
+- --state
+- /var/lib/sluice
+- --listen
+- {{ printf "%s:%v" .Values.controller.bindAddress .Values.controller.planStreamPort | quote }}
+- --certs
+- /etc/sluice/certs
+- --metrics
+- {{ printf "%s:%v" .Values.controller.bindAddress .Values.controller.metricsPort | quote }}
+{{- range .Values.controller.extraArgs }}
+- {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "sluice.node.args" -}}
+- node
+- --name
+- $(NODE_NAME)
+- --controller
+- {{ .Values.node.controllerUrl | default (printf "https://sluice-controller.%s.svc:%v" .Release.Namespace .Values.controller.planStreamPort) | quote }}
+- --certs
+- /etc/sluice/certs
+- --state
+- /var/lib/sluice
+{{- range .Values.node.workloadInterfaces }}
+- --workload-interface
+- {{ . | quote }}
+{{- end }}
+- --metrics
+- {{ printf "127.0.0.1:%v" .Values.node.metricsPort | quote }}
+{{- range .Values.node.extraArgs }}
+- {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "sluice.labels" -}}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+{{- end }}
+
+{{- define "sluice.controller.selector" -}}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: controller
+{{- end }}
+
+{{- define "sluice.node.selector" -}}
+app.kubernetes.io/name: sluice
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: node
+{{- end }}
