@@ -83,7 +83,12 @@ export class RealApiServer {
         `--service-account-key-file=${join(pki, 'sa.pub')}`,
         `--service-account-signing-key-file=${join(pki, 'sa.key')}`,
       ],
-      ...['--service-account-issuer=https://kubernetes.default.svc', '--service-cluster-ip-range=10.96.0.0/16'],
+      ...[
+        '--service-account-issuer=https://kubernetes.default.svc',
+        '--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112',
+      ],
+      // Of 1.20: else it drops a Node's second pod CIDR.
+      '--feature-gates=IPv6DualStack=true',
       // Nobody makes service accounts here.
       '--disable-admission-plugins=ServiceAccount',
     ]);
