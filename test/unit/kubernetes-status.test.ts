@@ -354,6 +354,20 @@ t.test('what waits is written at the end, and none of it by a standby', async (t
   t.match(w.api.objects.get(`${place}/egressips/a`)?.status, { conditions: [{ lastTransitionTime: /^2026-01-01/ }] });
 });
 
+t.test('the request after the one during which the lease was lost is not sent', async (t) => {
+  let leads = true;
+  const w = await world(t, { mayWrite: () => leads, parallel: 1, retryMs: { from: 5000, to: 5000 } });
+  for (const name of ['a', 'b']) w.api.put(`${place}/egressips/${name}`, { spec: {} });
+  w.api.fault = ({ method }) => {
+    if (method === 'PATCH') leads = false;
+    return undefined;
+  };
+  w.publish({ 'EgressIP/a': status([accepted]), 'EgressIP/b': status([accepted]) });
+  await until('the first', () => w.api.writes().length > 0);
+  await w.quiet();
+  t.equal(w.api.writes().length, 1);
+});
+
 t.test('an API server that is away when the controller starts', async (t) => {
   const w = await world(t);
   w.api.put(billing, { spec: {} });
