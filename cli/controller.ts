@@ -29,6 +29,8 @@ interface Flags {
   certs: string;
   ca?: string;
   enrol?: Listen;
+  admission?: Listen;
+  admissionCerts?: string;
   metrics?: Listen;
 }
 
@@ -55,6 +57,8 @@ export function register(program: Command): void {
     .requiredOption('--certs <dir>', 'directory with ca.crt, tls.crt, tls.key')
     .option('--ca <dir>', 'directory of the CA (ca.crt, ca.key): certificates are renewed with it')
     .option('--enrol <address:port>', 'where gateways and nodes are enrolled by token; needs --ca', listenArgument)
+    .option('--admission <address:port>', 'the validating webhook; needs --admission-certs', listenArgument)
+    .option('--admission-certs <dir>', 'directory with tls.crt, tls.key of the webhook')
     .option('--metrics <address:port>', 'metrics, /healthz and /readyz', listenArgument)
     .addHelpText(
       'after',
@@ -66,6 +70,10 @@ Example:
   sluice controller --source kubernetes --state /var/lib/sluice/controller --listen 0.0.0.0:7790 --certs /etc/sluice/certs`,
     )
     .action(async (flags: Flags) => {
+      const { admission: listen, admissionCerts: certs, ...rest } = flags;
+      if ((listen === undefined) !== (certs === undefined))
+        throw new Exit(2, '--admission and --admission-certs come together');
+      const admission = listen === undefined || certs === undefined ? {} : { admission: { listen, certs } };
       if (flags.enrol !== undefined && flags.ca === undefined) throw new Exit(2, '--enrol needs --ca');
       const { runController } = await import('../controller/main.ts');
       const { createLog } = await import('../daemon/log.ts');
@@ -75,6 +83,6 @@ Example:
         // At once: what is under way here must not come to anything any more.
         process.exit(LOST);
       };
-      await untilSignal(await runController({ ...flags, log, onLost }));
+      await untilSignal(await runController({ ...rest, ...admission, log, onLost }));
     });
 }

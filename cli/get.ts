@@ -48,12 +48,16 @@ const kubeKinds: { kind: KindName; names: string[]; columns: PrinterColumn[] }[]
   { kind: 'ConfigMap', names: ['configmaps', 'cm'], columns: [age] },
 ];
 
+/** Conditions' messages are columns for kubectl, which has no PROBLEM. */
+const ours = (columns: readonly PrinterColumn[]): PrinterColumn[] =>
+  columns.filter(({ jsonPath }) => !jsonPath.endsWith('.message'));
+
 /** Word of the command line (any case) → kinds. */
 function kindsNamed(word: string): Shown[] | undefined {
   const name = word.toLowerCase();
-  if (name === 'all') return sluiceKinds.map(({ kind, columns }) => ({ kind, columns }));
+  if (name === 'all') return sluiceKinds.map(({ kind, columns }) => ({ kind, columns: ours(columns) }));
   for (const { kind, plural, singular, shortNames, columns } of sluiceKinds) {
-    if ([kind.toLowerCase(), plural, singular, ...shortNames].includes(name)) return [{ kind, columns }];
+    if ([kind.toLowerCase(), plural, singular, ...shortNames].includes(name)) return [{ kind, columns: ours(columns) }];
   }
   for (const { kind, names, columns } of kubeKinds) {
     if ([kind.toLowerCase(), ...names].includes(name)) return [{ kind, columns }];

@@ -4,11 +4,14 @@
  * of a cluster one comes so far; the others wait with what they have read (world.ts).
  */
 import { networkInterfaces } from 'node:os';
+import { join } from 'node:path';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
 import { type Health, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { startPlanServer } from '../daemon/stream-server.ts';
+import type { AdmissionWorld } from './admission/review.ts';
+import { startAdmission } from './admission/server.ts';
 import { Alarm } from './alarm.ts';
 import { Enrolment } from './enrolment.ts';
 import { HeldPools, type Judged } from './held-pools.ts';
@@ -42,6 +45,8 @@ export interface ControllerOptions {
   /** Directory of the CA whose certificates are renewed, and where tokens are taken. */
   ca?: string;
   enrol?: Listen;
+  /** The validating webhook, and the directory of its certificate (`tls.crt`, `tls.key`). */
+  admission?: { listen: Listen; certs: string };
   log: Logger;
   /** Another controller leads: nothing is published any more, and this one is to end. */
   onLost?: (reason: string) => void;
@@ -83,6 +88,8 @@ export async function runController(options: ControllerOptions): Promise<Control
   let planning: Promise<void> | undefined;
   let failure: string | undefined;
   let warned = new Set<string>();
+  /** What was planned last, for admission. */
+  let admitted: Pick<AdmissionWorld, 'memory' | 'lists' | 'plans'> | undefined;
   let closed = false;
 
   const http =
@@ -158,6 +165,19 @@ export async function runController(options: ControllerOptions): Promise<Control
     throw error;
   });
   await enrolment.keepOwn(server.reload);
+  const admission =
+    options.admission === undefined
+      ? undefined
+      : await startAdmission({
+          listen: options.admission.listen,
+          certificate: {
+            cert: join(options.admission.certs, 'tls.crt'),
+            key: join(options.admission.certs, 'tls.key'),
+          },
+          world: () => admitted && { ...admitted, objects: cache.look(source.current().snapshot), now: now() },
+          log,
+          registry: metrics.registry,
+        });
   if (world.asksGateways) {
     await settling.gateways(
       () =>
@@ -221,7 +241,9 @@ export async function runController(options: ControllerOptions): Promise<Control
       }
       if (!world.leads()) return;
       publish(result, frozen);
+      admitted = { memory: kept.memory, lists: addresses, plans: result.pools };
       pace.run(() => {
+        world.planned(cache.look(snapshot));
         statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors, snapshot);
       });
       warn(result);
@@ -275,6 +297,7 @@ export async function runController(options: ControllerOptions): Promise<Control
     async close() {
       closed = true;
       await http?.close();
+      await admission?.close();
       await enrolment.close();
       await server.close();
       await source.close();

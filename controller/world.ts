@@ -9,6 +9,7 @@ import { KeptMemory } from './kept-memory.ts';
 import type { Memory } from './memory.ts';
 import { watchDirectory } from './observe/directory.ts';
 import type { ObjectSource, Observation } from './observe/source.ts';
+import type { Objects } from './plan/objects.ts';
 import type { StatusSink } from './publish/sink.ts';
 import { StatusDirectory } from './publish/status.ts';
 
@@ -23,6 +24,8 @@ export interface World {
   watch(events: { onChange(observation: Observation): void; onLook(): void }): Promise<ObjectSource>;
   memory(): Promise<Memory>;
   readonly statuses: StatusSink;
+  /** These are in force: what they ask of one another is written. */
+  planned(objects: Objects): void;
   /** Where the files of `addressesFrom` lie. */
   readonly files: string;
   /** Whether gateways are asked what they have before anything is given out: others may have given it. */
@@ -59,6 +62,7 @@ function directoryWorld(path: string, options: Omit<Around, 'registry'>): World 
     watch: (events) => watchDirectory({ path, state, log, ...events }),
     memory: () => KeptMemory.open(state, log),
     statuses: new StatusDirectory(join(path, '.status'), log, now),
+    planned: () => {},
     files: path,
     asksGateways: false,
     lead: async () => {},

@@ -50,6 +50,13 @@ export const apiCalls: readonly ApiCall[] = [
   },
   {
     group: API_GROUP,
+    resources: ['externalservices'],
+    verbs: ['get', 'patch'],
+    scope: 'cluster',
+    why: 'the finalizer of those that a drop or reject rule names',
+  },
+  {
+    group: API_GROUP,
     resources: ['egressaddresses'],
     verbs: ['list', 'create', 'update', 'delete'],
     scope: 'cluster',

@@ -9,14 +9,15 @@ import { join } from 'node:path';
 import type { Registry } from 'prom-client';
 import { CONTROLLER_NAMESPACE } from '../../api/names.ts';
 import type { Logger } from '../../daemon/log.ts';
+import { finalizersOf } from '../admission/finalizers.ts';
 import type { World } from '../world.ts';
 import { type KubernetesTarget, loadKubeConfig } from './client.ts';
-import { KubernetesEvents } from './events.ts';
+import { FinalizerWriter } from './finalizers.ts';
 import { type Lease, startLease } from './lease.ts';
 import { ClusterMemory } from './memory.ts';
 import { apiOf } from './requests.ts';
 import { watchKubernetes } from './source.ts';
-import { KubernetesStatus } from './status.ts';
+import { clusterStatuses } from './statuses.ts';
 
 export interface ClusterOptions extends KubernetesTarget {
   state: string;
@@ -33,8 +34,8 @@ export async function clusterWorld(options: ClusterOptions): Promise<World> {
   const api = apiOf(config);
   let lease: Lease | undefined;
   const leads = (): boolean => lease?.isLeader() === true;
-  const events = new KubernetesEvents({ api, log, mayWrite: leads, now });
-  const statuses = new KubernetesStatus({ api, log, mayWrite: leads, events, now });
+  const statuses = clusterStatuses({ config, log, now, mayWrite: leads });
+  const finalizers = new FinalizerWriter({ api, log, mayWrite: leads });
   // Nobody's `file` is below it: files are for manifests in a directory.
   const files = join(state, 'no-files');
   await mkdir(files, { recursive: true, mode: 0o700 });
@@ -58,8 +59,9 @@ export async function clusterWorld(options: ClusterOptions): Promise<World> {
     statuses,
     files,
     asksGateways: true,
+    planned: (objects) => finalizers.want(finalizersOf(objects)),
     async close() {
-      await events.close();
+      await finalizers.close();
       await lease?.close();
       api.close();
     },

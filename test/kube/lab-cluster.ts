@@ -5,16 +5,19 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseAllDocuments, stringify } from 'yaml';
+import { parse, parseAllDocuments, stringify } from 'yaml';
 import { besideSources } from '../../bench/topology.ts';
 import { down } from '../../lab/down.ts';
 import { inNamespace, run } from '../../lab/netns.ts';
 import { compiledRoot, type Place, placeOf } from '../../lab/place.ts';
 import { type Process, signal, startProcess } from '../../lab/process.ts';
 import { isSluice } from '../../lab/programs.ts';
+import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { defaultTopology } from '../../lab/topology.ts';
 import { start, up } from '../../lab/up.ts';
 import { RealApiServer } from './api-server.ts';
+
+const ADMISSION_PORT = 7798;
 
 export interface Manifest {
   apiVersion: string;
@@ -111,6 +114,7 @@ export class LabCluster {
         },
       ),
     );
+    await createServerCertificate(join(this.place.dir, 'admission'), ['localhost'], Date.now());
     this.startController('one');
     await within('one leads', 30_000, async () => this.leads(await this.readiness('one')));
     for (const host of defaultTopology.hosts) {
@@ -121,6 +125,21 @@ export class LabCluster {
     await this.server.kubectl(['wait', '--for=condition=Programmed', '--timeout=60s', 'eip', '--all']);
   }
 
+  /** Its manifests once more. */
+  async applyLab(): Promise<void> {
+    await applyAll(this.server, await read(besideSources(defaultTopology.manifests)));
+  }
+
+  /** The webhook of whichever controller leads. */
+  async admit(): Promise<void> {
+    const text = await readFile(besideSources('deploy/webhook.yaml'), 'utf8');
+    const configuration = parse(text) as { webhooks: { clientConfig: object }[] };
+    const caBundle = (await readFile(join(this.place.dir, 'admission', 'ca.crt'))).toString('base64');
+    const url = `https://localhost:${ADMISSION_PORT}/admission`;
+    for (const webhook of configuration.webhooks) webhook.clientConfig = { url, caBundle };
+    await this.server.kubectl(['apply', '-f', '-'], JSON.stringify(configuration));
+  }
+
   startController(name: string): void {
     const { place, ctl } = this;
     const main = join(compiledRoot(), 'cli', 'main.js');
@@ -129,6 +148,7 @@ export class LabCluster {
       ...[process.execPath, '--enable-source-maps', main, 'controller', ...source],
       ...['--state', join(place.dir, `state-${name}`), '--listen', '10.0.0.10:7790'],
       ...['--certs', place.certs('controller'), '--metrics', `127.0.0.1:${this.#metrics(name)}`],
+      ...['--admission', `127.0.0.1:${ADMISSION_PORT}`, '--admission-certs', join(place.dir, 'admission')],
     ];
     const log = place.log('ctl', name);
     this.controllers.set(name, startProcess({ host: 'ctl', program: `controller-${name}`, namespace: ctl, argv, log }));

@@ -43,6 +43,43 @@ await t.test('a cluster, and the lab’s programs beside it', async (t) => {
   const given = async () => server.kubectl(['get', 'egad', '-o', 'jsonpath={range .items[*]}{.spec}{"\\n"}{end}']);
   const before = await given();
 
+  await t.test('the webhook refuses, the finalizer holds', async (t) => {
+    await cluster.admit();
+    const refused = async (args: string[], input?: string): Promise<string> =>
+      server.kubectl(args, input).then(
+        (said) => `not refused: ${said}`,
+        (error: Error) => error.message,
+      );
+    const outside = {
+      apiVersion: 'sluice.dev/v1alpha1',
+      kind: 'EgressIP',
+      metadata: { name: 'outside' },
+      spec: { pool: 'edge', addresses: ['192.0.2.1'], namespaces: ['batch'] },
+    };
+    await within('the API server asks', 10_000, async () =>
+      /192\.0\.2\.1/.test(await refused(['create', '--dry-run=server', '-f', '-'], JSON.stringify(outside))),
+    );
+    t.match(await refused(['create', '-f', '-'], JSON.stringify(outside)), /denied the request.*192\.0\.2\.1/s);
+    t.match(await refused(['delete', 'eip', 'billing']), /sluice\.dev\/confirm-deletion/);
+    t.match(await server.kubectl(['get', 'eip', 'billing']), /billing/);
+    const place = ['-n', 'sluice-system'];
+    const finalizers = () =>
+      server.kubectl(['get', 'exsvc', 'forbidden', ...place, '-o', 'jsonpath={.metadata.finalizers}']);
+    t.match(await finalizers(), /sluice\.dev\/forbidding-rule/, 'the rule no-admin-port names it');
+    await server.kubectl(['delete', 'exsvc', 'forbidden', ...place, '--wait=false']);
+    await sleep(1_000);
+    t.match(await server.kubectl(['get', 'exsvc', 'forbidden', ...place]), /forbidden/, 'it is held');
+    await server.kubectl(['delete', 'cgr', 'no-admin-port']);
+    await within('it goes when no rule names it', 20_000, async () =>
+      server.kubectl(['get', 'exsvc', 'forbidden', ...place]).then(
+        () => false,
+        () => true,
+      ),
+    );
+    await cluster.applyLab();
+    await sleep(2_000);
+  });
+
   await t.test('the leader dies: the other leads, and nobody notices', async (t) => {
     const traffic = run(
       inNamespace(place.namespace('pay-1'), [
