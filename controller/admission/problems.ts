@@ -41,7 +41,7 @@ export interface Problem {
 }
 
 /** Not accepted by the planner for now: another object or time puts it right. */
-const cured = new Set(['NoSuchPool', 'ListNotRead']);
+const cured = new Set(['NoSuchPool', 'ListNotRead', 'ExternalServiceNotFound']);
 /** What the planner calls a conflict and lives with, and no one can have meant. */
 const clashes = new Set(['AddressTaken', 'GatewayTaken', 'InsideAddressTaken', 'RangeTaken', 'TunnelPort']);
 /** Taken from an object that has it by one that says so later, or made unusable. */

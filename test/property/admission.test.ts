@@ -163,7 +163,9 @@ interface Told {
 function refusals({ statuses }: PlanResult, key: string): Told[] {
   return (statuses.get(key)?.conditions ?? []).filter(
     ({ type, status, reason }) =>
-      (type === 'Accepted' && status === 'False' && !/^(NoSuchPool|ListNotRead|NotFetched)$/.test(reason)) ||
+      (type === 'Accepted' &&
+        status === 'False' &&
+        !/^(NoSuchPool|ListNotRead|NotFetched|ExternalServiceNotFound)$/.test(reason)) ||
       (type === 'Conflicted' &&
         /^(AddressTaken|GatewayTaken|InsideAddressTaken|RangeTaken|TunnelPort)$/.test(reason)) ||
       (type === 'Programmed' && reason === 'NamespaceNotAllowed'),
