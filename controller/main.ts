@@ -69,6 +69,17 @@ const noGatewayPlan = emptyGatewayPlan();
 const noNodePlan = emptyNodePlan();
 
 export async function runController(options: ControllerOptions): Promise<Controller> {
+  const opened: { close(): unknown }[] = [];
+  try {
+    return await begin(options, opened);
+  } catch (error) {
+    for (const one of opened.reverse()) await one.close();
+    throw error;
+  }
+}
+
+/** `opened`: what is to be closed if it comes to nothing, in order. */
+async function begin(options: ControllerOptions, opened: { close(): unknown }[]): Promise<Controller> {
   const { log, state, now = Date.now } = options;
   const metrics = controllerMetrics();
   const world = await worldOf(options, { state, log, now, registry: metrics.registry });
@@ -98,17 +109,21 @@ export async function runController(options: ControllerOptions): Promise<Control
       : await startHttp({
           listen: options.metrics,
           registry: metrics.registry,
-          health: () => ({ ok: failure === undefined, detail: failure ?? 'ok' }),
+          health: () => ({ ok: failure === undefined, detail: failure ?? (begun ? 'ok' : 'ok, not begun yet') }),
           ready: readiness,
         });
+  opened.push(world);
+  if (http !== undefined) opened.push(http);
   let lists: Lists | undefined;
   const source = await world.watch({ onChange: trigger, onLook: () => void lists?.look() });
+  opened.push(source);
   await world.lead((reason) => {
     closed = true;
     options.onLost?.(reason);
   });
   const kept = await world.memory();
   const enrolment = await Enrolment.open({ ...options, registry: metrics.registry });
+  opened.push(enrolment);
   generation = kept.reserved;
   const hits = await ControllerHits.open({
     state,
@@ -129,6 +144,7 @@ export async function runController(options: ControllerOptions): Promise<Control
   });
   lists = known;
   const settling = new Settling(trigger);
+  opened.push(known, settling);
   const server = await startPlanServer({
     listen: options.listen,
     certs: options.certs,
@@ -158,12 +174,8 @@ export async function runController(options: ControllerOptions): Promise<Control
     },
     onHits: (gateway, message) => hits.report(gateway, message),
     ...enrolment.hooks,
-  }).catch(async (error: unknown) => {
-    await enrolment.close();
-    await source.close();
-    await known.close();
-    throw error;
   });
+  opened.push(server);
   await enrolment.keepOwn(server.reload);
   const admission =
     options.admission === undefined

@@ -92,7 +92,7 @@ export class ControllerRig {
     await until('the controller answers', async () => {
       if (child.exitCode !== null) throw new Error(`the controller ended: ${this.said}`);
       return fetch(`http://127.0.0.1:${this.metricsPort}/healthz`).then(
-        (answer) => answer.ok,
+        async (answer) => (await answer.text()) === 'ok\n',
         () => false,
       );
     });

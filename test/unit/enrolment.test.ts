@@ -225,6 +225,7 @@ t.test('a man in the middle learns nothing', async (t) => {
     t.match(err, error, title);
     t.same(heard, ['GET /v1/ca'], `${title}: all that was said`);
     t.same(readdirSync(certs('gw-m')), ['tls.key.new'], 'and nothing was believed');
+    server.closeAllConnections();
     server.close();
   }
   t.equal((await enrol(token, 'gw-m')).code, 0, 'the token is good still');
@@ -257,6 +258,7 @@ t.test('an answer that is lost, and a controller that is killed', async (t) => {
   t.equal((await lost).code, 1);
   t.notOk(existsSync(join(certs('gw-k'), 'tls.crt')));
   proxy.close();
+  for (const socket of sockets) socket.destroy();
 
   await rig.start();
   t.match(await enrol(early, 'thief'), { code: 1, err: /used already/ }, 'another key gets nothing');

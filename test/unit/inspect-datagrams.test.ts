@@ -7,6 +7,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import type { ApplicationCheck } from '../../api/application.ts';
 import { INSPECT_DNS_MARK, INSPECT_PASSED_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
+import { deciderLimits } from '../../gateway/inspect/messages.ts';
 import { buildIcmpEcho, buildIp } from '../../wire/ip.ts';
 import { framed, message, question, record } from '../dns-build.ts';
 import { answer, datagram, POD, Rig, type RigPolicy, SERVER, Talk } from '../inspect-rig.ts';
@@ -316,7 +317,7 @@ t.test('answers of resolvers teach, and wait until who has to know does', async 
 
   rig.send(datagram(ask('late.example', 1, 8), 53, 40_000, RESOLVER), TO);
   t.equal(rig.send(answer(response('late.example', [[192, 0, 2, 9]], 8), 53, 40_000, RESOLVER), FROM), 'held');
-  rig.wait(101);
+  rig.wait(deciderLimits.teachMs + 1);
   t.equal(rig.left.at(-1), '5 passed');
   t.match(rig.decider.desk.tally.read(), { taught: 2, taught_late: 1 });
 });
@@ -350,7 +351,7 @@ t.test('over TCP, too; and of flows that are read', async (t) => {
   t.equal(talk.say(0, framed(ask('www.example'))), 'passed');
   t.equal(talk.hear(0, framed(response('www.example', [[192, 0, 2, 7]]))), 'held');
   t.equal(talk.hear(500, ''), 'passed');
-  rig.wait(101);
+  rig.wait(deciderLimits.teachMs + 1);
   t.equal(rig.left.at(-1), '2 passed');
 
   const read = new Rig(dns({ names: ['www.example'] }, { dns: { resolvers: [SERVER] } }));
