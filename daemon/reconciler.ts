@@ -9,7 +9,8 @@ import type { HostNft } from '../kernel/nft-host.ts';
 import type { Logger } from './log.ts';
 
 const RECONCILE_MS = 30_000;
-const RETRY_MS = 1_000;
+/** Nothing is forwarded while the table is gone: at first soon, then twice as late each time. */
+const [RETRY_FIRST_MS, RETRY_MS] = [50, 1_000];
 /** After somebody else's change: theirs may be one of several. */
 const CHANGED_MS = 1_000;
 /** Between two of those: two programs that undo each other's changes should not be busy with it. */
@@ -41,6 +42,7 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
   };
   let retry: NodeJS.Timeout | undefined;
   let soon: NodeJS.Timeout | undefined;
+  let failures = 0;
   let closed = false;
   /** The table may not be as we left it. */
   let suspect = false;
@@ -65,10 +67,16 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
     clearTimeout(retry);
     clearTimeout(soon);
     soon = undefined;
-    void inTurn(compare).catch((error) => {
-      log.error({ err: error, againMs: RETRY_MS }, 'reconciliation failed');
-      if (!closed) retry = setTimeout(run, RETRY_MS);
-    });
+    void inTurn(compare).then(
+      () => {
+        failures = 0;
+      },
+      (error) => {
+        const againMs = Math.min(RETRY_MS, RETRY_FIRST_MS * 2 ** failures++);
+        log.error({ err: error, againMs }, 'reconciliation failed');
+        if (!closed) retry = setTimeout(run, againMs);
+      },
+    );
   };
   const timer = setInterval(run, RECONCILE_MS);
   const watch = nft.watch(table, {
