@@ -5,14 +5,20 @@
  * does not tell: whose an address is, and what a parameter was.
  */
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { TUNNEL_DEVICE } from '../api/names.ts';
 import { families, type PlanRole } from '../api/plan.ts';
 import { KernelError } from '../kernel/errors.ts';
 import { diffNet, emptyNetState, type Ip, type NetState } from '../kernel/iproute.ts';
 import type { HostNft } from '../kernel/nft-host.ts';
 import { XT_TABLE, xtablesEdits } from '../kernel/queue-rule.ts';
 import { run } from '../kernel/run.ts';
-import type { SysctlMemory } from '../kernel/sysctl-memory.ts';
+import { SYSCTL_MEMORY, SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { isRunning } from './sole.ts';
+
+/** Of a program with this state directory. The tunnel device's own parameters go with it. */
+export const ownSysctls = (state: string): SysctlMemory =>
+  new SysctlMemory(join(state, SYSCTL_MEMORY), { except: (key) => key.includes(`/${TUNNEL_DEVICE}/`) });
 
 export interface Step {
   /** What goes, in the words of the tool that lists it. */

@@ -4,7 +4,6 @@
  * had translated. Addresses are those that the program has recorded; if its state directory is lost, host addresses
  * that its nftables table knows as egress IPs or next hops.
  */
-import { join } from 'node:path';
 import {
   INSPECT_QUEUE_MARK,
   NFT_TABLE_DETECT,
@@ -23,7 +22,6 @@ import {
   TABLE_GATEWAY_RETURN,
   TABLE_GATEWAY_UNCHECKED,
   TABLE_MAIN,
-  TUNNEL_DEVICE,
   TUNNEL_MAC_GATEWAY,
 } from '../api/names.ts';
 import { families } from '../api/plan.ts';
@@ -31,6 +29,7 @@ import {
   type Cleaning,
   inetTables,
   netSteps,
+  ownSysctls,
   queueRuleSteps,
   type Step,
   sysctlSteps,
@@ -42,15 +41,10 @@ import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { QUEUE_TABLE } from '../kernel/queue-rule.ts';
 import { run } from '../kernel/run.ts';
-import { SYSCTL_MEMORY, SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { diffTc } from '../kernel/tc.ts';
 import { HostTc } from '../kernel/tc-host.ts';
 import { gatewayScope } from './compile-net.ts';
 import { OwnedAddresses, textOf } from './owned-addresses.ts';
-
-/** The device's own parameters go with it. */
-export const gatewaySysctls = (state: string): SysctlMemory =>
-  new SysctlMemory(join(state, SYSCTL_MEMORY), { except: (key) => key.includes(`/${TUNNEL_DEVICE}/`) });
 
 /** Where each rule of ours leads: one of another program may have a priority in our range. */
 const ruleTables: Record<number, number[]> = {
@@ -80,7 +74,7 @@ export async function gatewayCleaning(state: string): Promise<Cleaning> {
     rules: listed.rules.filter(isRule),
     neighbours: links.length > 0 ? listed.neighbours : [],
   };
-  const sysctls = await sysctlSteps(gatewaySysctls(state), {});
+  const sysctls = await sysctlSteps(ownSysctls(state), {});
   const shaped = diffTc(await tc.list(), new Map());
   const flows: Step = {
     what: 'flows that leave with an egress IP',

@@ -8,6 +8,7 @@ import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan } from '../api/plan.ts';
 import type { PlanDelta } from '../api/plan-delta.ts';
 import { hitsMessage } from '../api/plan-stream.ts';
+import { ownSysctls } from '../daemon/cleanup.ts';
 import { tightenHeap } from '../daemon/heap.ts';
 import { createRegistry, startHttp } from '../daemon/http.ts';
 import { type Listen, parseListen } from '../daemon/listen.ts';
@@ -26,7 +27,6 @@ import { readSysctl } from '../kernel/sysctl.ts';
 import type { SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { HostTc } from '../kernel/tc-host.ts';
 import { decidedMark, GatewayApply, type GatewayKernel, readMark } from './apply.ts';
-import { gatewaySysctls } from './cleanup.ts';
 import { heldShards } from './compile-net.ts';
 import { FlowReading } from './flow-reading.ts';
 import { GatewayHits } from './hits.ts';
@@ -70,7 +70,7 @@ export interface GatewayOptions {
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
   const log = createLog('gateway').child({ gateway: options.name });
   await mkdir(options.state, { recursive: true });
-  const kernel = hostKernel(log.warn.bind(log), gatewaySysctls(options.state));
+  const kernel = hostKernel(log.warn.bind(log), ownSysctls(options.state));
   const held = holdName('gateway', log);
   const gateway = new GatewayApply(options.name, kernel, options.state, {
     watch: {

@@ -3,20 +3,19 @@
  * lets them after it. Rules and tables of routing go first: what still carries a mark meets the guard of the nftables table,
  * until that goes too. Flows that were steered are ended at last, since nothing would translate what follows of them.
  */
-import { join } from 'node:path';
 import {
   NFT_TABLE_NODE,
   NODE_MARK_HELD,
   NODE_MARK_MASK,
   NODE_TABLE_BASE,
   RULE_PRIORITY_NODE,
-  TUNNEL_DEVICE,
   TUNNEL_MAC_NODE,
 } from '../api/names.ts';
 import {
   type Cleaning,
   inetTables,
   netSteps,
+  ownSysctls,
   queueRuleSteps,
   type Step,
   sysctlSteps,
@@ -26,12 +25,7 @@ import { endFlows } from '../kernel/conntrack.ts';
 import type { NetState, Rule } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
-import { SYSCTL_MEMORY, SysctlMemory } from '../kernel/sysctl-memory.ts';
 import { nodeScope } from './compile.ts';
-
-/** The device's own parameters go with it. */
-export const nodeSysctls = (state: string): SysctlMemory =>
-  new SysctlMemory(join(state, SYSCTL_MEMORY), { except: (key) => key.includes(`/${TUNNEL_DEVICE}/`) });
 
 const pods = 'pods of this node need it, with Sluice or without';
 const kept = { 'net/ipv4/ip_forward': pods, 'net/ipv6/conf/all/forwarding': pods };
@@ -48,7 +42,7 @@ export async function nodeCleaning(state: string): Promise<Cleaning> {
   const links = listed.links.filter(({ mac }) => mac === TUNNEL_MAC_NODE);
   const rules = listed.rules.filter(isRule);
   const net: NetState = { ...listed, links, rules, neighbours: links.length > 0 ? listed.neighbours : [] };
-  const sysctls = await sysctlSteps(nodeSysctls(state), kept);
+  const sysctls = await sysctlSteps(ownSysctls(state), kept);
   const shards = new Set(rules.flatMap(({ mark }) => mark?.value ?? []));
   const flows: Step = {
     what: 'flows that were steered',
