@@ -31,20 +31,25 @@ export interface CheckResult {
 }
 
 const downloadBytes = 20_000_000;
+/** Of what is to be dropped, and of what is asked once. */
 const waitSeconds = 2;
+/** Of what is to come: a resolver's client asks again after five seconds. */
+const patienceSeconds = 10;
 const bracket = (family: Family, address: string): string => (family === 6 ? `[${address}]` : address);
 
 const curl = (family: Family, url: string, ...more: string[]): string[] => [
   'curl',
   `-${family}`,
   // -v: only there does curl say which error it was that it met in connecting.
-  ...['-svS', '--connect-timeout', String(waitSeconds), '-m', '20', ...more, url],
+  ...['-svS', '--connect-timeout', String(patienceSeconds), '-m', '20', ...more, url],
 ];
 
 export function checksOf(family: Family): Check[] {
   const web = serverAddresses.web[family];
   const web2 = serverAddresses.web2[family];
-  const ip = curl(family, `http://${bracket(family, web)}/ip`);
+  const ipUrl = `http://${bracket(family, web)}/ip`;
+  const ip = curl(family, ipUrl);
+  const soon = ['--connect-timeout', String(waitSeconds)];
   const billing = { from: allowList.billing?.[family] ?? [] };
   const reviews = { from: allowList.reviews?.[family] ?? [] };
   const pay1 = { family, host: 'pay-1', who: 'billing/pay-1' };
@@ -87,8 +92,13 @@ export function checksOf(family: Family): Check[] {
       expected: 'rejected',
       argv: curl(family, 'https://www.example.test/ip', '-k'),
     },
-    { ...pay1, what: 'web2 port 80', expected: 'dropped', argv: curl(family, `http://${bracket(family, web2)}/ip`) },
-    { family, host: 'job-1', who: 'batch/job-1', what: 'web', expected: 'dropped', argv: ip },
+    {
+      ...pay1,
+      what: 'web2 port 80',
+      expected: 'dropped',
+      argv: curl(family, `http://${bracket(family, web2)}/ip`, ...soon),
+    },
+    { family, host: 'job-1', who: 'batch/job-1', what: 'web', expected: 'dropped', argv: curl(family, ipUrl, ...soon) },
   ];
 }
 

@@ -1,6 +1,7 @@
 /**
- * Waits until a lab's Sluice programs are ready (their own /readyz) and every EgressIP is `Programmed` by the
- * controller's status, i.e. acknowledged by the gateways: what an operator would look at too.
+ * Waits until a lab's Sluice programs are ready (their own /readyz), every EgressIP is `Programmed` by the controller's
+ * status, i.e. acknowledged by the gateways, and the nodes steer their pods, which they may only after that: what an operator
+ * would look at too.
  */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -9,7 +10,7 @@ import { parse } from 'yaml';
 import { placeOf } from './place.ts';
 import { isAlive } from './process.ts';
 import { isSluice } from './programs.ts';
-import { isReady } from './status.ts';
+import { isReady, steeredPods } from './status.ts';
 import type { World } from './world.ts';
 
 /** Resolves when nothing is missing; throws with what still is after `timeoutMs`, at once when a program has ended. */
@@ -45,7 +46,22 @@ async function missingOf(world: World): Promise<string[]> {
     ),
   );
   const missing = ready.flat();
-  return missing.length > 0 ? missing : unprogrammed(place.manifests);
+  if (missing.length > 0) return missing;
+  const waiting = await unprogrammed(place.manifests);
+  return waiting.length > 0 ? waiting : unsteered(world);
+}
+
+/** Nodes on which fewer pods are in force than the topology has: of a pod that is not, no more than a few packets are kept. */
+async function unsteered({ lab, topology: { hosts } }: World): Promise<string[]> {
+  const nodes = hosts.filter((host) => host.programs?.some(({ kind }) => kind === 'node'));
+  const missing = nodes.map(async ({ name }) => {
+    const pods = hosts.filter(({ links }) =>
+      links?.some(({ to, bridge }) => to === name && bridge !== undefined),
+    ).length;
+    const steered = await steeredPods(placeOf(lab).namespace(name));
+    return steered >= pods ? [] : [`${name} to steer ${pods} pods (${steered} by now)`];
+  });
+  return (await Promise.all(missing)).flat();
 }
 
 /** Names of EgressIPs whose condition `Programmed` is not True, or that have no status yet. */

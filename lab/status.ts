@@ -3,7 +3,7 @@
  * processes alive, their /readyz, and addresses that are on a host beyond those of the topology (next hops, egress IPs).
  */
 import { PORT_METRICS } from '../api/names.ts';
-import { inNamespace, listNamespaces, run } from './netns.ts';
+import { inNamespace, listNamespaces, type Outcome, run } from './netns.ts';
 import { placeOf } from './place.ts';
 import { isAlive } from './process.ts';
 import { isSluice, programName } from './programs.ts';
@@ -68,9 +68,17 @@ async function globalAddresses(namespace: string): Promise<string[]> {
 
 export async function isReady(namespace: string, kind: string): Promise<boolean> {
   if (kind !== 'controller' && kind !== 'gateway' && kind !== 'node') return false;
-  const url = `http://127.0.0.1:${PORT_METRICS[kind]}/readyz`;
-  return (await run(inNamespace(namespace, ['curl', '-sf', '-m', '2', '-o', '/dev/null', url]))).code === 0;
+  return (await ask(namespace, kind, '/readyz')).code === 0;
 }
+
+/** Of what a node has in force, by its metrics; 0 if it does not answer. */
+export async function steeredPods(namespace: string): Promise<number> {
+  const { stdout } = await ask(namespace, 'node', '/metrics');
+  return Number(/^sluice_node_workloads\S* (\d+)$/m.exec(stdout)?.[1] ?? 0);
+}
+
+const ask = (namespace: string, kind: keyof typeof PORT_METRICS, path: string): Promise<Outcome> =>
+  run(inNamespace(namespace, ['curl', '-sf', '-m', '2', `http://127.0.0.1:${PORT_METRICS[kind]}${path}`]));
 
 export function formatStatus(lab: LabStatus): string {
   const lines = [`lab ${lab.lab}${lab.complete ? '' : ' (half done)'}: ${lab.directory}`];
