@@ -16,6 +16,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { createCa, issueCertificate } from '../daemon/certs.ts';
+import { gatewayFlags } from '../daemon/heap.ts';
 import { run } from '../kernel/run.ts';
 import { changes, PROBE_PORT, PROBE_SOURCES, PROBED_NETWORKS } from './scale-changes.ts';
 import type { ScaleSize } from './scale-plan.ts';
@@ -144,7 +145,11 @@ async function measure(within: Topology) {
   let gateway = startGateway(inGateway, listening.listening);
   const acknowledged = answered(generation, began, FIRST_LOAD_MS);
   await untilReady(gateway, inGateway, FIRST_LOAD_MS);
-  const firstLoad = { readyMs: milliseconds(began), acknowledgedMs: await acknowledged };
+  const firstLoad = {
+    readyMs: milliseconds(began),
+    acknowledgedMs: await acknowledged,
+    cpuSeconds: cpuSecondsOf(gateway),
+  };
   const memoryAfterLoad = memoryOf(gateway);
   console.log('first load', firstLoad, memoryAfterLoad);
 
@@ -204,7 +209,7 @@ function startGateway(inGateway: string[], port: number): ChildProcess {
   const where = ['--name', 'gw-a', '--controller', `https://127.0.0.1:${port}`, '--certs', join(state, 'gw-a')];
   const more = ['--state', join(state, 'gateway'), '--metrics', METRICS];
   const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
-  return start([...inGateway, process.execPath, ...profile, main, 'gateway', ...where, ...more], false);
+  return start([...inGateway, process.execPath, ...gatewayFlags, ...profile, main, 'gateway', ...where, ...more], false);
 }
 
 function program(name: string): string {
@@ -255,6 +260,13 @@ function memoryOf(child: ChildProcess): { residentMB: number; mostResidentMB: nu
   const status = readFileSync(`/proc/${child.pid}/status`, 'utf8');
   const field = (name: string): number => Math.round(Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1]) / 1000);
   return { residentMB: field('VmRSS'), mostResidentMB: field('VmHWM') };
+}
+
+/** Of all its threads, in user and kernel, since its start: /proc/PID/stat counts hundredths. */
+function cpuSecondsOf(child: ChildProcess): number {
+  const fields = readFileSync(`/proc/${child.pid}/stat`, 'utf8').replace(/\(.*\)/, '').split(/ +/);
+  const [user, system] = fields.slice(12, 14);
+  return (Number(user) + Number(system)) / 100;
 }
 
 function milliseconds(since: bigint, until: string | bigint = process.hrtime.bigint()): number {

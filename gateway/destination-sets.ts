@@ -122,9 +122,15 @@ function boxed(key: string, entries: ServiceEntry[], family: Family): Destinatio
   const boxes = boxesOf(entries, family);
   const count = boxes.addresses.length + protocolRuns(boxes.protocols).length + boxes.ports.length;
   const made = count <= COMPARED ? { matches: comparisons(boxes, family), sets: [] } : madeSets(key, boxes, family);
-  const { addresses, protocols, ports } = boxes;
-  const span = hullOf([...addresses, ...protocols.map(({ range }) => range), ...ports.map(({ range }) => range)]);
+  const span = spanOf(boxes);
   return span === undefined ? made : { ...made, span };
+}
+
+/** Of most there is one box. */
+function spanOf({ addresses, protocols, ports }: Boxes): Range | undefined {
+  if (addresses.length + protocols.length + ports.length === 1)
+    return addresses[0] ?? (protocols[0] ?? ports[0])?.range;
+  return hullOf([...addresses, ...protocols.map(({ range }) => range), ...ports.map(({ range }) => range)]);
 }
 
 function span({ family, first, last }: Range): string {

@@ -7,7 +7,14 @@ import type { GroupEntry, RuleEntry } from '../api/plan.ts';
 import { markText } from '../kernel/nft.ts';
 import { limitsConnections } from '../policy/limits.ts';
 import { compileRedirect } from '../policy/redirect.ts';
-import { DestinationSets, type Found, type PolicyView, setsOf } from './destination-sets.ts';
+import {
+  DestinationSets,
+  type Destinations,
+  type Found,
+  type Match,
+  type PolicyView,
+  setsOf,
+} from './destination-sets.ts';
 import type { VerdictsFor } from './logging.ts';
 import { DEFAULT_ACTION, type Numbers, ruleMark } from './marks.ts';
 import { matchesOf, matchLines } from './match-lines.ts';
@@ -29,6 +36,9 @@ interface Row {
   rule: RuleEntry;
   /** undefined: any destination. */
   found: Found | undefined;
+  /** Of both families. */
+  sets: Destinations['sets'];
+  matches: Match[];
 }
 
 /** What a look-up among ranges costs a packet, in comparisons. */
@@ -40,7 +50,7 @@ const COPIED = 1_024;
 const standsAlone = ({ rule }: Row): boolean => rule.mode === 'Audit' || rule.redirect !== undefined;
 
 /** What it costs a packet by itself. */
-const costOf = ({ found }: Row): number => matchesOf(found).length + setsOf(found).length * (LOOK_UP - 1);
+const costOf = ({ matches, sets }: Row): number => matches.length + sets.length * (LOOK_UP - 1);
 
 /** Rules that could be looked up together. */
 function inRuns(rows: readonly Row[]): Row[][] {
@@ -48,7 +58,7 @@ function inRuns(rows: readonly Row[]): Row[][] {
   let open: Row[] | undefined;
   let room = COPIED;
   for (const row of rows) {
-    const ranges = setsOf(row.found).reduce((sum, [, { elements }]) => sum + elements.size, 0);
+    const ranges = row.sets.reduce((sum, [, { elements }]) => sum + elements.size, 0);
     const alone = standsAlone(row) || ranges > COPIED;
     if (!alone && open !== undefined && ranges <= room) open.push(row);
     else {
@@ -78,14 +88,15 @@ export class RuleLines {
     const rows = ids.map((id): Row => {
       const rule = this.#policy.rules.get(id);
       if (rule === undefined) throw new TypeError(`a group names rule ${id}, which the plan does not hold`);
-      return { id, rule, found: rule.services === '*' ? undefined : this.#destinations.find(rule.services) };
+      const found = rule.services === '*' ? undefined : this.#destinations.find(rule.services);
+      return { id, rule, found, sets: setsOf(found), matches: matchesOf(found) };
     });
     // Of the rules at the end that stand as lines: where what none of them is about may leave.
     const ends: Row[] = [];
     const made = inRuns(rows).map((run, at) => {
       const cost = run.reduce((sum, row) => sum + costOf(row), 0);
       // A list by itself has its sets.
-      const single = run.length === 1 && setsOf(run[0]?.found).length > 0;
+      const single = run.length === 1 && run[0] !== undefined && run[0].sets.length > 0;
       const many = !single && !run.some(standsAlone) && cost > this.#options.compared;
       const mapped = many ? this.#run(`${name}_${at}`, run, group, scope, redirects) : undefined;
       if (mapped === undefined) ends.push(...run);
@@ -122,8 +133,8 @@ export class RuleLines {
     const redirect = rule.redirect && compileRedirect(rule.redirect);
     const guard = redirect === undefined ? '' : redirects.guard(redirect);
     const family = redirect?.address.family;
-    for (const [name, set] of setsOf(found, family)) scope.set(name, set);
-    const matches = matchesOf(found, family);
+    for (const [name, set] of family === undefined ? row.sets : setsOf(found, family)) scope.set(name, set);
+    const matches = family === undefined ? row.matches : matchesOf(found, family);
     if (rule.mode === 'Audit') {
       const texts = matches.map(({ address, ports }) => `${guard}${address}${ports}`);
       return auditLines(texts, this.#numberOf(id), rule.limits, this.#options.verdictsFor(undefined), scope);

@@ -16,6 +16,10 @@ const SHORTEST = { 4: 8, 6: 16 } as const;
  * with sets of their own have none: a change of an address is to be an element, and not another prefix, too.
  */
 export function tailGuard(found: readonly (Found | undefined)[]): { at: number; lines: string[] } | undefined {
+  const cost = (tail: typeof found, family: Family): number =>
+    tail.reduce((sum, of) => sum + (of?.[family].matches.length ?? 0), 0);
+  // Most lists are short.
+  if (families.every((family) => cost(found, family) < SPARED)) return undefined;
   const spans: Partial<Record<Family, Range>> = {};
   let at = found.length;
   while (at > 0) {
@@ -27,10 +31,9 @@ export function tailGuard(found: readonly (Found | undefined)[]): { at: number; 
     at--;
   }
   const tail = found.slice(at);
-  const cost = (family: Family): number => tail.reduce((sum, of) => sum + (of?.[family].matches.length ?? 0), 0);
   const lines = families.flatMap((family) => {
     const span = spans[family];
-    if (span === undefined || cost(family) < SPARED) return [];
+    if (span === undefined || cost(tail, family) < SPARED) return [];
     const prefix = formatPrefix({ family, value: span.first & maskOf(span), length: lengthOf(span) });
     return `${header[family]} daddr != ${prefix} return`;
   });
