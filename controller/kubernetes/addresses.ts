@@ -2,14 +2,13 @@
  * Addresses that are given out, as objects at the API server (api/schema/egress-address.ts). Each is written before anybody hears of
  * it, and only as the version that was read last: whoever else wrote one meanwhile is noticed, and nothing of ours comes of it.
  */
-import type { CustomObjectsApi, KubeConfig } from '@kubernetes/client-node';
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import { API_GROUP, API_VERSION } from '../../api/names.ts';
+import { API_VERSION } from '../../api/names.ts';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 import { addressOfName, EGRESS_ADDRESS_PLURAL, egressAddressName } from '../../api/schema/egress-address.ts';
 import type { Allocation } from '../plan/memory.ts';
-import { codeOf, withinTime } from './call.ts';
-import { loadLibrary } from './client.ts';
+import { obtain, obtainAll, Refused } from './obtain.ts';
+import type { Api, Json, Question } from './requests.ts';
 
 type Allocations = Readonly<Record<string, Allocation>>;
 
@@ -23,29 +22,17 @@ interface Known {
 /** Somebody else has written what we were about to. */
 export class Conflict extends Error {}
 
-const PAGE = 500;
 /** Requests at a time. */
 const AT_ONCE = 16;
-const kind = {
-  group: API_GROUP,
-  version: API_VERSION.slice(API_GROUP.length + 1),
-  plural: EGRESS_ADDRESS_PLURAL,
-};
+const PATH = `/apis/${API_VERSION}/${EGRESS_ADDRESS_PLURAL}`;
 
 export class AddressObjects {
-  readonly #api: CustomObjectsApi;
+  readonly #api: Api;
   /** By canonical address. */
   #known = new Map<string, Known>();
 
-  private constructor(api: CustomObjectsApi) {
+  constructor(api: Api) {
     this.#api = api;
-  }
-
-  static async open(config: KubeConfig): Promise<AddressObjects> {
-    const { CustomObjectsApi } = await loadLibrary();
-    const objects = new AddressObjects(config.makeApiClient(CustomObjectsApi));
-    await objects.read();
-    return objects;
   }
 
   get allocations(): Record<string, Allocation> {
@@ -55,19 +42,10 @@ export class AddressObjects {
   /** All of them, as they are now. */
   async read(): Promise<void> {
     const known = new Map<string, Known>();
-    let next: string | undefined;
-    do {
-      const page: unknown = await withinTime(
-        this.#api.listClusterCustomObject({ ...kind, limit: PAGE, ...(next !== undefined && { _continue: next }) }),
-      );
-      if (!isRecord(page) || !Array.isArray(page.items)) throw new Error('the list of EgressAddresses is none');
-      for (const item of page.items) {
-        const read = parse(item);
-        if (read !== undefined) known.set(...read);
-      }
-      const rest = isRecord(page.metadata) ? page.metadata.continue : undefined;
-      next = typeof rest === 'string' && rest !== '' ? rest : undefined;
-    } while (next !== undefined);
+    for await (const item of obtainAll(this.#api, PATH)) {
+      const read = parse(item);
+      if (read !== undefined) known.set(...read);
+    }
     this.#known = known;
   }
 
@@ -93,25 +71,22 @@ export class AddressObjects {
   }
 
   async #create(address: string, allocation: Allocation): Promise<void> {
-    const made = await this.#call(
-      address,
-      this.#api.createClusterCustomObject({ ...kind, body: bodyOf(address, allocation) }),
-    );
-    this.#learn(address, made);
+    const body = bodyOf(address, allocation);
+    this.#learn(address, await this.#ask(address, { method: 'POST', path: PATH, body }));
   }
 
   async #replace(address: string, { name, resourceVersion }: Known, allocation: Allocation): Promise<void> {
     const body = bodyOf(address, allocation, resourceVersion);
-    this.#learn(address, await this.#call(address, this.#api.replaceClusterCustomObject({ ...kind, name, body })));
+    this.#learn(address, await this.#ask(address, { method: 'PUT', path: `${PATH}/${name}`, body }));
   }
 
   async #delete(address: string, { name, uid, resourceVersion }: Known): Promise<void> {
     const body = { preconditions: { uid, resourceVersion } };
     try {
-      await this.#call(address, this.#api.deleteClusterCustomObject({ ...kind, name, body }));
+      await this.#ask(address, { method: 'DELETE', path: `${PATH}/${name}`, body });
     } catch (error) {
       // Gone is what it was to be.
-      if (codeOf(error) !== 404) throw error;
+      if (!(error instanceof Refused && error.status === 404)) throw error;
     }
     this.#known.delete(address);
   }
@@ -123,17 +98,18 @@ export class AddressObjects {
     this.#known.set(...read);
   }
 
-  async #call(address: string, request: Promise<unknown>): Promise<unknown> {
+  async #ask(address: string, question: Omit<Question, 'timeoutMs'>): Promise<Json> {
     try {
-      return await withinTime(request);
+      return await obtain(this.#api, question);
     } catch (error) {
-      if (codeOf(error) === 409) throw new Conflict(`EgressAddress of ${address}: somebody else has written it`);
+      if (error instanceof Refused && error.status === 409)
+        throw new Conflict(`EgressAddress of ${address}: somebody else has written it`);
       throw error;
     }
   }
 }
 
-function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resourceVersion?: string): object {
+function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resourceVersion?: string): Json {
   const parsed = parseAddress(address);
   if (!parsed.ok) throw new Error(`no address: ${address}`);
   return {

@@ -6,10 +6,9 @@
 import { API_GROUP, API_VERSION } from '../../api/names.ts';
 import type { Logger } from '../../daemon/log.ts';
 import { withFinalizers } from '../admission/finalizers.ts';
-import { type Api, type Json, MERGE, recordOf } from './requests.ts';
+import { obtain, obtainAll, Refused } from './obtain.ts';
+import { type Api, type Json, MERGE, type Question, recordOf } from './requests.ts';
 
-const PAGE = 500;
-const TIMEOUT_MS = 10_000;
 const AGAIN_MS = 5_000;
 const KIND = 'ExternalService';
 const VERSION = `/apis/${API_GROUP}/${API_VERSION.slice(API_GROUP.length + 1)}`;
@@ -70,17 +69,11 @@ export class FinalizerWriter {
 
   async #read(): Promise<Set<string>> {
     const having = new Set<string>();
-    let rest = '';
-    do {
-      const from = rest === '' ? '' : `&continue=${encodeURIComponent(rest)}`;
-      const body = await this.#ask('GET', `${VERSION}/externalservices?limit=${PAGE}${from}`);
-      for (const item of Array.isArray(body.items) ? body.items : []) {
-        const { namespace, name, finalizers } = recordOf(recordOf(item).metadata);
-        // What would be changed if nothing were wanted has one.
-        if (withFinalizers(textsOf(finalizers), [], false) !== undefined) having.add(`${KIND}/${namespace}/${name}`);
-      }
-      rest = String(recordOf(body.metadata).continue ?? '');
-    } while (rest !== '');
+    for await (const item of obtainAll(this.#api, `${VERSION}/externalservices`)) {
+      const { namespace, name, finalizers } = recordOf(item.metadata);
+      // What would be changed if nothing were wanted has one.
+      if (withFinalizers(textsOf(finalizers), [], false) !== undefined) having.add(`${KIND}/${namespace}/${name}`);
+    }
     return having;
   }
 
@@ -88,24 +81,26 @@ export class FinalizerWriter {
     const wanted = this.#wanted.get(key) ?? [];
     const [, namespace = '', name = ''] = key.split('/');
     const path = `${VERSION}/namespaces/${encodeURIComponent(namespace)}/externalservices/${encodeURIComponent(name)}`;
-    const object = await this.#ask('GET', path, undefined, [404]);
+    const object = await this.#ask({ method: 'GET', path });
     const { finalizers, deletionTimestamp, resourceVersion } = recordOf(object.metadata);
     const next =
       object.metadata === undefined
         ? undefined
         : withFinalizers(textsOf(finalizers), wanted, deletionTimestamp !== undefined);
-    if (next !== undefined) await this.#ask('PATCH', path, { metadata: { finalizers: next, resourceVersion } }, [404]);
+    const body = { metadata: { finalizers: next, resourceVersion } };
+    if (next !== undefined) await this.#ask({ method: 'PATCH', path, body, contentType: MERGE });
     if (wanted.length > 0) having.add(key);
     else having.delete(key);
   }
 
-  /** Rejects if it was not done; with one of these codes there is nothing to do. */
-  async #ask(method: 'GET' | 'PATCH', path: string, body?: Json, fine: readonly number[] = []): Promise<Json> {
-    const more = body === undefined ? {} : { body, contentType: MERGE };
-    const { status, body: answer, message } = await this.#api.ask({ method, path, timeoutMs: TIMEOUT_MS, ...more });
-    if (fine.includes(status)) return {};
-    if (status !== 200) throw new Error(`${method} ${path}: ${status === 0 ? '' : `${status} `}${message}`);
-    return answer;
+  /** Empty: there is no such object. */
+  async #ask(question: Omit<Question, 'timeoutMs'>): Promise<Json> {
+    try {
+      return await obtain(this.#api, question);
+    } catch (error) {
+      if (error instanceof Refused && error.status === 404) return {};
+      throw error;
+    }
   }
 
   async close(): Promise<void> {

@@ -6,7 +6,7 @@
  * An address of which only the disk knows, or which a gateway has and nobody knows of (the API server was restored
  * from a backup), rests for its quarantine; who had it comes back to it.
  */
-import type { CoreV1Api, KubeConfig, V1ConfigMap } from '@kubernetes/client-node';
+import type { KubeConfig } from '@kubernetes/client-node';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 import type { Logger } from '../../daemon/log.ts';
 import { KeptMemory } from '../kept-memory.ts';
@@ -14,8 +14,8 @@ import type { Memory } from '../memory.ts';
 import type { PlannerMemory } from '../plan/memory.ts';
 import { type HeldAddress, withResting } from '../plan/resting.ts';
 import { AddressObjects, Conflict } from './addresses.ts';
-import { codeOf, withinTime } from './call.ts';
-import { loadLibrary } from './client.ts';
+import { obtain, Refused } from './obtain.ts';
+import { type Api, apiOf, type Json, recordOf } from './requests.ts';
 
 const CONFIG_MAP = 'sluice-controller';
 /** As on disk: one write a block, not one a plan. */
@@ -38,7 +38,7 @@ interface Numbers {
 
 export class ClusterMemory implements Memory {
   readonly #options: ClusterMemoryOptions;
-  readonly #core: CoreV1Api;
+  readonly #api: Api;
   readonly #objects: AddressObjects;
   readonly #disk: KeptMemory;
   #memory: PlannerMemory;
@@ -46,26 +46,28 @@ export class ClusterMemory implements Memory {
   #written: PlannerMemory['allocations'] | undefined;
   #reserved = 0;
   /** As it was read or written last; undefined: there is none. */
-  #numbers: V1ConfigMap | undefined;
+  #numbers: Json | undefined;
 
-  private constructor(options: ClusterMemoryOptions, core: CoreV1Api, objects: AddressObjects, disk: KeptMemory) {
+  private constructor(options: ClusterMemoryOptions, api: Api, disk: KeptMemory) {
     this.#options = options;
-    this.#core = core;
-    this.#objects = objects;
+    this.#api = api;
+    this.#objects = new AddressObjects(api);
     this.#disk = disk;
     this.#memory = disk.memory;
+    this.#reserved = disk.reserved;
   }
 
   /** Rejects if the API server does not say what was given out: nobody may plan without that. */
   static async open(options: ClusterMemoryOptions): Promise<ClusterMemory> {
-    const { CoreV1Api } = await loadLibrary();
     const disk = await KeptMemory.open(options.state, options.log);
-    const objects = await AddressObjects.open(options.config);
-    const memory = new ClusterMemory(options, options.config.makeApiClient(CoreV1Api), objects, disk);
-    const { generation } = await memory.#readNumbers();
-    memory.#reserved = Math.max(generation, disk.reserved);
+    const memory = new ClusterMemory(options, apiOf(options.config), disk);
+    try {
+      await memory.#read();
+    } catch (error) {
+      await memory.close();
+      throw error;
+    }
     const known = disk.memory.allocations;
-    memory.#memory = memory.#joined();
     memory.rest(Object.entries(known).map(([address, { pool, owner }]) => ({ address, pool, owner })));
     return memory;
   }
@@ -112,10 +114,7 @@ export class ClusterMemory implements Memory {
     else log.error({ reason }, 'what addresses are given out cannot be kept: nothing new is published until it can');
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     try {
-      await this.#objects.read();
-      const { generation } = await this.#readNumbers();
-      this.#reserved = Math.max(this.#reserved, generation);
-      this.#memory = this.#joined();
+      await this.#read();
     } catch (failure) {
       log.error(
         { reason: failure instanceof Error ? failure.message : String(failure) },
@@ -125,17 +124,18 @@ export class ClusterMemory implements Memory {
   }
 
   /** What the API server has, and of the rest what was known last. */
-  #joined(): PlannerMemory {
-    const { shardIndices } = numbersOf(this.#numbers);
-    return { ...this.#memory, allocations: this.#objects.allocations, shardIndices };
+  async #read(): Promise<void> {
+    await this.#objects.read();
+    const { generation, shardIndices } = await this.#readNumbers();
+    this.#reserved = Math.max(this.#reserved, generation);
+    this.#memory = { ...this.#memory, allocations: this.#objects.allocations, shardIndices };
   }
 
   async #readNumbers(): Promise<Numbers> {
-    const { namespace } = this.#options;
     try {
-      this.#numbers = await withinTime(this.#core.readNamespacedConfigMap({ name: CONFIG_MAP, namespace }));
+      this.#numbers = await obtain(this.#api, { method: 'GET', path: `${this.#place}/${CONFIG_MAP}` });
     } catch (error) {
-      if (codeOf(error) !== 404) throw error;
+      if (!(error instanceof Refused && error.status === 404)) throw error;
       this.#numbers = undefined;
     }
     return numbersOf(this.#numbers);
@@ -143,35 +143,42 @@ export class ClusterMemory implements Memory {
 
   async #writeNumbers({ generation, shardIndices }: Numbers): Promise<void> {
     const { namespace } = this.#options;
-    const resourceVersion = this.#numbers?.metadata?.resourceVersion;
-    const body: V1ConfigMap = {
+    const { resourceVersion } = recordOf(this.#numbers?.metadata);
+    const body = {
       metadata: { name: CONFIG_MAP, namespace, ...(resourceVersion !== undefined && { resourceVersion }) },
       data: { generation: String(generation), shardIndices: JSON.stringify(shardIndices) },
     };
+    const place = this.#place;
     try {
-      this.#numbers = await withinTime(
+      this.#numbers = await obtain(
+        this.#api,
         this.#numbers === undefined
-          ? this.#core.createNamespacedConfigMap({ namespace, body })
-          : this.#core.replaceNamespacedConfigMap({ namespace, name: CONFIG_MAP, body }),
+          ? { method: 'POST', path: place, body }
+          : { method: 'PUT', path: `${place}/${CONFIG_MAP}`, body },
       );
     } catch (error) {
-      const code = codeOf(error);
-      if (code === 409 || code === 404)
+      if (error instanceof Refused && (error.status === 409 || error.status === 404))
         throw new Conflict(`ConfigMap ${namespace}/${CONFIG_MAP}: somebody else has written it`);
       throw error;
     }
   }
 
-  close(): Promise<void> {
-    return this.#disk.close();
+  get #place(): string {
+    return `/api/v1/namespaces/${encodeURIComponent(this.#options.namespace)}/configmaps`;
+  }
+
+  async close(): Promise<void> {
+    this.#api.close();
+    await this.#disk.close();
   }
 }
 
-function numbersOf(map: V1ConfigMap | undefined): Numbers {
-  const generation = Number(map?.data?.generation);
+function numbersOf(map: Json | undefined): Numbers {
+  const data = recordOf(map?.data);
+  const generation = Number(data.generation);
   let shardIndices: PlannerMemory['shardIndices'] = {};
   try {
-    const read: unknown = JSON.parse(map?.data?.shardIndices ?? '{}');
+    const read: unknown = JSON.parse(String(data.shardIndices ?? '{}'));
     if (isRecord(read) && Object.values(read).every(Number.isInteger)) shardIndices = read as typeof shardIndices;
   } catch {
     // Somebody wrote into it: shards get numbers anew.

@@ -1,5 +1,5 @@
 /**
- * Single requests to an API server, for what needs no watch: statuses, events, the lease. Nothing throws: what got no
+ * Single requests to an API server, for what needs no watch: addresses, statuses, events, the lease. Nothing throws: what got no
  * answer has status 0, so that each caller decides by numbers. Credentials and TLS are the kubeconfig's, asked for anew
  * each minute, since tokens of service accounts change under a running pod; connections are kept.
  */
@@ -21,7 +21,7 @@ export interface Answer {
 }
 
 export interface Question {
-  method: 'GET' | 'POST' | 'PUT' | 'PATCH';
+  method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
   /** With its query. */
   path: string;
   body?: Json;
