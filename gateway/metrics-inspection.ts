@@ -3,6 +3,7 @@
  * Prometheus asks. Labels are words of ours, so series are bounded.
  */
 import { Counter, Gauge, type Registry } from 'prom-client';
+import { untaughtReasons } from './inspect/conversations.ts';
 import type { DecidedFlow } from './inspect/messages.ts';
 import { inspectReasons } from './inspect/reasons.ts';
 import type { QueueState, QueueStatus } from './inspect/workers.ts';
@@ -84,6 +85,12 @@ export function inspectionMetrics(
     taught: 'taught',
     late: 'taught_late',
   });
+  counted(
+    'sluice_inspection_untaught_total',
+    'Connections of TCP to resolvers whose answers teach nothing any more, by reason',
+    'reason',
+    Object.fromEntries(Object.keys(untaughtReasons).map((reason) => [reason, `untaught_${reason}`])),
+  );
   new Gauge({
     name: 'sluice_inspection_queues',
     help: 'Queues of inspection by what becomes of them',

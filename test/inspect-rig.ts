@@ -23,7 +23,7 @@ import { InspectDecider } from '../gateway/inspect/decider.ts';
 import type { DecidedFlow, DeciderData, FromDecider, ToDecider } from '../gateway/inspect/messages.ts';
 import { unpackFlows } from '../gateway/inspect/packed-flows.ts';
 import { ACCEPT, DROP, HOLD, type QueueControl } from '../kernel/queue-loop.ts';
-import { buildTcp, buildUdp, parsePacket, TCP_ACK, TCP_PSH, TCP_RST } from '../wire/ip.ts';
+import { buildTcp, buildUdp, parsePacket, TCP_ACK, TCP_PSH, TCP_RST, TCP_SYN } from '../wire/ip.ts';
 import { QueuePacket } from '../wire/nfqueue.ts';
 
 export const POD = '10.1.0.5';
@@ -284,6 +284,11 @@ export class Talk {
   /** The client's bytes at a place of its stream. The kernel marks what begins it. */
   say(at: number, payload: Uint8Array | string, flags?: number): string {
     return this.rig.send(this.packet(at, payload, flags), this.marks | (at === 0 ? INSPECT_FIRST_MARK : 0));
+  }
+
+  /** The server's SYN+ACK, which only comes where answers teach. */
+  open(): string {
+    return this.hear(-1, '', TCP_SYN | TCP_ACK);
   }
 
   /** The server's. */

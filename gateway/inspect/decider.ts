@@ -9,7 +9,7 @@ import { randomBytes } from 'node:crypto';
 import { INSPECT_DNS_MARK, INSPECT_PASSED_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
 import type { Decider, QueueControl } from '../../kernel/queue-loop.ts';
 import type { Flow as PolicyFlow } from '../../policy/decision.ts';
-import { PROTOCOL_TCP, PROTOCOL_UDP } from '../../wire/ip.ts';
+import { PROTOCOL_TCP, PROTOCOL_UDP, TCP_SYN } from '../../wire/ip.ts';
 import type { QueuePacket } from '../../wire/nfqueue.ts';
 import { Datagram } from './datagram.ts';
 import { DatagramFlows } from './datagrams.ts';
@@ -98,10 +98,9 @@ export class InspectDecider implements Decider {
     return true;
   }
 
-  /** The same over TCP. A packet of a flow that is read is let on by tcp.ts, and waits for nobody. */
+  /** The same over TCP, whose packets are read as well if the flow is. */
   #teachStream({ id, bytes, start, end, mark }: QueuePacket, now: number): boolean {
     const segment = this.#segment;
-    const only = (mark & INSPECT_PASSED_MARK) !== 0;
     if (segment.read(bytes, start, end) !== undefined) return false;
     const reply = (mark & INSPECT_REPLY_MARK) !== 0;
     const four = segment.version === 4;
@@ -111,13 +110,12 @@ export class InspectDecider implements Decider {
     const asking = reply
       ? { client: to, port: ports & 0xffff, resolver: from, stream: true }
       : { client: from, port: ports >>> 16, resolver: to, stream: true };
-    const view = bytes.subarray(segment.payload, segment.end);
-    if (view.length > 0 && this.#teaching.isResolver(asking.resolver)) {
-      if (!reply) this.#teaching.asked(view, asking, now);
-      else if (this.#teaching.answered(view, asking, only ? id : undefined, now)) return true;
-    }
-    if (only) this.desk.accept(id, PASSED);
-    return only;
+    const believed = this.#teaching.isResolver(asking.resolver);
+    if (believed && this.#teaching.heard(segment, bytes, asking, reply, id, now)) return true;
+    // A SYN+ACK is here for its numbers alone.
+    const listened = (mark & INSPECT_PASSED_MARK) !== 0 || (reply && (segment.flags & TCP_SYN) !== 0);
+    if (listened) this.desk.accept(id, PASSED);
+    return listened;
   }
 
   /** Of a packet that is no segment; the one that asks stands first. */

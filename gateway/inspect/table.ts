@@ -121,6 +121,8 @@ function chainsOf(teaches: boolean, quic: readonly PortRange[]): Chains {
       [
         // The acknowledgement: of the client's first byte.
         'ct direction reply tcp flags & (syn | ack) == (syn | ack) jump begins',
+        // It tells where both directions of the connection begin.
+        ...from.map((match) => `ct direction reply tcp flags & (syn | ack) == (syn | ack) ${match} goto queue_reply`),
         `tcp flags & fin == 0 tcp doff vmap { ${sizes.map((doff) => `${doff} : jump length${doff}`).join(', ')} }`,
         ...from.map((match) => `ct direction reply ${match} goto queue_reply`),
         `ct direction reply ${forLife} ${passed}`,

@@ -3,6 +3,7 @@
  * they said, and what inspection itself ended or dropped by reason. One writer each (kernel/queue-memory.ts has the same, of packets).
  */
 import { applications } from '../../api/application.ts';
+import { type UntaughtReason, untaughtReasons } from './conversations.ts';
 import { type InspectReason, inspectReasons } from './reasons.ts';
 
 export const tallyNames = [
@@ -22,6 +23,8 @@ export const tallyNames = [
   /** Answers of resolvers that taught names, and of them those that went on before who has to know had said so. */
   'taught',
   'taught_late',
+  /** Connections to resolvers that teach nothing any more. */
+  ...(Object.keys(untaughtReasons) as UntaughtReason[]).map((reason) => `untaught_${reason}` as const),
   ...(Object.keys(inspectReasons) as InspectReason[]).map((reason) => `reason_${reason}` as const),
 ] as const;
 export type TallyName = (typeof tallyNames)[number] | `reason_${InspectReason}` | `read_${string}`;

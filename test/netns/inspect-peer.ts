@@ -22,6 +22,8 @@ export type PeerOrder = { id: number } & (
   | { do: 'send'; keep: string; text: string }
   | { do: 'end'; keep: string }
   | { do: 'ask'; from: string; server: string; name: string; family: 4 | 6 }
+  /** Over TCP, with the question in two segments. */
+  | { do: 'askStream'; from: string; server: string; name: string; family: 4 | 6 }
   | { do: 'received' }
 );
 
@@ -37,6 +39,7 @@ export interface PeerAnswer {
 }
 
 const SILENCE_MS = 4_000;
+const PIECE_MS = 20;
 const say = (answer: PeerAnswer): void => void process.stdout.write(`${JSON.stringify(answer)}\n`);
 const kept = new Map<string, Socket>();
 const received: NonNullable<PeerAnswer['received']> = [];
@@ -87,8 +90,33 @@ function serve({ certs, addresses, dns, answer }: PeerOrder & { do: 'serve' }): 
     const socket = createSocket(host.includes(':') ? 'udp6' : 'udp4');
     socket.on('message', (query, { port, address }) => socket.send(answerTo(query, answer), port, address));
     listening.push(new Promise((resolve) => socket.bind(53, host, () => resolve(undefined))));
+    const server = createServer({ noDelay: true }, (stream) => serveStream(stream, answer));
+    listening.push(new Promise((resolve) => server.listen(53, host, () => resolve(undefined))));
   }
   return Promise.all(listening);
+}
+
+/** Of one question, which it answers in segments of a few bytes. */
+function serveStream(stream: Socket, answer: string[]): void {
+  let asked = Buffer.alloc(0);
+  stream.on('error', () => {});
+  stream.on('data', (chunk: Buffer) => {
+    asked = Buffer.concat([asked, chunk]);
+    if (asked.length < 2 || asked.length < 2 + asked.readUInt16BE(0)) return;
+    const whole = framed(answerTo(asked.subarray(2), answer));
+    void inPieces(stream, [whole.subarray(0, 1), whole.subarray(1, 30), whole.subarray(30)]);
+  });
+}
+
+const framed = (message: Buffer): Buffer =>
+  Buffer.concat([Buffer.from([message.length >> 8, message.length & 255]), message]);
+
+/** Each in a segment of its own. */
+async function inPieces(socket: Socket, pieces: Buffer[]): Promise<void> {
+  for (const piece of pieces) {
+    await new Promise((resolve) => socket.write(piece, resolve));
+    await new Promise((resolve) => setTimeout(resolve, PIECE_MS));
+  }
 }
 
 /** Every name has the addresses of the question's family. */
@@ -222,6 +250,27 @@ async function obey(order: PeerOrder): Promise<Omit<PeerAnswer, 'id'>> {
       kept.get(order.keep)?.destroy();
       kept.delete(order.keep);
       return { outcome: 'ended' };
+    case 'askStream': {
+      const { from, server, name, family } = order;
+      const socket = connectTcp({ host: server, port: 53, localAddress: from, noDelay: true });
+      const outcome = await connected(socket, 'connect');
+      if (outcome !== 'connected') return { outcome, ...took() };
+      const labels = name.split('.').map((label) => Buffer.from([label.length, ...Buffer.from(label)]));
+      const header = Buffer.from([0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+      const question = framed(Buffer.concat([header, ...labels, Buffer.from([0, 0, family === 4 ? 1 : 28, 0, 1])]));
+      let heard = Buffer.alloc(0);
+      const whole = new Promise<void>((resolve) => {
+        socket.on('data', (chunk: Buffer) => {
+          heard = Buffer.concat([heard, chunk]);
+          if (heard.length >= 2 && heard.length >= 2 + heard.readUInt16BE(0)) resolve();
+        });
+        socket.once('close', resolve);
+      });
+      await inPieces(socket, [question.subarray(0, 1), question.subarray(1)]);
+      await Promise.race([whole, new Promise((resolve) => setTimeout(resolve, SILENCE_MS))]);
+      socket.destroy();
+      return { outcome: heard.length > 2 ? 'answered' : 'silence', text: `${heard.length} bytes`, ...took() };
+    }
     case 'ask': {
       const resolver = new Resolver({ timeout: 1_000, tries: 2 });
       resolver.setServers([order.server]);

@@ -68,7 +68,7 @@ function policy({
     rule(group, name, 'accept-decisively', [`billing/${name}`]);
   };
   const resolvers = [`${RESOLVER[4]}/32`, `${RESOLVER[6]}/128`];
-  add('g-pay', 'dns', { addresses: resolvers, ports: [{ protocol: UDP, ports: [[53, 53]] }] });
+  add('g-pay', 'dns', { addresses: resolvers, ports: [UDP, TCP].map((protocol) => ({ protocol, ports: [[53, 53]] })) });
   if (names.length > 0) {
     add('g-pay', 'api', {
       addresses: [],
@@ -187,6 +187,26 @@ t.test('TLS by name: allowed, refused at once, and what is no TLS', async (t) =>
   t.equal(hits('api'), 2, 'hits of the rule that permits');
   // Of each family three that were read, and one that was not.
   t.equal(hits('rest'), 8, 'and of the one that denies');
+});
+
+t.test('a resolver that is asked over TCP, in several segments, teaches what is said', async (t) => {
+  await rig.publish(policy({ names: ['**.stream.test'] }));
+  for (const family of families) {
+    const name = `v${family}.stream.test`;
+    const before = rig.metric('sluice_inspection_names_total', 'result="taught"') ?? 0;
+    const learned = rig.metric('sluice_gateway_names_learned_total', 'by="answer"') ?? 0;
+    const told = await rig.client({ do: 'askStream', from: PODS.pay[family], server: RESOLVER[family], name, family });
+    t.match(told, { outcome: 'answered' });
+    t.equal(
+      rig.metric('sluice_inspection_names_total', 'result="taught"'),
+      before + 1,
+      `v${family}: the answer teaches`,
+    );
+    t.equal(rig.metric('sluice_gateway_names_learned_total', 'by="answer"'), learned + 1, 'before the client has it');
+    t.match(await hello(family, name), { outcome: 'answered' });
+  }
+  t.equal(rig.metric('sluice_inspection_untaught_total'), 0);
+  await rig.received();
 });
 
 t.test('what no rule denies by a rejection is dropped in silence', async (t) => {

@@ -394,7 +394,15 @@ t.test('DNS of resolvers: it teaches, whatever else it is', async (t) => {
         queue.answer(answer?.id ?? 0, 'accept', PASSED);
         t.equal((await rig.collect()).length, 1);
         const flow = new Connection(rig, family, 53);
-        t.ok(await flow.handshake());
+        t.equal((await flow.fromPod({ flags: TCP_SYN })).length, 1);
+        flow.client++;
+        t.same(await flow.fromServer({ flags: TCP_SYN | TCP_ACK, options: 20 }), [], 'over TCP the SYN+ACK waits, too');
+        flow.server++;
+        const [begins] = queue.take();
+        t.same(hex([begins]), hex([only | INSPECT_REPLY_MARK]));
+        queue.answer(begins?.id ?? 0, 'accept', PASSED);
+        t.equal((await rig.collect()).length, 1);
+        t.equal((await flow.fromPod()).length, 1, 'what carries nothing does not');
         await flow.fromPod({ payload: 'question' });
         await flow.fromServer({ payload: 'answer' });
         t.same(hex(queue.take()), hex([only | INSPECT_FIRST_MARK, only | INSPECT_REPLY_MARK]), 'over TCP');

@@ -9,8 +9,8 @@ import type { ApplicationCheck } from '../../api/application.ts';
 import { INSPECT_DNS_MARK, INSPECT_PASSED_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
 import { deciderLimits } from '../../gateway/inspect/messages.ts';
 import { buildIcmpEcho, buildIp } from '../../wire/ip.ts';
-import { framed, message, question, record } from '../dns-build.ts';
-import { answer, datagram, POD, Rig, type RigPolicy, SERVER, Talk } from '../inspect-rig.ts';
+import { message, question, record } from '../dns-build.ts';
+import { answer, datagram, POD, Rig, type RigPolicy, SERVER } from '../inspect-rig.ts';
 import {
   alpn,
   ascii,
@@ -345,15 +345,7 @@ t.test('answers that teach nothing go on at once', async (t) => {
   }
 });
 
-t.test('over TCP, too; and of flows that are read', async (t) => {
-  const rig = new Rig({ dns: { resolvers: [SERVER] } });
-  const talk = new Talk(rig, 53, { marks: TO });
-  t.equal(talk.say(0, framed(ask('www.example'))), 'passed');
-  t.equal(talk.hear(0, framed(response('www.example', [[192, 0, 2, 7]]))), 'held');
-  t.equal(talk.hear(500, ''), 'passed');
-  rig.wait(deciderLimits.teachMs + 1);
-  t.equal(rig.left.at(-1), '2 passed');
-
+t.test('of flows that are read, too', async (t) => {
   const read = new Rig(dns({ names: ['www.example'] }, { dns: { resolvers: [SERVER] } }));
   t.equal(read.send(datagram(ask('www.example'), 53), INSPECT_DNS_MARK), 'cluster/dns for life');
   t.equal(read.send(datagram(ask('bad.example', 1, 9), 53), INSPECT_DNS_MARK), 'dropped');
