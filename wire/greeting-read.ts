@@ -28,7 +28,6 @@ export interface Greeting {
   /** What was said. `refusal`: a server that will not serve, in its own words. */
   message:
     | 'identification'
-    | 'key-exchange'
     | 'greeting'
     | 'refusal'
     | 'command'

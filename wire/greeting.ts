@@ -17,7 +17,7 @@ import { readPostgresqlClient, readPostgresqlServer } from './postgresql.ts';
 import { readRdpClient } from './rdp.ts';
 import { MORE, refused } from './reading.ts';
 import { readRedisClient } from './redis.ts';
-import { readSshClient, readSshKeyExchange, readSshServer } from './ssh.ts';
+import { readSshClient, readSshServer } from './ssh.ts';
 
 export type Side = 'client' | 'server';
 
@@ -29,11 +29,6 @@ export interface Protocol {
   client: GreetingReader;
   /** Of protocols in which the server only answers, and says nothing that is needed, there is none. */
   server?: GreetingReader;
-  /**
-   * Of what follows at the greeting's `end`, on either side: it comes when the other has spoken, so what was read may be let
-   * on, and nothing behind it before this reader was asked with the bytes from there. Makes certain what a text alone says.
-   */
-  next?: GreetingReader;
 }
 
 export const protocols = {
@@ -43,7 +38,6 @@ export const protocols = {
     ports: [22],
     client: readSshClient,
     server: readSshServer,
-    next: readSshKeyExchange,
   },
   smtp: { title: 'SMTP', first: 'server', ports: [25, 587], client: readSmtpClient, server: readSmtpServer },
   imap: { title: 'IMAP', first: 'server', ports: [143], client: readImapClient, server: readImapServer },

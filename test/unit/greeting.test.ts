@@ -24,9 +24,9 @@ import {
 const text = (value: string): Uint8Array => Buffer.from(value, 'latin1');
 const hex = (value: string): Uint8Array => Buffer.from(value.replaceAll(' ', ''), 'hex');
 
-type Reader = `${GreetingProtocol} ${Side}` | 'ssh next';
+type Reader = `${GreetingProtocol} ${Side}`;
 function readerOf(name: Reader): GreetingReader {
-  const [protocol, side] = name.split(' ') as [GreetingProtocol, Side | 'next'];
+  const [protocol, side] = name.split(' ') as [GreetingProtocol, Side];
   const all: Record<GreetingProtocol, Protocol> = protocols;
   const reader = all[protocol][side];
   if (reader === undefined) throw new TypeError(`${name}: no reader`);
@@ -68,11 +68,6 @@ const mqttConnect = (flags: number, level: number, ...fields: string[]): Uint8Ar
 const rdp = (variable: Uint8Array): Uint8Array =>
   Buffer.concat([Buffer.from([3, 0, 0, 11 + variable.length, 6 + variable.length, 0xe0, 0, 0, 0, 0, 0]), variable]);
 const NEGOTIATE = hex('0100080003000000');
-
-const kexinit = (names: string, size = names.length): Uint8Array => {
-  const payload = Buffer.concat([Buffer.from([20]), Buffer.alloc(16, 0xa5), Buffer.from([0, 0, 0, size]), text(names)]);
-  return Buffer.concat([Buffer.from([0, 0, 0, payload.length + 5, 4]), payload, Buffer.alloc(4)]);
-};
 
 const bulk = (...words: string[]): Uint8Array =>
   text(`*${words.length}\r\n${words.map((word) => `$${word.length}\r\n${word}\r\n`).join('')}`);
@@ -116,13 +111,6 @@ const understood: [
     { message: 'identification', version: '2.0', software: 'Go' },
     12,
   ],
-  [
-    'the key exchange',
-    'ssh next',
-    kexinit('curve25519-sha256,kex-strict-c-v00@openssh.com'),
-    { message: 'key-exchange' },
-  ],
-  ['a server that hangs up', 'ssh next', hex('0000000c 0a 01 00000000000000000000'), { message: 'refusal' }],
   [
     'Postfix',
     'smtp server',
@@ -336,19 +324,6 @@ const unfit: [what: string, reader: Reader, bytes: Uint8Array, reason: GreetingR
   ['a server with one endless line', 'ssh server', text('x'.repeat(8192)), 'too-long'],
   ['a NUL in the identification', 'ssh server', text('SSH-2.0-x\0y\r\n'), 'control-byte'],
   ["a web server's answer that has an identification in it", 'ssh server', HTTP_ANSWER, 'other-protocol'],
-  ['TLS behind the identification', 'ssh next', CLIENT_HELLO, 'other-protocol'],
-  ['another message first', 'ssh next', hex('0000000c 0a 1e 00000000000000000000'), 'other-protocol'],
-  ['a packet of megabytes', 'ssh next', hex('0000ffff'), 'bad-length'],
-  ['a packet of padding', 'ssh next', hex('0000000c 0c14'), 'bad-length'],
-  ['a short key exchange', 'ssh next', hex('0000000c 0414'), 'bad-length'],
-  ['algorithms past the end', 'ssh next', kexinit('curve25519-sha256', 18), 'bad-length'],
-  ['algorithms of bytes', 'ssh next', kexinit('curve\x0025519'), 'bad-field'],
-  [
-    'very many algorithms',
-    'ssh next',
-    Buffer.concat([hex('00002000 0414'), Buffer.alloc(16), hex('00001001')]),
-    'too-long',
-  ],
   ['FTP', 'smtp server', text('220 (vsFTPd 3.0.3)\r\n'), 'other-protocol'],
   ['FTP with a name', 'smtp server', text('220-ftp.example.test\r\n220 ProFTPD\r\n'), 'other-protocol'],
   ['a line feed alone', 'smtp server', text('220 mail.test\n'), 'bad-line-end'],
@@ -438,7 +413,7 @@ for (const [what, name, bytes, reason] of unfit) {
 }
 
 const names = Object.entries(protocols as Record<string, Protocol>).flatMap(([name, protocol]) =>
-  (['client', 'server', 'next'] as const).flatMap((side) => (side in protocol ? [`${name} ${side}` as Reader] : [])),
+  (['client', 'server'] as const).flatMap((side) => (side in protocol ? [`${name} ${side}` as Reader] : [])),
 );
 
 t.test('the tables are complete', async (t) => {
@@ -542,7 +517,6 @@ t.test('texts that differ are shown differently', async (t) => {
 
 t.test('where nothing is known of a port, the protocol is found by who speaks first', async (t) => {
   for (const [what, name, bytes] of understood) {
-    if (name === 'ssh next') continue;
     const [protocol, side] = name.split(' ') as [GreetingProtocol, Side];
     const { first } = protocols[protocol];
     const reading = recognise(side, bytes);
@@ -587,7 +561,7 @@ t.test('ssh, as it is here', async (t) => {
   });
 });
 
-t.test('sshd, as it is here', async (t) => {
+t.test('sshd, as it is here: behind an identification it takes nothing but SSH', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'sluice-sshd-'));
   t.teardown(() => rmSync(directory, { recursive: true }));
   const key = join(directory, 'key');
@@ -601,21 +575,18 @@ t.test('sshd, as it is here', async (t) => {
     ...(root ? { uid: nobody, gid: nobody } : {}),
   });
   try {
+    const ended = once(sshd, 'exit');
     let said = Buffer.alloc(0);
-    const reading = async (reader: GreetingReader, from: number): Promise<Greeting> => {
-      for (;;) {
-        const found = reader(said.subarray(from));
-        if (found.state === 'read') return found.value;
-        if (found.state === 'refused') throw new Error(found.reason);
-        const [more] = await Promise.race([once(sshd.stdout, 'data'), once(sshd, 'exit')]);
-        if (!(more instanceof Uint8Array)) throw new Error(`sshd ended with ${more}`);
-        said = Buffer.concat([said, more]);
-      }
-    };
-    const identification = await reading(protocols.ssh.server, 0);
-    t.match(identification, { version: '2.0', software: /^OpenSSH_/ });
-    sshd.stdin.write('SSH-2.0-sluice\r\n');
-    t.match(await reading(protocols.ssh.next, identification.end), { message: 'key-exchange' });
+    for (;;) {
+      const found = protocols.ssh.server(said);
+      if (found.state === 'read') t.match(found.value, { version: '2.0', software: /^OpenSSH_/ });
+      if (found.state !== 'more') break;
+      const [more] = await Promise.race([once(sshd.stdout, 'data'), ended]);
+      if (!(more instanceof Uint8Array)) throw new Error(`sshd ended with ${more}`);
+      said = Buffer.concat([said, more]);
+    }
+    sshd.stdin.write(Buffer.concat([text('SSH-2.0-sluice\r\n'), CLIENT_HELLO]));
+    t.same(await ended, [255, null], 'it hangs up');
   } finally {
     sshd.kill('SIGKILL');
   }
