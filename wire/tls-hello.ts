@@ -1,9 +1,10 @@
 /**
  * The ClientHello message (RFC 8446 §4.1.2; RFC 5246 §7.4.1.2 for older clients) without the layer that carries it: TLS
  * records for TCP (tls.ts), CRYPTO frames for QUIC (quic.ts). Read are server_name (RFC 6066), ALPN (RFC 7301),
- * supported_versions, pre_shared_key and early_data (RFC 8446 §4.2), encrypted_client_hello (RFC 9849); reserved values
- * (GREASE, RFC 8701) are skipped. Each length must fill what holds it: bytes that one parser skips are where another
- * finds a second name. Left out: cipher suites, groups, key shares, and whether a server would like the offer.
+ * supported_versions, supported_groups, key_share (which groups), pre_shared_key and early_data (RFC 8446 §4.2),
+ * encrypted_client_hello (RFC 9849); reserved values (GREASE, RFC 8701) are skipped. Each length must fill what holds it:
+ * bytes that one parser skips are where another finds a second name. Left out: cipher suites, and whether a server would
+ * like the offer.
  */
 
 import { u8, u16 } from './bytes.ts';
@@ -48,6 +49,11 @@ export interface ClientHello {
   readonly legacyVersion: number;
   /** The name in clear may not be the real one. Clients that only pretend (GREASE) look the same, by design. */
   readonly encryptedClientHello: boolean;
+  /**
+   * Of TLS 1.3: the groups that the client supports, and those of which it has shares, by which a server decides whether it
+   * asks for another hello (RFC 8446 §4.1.4). Undefined: no server has reason to.
+   */
+  readonly groups: string | undefined;
   readonly preSharedKey: boolean;
   /** Data of the application may follow before the server has answered. */
   readonly earlyData: boolean;
@@ -62,10 +68,13 @@ const RANDOM = 32;
 const SESSION_ID_MAX = 32;
 
 const EXTENSION_SERVER_NAME = 0;
+const EXTENSION_SUPPORTED_GROUPS = 10;
 const EXTENSION_ALPN = 16;
 const EXTENSION_PRE_SHARED_KEY = 41;
 const EXTENSION_EARLY_DATA = 42;
 const EXTENSION_SUPPORTED_VERSIONS = 43;
+const EXTENSION_KEY_SHARE = 51;
+const TLS_1_3 = 0x0304;
 
 /** RFC 9849, its drafts 8 to 12, and encrypted_server_name before them: all of them hide a name. */
 function isEncryptedHello(type: number): boolean {
@@ -115,6 +124,8 @@ export function readHelloBody(
   let serverName: string | undefined;
   let alpn: readonly string[] = [];
   let versions: readonly number[] | undefined;
+  let supported = '';
+  let shares: string | undefined;
   let encryptedClientHello = false;
   let preSharedKey = false;
   let earlyData = false;
@@ -148,6 +159,10 @@ export function readHelloBody(
     } else if (type === EXTENSION_SUPPORTED_VERSIONS) {
       versions = readVersions(bytes, from, at);
       if (versions === undefined) return refused('bad-length');
+    } else if (type === EXTENSION_SUPPORTED_GROUPS) supported = groupsText(bytes, from, at);
+    else if (type === EXTENSION_KEY_SHARE) {
+      shares = sharesText(bytes, from, at);
+      if (shares === undefined) return refused('bad-length');
     } else if (type === EXTENSION_PRE_SHARED_KEY) preSharedKey = true;
     else if (type === EXTENSION_EARLY_DATA) {
       if (from !== at) return refused('bad-length');
@@ -155,7 +170,42 @@ export function readHelloBody(
     } else if (isEncryptedHello(type)) encryptedClientHello = true;
   }
   versions ??= [legacyVersion];
-  return read({ serverName, alpn, versions, legacyVersion, encryptedClientHello, preSharedKey, earlyData, length });
+  const groups = shares !== undefined && versions.includes(TLS_1_3) ? `${supported}/${shares}` : undefined;
+  return read({
+    serverName,
+    alpn,
+    versions,
+    legacyVersion,
+    encryptedClientHello,
+    groups,
+    preSharedKey,
+    earlyData,
+    length,
+  });
+}
+
+/** Of a list with its length before it. */
+const groupsText = remembered((bytes, start, end): string => {
+  let text = '';
+  for (let at = start + 2; at + 2 <= end; at += 2) {
+    const group = u16(bytes, at);
+    if (!isGrease(group)) text += ` ${group}`;
+  }
+  return text;
+});
+
+/** The groups of a list of shares. */
+function sharesText(bytes: Uint8Array, start: number, end: number): string | undefined {
+  if (start + 2 > end || start + 2 + u16(bytes, start) !== end) return undefined;
+  let text = '';
+  for (let at = start + 2; at < end; ) {
+    if (at + 4 > end) return undefined;
+    const group = u16(bytes, at);
+    at += 4 + u16(bytes, at + 2);
+    if (at > end) return undefined;
+    if (!isGrease(group)) text += ` ${group}`;
+  }
+  return text;
 }
 
 /** A list of one name: RFC 6066 allows one of each type, and has one type. */

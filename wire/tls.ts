@@ -3,8 +3,8 @@
  * 8446 §5.1), and whether the server answers as one of TLS. A hello in one record is read where it lies; one over several
  * is put together once it is whole, the only copy there is. Strict where servers are lax: whatever a server might take for
  * something else than we do has a reason of its own. Left out: decryption and DTLS. Hellos of SSL 2 are told apart and refused:
- * they have no extensions, hence no name. A server that asks for another hello (HelloRetryRequest) is said to: that hello
- * may name another server than the first did, and is in clear too (RFC 8446 §4.1.4).
+ * they have no extensions, hence no name. A server that asks for another hello (HelloRetryRequest) is said to, and where that
+ * hello begins: it is in clear too (RFC 8446 §4.1.4), and servers take the name that it has.
  */
 
 import { createHash } from 'node:crypto';
@@ -42,8 +42,10 @@ export const tlsLimits: TlsLimits = { ...helloLimits, records: 4096 };
 
 const RECORD_HEADER = 5;
 const RECORD_MAX = 16_384;
+const RECORD_CHANGE_CIPHER_SPEC = 20;
 const RECORD_ALERT = 21;
 const RECORD_HANDSHAKE = 22;
+const RECORD_APPLICATION_DATA = 23;
 const SERVER_HELLO = 2;
 /** Version, random, an empty session id, cipher suite and compression. */
 const SERVER_HELLO_MIN = 38;
@@ -82,6 +84,21 @@ export function readClientHello(bytes: Uint8Array, limits: TlsLimits = tlsLimits
     if (got !== whole) continue;
     if (records === 1) return readHelloBody(bytes, start + HANDSHAKE_HEADER, end, end, limits);
     return readHelloBody(joinRecords(bytes, whole), HANDSHAKE_HEADER, whole, end, limits);
+  }
+}
+
+/**
+ * Where a second hello begins that a server asked for, behind the first: what may come before is skipped (a compatibility
+ * message of TLS 1.2, early data of which the server takes nothing). `more`: it has not come; `other`: nor will it.
+ */
+export function secondHelloAt(bytes: Uint8Array, behind: number): number | 'more' | 'other' {
+  for (let at = behind; ; ) {
+    if (at >= bytes.length) return 'more';
+    const type = u8(bytes, at);
+    if (type === RECORD_HANDSHAKE) return at;
+    if (type !== RECORD_CHANGE_CIPHER_SPEC && type !== RECORD_APPLICATION_DATA) return 'other';
+    if (at + RECORD_HEADER > bytes.length) return 'more';
+    at += RECORD_HEADER + u16(bytes, at + 3);
   }
 }
 

@@ -24,6 +24,8 @@ export class Connection {
   state: 'open' | 'waiting' | 'permitted' | 'denied' = 'open';
   /** Of the verdict that permits. */
   mark = 0;
+  /** What the client said goes on to the server, without a verdict on what follows. */
+  wasLetOn = false;
   followed: Followed | undefined;
   /** Bytes that are kept of it while it is followed. */
   memory = 0;
@@ -53,6 +55,13 @@ export class Connection {
 
   heardServer(acknowledgement: number): void {
     this.serverExpects ??= acknowledgement;
+  }
+
+  /** Up to that sequence number. */
+  letOn(edge: number): void {
+    this.wasLetOn = true;
+    this.state = 'open';
+    this.serverExpects = edge;
   }
 
   /** All that waits goes on with the mark. */

@@ -2,6 +2,10 @@
  * What the first bytes of a TCP connection say, of the protocols that policy asks for: which it is, and what it names.
  * Pure. Readers are asked in order, and take no two the same bytes. In protocols in which the server speaks first its
  * greeting says what is spoken: a client can say anything. What none of them reads is unknown, which policy judges as well.
+ *
+ * A server of TLS may ask for another hello. OpenSSL, and so nginx, serves the name of that one, though it has to be that of
+ * the first (RFC 8446 §4.1.2): so it is read as well. That there will be none is known of servers that have answered a hello
+ * like it before (answering-servers.ts), else the server's answer says it, for which the hello has to go on.
  */
 import type { Application } from '../../api/application.ts';
 import { dnsTypeText } from '../../api/dns-type.ts';
@@ -11,14 +15,25 @@ import { type Protocol, protocols } from '../../wire/greeting.ts';
 import type { RequestHead } from '../../wire/http1.ts';
 import { readRequestHead } from '../../wire/http1.ts';
 import { readHttp2Preface } from '../../wire/http2.ts';
-import { readClientHello } from '../../wire/tls.ts';
+import { readClientHello, readServerTls, secondHelloAt } from '../../wire/tls.ts';
 import type { ClientHello } from '../../wire/tls-hello.ts';
 import type { Asked } from './asked.ts';
 
 export type FirstBytes =
   | { state: 'more' }
-  /** `units`: what comes one after the other, each of which can be read, from the first byte on. */
-  | { state: 'read'; reading: ApplicationReading; detail?: string; units?: 'requests' | 'questions' };
+  /** Once policy permits the reading, what the client said may go on to the server, whose answer is needed. */
+  | { state: 'answer'; reading: ApplicationReading }
+  /**
+   * `units`: what comes one after the other, each of which can be read, from the first byte on. `answered`: the hello that the
+   * server took as it was.
+   */
+  | {
+      state: 'read';
+      reading: ApplicationReading;
+      detail?: string;
+      units?: 'requests' | 'questions';
+      answered?: ClientHello;
+    };
 
 const MORE: FirstBytes = { state: 'more' };
 
@@ -37,12 +52,20 @@ const greeted: Partial<Record<Application, Protocol>> = {
 
 const queries = new DnsQueryReader();
 
-/** What the client of a connection said, and its server; both from the first byte on. */
-export function readFirstBytes(asked: Asked, client: Uint8Array, server: Uint8Array): FirstBytes {
+/**
+ * What the client of a connection said, and its server; both from the first byte on. `answers`: whether the server is known to
+ * answer such a hello at once.
+ */
+export function readFirstBytes(
+  asked: Asked,
+  client: Uint8Array,
+  server: Uint8Array,
+  answers: (hello: ClientHello) => boolean,
+): FirstBytes {
   let undecided = false;
   let detail: string | undefined;
   for (const application of asked.applications) {
-    const answer = readAs(application, asked, client, server);
+    const answer = readAs(application, asked, client, server, answers);
     if (answer === 'more') undecided = true;
     else if (typeof answer === 'object') return answer;
     else if (answer !== 'other') detail ??= answer;
@@ -52,14 +75,20 @@ export function readFirstBytes(asked: Asked, client: Uint8Array, server: Uint8Ar
 }
 
 /** `other`: another protocol's bytes; any other text: this protocol's, but not well-formed, and why. */
-function readAs(application: Application, asked: Asked, client: Uint8Array, server: Uint8Array): FirstBytes | string {
+function readAs(
+  application: Application,
+  asked: Asked,
+  client: Uint8Array,
+  server: Uint8Array,
+  answers: (hello: ClientHello) => boolean,
+): FirstBytes | string {
   const protocol = greeted[application];
   if (protocol !== undefined) return readGreeting(application, protocol, client, server);
   if (application === 'QUIC') return 'other';
   if (client.length === 0) return 'more';
   switch (application) {
     case 'TLS':
-      return readTls(client);
+      return readTls(client, server, answers);
     case 'HTTP':
       return readHttp(client, asked);
     default: {
@@ -71,12 +100,37 @@ function readAs(application: Application, asked: Asked, client: Uint8Array, serv
   }
 }
 
-function readTls(client: Uint8Array): FirstBytes | string {
+function readTls(
+  client: Uint8Array,
+  server: Uint8Array,
+  answers: (hello: ClientHello) => boolean,
+): FirstBytes | string {
   const hello = readClientHello(client);
   if (hello.state === 'more') return 'more';
   if (hello.state === 'refused') return hello.reason === 'not-tls' ? 'other' : hello.reason;
-  return { state: 'read', reading: Object.assign(helloReading(hello.value), TLS) };
+  const { value } = hello;
+  const reading = tlsReading(value);
+  if (value.groups === undefined || answers(value)) return { state: 'read', reading };
+  const second = secondHelloAt(client, value.length);
+  const answer = readServerTls(server);
+  if (answer.state === 'more') return typeof second === 'number' ? 'early-second-hello' : { state: 'answer', reading };
+  // Who speaks no TLS asks for no hello.
+  if (answer.state === 'refused') return answer.reason === 'not-tls' ? { state: 'read', reading } : answer.reason;
+  if (answer.value.message === 'server-hello') return { state: 'read', reading, answered: value };
+  if (answer.value.message === 'alert') return { state: 'read', reading };
+  if (second === 'more') return 'more';
+  return second === 'other' ? 'no-second-hello' : readSecondHello(client.subarray(second), value);
 }
+
+function readSecondHello(bytes: Uint8Array, first: ClientHello): FirstBytes | string {
+  const hello = readClientHello(bytes);
+  if (hello.state === 'more') return 'more';
+  if (hello.state === 'refused') return hello.reason;
+  if (hello.value.serverName !== first.serverName) return 'other-second-hello';
+  return { state: 'read', reading: tlsReading(hello.value) };
+}
+
+const tlsReading = (hello: ClientHello): ApplicationReading => Object.assign(helloReading(hello), TLS);
 
 const TLS = { application: 'TLS' } as const;
 

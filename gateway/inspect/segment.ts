@@ -137,6 +137,16 @@ export class Segment {
   }
 }
 
+/** The other direction's ends, into `back`. */
+export function turn({ key, version }: Segment, back: { version: number; key: Int32Array }): void {
+  back.version = version;
+  for (let at = 0; at < 4; at++) {
+    back.key[at] = key[at + 4]!;
+    back.key[at + 4] = key[at]!;
+  }
+  back.key[8] = (key[8]! << 16) | (key[8]! >>> 16);
+}
+
 /** Signed, since a number above 2^31 is no small integer to V8. */
 function word(bytes: Uint8Array, at: number): number {
   return (bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!;

@@ -2,12 +2,13 @@
  * Connections of TCP whose bytes are asked for (design §4.5): packets wait until their first bytes are read and policy has
  * judged them; of those that are read for life each unit is judged before it passes (followed.ts). Where the server speaks
  * first what it says goes on to the client meanwhile, which nobody asked to keep from it, and what the client says waits.
- * Not followed: a second hello that a server asks for in clear (HelloRetryRequest), which might name another server than the first.
+ * Where a server may ask for another hello, the first goes on once it is permitted, and the server's answer decides.
  */
 import { GATEWAY_RESET_MARK, INSPECT_FIRST_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import { PROTOCOL_TCP, TCP_ACK, TCP_RST, TCP_SYN } from '../../wire/ip.ts';
 import { INFO_CHECKSUM_NOT_VERIFIED, INFO_GSO, type QueuePacket } from '../../wire/nfqueue.ts';
+import { AnsweringServers } from './answering-servers.ts';
 import { Connection, type StreamFlow } from './connection.ts';
 import { AS_DECIDED, type Desk, type Ends, NO_REMARKS, PASSED } from './desk.ts';
 import { Endings } from './endings.ts';
@@ -15,18 +16,10 @@ import { readFirstBytes } from './first-bytes.ts';
 import { FIRST_OF_STREAM, FlowTable, type LostReason } from './flows.ts';
 import type { Judged } from './judge.ts';
 import { LifeReader } from './life.ts';
-import { KEY_WORDS } from './segment.ts';
+import { KEY_WORDS, turn } from './segment.ts';
+import { Strays } from './strays.ts';
 
 const NOTHING = new Uint8Array(0);
-/**
- * Strange packets of one connection, and for how long they come, after which it is ended: its beginning was seen by a thread
- * that is no more. One that is only late is sent again before.
- */
-const STRAYS_MAX = 4;
-const STRAYS_AFTER_MS = 3_000;
-const STRAYS = 4_096;
-const STRAY_MS = 30_000;
-
 export class TcpFlows {
   readonly #desk: Desk;
   readonly #table: FlowTable<Connection>;
@@ -36,7 +29,8 @@ export class TcpFlows {
   readonly #back = { version: 0, key: new Int32Array(KEY_WORDS) };
   /** Whether a server was ever heard before its client: where policy asks for TLS alone, no look-up is needed for it. */
   #keepsServers = false;
-  readonly #strays = new Map<string, { count: number; since: number }>();
+  readonly #servers = new AnsweringServers();
+  readonly #strays = new Strays();
 
   constructor(desk: Desk, seed: number) {
     this.#desk = desk;
@@ -142,7 +136,7 @@ export class TcpFlows {
     const table = this.#table;
     const desk = this.#desk;
     const { segment } = table;
-    this.#turn();
+    turn(this.#table.segment, this.#back);
     const client = table.streamOf(this.#back);
     const known = client?.context;
     // What a server says teaches names; nobody asks it of anything else that is read for life.
@@ -154,11 +148,16 @@ export class TcpFlows {
       this.#late(known, id);
       return;
     }
-    // Nothing says which byte is its first: it is the first that comes. Its peer gets all that does, in any order.
+    // Which byte is its first, the client says; else it is the first that comes. Its peer gets all that does, in any order.
     const there = table.streamOf(segment);
     this.#keepsServers = true;
-    const outcome = table.add(bytes, id, now, there === undefined ? FIRST_OF_STREAM : 0);
+    const first = there === undefined && segment.sequence === (known?.clientExpects ?? segment.sequence);
+    const outcome = table.add(bytes, id, now, first ? FIRST_OF_STREAM : 0);
     const { flow, reason } = table;
+    if (outcome === 'drop') {
+      desk.refuse(id, reason ?? 'no-start');
+      return;
+    }
     if (flow === undefined || (segment.flags & TCP_RST) !== 0) {
       desk.accept(id, PASSED);
       return;
@@ -182,10 +181,6 @@ export class TcpFlows {
       desk.drop(id);
       connection.answers.push(id);
       this.#endings.end(connection, reason ?? 'no-start', {}, now);
-      return;
-    }
-    if (outcome === 'drop') {
-      desk.refuse(id, reason ?? 'no-start');
       return;
     }
     if (outcome === 'held') return;
@@ -223,9 +218,20 @@ export class TcpFlows {
   #advance(connection: Connection, now: number): void {
     if (connection.state !== 'open') return;
     const desk = this.#desk;
-    const { client, server, asked } = connection;
-    const said = readFirstBytes(asked, client?.view() ?? NOTHING, server?.view() ?? NOTHING);
+    const { client, server, asked, ends } = connection;
+    const said = readFirstBytes(asked, client?.view() ?? NOTHING, server?.view() ?? NOTHING, (hello) =>
+      this.#servers.knows(ends, hello, now),
+    );
+    // Of a packet that has more than is read, nobody knows what would go on with it.
+    if (said.state === 'answer' && client?.exhausted !== 'bytes') {
+      // From a server that has ended nothing more will come.
+      const last = server?.ended === true;
+      if (last || !connection.wasLetOn)
+        this.#conclude(connection, said.reading, undefined, now, last ? undefined : client);
+      return;
+    }
     if (said.state === 'read') {
+      if (said.answered !== undefined) this.#servers.answered(ends, said.answered, now);
       if (client !== undefined && said.units !== undefined && (said.units === 'questions' || asked.life)) {
         this.#life.begin(connection, client, said.units, now);
         return;
@@ -235,9 +241,7 @@ export class TcpFlows {
     }
     if (client?.ended === true && client.length === 0) {
       // It leaves without a word.
-      const ids: number[] = [];
-      client.passUpTo(0, ids);
-      for (const id of ids) desk.accept(id, PASSED);
+      this.#pass(client, 0);
       return;
     }
     const exhausted = client?.exhausted ?? server?.exhausted;
@@ -246,15 +250,28 @@ export class TcpFlows {
     } else desk.wakeAt(now + desk.limits.time);
   }
 
-  #conclude(connection: Connection, reading: ApplicationReading, detail: string | undefined, now: number): void {
+  /** `client`: what it has said goes on if it may, and the server's answer says whether that is all. */
+  #conclude(
+    connection: Connection,
+    reading: ApplicationReading,
+    detail: string | undefined,
+    now: number,
+    client?: StreamFlow,
+  ): void {
     const desk = this.#desk;
     const { ends, asked } = connection;
     if (detail === 'http2-preface' && asked.shapes) {
       this.#endings.end(connection, 'bad-request', reading, now, detail);
       return;
     }
-    const judged = this.#judge(connection, reading, now, (at) => this.#conclude(connection, reading, detail, at));
+    const again = (at: number): void => this.#conclude(connection, reading, detail, at, client);
+    const judged = this.#judge(connection, reading, now, again);
     if (judged === undefined) return;
+    if (judged.mark !== 0 && client !== undefined) {
+      connection.letOn(client.sequenceOf(client.length));
+      this.#pass(client, client.length);
+      return;
+    }
     desk.tally.count(`read_${reading.application ?? 'none'}`);
     const { decision, mark } = judged;
     if (mark !== 0) {
@@ -262,6 +279,13 @@ export class TcpFlows {
       const read = judged.reading ?? reading;
       desk.tell(ends, decision, read, detail === undefined ? NO_REMARKS : { detail }, now);
     } else this.#endings.deny(connection, judged, reading, detail === undefined ? {} : { detail }, now);
+  }
+
+  /** Up to a place of its stream. */
+  #pass(client: StreamFlow, place: number): void {
+    const ids: number[] = [];
+    client.passUpTo(place, ids);
+    for (const id of ids) this.#desk.accept(id, PASSED);
   }
 
   /** Undefined: it waits for a name. */
@@ -295,10 +319,8 @@ export class TcpFlows {
   expire(now: number): void {
     this.#table.expire(now);
     this.#life.expire(now);
-    for (const [key, { since }] of this.#strays) {
-      if (since + STRAY_MS > now) break;
-      this.#strays.delete(key);
-    }
+    this.#servers.expire(now);
+    this.#strays.expire(now);
   }
 
   #lost(flow: StreamFlow, reason: LostReason): void {
@@ -325,11 +347,7 @@ export class TcpFlows {
     const ends = this.#ends(bytes, start, false);
     const { source, destination, destinationPort } = ends.flow;
     const key = `${source} ${ends.sourcePort} ${destination} ${destinationPort}`;
-    const stray = this.#strays.get(key) ?? { count: 0, since: now };
-    stray.count++;
-    if (this.#strays.size < STRAYS) this.#strays.set(key, stray);
-    if (stray.count < STRAYS_MAX || now - stray.since < STRAYS_AFTER_MS) return;
-    this.#strays.delete(key);
+    if (!this.#strays.isLast(key, now)) return;
     const connection = new Connection(ends, this.#desk.judge.asked(ends.flow));
     const { segment } = this.#table;
     connection.serverExpects = segment.sequence;
@@ -373,18 +391,7 @@ export class TcpFlows {
   /** The other direction of the packet at hand, if it is kept. */
   #serverOf(): StreamFlow | undefined {
     if (!this.#keepsServers) return undefined;
-    this.#turn();
+    turn(this.#table.segment, this.#back);
     return this.#table.streamOf(this.#back);
-  }
-
-  #turn(): void {
-    const { key, version } = this.#table.segment;
-    const back = this.#back;
-    back.version = version;
-    for (let word = 0; word < 4; word++) {
-      back.key[word] = key[word + 4]!;
-      back.key[word + 4] = key[word]!;
-    }
-    back.key[8] = (key[8]! << 16) | (key[8]! >>> 16);
   }
 }

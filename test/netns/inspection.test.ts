@@ -16,6 +16,8 @@ import {
 import { isUndecided } from '../../gateway/marks.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
 import { cpuLatency } from '../../kernel/cpu-latency.ts';
+import { readServerTls } from '../../wire/tls.ts';
+import { extension, groups, helloMessage, list16, record, serverName, versions } from '../unit/hello-bytes.ts';
 import { basePlan, directPlan, PODS, WEB } from './gateway-plans.ts';
 import { InspectRig, RESOLVER } from './inspect-rig.ts';
 
@@ -187,6 +189,40 @@ t.test('TLS by name: allowed, refused at once, and what is no TLS', async (t) =>
   t.equal(hits('api'), 2, 'hits of the rule that permits');
   // Of each family three that were read, and one that was not.
   t.equal(hits('rest'), 8, 'and of the one that denies');
+});
+
+t.test('a second hello that the server asks for has to name what the first did', async (t) => {
+  await teach('api.test');
+  const said = (name: string, shares: number[]): string =>
+    Buffer.from(
+      record(
+        helloMessage({
+          extensions: [
+            serverName(name),
+            versions(0x0304),
+            extension(13, list16(Uint8Array.of(4, 3, 8, 4, 4, 1))),
+            ...groups([0x1d, 0x17], shares),
+          ],
+        }),
+      ),
+    ).toString('latin1');
+  const messageOf = ({ text = '' }: { text?: string }): object => readServerTls(Buffer.from(text, 'latin1'));
+  for (const family of families) {
+    await rig.received();
+    const asked = await raw(family, 443, [said('api.test', [])]);
+    t.match(messageOf(asked), { value: { message: 'hello-retry-request' } }, `v${family}: the server asks for a share`);
+    const same = await raw(family, 443, [said('api.test', []), said('api.test', [0x1d])]);
+    t.match(messageOf(same), { value: { message: 'server-hello' } }, `v${family}: and gets it`);
+    const since = now();
+    const first = said('api.test', []);
+    t.match(await raw(family, 443, [first, said('other.test', [0x1d])]), { outcome: 'ECONNRESET' });
+    await rig.until('the server has no more of it', async () =>
+      (await rig.received()).some(({ text }) => text === `${first.length} bytes of a stream`),
+    );
+    const [denied] = await rig.recordsWith(since, { event: 'deny', detail: 'other-second-hello' });
+    t.match(denied, { destinationPort: 443, verdict: 'reject' });
+    t.match(await hello(family, 'api.test'), { outcome: 'answered' });
+  }
 });
 
 t.test('a resolver that is asked over TCP, in several segments, teaches what is said', async (t) => {

@@ -42,11 +42,13 @@ const name = fc
   .map(([labels, dot]) => labels.join('.') + dot);
 const protocol = letters('abh23/.%\n\x0a\x1a', 1, 8);
 const version = fc.oneof(fc.constantFrom(0x0304, 0x0303, 0x0302, 0x0a0a, 0xdada), fc.nat(0xffff));
+const group = fc.constantFrom(0x1d, 0x17, 0x11ec, 0x2a2a);
+const spaced = (groups: number[]): string => groups.map((of) => (isGrease(of) ? '' : ` ${of}`)).join('');
 const small = (max: number) => fc.uint8Array({ maxLength: max });
 /** Types that the reader gives no meaning, or that only their presence counts of. */
 const others = fc.uniqueArray(
   fc.record({
-    type: fc.oneof(fc.constantFrom(10, 13, 21, 41, 45, 51, 0xff01, 0xfe0d), fc.integer({ min: 100, max: 60_000 })),
+    type: fc.oneof(fc.constantFrom(13, 21, 41, 45, 0xff01, 0xfe0d), fc.integer({ min: 100, max: 60_000 })),
     body: small(40),
   }),
   { maxLength: 6, selector: ({ type }) => type },
@@ -66,6 +68,8 @@ const hello: fc.Arbitrary<Hello> = fc
     sessionId: small(32),
     suites: small(20),
     ech: fc.boolean(),
+    groups: fc.array(group, { maxLength: 4 }),
+    shares: fc.option(fc.array(fc.tuple(group, small(40)), { maxLength: 3 }), { nil: undefined }),
     early: fc.boolean(),
     others,
     order: fc.nat(),
@@ -76,6 +80,10 @@ const hello: fc.Arbitrary<Hello> = fc
       ...(v.protocols.length === 0 ? [] : [alpn(...v.protocols)]),
       ...(v.offered.length === 0 ? [] : [versions(...v.offered)]),
       ...(v.ech && v.others.every(({ type }) => type !== 0xfe0d) ? [outerEch()] : []),
+      ...(v.groups.length === 0 ? [] : [extension(10, list16(...v.groups.map(bytesOfU16)))]),
+      ...(v.shares === undefined
+        ? []
+        : [extension(51, list16(...v.shares.map(([of, key]) => join([bytesOfU16(of), list16(key)]))))]),
       ...(v.early ? [extension(42)] : []),
       ...v.others.map(({ type, body }) => extension(type, body)),
     ];
@@ -96,6 +104,10 @@ const hello: fc.Arbitrary<Hello> = fc
       versions: v.offered.length === 0 ? [v.legacyVersion] : v.offered.filter((offered) => !isGrease(offered)),
       legacyVersion: v.legacyVersion,
       encryptedClientHello: v.ech || v.others.some(({ type }) => type === 0xfe0d),
+      groups:
+        v.shares !== undefined && v.offered.includes(0x0304)
+          ? `${spaced(v.groups)}/${spaced(v.shares.map(([of]) => of))}`
+          : undefined,
       preSharedKey: v.others.some(({ type }) => type === 41),
       earlyData: v.early,
     };

@@ -26,6 +26,11 @@ export const serverName = (...names: (string | Uint8Array)[]): Uint8Array =>
 export const alpn = (...protocols: string[]): Uint8Array =>
   extension(16, list16(...protocols.map((protocol) => list8(ascii(protocol)))));
 export const versions = (...offered: number[]): Uint8Array => extension(43, list8(...offered.map(bytesOfU16)));
+/** Groups that are supported, and a share of some; of X25519 one that servers take. */
+export const groups = (supported: number[], shares: number[]): Uint8Array[] => [
+  extension(10, list16(...supported.map(bytesOfU16))),
+  extension(51, list16(...shares.map((group) => join([bytesOfU16(group), list16(new Uint8Array(32).fill(9, 0, 1))])))),
+];
 /** A key share of X25519MLKEM768: what makes a hello longer than a packet. */
 export const postQuantumShare = (): Uint8Array =>
   extension(51, list16(bytesOfU16(0x11ec), list16(new Uint8Array(1216).fill(7))));

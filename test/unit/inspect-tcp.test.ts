@@ -15,7 +15,7 @@ import { TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN } from '../../wire/ip.ts';
 import { INFO_CHECKSUM_NOT_VERIFIED, INFO_GSO } from '../../wire/nfqueue.ts';
 import { message as dnsMessage, framed, question } from '../dns-build.ts';
 import { Rig, type RigPolicy, SERVER, Talk } from '../inspect-rig.ts';
-import { alpn, helloMessage, outerEch, postQuantumShare, records, serverName, versions } from './hello-bytes.ts';
+import { alpn, extension, helloMessage, outerEch, records, serverName, versions } from './hello-bytes.ts';
 
 const tcp = (port: number): { protocol: number; ports: [number, number][] } => ({ protocol: 6, ports: [[port, port]] });
 const check = (port: number, application: Application, more: Partial<PortCheck> = {}): PortCheck => ({
@@ -634,7 +634,7 @@ t.test('any cuts, order and repetition: one verdict, and no byte before it', asy
       cutsOf(hello('good.example').length),
       fc.array(fc.nat(20), { maxLength: 30 }),
       (name, large, cuts, order) => {
-        const bytes = large ? hello(name, postQuantumShare()) : hello(name);
+        const bytes = large ? hello(name, extension(21, new Uint8Array(1_216))) : hello(name);
         const places = [0, ...cuts.sort((a, b) => a - b), bytes.length];
         const pieces = places.slice(0, -1).map((at, index) => ({ at, end: places[index + 1]! }));
         const rig = new Rig(permitWeb);

@@ -103,6 +103,7 @@ t.test('the vectors of RFC 9001 and RFC 9369', async (t) => {
           versions: [0x0304],
           legacyVersion: 0x0303,
           encryptedClientHello: false,
+          groups: ' 29 23 24/ 29',
           preSharedKey: false,
           earlyData: false,
           length: 241,

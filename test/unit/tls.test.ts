@@ -51,6 +51,7 @@ const plain: Omit<ClientHello, 'length'> = {
   versions: [0x0303],
   legacyVersion: 0x0303,
   encryptedClientHello: false,
+  groups: undefined,
   preSharedKey: false,
   earlyData: false,
 };
@@ -366,6 +367,7 @@ t.test('recorded hellos', async (t) => {
       versions: [0x0304, 0x0303],
       legacyVersion: 0x0303,
       encryptedClientHello: true,
+      groups: ' 4588 29 23 24/ 4588 29',
       preSharedKey: false,
       earlyData: false,
       length: 1988,
@@ -383,6 +385,7 @@ t.test('recorded hellos', async (t) => {
       versions: [0x0304, 0x0303, 0x0302, 0x0301],
       legacyVersion: 0x0303,
       encryptedClientHello: false,
+      groups: ' 29 23 30 25 24 256 257 258 259 260/ 29',
       preSharedKey: true,
       earlyData: true,
       length: 434,
