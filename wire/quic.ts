@@ -3,9 +3,10 @@
  * datagrams and in any order, decrypted, and the CRYPTO frames in them put together. Unlike a reader of streams it keeps
  * what came: one `QuicHelloReader` a flow, given each datagram once. Of bytes that come twice the first count, and other
  * bytes in the same place are refused: which of them a server takes is its own affair. A flow is one connection until its
- * hello is read. Left out: what servers send, 0-RTT data, and what comes after the hello: a second one in the same connection
- * (after a HelloRetryRequest), and further connections from the same port. An Initial packet that its own connection ID's
- * keys open begins such a connection, or the same one anew after a Retry: a new reader does not call it `undecryptable`.
+ * hello is read. Behind it a second may come, for which the server asked (HelloRetryRequest): under the keys of the first, to
+ * the connection ID of the server's choice. Left out: what servers send, 0-RTT data, and further connections from the same
+ * port. An Initial packet that its own connection ID's keys open begins such a connection, or the same one anew after a
+ * Retry: a new reader does not call it `undecryptable`.
  */
 
 import type { QuicKeyCache, QuicVersion } from './quic-keys.ts';
@@ -26,6 +27,7 @@ export const quicReasons = {
   'early-data-first': '0-RTT data before the hello is whole',
   'not-initial': 'a Handshake or Retry packet before the hello is whole',
   'bad-frame': 'a frame that Initial packets may not have, or one that is cut short, or none at all',
+  'other-second-hello': 'a second hello that names another server than the first',
   closed: 'the client closed the connection before its hello was whole',
 } as const;
 export type QuicReason = keyof typeof quicReasons;
@@ -77,6 +79,8 @@ export class QuicHelloReader {
   #datagrams = 0;
   #bytes = 0;
   #frames = 0;
+  /** Bytes of the handshake that were read as hellos. */
+  #length = 0;
   #answer: Reading<QuicHello, QuicReason> = MORE;
 
   constructor(limits: QuicLimits = quicLimits) {
@@ -93,27 +97,38 @@ export class QuicHelloReader {
   }
 
   /**
-   * Of a connection whose hello was read: whether a datagram is of it, and carries nothing of the handshake but bytes of that
-   * hello, as when it is sent again.
+   * Of a connection whose hello was read, a later datagram. `foreign`: it is not of this connection, as far as its keys tell.
+   * `repeated`: it carries nothing of the handshake but bytes that were read, as when they are sent again. Else it brings bytes
+   * of a second hello, of which the answer is what has come so far.
    */
-  repeats(datagram: Uint8Array, keys: QuicKeyCache): boolean {
-    if (this.#answer.state !== 'read') return false;
-    const { length } = this.#stream.prefix;
+  follow(datagram: Uint8Array, keys: QuicKeyCache): 'foreign' | 'repeated' | Reading<ClientHello, QuicReason> {
+    if (this.#answer.state !== 'read') return 'foreign';
     this.#frames = 0;
     for (let at = 0; at < datagram.length && (at === 0 || ((datagram[at] ?? 0) & 0x80) !== 0); ) {
       const parsed = parseLongHeader(datagram, at, this.#limits.tokenBytes);
-      if (parsed.state !== 'read') return false;
+      if (parsed.state !== 'read' || parsed.value.version !== this.#version) return 'foreign';
       const header = parsed.value;
       at = header.end;
-      if (this.#connect(header, datagram.length) !== undefined) return false;
-      if (header.type === '0-rtt') continue;
-      if (header.type !== 'initial') return false;
+      // Under keys that only the ends have.
+      if (header.type !== 'initial') continue;
       const packet = openInitial(datagram, header, keys.get(header.version, this.#connectionId), this.#largest);
-      if (packet.state !== 'read' || this.#readFrames(packet.value.payload) !== undefined) return false;
-      if (this.#stream.end > length) return false;
+      if (packet.state !== 'read') return 'foreign';
+      const wrong = this.#readFrames(packet.value.payload);
+      if (wrong === 'closed') return 'repeated';
+      if (wrong !== undefined) return refused(wrong);
       this.#largest = Math.max(this.#largest, packet.value.number);
     }
-    return datagram.length > 0;
+    return this.#stream.end > this.#length ? this.#second(this.#answer.value.hello) : 'repeated';
+  }
+
+  #second(first: ClientHello): Reading<ClientHello, QuicReason> {
+    const { prefix, end } = this.#stream;
+    const hello = readHelloMessage(prefix.subarray(this.#length), this.#limits);
+    if (hello.state !== 'read') return hello;
+    if (end > prefix.length) return refused('bytes-after-hello');
+    if (hello.value.serverName !== first.serverName) return refused('other-second-hello');
+    this.#length = prefix.length;
+    return hello;
   }
 
   #take(datagram: Uint8Array, keys: QuicKeyCache): Reading<QuicHello, QuicReason> {
@@ -165,6 +180,7 @@ export class QuicHelloReader {
     if (hello.state !== 'read') return hello;
     // Also what came ahead of a gap: none is left, and nothing may lie behind the hello.
     if (this.#stream.end > this.#stream.prefix.length) return refused('bytes-after-hello');
+    this.#length = this.#stream.end;
     return read({ version, connectionId: this.#connectionId, hello: hello.value });
   }
 

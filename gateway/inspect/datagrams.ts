@@ -11,6 +11,7 @@ import { PROTOCOL_UDP } from '../../wire/ip.ts';
 import type { QueuePacket } from '../../wire/nfqueue.ts';
 import { QuicHelloReader } from '../../wire/quic.ts';
 import { QuicKeyCache } from '../../wire/quic-keys.ts';
+import type { ClientHello } from '../../wire/tls-hello.ts';
 import { Aged } from './aged.ts';
 import type { Asked } from './asked.ts';
 import type { Datagram } from './datagram.ts';
@@ -42,9 +43,9 @@ const KNOWN_MAX = 32_768;
 const KNOWN_MS = 30_000;
 const HELD_MAX = 16;
 
-/** Of an Initial packet: it begins no connection, so it is of the one that was permitted (RFC 9000 §7.2, §14.1). */
-const established = new Set(['undecryptable', 'bad-connection-id', 'short-datagram']);
 const notQuic = new Set(['not-quic', 'short-header', 'unknown-version', 'version-negotiation']);
+
+const quicReading = (hello: ClientHello): ApplicationReading => ({ application: 'QUIC', ...helloReading(hello) });
 
 export class DatagramFlows {
   readonly #desk: Desk;
@@ -136,11 +137,18 @@ export class DatagramFlows {
     this.#conclude(flow, {}, detail, id, now);
   }
 
-  /** True: it is seen to. Else why it is no QUIC. */
+  /** True: it is seen to. Else why it is no QUIC. What is not of the connection that was read last begins another, or is none. */
   #quic(flow: DatagramFlow, payload: Uint8Array, id: number, now: number): true | string {
     const desk = this.#desk;
-    if (flow.known?.repeats(payload, this.#keys) === true) {
+    const followed = flow.known?.follow(payload, this.#keys) ?? 'foreign';
+    if (followed === 'repeated') {
       desk.accept(id, PASSED);
+      return true;
+    }
+    if (followed !== 'foreign') {
+      if (followed.state === 'more') this.#hold(flow, id, now);
+      else if (followed.state === 'refused') this.#conclude(flow, {}, followed.reason, id, now);
+      else this.#conclude(flow, quicReading(followed.value), undefined, id, now, flow.known);
       return true;
     }
     flow.reader ??= new QuicHelloReader();
@@ -152,16 +160,11 @@ export class DatagramFlows {
     }
     flow.reader = undefined;
     if (hello.state === 'refused') {
-      if (flow.known !== undefined && established.has(hello.reason)) {
-        desk.accept(id, PASSED);
-        return true;
-      }
       if (notQuic.has(hello.reason)) return hello.reason;
       this.#conclude(flow, {}, hello.reason, id, now);
       return true;
     }
-    const reading = { application: 'QUIC', ...helloReading(hello.value.hello) } as const;
-    this.#conclude(flow, reading, undefined, id, now, reader);
+    this.#conclude(flow, quicReading(hello.value.hello), undefined, id, now, reader);
     return true;
   }
 

@@ -19,6 +19,7 @@ import type { ClientHello } from '../../wire/tls-hello.ts';
 import { CHROMIUM_QUIC, CHROMIUM_TLS, OPENSSL_EARLY_DATA } from '../unit/captures.ts';
 import {
   alpn,
+  CLIENT_ID,
   cryptoFrame,
   extension,
   helloMessage,
@@ -31,6 +32,7 @@ import {
   versions,
 } from '../unit/hello-bytes.ts';
 
+const SERVER_ID = Uint8Array.of(1, 2, 3, 4);
 const isGrease = (value: number): boolean => /^(.a)\1$/.test(value.toString(16).padStart(4, '0'));
 const letters = (alphabet: string, minLength: number, maxLength: number): fc.Arbitrary<string> =>
   fc.string({ unit: fc.constantFrom(...alphabet), minLength, maxLength });
@@ -105,7 +107,7 @@ const hello: fc.Arbitrary<Hello> = fc
       legacyVersion: v.legacyVersion,
       encryptedClientHello: v.ech || v.others.some(({ type }) => type === 0xfe0d),
       groups:
-        v.shares !== undefined && v.offered.includes(0x0304)
+        v.shares !== undefined && (v.offered.length === 0 ? [v.legacyVersion] : v.offered).includes(0x0304)
           ? `${spaced(v.groups)}/${spaced(v.shares.map(([of]) => of))}`
           : undefined,
       preSharedKey: v.others.some(({ type }) => type === 41),
@@ -347,6 +349,32 @@ t.test('a datagram with one changed bit is never read', async () => {
   );
 });
 
+t.test('a second hello is read back from any two frames, if it names what the first did', async () => {
+  fc.assert(
+    fc.property(hello, hello, fc.nat(), ({ message, says }, second, at) => {
+      const keys = new QuicKeyCache();
+      const reader = new QuicHelloReader();
+      equal(reader.take(sealInitial({ frames: [cryptoFrame(0, message)], padTo: 1200 }), keys).state, 'read');
+      const cut = at % second.message.length;
+      const parts = [
+        cryptoFrame(message.length + cut, second.message.subarray(cut)),
+        cryptoFrame(message.length, second.message.subarray(0, cut)),
+      ];
+      const answers = parts.map((frame, number) =>
+        reader.follow(
+          sealInitial({ frames: [frame], number: number + 1, keyId: CLIENT_ID, destination: SERVER_ID }),
+          keys,
+        ),
+      );
+      if (cut > 0) deepStrictEqual(answers.shift(), { state: 'more' });
+      const value = { ...second.says, length: second.message.length };
+      const same = says.serverName === value.serverName;
+      deepStrictEqual(answers[0], same ? { state: 'read', value } : { state: 'refused', reason: 'other-second-hello' });
+    }),
+    { numRuns: 150 },
+  );
+});
+
 t.test('whatever a packet holds has an answer', async () => {
   const frame = fc.oneof(
     fc.uint8Array({ maxLength: 30 }),
@@ -362,6 +390,11 @@ t.test('whatever a packet holds has an answer', async () => {
         ok(
           ['more', 'read', 'refused'].includes(reader.take(sealInitial({ frames, number }), new QuicKeyCache()).state),
         );
+      }
+      const known = new QuicHelloReader();
+      known.take(sealInitial({ frames: [cryptoFrame(0, helloMessage({}))] }), new QuicKeyCache());
+      for (const [number, frames] of packets.entries()) {
+        ok(known.follow(sealInitial({ frames, number: number + 1 }), new QuicKeyCache()));
       }
     }),
     { numRuns: 300 },

@@ -8,6 +8,7 @@ import t from 'tap';
 import type { ApplicationCheck } from '../../api/application.ts';
 import { INSPECT_DNS_MARK, INSPECT_PASSED_MARK, INSPECT_REPLY_MARK } from '../../api/names.ts';
 import { deciderLimits } from '../../gateway/inspect/messages.ts';
+import { join } from '../../wire/bytes.ts';
 import { buildIcmpEcho, buildIp } from '../../wire/ip.ts';
 import { message, question, record } from '../dns-build.ts';
 import { answer, datagram, POD, Rig, type RigPolicy, SERVER } from '../inspect-rig.ts';
@@ -73,6 +74,62 @@ t.test('a hello of QUIC in one datagram', async (t) => {
   t.equal(rig.decider.datagrams.size, 0, 'nothing is kept for ever');
 });
 
+t.test('a second hello that the server asks for', async (t) => {
+  const first = hello('good.example');
+  /** Of the connection that is there, to the connection ID of the server's choice. */
+  const later = (number: number, ...frames: Uint8Array[]): Uint8Array =>
+    sealInitial({ number, frames, keyId: ascii('clientid'), destination: ascii('srv') });
+  const ack = Uint8Array.of(2, 0, 0, 0, 0);
+  const large = hello('good.example', postQuantumShare());
+  const half = 700;
+  const rows: [what: string, datagrams: [bytes: Uint8Array, becomes: string][], detail?: string][] = [
+    ['of the same name', [[later(1, ack, cryptoFrame(first.length, first)), 'cluster/web for life']]],
+    [
+      'over two datagrams',
+      [
+        [later(1, cryptoFrame(first.length + half, large.subarray(half))), 'held'],
+        [later(2, cryptoFrame(first.length, large.subarray(0, half))), 'cluster/web for life'],
+        [later(3, cryptoFrame(first.length, large.subarray(0, half))), 'passed'],
+      ],
+    ],
+    [
+      'of another name',
+      [[later(1, cryptoFrame(first.length, hello('evil.example'))), 'dropped']],
+      'other-second-hello',
+    ],
+    ['that is none', [[later(1, cryptoFrame(first.length, Uint8Array.of(2, 0, 0, 0))), 'dropped']], 'not-client-hello'],
+    [
+      'with more behind it',
+      [[later(1, cryptoFrame(first.length, join([first, ascii('x')]))), 'dropped']],
+      'bytes-after-hello',
+    ],
+    [
+      'no: acknowledgements, and the end',
+      [
+        [later(1, ack), 'passed'],
+        [join([later(2, ack), otherPacket('handshake', 1, ascii('srv'))]), 'passed'],
+        [later(3, Uint8Array.of(0x1c, 0, 0, 0)), 'passed'],
+      ],
+    ],
+    [
+      'after another connection has begun',
+      [
+        [sealInitial({ frames: [cryptoFrame(0, first)], destination: OTHER_ID }), 'cluster/web for life'],
+        [later(1, cryptoFrame(first.length, hello('evil.example'))), 'dropped'],
+      ],
+      'bad-connection-id',
+    ],
+  ];
+  for (const [what, datagrams, detail] of rows) {
+    const rig = new Rig(quicNames);
+    t.equal(rig.send(datagram(initial('good.example'), 443)), 'cluster/web for life');
+    for (const [bytes, becomes] of datagrams) t.equal(rig.send(datagram(bytes, 443)), becomes, what);
+    rig.wait(20);
+    t.equal(rig.flows.at(-1)?.detail, detail, what);
+    t.equal(rig.holding, 0, what);
+  }
+});
+
 t.test('what else may come on 443', async (t) => {
   const rows: [what: string, payload: Uint8Array, detail: string | undefined][] = [
     ['another name', initial('evil.example'), undefined],
@@ -118,7 +175,7 @@ t.test('a hello over two datagrams, in any order', async (t) => {
     );
     t.equal(
       rig.send(datagram(sealInitial({ frames: [cryptoFrame(bytes.length, ascii('more'))], number: 3 }), 443)),
-      'held',
+      'dropped',
       'what lies behind the hello is not let on',
     );
     rig.wait(6_000);

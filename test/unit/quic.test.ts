@@ -429,6 +429,8 @@ t.test('flows', async (t) => {
     'bad-name-type',
     'several-names',
     'too-many-protocols',
+    // Of a second one: inspect-datagrams.test.ts.
+    'other-second-hello',
   ]);
   const missing = (Object.keys(quicReasons) as QuicReason[]).filter(
     (reason) => !here.has(reason) && !ofHello.has(reason),
