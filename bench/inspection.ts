@@ -5,7 +5,7 @@
  * taken each subject that reads must let the allowed name pass and no other. Printed: connections per CPU second
  * and per second, as ratios of medians with a bootstrap interval; how long a hello takes to its answer, one at a time; verdicts
  * per CPU second of Sluice's threads.
- *   node dist/bench/inspection.js [--rounds 9] [--most-rounds 25] [--seconds 2] [--queues 2] [--concurrency 64] [--pods 25] [--families 4]
+ *   node dist/bench/inspection.js [--rounds 9] [--most-rounds 25] [--seconds 2] [--queues 2] [--concurrency 64] [--pods 25] [--families 4,6]
  *                                 [--subjects 'by address,by name,snat,suricata,nginx'] [--cpu-prof DIR]
  * Needs root, nft, iptables, iproute2, dnsmasq; suricata and nginx with its stream module for these two. Docs: docs/bench.md.
  */
@@ -39,7 +39,7 @@ const { values } = parseArgs({
     queues: { type: 'string', default: '2' },
     concurrency: { type: 'string', default: '64' },
     pods: { type: 'string', default: '25' },
-    families: { type: 'string', default: '4' },
+    families: { type: 'string', default: '4,6' },
     subjects: { type: 'string', default: subjects.join(',') },
     'cpu-prof': { type: 'string' },
     output: { type: 'string', default: 'bench/results/inspection.json' },
