@@ -13,6 +13,7 @@ import { MORE, type Reading, read, refused } from './reading.ts';
 import {
   CLIENT_HELLO,
   type ClientHello,
+  EXTENSION_SUPPORTED_VERSIONS,
   HANDSHAKE_HEADER,
   type HelloLimits,
   helloLimits,
@@ -179,4 +180,23 @@ export function readServerTls(bytes: Uint8Array): Reading<ServerAnswer, ServerRe
   if (bytes.length < message + SERVER_HELLO_HEAD) return MORE;
   const retry = RETRY_RANDOM.every((octet, i) => octet === bytes[version + 2 + i]);
   return read({ message: retry ? 'hello-retry-request' : 'server-hello' });
+}
+
+/** Of a server whose first message is a ServerHello: the version that it chose, as on the wire. The message must be in one record. */
+export function readChosenVersion(bytes: Uint8Array): Reading<number, ServerReason> {
+  const message = RECORD_HEADER;
+  const version = message + HANDSHAKE_HEADER;
+  if (bytes.length < version) return MORE;
+  const end = version + ((u8(bytes, message + 1) << 16) | u16(bytes, message + 2));
+  if (end > RECORD_HEADER + u16(bytes, 3)) return refused('not-server-hello');
+  if (bytes.length < end) return MORE;
+  const sessionId = version + 2 + 32;
+  // Behind it: a cipher suite, a compression method.
+  const extensions = sessionId < end ? sessionId + 1 + u8(bytes, sessionId) + 3 : end + 1;
+  if (extensions === end) return read(u16(bytes, version));
+  if (extensions + 2 > end || extensions + 2 + u16(bytes, extensions) !== end) return refused('not-server-hello');
+  for (let at = extensions + 2; at + 4 <= end; at += 4 + u16(bytes, at + 2)) {
+    if (u16(bytes, at) === EXTENSION_SUPPORTED_VERSIONS && at + 6 <= end) return read(u16(bytes, at + 4));
+  }
+  return read(u16(bytes, version));
 }

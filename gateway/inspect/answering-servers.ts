@@ -32,7 +32,7 @@ export class AnsweringServers {
   }
 
   answered(ends: Ends, hello: Hello, now: number): void {
-    if (hello.preSharedKey || hello.encryptedClientHello) return;
+    if (hello.groups === undefined || hello.preSharedKey || hello.encryptedClientHello) return;
     this.#known.put(keyOf(ends, hello), { until: now + KNOWN_MS });
     if (this.#known.size > SERVERS_MAX) this.#known.deleteOldest();
   }

@@ -5,17 +5,18 @@
  *
  * A server of TLS may ask for another hello. OpenSSL, and so nginx, serves the name of that one, though it has to be that of
  * the first (RFC 8446 §4.1.2): so it is read as well. That there will be none is known of servers that have answered a hello
- * like it before (answering-servers.ts), else the server's answer says it, for which the hello has to go on.
+ * like it before (answering-servers.ts), else the server's answer says it, for which the hello has to go on. So it has to
+ * where policy asks for a version (`minVersion`) and the client offers older ones too: the server chooses.
  */
 import type { Application } from '../../api/application.ts';
 import { dnsTypeText } from '../../api/dns-type.ts';
-import type { ApplicationReading } from '../../policy/application.ts';
+import type { ApplicationReading, TlsReading } from '../../policy/application.ts';
 import { DnsQueryReader } from '../../wire/dns.ts';
 import { type Protocol, protocols } from '../../wire/greeting.ts';
 import type { RequestHead } from '../../wire/http1.ts';
 import { readRequestHead } from '../../wire/http1.ts';
 import { readHttp2Preface } from '../../wire/http2.ts';
-import { readClientHello, readServerTls, secondHelloAt } from '../../wire/tls.ts';
+import { readChosenVersion, readClientHello, readServerTls, secondHelloAt } from '../../wire/tls.ts';
 import type { ClientHello } from '../../wire/tls-hello.ts';
 import type { Asked } from './asked.ts';
 
@@ -88,7 +89,7 @@ function readAs(
   if (client.length === 0) return 'more';
   switch (application) {
     case 'TLS':
-      return readTls(client, server, answers);
+      return readTls(client, server, asked, answers);
     case 'HTTP':
       return readHttp(client, asked);
     default: {
@@ -103,6 +104,7 @@ function readAs(
 function readTls(
   client: Uint8Array,
   server: Uint8Array,
+  { leastVersion }: Asked,
   answers: (hello: ClientHello) => boolean,
 ): FirstBytes | string {
   const hello = readClientHello(client);
@@ -110,13 +112,21 @@ function readTls(
   if (hello.state === 'refused') return hello.reason === 'not-tls' ? 'other' : hello.reason;
   const { value } = hello;
   const reading = tlsReading(value);
-  if (value.groups === undefined || answers(value)) return { state: 'read', reading };
+  const undecided = leastOffered(value) < leastVersion;
+  if (!undecided && (value.groups === undefined || answers(value))) return { state: 'read', reading };
   const second = secondHelloAt(client, value.length);
   const answer = readServerTls(server);
   if (answer.state === 'more') return typeof second === 'number' ? 'early-second-hello' : { state: 'answer', reading };
   // Who speaks no TLS asks for no hello.
   if (answer.state === 'refused') return answer.reason === 'not-tls' ? { state: 'read', reading } : answer.reason;
-  if (answer.value.message === 'server-hello') return { state: 'read', reading, answered: value };
+  if (answer.value.message === 'server-hello') {
+    if (!undecided) return { state: 'read', reading, answered: value };
+    const version = readChosenVersion(server);
+    if (version.state === 'more') return { state: 'answer', reading };
+    if (version.state === 'refused') return version.reason;
+    const { tls, ...rest } = reading;
+    return { state: 'read', reading: { ...rest, tls: { ...tls, version: version.value } }, answered: value };
+  }
   if (answer.value.message === 'alert') return { state: 'read', reading };
   if (second === 'more') return 'more';
   return second === 'other' ? 'no-second-hello' : readSecondHello(client.subarray(second), value);
@@ -130,12 +140,16 @@ function readSecondHello(bytes: Uint8Array, first: ClientHello): FirstBytes | st
   return { state: 'read', reading: tlsReading(hello.value) };
 }
 
-const tlsReading = (hello: ClientHello): ApplicationReading => Object.assign(helloReading(hello), TLS);
+/** What a server may choose. Without a list any that is older. */
+const leastOffered = ({ versions, legacyVersion }: ClientHello): number =>
+  versions.length === 1 && versions[0] === legacyVersion ? 0 : Math.min(...versions);
+
+const tlsReading = (hello: ClientHello) => Object.assign(helloReading(hello), TLS);
 
 const TLS = { application: 'TLS' } as const;
 
 /** What a hello says, in TLS and QUIC. */
-export function helloReading(hello: ClientHello): Pick<ApplicationReading, 'name' | 'tls'> {
+export function helloReading(hello: ClientHello): Pick<ApplicationReading, 'name'> & { tls: TlsReading } {
   const { serverName, versions, legacyVersion, alpn, encryptedClientHello } = hello;
   let version = versions.length === 0 ? legacyVersion : 0;
   for (const offered of versions) if (offered > version) version = offered;

@@ -14,7 +14,7 @@ import type { Decision, Flow, Known } from '../../policy/decision.ts';
 import { compilePolicy, type Evaluator } from '../../policy/evaluate.ts';
 import { DEFAULT_ACTION } from '../marks.ts';
 import { Sources } from '../sources.ts';
-import { type Asked, askedOf, asksForRequests } from './asked.ts';
+import { type Asked, askedOf, checksAt } from './asked.ts';
 import type { DeciderData, ToDecider } from './messages.ts';
 import { type NamedAddress, NameTable } from './name-table.ts';
 import type { Tally } from './tally.ts';
@@ -155,8 +155,8 @@ export class Judge {
   #newPlace(flow: Flow, group: string, key: number): Place {
     const { destination, protocol, destinationPort } = flow;
     const entry = Object.hasOwn(this.#policy.groups, group) ? this.#policy.groups[group] : undefined;
-    const shapes = entry !== undefined && asksForRequests(this.#policy, entry, protocol, destinationPort);
-    const place: Place = { asked: askedOf(this.#compiled().reads(flow), shapes), decisions: new Map() };
+    const checks = entry === undefined ? [] : checksAt(this.#policy, entry, protocol, destinationPort);
+    const place: Place = { asked: askedOf(this.#compiled().reads(flow), checks), decisions: new Map() };
     if (this.#placeCount >= PLACES_MAX) this.#forgetAll();
     this.#placeCount++;
     const there = this.#places.get(destination) ?? new Map<string, Map<number, Place>>();

@@ -234,6 +234,52 @@ t.test('any cuts: one verdict, and not before the second hello is whole', async 
   );
 });
 
+t.test('where policy asks for a version, what the server chose', async (t) => {
+  const atLeast = (minVersion: '1.2' | '1.3'): RigPolicy => ({
+    services: {
+      web: {
+        addresses: ['0.0.0.0/0'],
+        ports: null,
+        checks: [{ protocol: 6, ports: [[443, 443]], application: 'TLS', tls: { minVersion } }],
+      },
+    },
+    rules: [{ name: 'web', services: ['web'] }],
+  });
+  const offers = (...offered: number[]): Uint8Array =>
+    record(
+      helloMessage({ extensions: [serverName('good.example'), ...(offered.length > 0 ? [versions(...offered)] : [])] }),
+    );
+  const chose = (...bytes: number[]): Uint8Array =>
+    record(
+      message(2, join([Uint8Array.of(3, 3), new Uint8Array(32), Uint8Array.from([0, 0x13, 1, 0, ...bytes])])),
+      22,
+      0x0303,
+    );
+  const tls12 = chose();
+  const tls13 = chose(0, 6, 0, 43, 0, 2, 3, 4);
+  const rows: [least: '1.2' | '1.3', hello: Uint8Array, answer: Uint8Array, words: string[], version: number][] = [
+    ['1.3', offers(0x0304), tls13, ['cluster/web', 'as decided'], 0x0304],
+    ['1.3', offers(0x0304, 0x0303), tls13, ['passed', 'cluster/web'], 0x0304],
+    ['1.3', offers(0x0304, 0x0303), tls12, ['passed', 'reset to server'], 0x0303],
+    ['1.2', offers(0x0304, 0x0303), tls12, ['cluster/web', 'as decided'], 0x0304],
+    ['1.2', offers(), tls12, ['passed', 'cluster/web'], 0x0303],
+    ['1.3', offers(0x0303), tls12, ['reset to server', 'dropped'], 0x0303],
+  ];
+  for (const [least, said, answer, words, version] of rows) {
+    const rig = new Rig(atLeast(least));
+    const talk = new Talk(rig, 443);
+    const what = `${least}: ${words.join()}`;
+    t.equal(talk.say(0, said).replace(/ \d+$/, ''), words[0], what);
+    const word = talk.hear(0, answer);
+    // Nobody tells the client of a drop, and the server is told raw.
+    if (words[1] === 'reset to server')
+      t.same([word, rig.resets], ['dropped', [`reset to server ${said.length}`]], what);
+    else t.equal(word, words[1], what);
+    rig.wait(20);
+    t.match(rig.flows, [{ reading: { tls: { version } } }], what);
+  }
+});
+
 t.test('what else may come of it', async (t) => {
   const silent = new Rig(policy);
   t.same(talkOf(silent, 1, ['client', first], ['client', Uint8Array.of(23)]), ['passed', 'held']);

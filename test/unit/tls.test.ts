@@ -17,6 +17,7 @@ import t, { type Test } from 'tap';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { join } from '../../wire/bytes.ts';
 import {
+  readChosenVersion,
   readClientHello,
   readServerTls,
   type ServerReason,
@@ -575,9 +576,9 @@ t.test('what a server answers', async (t) => {
   const directory = t.testdir();
   await createServerCertificate(directory, ['server.example.test'], Date.now());
   const [cert, key] = ['tls.crt', 'tls.key'].map((file) => readFileSync(`${directory}/${file}`));
-  const servers: [string, TlsOptions, ConnectionOptions, object][] = [
-    ['a server of node:tls', { cert, key }, {}, { message: 'server-hello' }],
-    ['one of TLS 1.2', { cert, key, maxVersion: 'TLSv1.2' }, {}, { message: 'server-hello' }],
+  const servers: [string, TlsOptions, ConnectionOptions, object, number?][] = [
+    ['a server of node:tls', { cert, key }, {}, { message: 'server-hello' }, 0x0304],
+    ['one of TLS 1.2', { cert, key, maxVersion: 'TLSv1.2' }, {}, { message: 'server-hello' }, 0x0303],
     // The client sends a share of its first group alone.
     ['one that wants another group', { cert, key, ecdhCurve: 'P-384' }, {}, { message: 'hello-retry-request' }],
     ['one without a certificate', {}, {}, { message: 'alert', code: 40 }],
@@ -588,7 +589,7 @@ t.test('what a server answers', async (t) => {
       { message: 'alert', code: 70 },
     ],
   ];
-  for (const [what, options, client, says] of servers) {
+  for (const [what, options, client, says, chosen] of servers) {
     const server = createTlsServer(options).listen(0, '127.0.0.1');
     server.on('tlsClientError', () => {});
     await once(server, 'listening');
@@ -598,7 +599,36 @@ t.test('what a server answers', async (t) => {
     socket.write(hello ?? '');
     const [answer] = (await once(socket, 'data')) as [Buffer];
     t.same(readServerTls(answer), { state: 'read', value: says }, what);
+    if (chosen !== undefined) t.same(readChosenVersion(answer), { state: 'read', value: chosen }, what);
     socket.destroy();
     server.close();
+  }
+});
+
+t.test('which version a server chose', async (t) => {
+  const random = new Uint8Array(32).fill(7);
+  const of = (...rest: Uint8Array[]): Uint8Array =>
+    record(message(2, join([u8s(3, 3), random, u8s(1, 9, 0x13, 1, 0), ...rest])), 22, 0x0303);
+  const rows: [string, Uint8Array, number | string][] = [
+    ['without extensions', of(), 0x0303],
+    ['with others', of(list16(extension(23), extension(16, new Uint8Array(5)))), 0x0303],
+    ['by extension', of(list16(extension(23), extension(43, u8s(3, 4)))), 0x0304],
+    [
+      'with more behind it in the record',
+      record(join([message(2, join([u8s(3, 2), random, u8s(0, 0, 47, 0)])), message(14, u8s())])),
+      0x0302,
+    ],
+    ['in two records', records(message(2, join([u8s(3, 3), random, u8s(0, 0x13, 1, 0)])), 40), 'not-server-hello'],
+    ['extensions that are too long', of(u8s(0, 9, 1)), 'not-server-hello'],
+    ['a session past the end', record(message(2, join([u8s(3, 3), random, u8s(200)]))), 'not-server-hello'],
+    ['no session at all', record(message(2, join([u8s(3, 3), random]))), 'not-server-hello'],
+  ];
+  for (const [what, bytes, expected] of rows) {
+    const whole = readChosenVersion(bytes);
+    t.equal(whole.state === 'read' ? whole.value : whole.state === 'refused' && whole.reason, expected, what);
+    for (let length = 0; length < bytes.length; length++) {
+      const part = readChosenVersion(bytes.subarray(0, length));
+      if (part.state !== 'more') t.same(part, whole, `${what}: the first ${length} bytes`);
+    }
   }
 });
