@@ -55,8 +55,11 @@ function serve({ certs, addresses, dns, answer }: PeerOrder & { do: 'serve' }): 
     return (chunk) => received.push({ port, from, text: chunk.toString('latin1') });
   };
   for (const host of addresses) {
-    for (const port of [443, 8443]) {
-      const server = createTlsServer({ ...tls, ALPNProtocols: ['http/1.1', 'h2'] }, (socket) => {
+    for (const [port, maxVersion] of [
+      [443, 'TLSv1.3'],
+      [8443, 'TLSv1.2'],
+    ] as const) {
+      const server = createTlsServer({ ...tls, maxVersion, ALPNProtocols: ['http/1.1', 'h2'] }, (socket) => {
         const see = remember(port, socket);
         socket.on('data', (chunk: Buffer) => {
           see(chunk);

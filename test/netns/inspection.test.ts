@@ -225,6 +225,22 @@ t.test('a second hello that the server asks for has to name what the first did',
   }
 });
 
+t.test('the version that a server chooses', async (t) => {
+  const ports: [number, number][] = [
+    [443, 443],
+    [8443, 8443],
+  ];
+  await rig.publish(policy({ names: [], checks: [tls({ ports, tls: { minVersion: '1.3' } })] }));
+  const since = now();
+  for (const family of families) {
+    t.match(await hello(family, 'api.test'), { outcome: 'answered' }, `v${family}: 1.3`);
+    t.match(await hello(family, 'api.test', undefined, 8443), { outcome: 'ECONNRESET' }, `v${family}: 1.2, of both`);
+  }
+  const [denied] = await rig.recordsWith(since, { event: 'deny', destinationPort: 8443 }, 2);
+  t.match(denied, { tls: { version: '1.2' }, verdict: 'reject' });
+  await rig.received();
+});
+
 t.test('a resolver that is asked over TCP, in several segments, teaches what is said', async (t) => {
   await rig.publish(policy({ names: ['**.stream.test'] }));
   for (const family of families) {
