@@ -32,6 +32,7 @@ import {
   versions,
 } from '../unit/hello-bytes.ts';
 
+t.setTimeout(120_000);
 const SERVER_ID = Uint8Array.of(1, 2, 3, 4);
 const isGrease = (value: number): boolean => /^(.a)\1$/.test(value.toString(16).padStart(4, '0'));
 const letters = (alphabet: string, minLength: number, maxLength: number): fc.Arbitrary<string> =>

@@ -17,6 +17,7 @@ import { message as dnsMessage, framed, question } from '../dns-build.ts';
 import { Rig, type RigPolicy, SERVER, Talk } from '../inspect-rig.ts';
 import { alpn, extension, helloMessage, outerEch, records, serverName, versions } from './hello-bytes.ts';
 
+t.setTimeout(120_000);
 const tcp = (port: number): { protocol: number; ports: [number, number][] } => ({ protocol: 6, ports: [[port, port]] });
 const check = (port: number, application: Application, more: Partial<PortCheck> = {}): PortCheck => ({
   ...tcp(port),

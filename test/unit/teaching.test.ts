@@ -13,6 +13,7 @@ import { join } from '../../wire/bytes.ts';
 import { framed, message, question, record } from '../dns-build.ts';
 import { Rig, SERVER, Talk } from '../inspect-rig.ts';
 
+t.setTimeout(120_000);
 const LISTENED = INSPECT_DNS_MARK | INSPECT_PASSED_MARK;
 const ask = (name: string, id = 7, type = 1): Uint8Array => framed(message({ id, questions: [question(name, type)] }));
 const response = (name: string, id = 7, last = 7, more: number[][] = []): Uint8Array =>
