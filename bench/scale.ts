@@ -209,7 +209,10 @@ function startGateway(inGateway: string[], port: number): ChildProcess {
   const where = ['--name', 'gw-a', '--controller', `https://127.0.0.1:${port}`, '--certs', join(state, 'gw-a')];
   const more = ['--state', join(state, 'gateway'), '--metrics', METRICS];
   const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
-  return start([...inGateway, process.execPath, ...gatewayFlags, ...profile, main, 'gateway', ...where, ...more], false);
+  return start(
+    [...inGateway, process.execPath, ...gatewayFlags, ...profile, main, 'gateway', ...where, ...more],
+    false,
+  );
 }
 
 function program(name: string): string {
@@ -264,7 +267,9 @@ function memoryOf(child: ChildProcess): { residentMB: number; mostResidentMB: nu
 
 /** Of all its threads, in user and kernel, since its start: /proc/PID/stat counts hundredths. */
 function cpuSecondsOf(child: ChildProcess): number {
-  const fields = readFileSync(`/proc/${child.pid}/stat`, 'utf8').replace(/\(.*\)/, '').split(/ +/);
+  const fields = readFileSync(`/proc/${child.pid}/stat`, 'utf8')
+    .replace(/\(.*\)/, '')
+    .split(/ +/);
   const [user, system] = fields.slice(12, 14);
   return (Number(user) + Number(system)) / 100;
 }
