@@ -2,7 +2,7 @@
 # Makes a fresh Debian 12 with Node ready to run and test Sluice: Debian packages, npm packages, tap's plugins, compile.
 # Each step looks first whether it is needed, says what it does, and is skipped without a word otherwise, so that a
 # second run takes under a second or two. Nothing is configured outside this tree, and no service is started.
-# `--tests`: also the clients that only tests need.
+# `--tests`: also what only tests need: clients, and an API server of Kubernetes, in a cache of its own.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
@@ -95,3 +95,6 @@ if [ "$(cat dist/.setup-state 2>/dev/null)" != "$state" ]; then
   done
   printf '%s\n' "$state" >dist/.setup-state
 fi
+
+# --- an API server for tests ----------------------------------------------------------------------------------------
+[ "${1-}" != --tests ] || bash test/kube/build.sh 9>&-

@@ -1,49 +1,79 @@
 /**
- * A real API server with its etcd, on loopback of a network namespace or of this machine. Binaries (etcd, kube-apiserver, kubectl)
- * are those of `KUBEBUILDER_ASSETS`, else of `~/.cache/sluice-kube/bin`. RBAC is on; whoever has the token may do everything.
+ * A real API server with its etcd, on loopback of a network namespace or of this machine. Programs (etcd, kube-apiserver,
+ * kubectl) are those that build.sh makes, or of `KUBEBUILDER_ASSETS`. RBAC is on; whoever has the token may do everything.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { generateKeyPairSync, randomBytes } from 'node:crypto';
+import { generateKeyPairSync, randomBytes, randomInt } from 'node:crypto';
 import { once } from 'node:events';
-import { createWriteStream } from 'node:fs';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { closeSync, openSync } from 'node:fs';
+import { cp, mkdir, mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { inNamespace, must } from '../../lab/netns.ts';
+import { sluiceKinds } from '../../api/kinds.ts';
+import { besideSources } from '../../bench/topology.ts';
+import { inNamespace, must, type Outcome, run } from '../../lab/netns.ts';
 
-const assets = process.env.KUBEBUILDER_ASSETS ?? join(homedir(), '.cache', 'sluice-kube', 'bin');
+const cache = process.env.SLUICE_KUBE_HOME || join(homedir(), '.cache', 'sluice', 'kube');
+const assets = process.env.KUBEBUILDER_ASSETS || join(cache, 'bin');
 const READY_MS = 120_000;
 
-export interface ApiServerOptions {
-  /** Network namespace by name; absent: this one. */
-  namespace?: string;
-  port?: number;
-  etcdPort?: number;
+type Program = 'etcd' | 'kube-apiserver';
+
+/**
+ * So many ports in a row that nothing has here. Below those of clients (32,768 and on): a client that tries again and again
+ * to reach a server that is down would meet itself there some day, and keep the port.
+ */
+async function freePorts(count: number): Promise<number> {
+  for (;;) {
+    const first = randomInt(10_000, 32_000);
+    const free = await Promise.all(Array.from({ length: count }, (_, i) => isFree(first + i)));
+    if (free.every(Boolean)) return first;
+  }
 }
+const isFree = (port: number): Promise<boolean> =>
+  new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen({ port, host: '127.0.0.1' }, () => server.close(() => resolve(true)));
+  });
 
 export class RealApiServer {
   readonly kubeconfig: string;
+  /** Version: 20 of 1.20.2. */
+  readonly minor: number;
   readonly #dir: string;
-  readonly #options: Required<Omit<ApiServerOptions, 'namespace'>> & Pick<ApiServerOptions, 'namespace'>;
-  readonly #children = new Map<'etcd' | 'kube-apiserver', ChildProcess>();
+  readonly #namespace: string | undefined;
+  /** Of the API server; etcd has the next two. */
+  readonly #port: number;
+  readonly #children = new Map<Program, ChildProcess>();
 
-  private constructor(dir: string, options: ApiServerOptions) {
+  private constructor(dir: string, minor: number, port: number, namespace: string | undefined) {
     this.#dir = dir;
-    this.#options = { port: 26_443, etcdPort: 26_379, ...options };
+    this.minor = minor;
+    this.#port = port;
+    this.#namespace = namespace;
     this.kubeconfig = join(dir, 'kubeconfig');
   }
 
-  static async start(options: ApiServerOptions = {}): Promise<RealApiServer> {
+  /** In a network namespace by its name, or in this one. Resolves when it is ready. */
+  static async start(namespace?: string): Promise<RealApiServer> {
+    const version = await must([join(assets, 'kube-apiserver'), '--version']);
+    const minor = Number(/v1\.([0-9]+)/.exec(version)?.[1]);
     const dir = await mkdtemp(join(tmpdir(), 'sluice-api-server-'));
-    const server = new RealApiServer(dir, options);
-    await server.#prepare();
-    await server.up();
+    const server = new RealApiServer(dir, minor, await freePorts(3), namespace);
+    try {
+      await server.#prepare();
+      await server.up();
+    } catch (error) {
+      await server.close();
+      throw error;
+    }
     return server;
   }
 
   async #prepare(): Promise<void> {
-    const { port } = this.#options;
     await mkdir(join(this.#dir, 'pki'));
     const { privateKey, publicKey } = generateKeyPairSync('rsa', {
       modulusLength: 2048,
@@ -54,10 +84,11 @@ export class RealApiServer {
     await writeFile(join(this.#dir, 'pki', 'sa.pub'), publicKey);
     const token = randomBytes(16).toString('hex');
     await writeFile(join(this.#dir, 'tokens.csv'), `${token},admin,1,"system:masters"\n`);
+    const server = `https://127.0.0.1:${this.#port}`;
     const config = {
       apiVersion: 'v1',
       kind: 'Config',
-      clusters: [{ name: 'test', cluster: { server: `https://127.0.0.1:${port}`, 'insecure-skip-tls-verify': true } }],
+      clusters: [{ name: 'test', cluster: { server, 'insecure-skip-tls-verify': true } }],
       users: [{ name: 'admin', user: { token } }],
       contexts: [{ name: 'test', context: { cluster: 'test', user: 'admin' } }],
       'current-context': 'test',
@@ -67,9 +98,8 @@ export class RealApiServer {
 
   /** What of it does not run; its data are kept. Resolves when it is ready. */
   async up(): Promise<void> {
-    const { port, etcdPort } = this.#options;
-    const at = `http://127.0.0.1:${etcdPort}`;
-    const peer = `http://127.0.0.1:${etcdPort + 1}`;
+    const at = `http://127.0.0.1:${this.#port + 1}`;
+    const peer = `http://127.0.0.1:${this.#port + 2}`;
     const pki = join(this.#dir, 'pki');
     this.#spawn('etcd', [
       ...['--name', 'test', '--data-dir', join(this.#dir, 'etcd'), '--unsafe-no-fsync'],
@@ -77,8 +107,9 @@ export class RealApiServer {
       ...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `test=${peer}`],
     ]);
     this.#spawn('kube-apiserver', [
-      ...[`--etcd-servers=${at}`, '--bind-address=127.0.0.1', '--advertise-address=127.0.0.1', `--secure-port=${port}`],
-      ...[`--cert-dir=${pki}`, `--token-auth-file=${join(this.#dir, 'tokens.csv')}`, '--authorization-mode=RBAC'],
+      ...[`--etcd-servers=${at}`, '--bind-address=127.0.0.1', '--advertise-address=127.0.0.1'],
+      ...[`--secure-port=${this.#port}`, `--cert-dir=${pki}`],
+      ...[`--token-auth-file=${join(this.#dir, 'tokens.csv')}`, '--authorization-mode=RBAC'],
       ...[
         `--service-account-key-file=${join(pki, 'sa.pub')}`,
         `--service-account-signing-key-file=${join(pki, 'sa.key')}`,
@@ -87,50 +118,104 @@ export class RealApiServer {
         '--service-account-issuer=https://kubernetes.default.svc',
         '--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112',
       ],
-      // Of 1.20: else it drops a Node's second pod CIDR.
-      '--feature-gates=IPv6DualStack=true',
+      // Without it old ones drop a Node's second pod CIDR; those of today know no such gate.
+      ...(this.minor < 23 ? ['--feature-gates=IPv6DualStack=true'] : []),
       // Nobody makes service accounts here.
       '--disable-admission-plugins=ServiceAccount',
     ]);
     const until = performance.now() + READY_MS;
-    while ((await this.kubectl(['get', '--raw', '/readyz']).catch(() => '')) !== 'ok') {
-      if (performance.now() > until) throw new Error(`no API server: see ${this.#dir}`);
+    while ((await this.tryKubectl(['get', '--raw', '/readyz'])).stdout !== 'ok') {
+      const ended = [...this.#children].find(
+        ([, { exitCode, signalCode }]) => exitCode !== null || signalCode !== null,
+      );
+      const which = ended?.[0] ?? (performance.now() > until ? 'kube-apiserver' : undefined);
+      if (which !== undefined) {
+        const log = await readFile(this.#log(which), 'utf8');
+        throw new Error(`no API server: ${which} says …${log.slice(-2000)}`);
+      }
       await sleep(200);
     }
   }
 
-  async kill(which: 'etcd' | 'kube-apiserver'): Promise<void> {
+  /** The kinds of deploy/crds, until they can be used. Without validation: 1.20 does not know CEL, and leaves it out. */
+  async addKinds(): Promise<void> {
+    await this.kubectl(['apply', '--validate=false', '-f', besideSources('deploy/crds')]);
+    const names = sluiceKinds.map(({ plural }) => `crd/${plural}.sluice.dev`);
+    await this.kubectl(['wait', '--for=condition=Established', '--timeout=60s', ...names]);
+  }
+
+  async kill(which: Program): Promise<void> {
     const child = this.#children.get(which);
     this.#children.delete(which);
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = once(child, 'exit');
     child.kill('SIGKILL');
-    await once(child, 'exit');
+    await ended;
+  }
+
+  /** With a copy of all data as they are now, for `restore`. Both programs are killed meanwhile. */
+  async backUp(): Promise<void> {
+    await this.#down();
+    await cp(join(this.#dir, 'etcd'), join(this.#dir, 'backup'), { recursive: true });
+    await this.up();
+  }
+
+  /** What was written since `backUp` has never been. */
+  async restore(): Promise<void> {
+    await this.#down();
+    await rm(join(this.#dir, 'etcd'), { recursive: true });
+    await rename(join(this.#dir, 'backup'), join(this.#dir, 'etcd'));
+    await this.up();
   }
 
   /** Its output; rejects if it fails. */
   kubectl(args: readonly string[], input?: string): Promise<string> {
-    const argv = [join(assets, 'kubectl'), '--kubeconfig', this.kubeconfig, ...args];
-    const { namespace } = this.#options;
-    return must(namespace === undefined ? argv : inNamespace(namespace, argv), {
-      timeoutMs: 60_000,
-      ...(input !== undefined && { input }),
-    });
+    return must(...this.#command(args, input));
+  }
+
+  /** What it says and its exit code, also when it fails. */
+  tryKubectl(args: readonly string[], input?: string): Promise<Outcome> {
+    return run(...this.#command(args, input));
+  }
+
+  /** The server's words to kubectl when it refuses, as JSON; kubectl 1.20 itself says of what is invalid only that it is. */
+  async refusal(args: readonly string[], input?: string): Promise<string> {
+    const { code, stdout, stderr } = await this.tryKubectl([...args, '-v=8'], input);
+    const [answer = stderr] = stderr.match(/(?<=Response Body: )\{.*/g)?.slice(-1) ?? [];
+    return code === 0 ? `not refused: ${stdout}` : answer;
+  }
+
+  #command(args: readonly string[], input?: string): Parameters<typeof run> {
+    // What it remembers of a server it finds by the port: not that of another test.
+    const flags = ['--kubeconfig', this.kubeconfig, '--cache-dir', join(this.#dir, 'cache')];
+    const argv = this.#here([join(assets, 'kubectl'), ...flags, ...args]);
+    return [argv, { timeoutMs: 150_000, ...(input !== undefined && { input }) }];
   }
 
   async close(): Promise<void> {
-    for (const which of ['kube-apiserver', 'etcd'] as const) await this.kill(which);
+    await this.#down();
     await rm(this.#dir, { recursive: true, force: true });
   }
 
-  #spawn(which: 'etcd' | 'kube-apiserver', args: string[]): void {
+  async #down(): Promise<void> {
+    for (const which of ['kube-apiserver', 'etcd'] as const) await this.kill(which);
+  }
+
+  #here(argv: string[]): string[] {
+    return this.#namespace === undefined ? argv : inNamespace(this.#namespace, argv);
+  }
+
+  #log(which: Program): string {
+    return join(this.#dir, `${which}.log`);
+  }
+
+  #spawn(which: Program, args: string[]): void {
     if (this.#children.has(which)) return;
-    const argv = [join(assets, which), ...args];
-    const { namespace } = this.#options;
-    const [command = '', ...rest] = namespace === undefined ? argv : inNamespace(namespace, argv);
-    const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'] });
-    const log = createWriteStream(join(this.#dir, `${which}.log`), { flags: 'a' });
-    child.stdout?.pipe(log);
-    child.stderr?.pipe(log);
-    this.#children.set(which, child);
+    // A test that is killed leaves none behind.
+    const argv = ['setpriv', '--pdeathsig', 'KILL', join(assets, which), ...args];
+    const [command = '', ...rest] = this.#here(argv);
+    const log = openSync(this.#log(which), 'a');
+    this.#children.set(which, spawn(command, rest, { stdio: ['ignore', log, log] }));
+    closeSync(log);
   }
 }

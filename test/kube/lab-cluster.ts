@@ -28,8 +28,8 @@ export interface Manifest {
   [field: string]: unknown;
 }
 
-/** As an API server of 1.20 takes it: without status, uid and the second family of Services. */
-function forServer(manifest: Manifest, uidOf: (pod: string) => string | undefined = () => undefined): Manifest {
+/** As an API server of this minor version takes it: without status, uid and the second family of Services. */
+function forServer(manifest: Manifest, minor: number, uidOf: (pod: string) => string | undefined): Manifest {
   const { status: _, metadata, ...rest } = manifest;
   const { uid: __, ...meta } = metadata;
   const object: Manifest = { ...rest, metadata: meta };
@@ -39,10 +39,12 @@ function forServer(manifest: Manifest, uidOf: (pod: string) => string | undefine
     object.spec = { ...spec, clusterIP: clusterIPs[0] };
   }
   if (object.kind === 'EndpointSlice') {
-    object.apiVersion = 'discovery.k8s.io/v1beta1';
+    const old = minor < 21;
+    if (old) object.apiVersion = 'discovery.k8s.io/v1beta1';
     const endpoints = object.endpoints as { nodeName?: string; targetRef: { namespace: string; name: string } }[];
-    object.endpoints = endpoints.map(({ nodeName: _, targetRef, ...endpoint }) => ({
+    object.endpoints = endpoints.map(({ nodeName, targetRef, ...endpoint }) => ({
       ...endpoint,
+      ...(!old && nodeName !== undefined && { nodeName }),
       targetRef: { ...targetRef, uid: uidOf(`${targetRef.namespace}/${targetRef.name}`) },
     }));
   }
@@ -61,7 +63,7 @@ async function applyAll(server: RealApiServer, manifests: readonly Manifest[]): 
   const others = manifests.filter(({ kind }) => !['Namespace', 'Pod'].includes(kind));
   const uids = new Map<string, string>();
   for (const some of [first(['Namespace']), first(['Pod']), others]) {
-    const objects = some.map((one) => stringify(forServer(one, (pod) => uids.get(pod))));
+    const objects = some.map((one) => stringify(forServer(one, server.minor, (pod) => uids.get(pod))));
     await server.kubectl(['apply', '-f', '-'], objects.join('---\n'));
     const pods = JSON.parse(await server.kubectl(['get', 'pods', '-A', '-o', 'json'])) as { items: Manifest[] };
     for (const { metadata } of pods.items) uids.set(`${metadata.namespace}/${metadata.name}`, metadata.uid ?? '');
@@ -102,10 +104,10 @@ export class LabCluster {
   /** With the lab's manifests and these in it, and one controller that leads; its gateways and nodes run. */
   async up(more: readonly Manifest[] = []): Promise<void> {
     const world = await up({ name: this.lab, sluice: false });
-    this.server = await RealApiServer.start({ namespace: this.ctl });
-    await this.server.kubectl(['apply', '--validate=false', '-f', besideSources('deploy/crds')]);
+    this.server = await RealApiServer.start(this.ctl);
+    await this.server.addKinds();
     const manifests = [...(await read(besideSources(defaultTopology.manifests))), ...more];
-    await within('kinds of CRDs are known', 30_000, () =>
+    await within('kinds of CRDs are known', 60_000, () =>
       applyAll(this.server, manifests).then(
         () => true,
         (error: Error) => {
@@ -116,13 +118,13 @@ export class LabCluster {
     );
     await createServerCertificate(join(this.place.dir, 'admission'), ['localhost'], Date.now());
     this.startController('one');
-    await within('one leads', 30_000, async () => this.leads(await this.readiness('one')));
+    await within('one leads', 60_000, async () => this.leads(await this.readiness('one')));
     for (const host of defaultTopology.hosts) {
       for (const program of host.programs ?? []) {
         if (isSluice(program) && program.kind !== 'controller') world.processes.push(start(host, program, this.place));
       }
     }
-    await this.server.kubectl(['wait', '--for=condition=Programmed', '--timeout=60s', 'eip', '--all']);
+    await this.server.kubectl(['wait', '--for=condition=Programmed', '--timeout=120s', 'eip', '--all']);
   }
 
   /** Its manifests once more. */

@@ -1,4 +1,4 @@
-/** Finalizers as they are written to an API server that is a map of objects; on a real one: test/kube/lab.ts. */
+/** Finalizers as they are written to an API server that is a map of objects; on a real one: test/api/lab.test.ts. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { FINALIZER_FORBIDDING_RULE } from '../../api/names.ts';

@@ -1,6 +1,6 @@
 /**
  * As much of an API server as the controller's statuses, events and lease need, on loopback: objects with versions,
- * paged lists, server-side apply of a status, optimistic locking, and faults on request. The real one: test/kube/status.ts.
+ * paged lists, server-side apply of a status, optimistic locking, and faults on request. The real one: test/api/status.test.ts.
  */
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';

@@ -1,5 +1,5 @@
 /**
- * The Kubernetes source against a fake API server, for what a real one won't do on demand (test/kube/source.ts has the real
+ * The Kubernetes source against a fake API server, for what a real one won't do on demand (test/api/source.test.ts has the real
  * one). Each fault is followed by a change that only a source that got over it can see.
  */
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';

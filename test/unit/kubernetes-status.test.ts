@@ -1,6 +1,6 @@
 /**
  * Status and events on an API server, a fake one: what is sent and what is not, in which order, how fast, and what
- * becomes of it when the server refuses, is away, or has forgotten. The real one: test/kube/status.ts.
+ * becomes of it when the server refuses, is away, or has forgotten. The real one: test/api/status.test.ts.
  */
 import t, { type Test } from 'tap';
 import type { AnyObject } from '../../api/kinds.ts';

@@ -1,7 +1,7 @@
 /**
  * Leader election: the candidate's rules in a world with a clock of its own (pauses, requests and answers that are lost
  * or late, clocks that differ in what they show and how fast they run), and the program against a fake API server. Two
- * processes and a real API server: test/kube/status.ts.
+ * processes and a real API server: test/api/status.test.ts.
  */
 import fc from 'fast-check';
 import t from 'tap';

@@ -1,33 +1,28 @@
 /**
- * The Kubernetes source on a real API server, while objects come and go and the API server and etcd are killed: in the end
- * it has what a fresh list has, and no observation lacked what was there all the time. Not among the tests of `npm test`,
- * since nothing that setup.sh installs has an API server. Usage: KUBECONFIG=DIR/admin.kubeconfig node
- * dist/test/kube/source.js [SECONDS], on a cluster that is only for tests, with the CRDs of deploy/crds; where DIR has
- * apiserver.pid and etcd.pid, these are killed with -9 and started again with the same arguments, once with an older copy
- * of DIR/etcd.
+ * The Kubernetes source on a real API server, while objects come and go, the API server and its etcd are killed, and at last
+ * restored from an older copy: in the end it has what a fresh list has, and no observation lacked what was there all the time.
+ *   node dist/test/api/source.test.js [SECONDS]      of changes; by hand for longer
  */
-
-import { execFileSync, spawn } from 'node:child_process';
-import { existsSync, openSync, readFileSync, writeFileSync } from 'node:fs';
-import { cp, rename, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { sameJson } from '../../api/plan-delta.ts';
 import { loadKubeConfig, loadLibrary } from '../../controller/kubernetes/client.ts';
 import { watchKubernetes } from '../../controller/kubernetes/source.ts';
 import type { Observation } from '../../controller/observe/source.ts';
-import { createLog, silentLog } from '../../daemon/log.ts';
+import { silentLog } from '../../daemon/log.ts';
+import { RealApiServer } from '../kube/api-server.ts';
 
-const seconds = Number(process.argv[2] ?? 60);
-const kubeconfig = process.env.KUBECONFIG ?? '';
-const directory = dirname(kubeconfig);
+const seconds = Number(process.argv[2] ?? 12);
 const OURS = { group: 'sluice.dev', version: 'v1alpha1' };
 const PREFIX = 'sluice-source-';
 const LIST = 'list';
 
-t.setTimeout(0);
+t.setTimeout(1000 * seconds + 240_000);
 
+const server = await RealApiServer.start();
+t.teardown(() => server.close());
+await server.addKinds();
+const { kubeconfig } = server;
 const library = await loadLibrary();
 const config = await loadKubeConfig({ kubeconfig });
 const core = config.makeApiClient(library.CoreV1Api);
@@ -132,33 +127,6 @@ const setConfigMap = async (name: string, text: string): Promise<void> => {
     .catch(() => core.createNamespacedConfigMap({ namespace: first, body }));
 };
 
-type Program = 'apiserver' | 'etcd';
-const hasPid = (program: Program): boolean => existsSync(join(directory, `${program}.pid`));
-
-/** By its pid file; what it gives starts it again with the same arguments. */
-async function kill(program: Program): Promise<() => void> {
-  const file = join(directory, `${program}.pid`);
-  const pid = Number(readFileSync(file, 'utf8'));
-  const [command = '', ...args] = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').slice(0, -1);
-  process.kill(pid, 'SIGKILL');
-  await until(`${program} is gone`, () => !existsSync(`/proc/${pid}/fd/0`), 10_000);
-  return () => {
-    const log = openSync(join(directory, 'log', `${program}.log`), 'a');
-    const child = spawn(command, args, { cwd: directory, detached: true, stdio: ['ignore', log, log] });
-    child.unref();
-    writeFileSync(file, String(child.pid));
-  };
-}
-
-/** False: there is no pid file. */
-async function restart(program: Program, downMs: number): Promise<boolean> {
-  if (!hasPid(program)) return false;
-  const start = await kill(program);
-  await pause(downMs);
-  start();
-  return true;
-}
-
 const until = async (what: string, check: () => boolean | Promise<boolean>, ms: number): Promise<number> => {
   const since = performance.now();
   while (!(await check())) {
@@ -169,12 +137,12 @@ const until = async (what: string, check: () => boolean | Promise<boolean>, ms: 
 };
 
 await surely(() => makeNamespace(first));
-await surely(() => core.createNamespacedServiceAccount({ namespace: first, body: { metadata: { name: 'default' } } }));
 await surely(() => makePod(first, 'anchor'));
 await surely(() => makeRule(`${PREFIX}anchor`, 1));
 await surely(() => setConfigMap(LIST, '10.0.0.1'));
 await surely(() => setConfigMap('not-referred-to', '10.0.0.1'));
 await surely(() => makeListedService(LIST));
+await surely(() => makeSlice('anchor', '10.0.0.1'));
 
 const seen: { at: number; snapshot: Observation['snapshot'] }[] = [];
 let missing = 0;
@@ -183,6 +151,7 @@ const anchors = [
   `Pod/${first}/anchor`,
   `ClusterEgressRule/${PREFIX}anchor`,
   `ConfigMap/${first}/${LIST}`,
+  `EndpointSlice/${first}/anchor`,
 ];
 const waiting = new Map<string, { since: number; ip: string }>();
 const latencies: number[] = [];
@@ -199,11 +168,8 @@ const onChange = ({ snapshot }: Observation): void => {
 };
 /** So that lists have several pages. */
 const tuning = { pageSize: 20 };
-const source = await watchKubernetes({ target: { kubeconfig }, log: createLog('source', 'info'), onChange, tuning });
+const source = await watchKubernetes({ target: { kubeconfig }, log: silentLog(), onChange, tuning });
 t.teardown(() => source.close());
-
-const back = (): Promise<number> =>
-  until('the server is back', () => trying(() => core.listNamespace({ limit: 1 })), 60_000);
 
 async function compare(t: Test): Promise<void> {
   const fresh = await watchKubernetes({
@@ -222,7 +188,6 @@ async function compare(t: Test): Promise<void> {
 }
 
 t.test(`${seconds} s of changes, with restarts`, async (t) => {
-  const end = performance.now() + 1000 * seconds;
   const pods = new Set<string>();
   const rules = new Set<string>();
   const namespaces = new Set<string>();
@@ -265,29 +230,29 @@ t.test(`${seconds} s of changes, with restarts`, async (t) => {
       if (await attempt(() => endNamespace(gone))) namespaces.delete(gone);
     }
   };
+  let ended = false;
   const workers = Array.from({ length: 4 }, async (_, worker) => {
-    for (let i = worker + 1; performance.now() < end; i += 4) {
+    for (let i = worker + 1; !ended; i += 4) {
       await one(i);
       await pause(20);
     }
   });
-  const breaker = (async (): Promise<string[]> => {
-    const broken: string[] = [];
-    for (const [program, down] of [
-      ['apiserver', 1_000],
-      ['etcd', 1_000],
-      ['apiserver', 8_000],
-      ['etcd', 5_000],
-    ] as const) {
-      await pause((1000 * seconds) / 5);
-      if (await restart(program, down)) broken.push(program);
-    }
-    return broken;
-  })();
+  const step = (1000 * seconds) / 4;
+  for (const [program, downMs] of [
+    ['kube-apiserver', 500],
+    ['etcd', 3_000],
+  ] as const) {
+    await pause(step);
+    await server.kill(program);
+    await pause(downMs);
+    await server.up();
+  }
+  await pause(step);
+  await server.backUp();
+  await pause(step);
+  ended = true;
   await Promise.all(workers);
-  const broken = await breaker;
-  await back();
-  t.comment(`${done} changes, ${failed} failed; killed: ${broken.join(', ') || 'nothing (no pid files)'}`);
+  t.comment(`${done} changes, ${failed} failed`);
   t.equal(missing, 0, 'what was there all the time was in every observation');
 
   await compare(t);
@@ -297,50 +262,26 @@ t.test(`${seconds} s of changes, with restarts`, async (t) => {
     ['ClusterEgressRule', 'clusteregressrules'],
     ['EndpointSlice', 'endpointslices'],
   ] as const) {
-    const text = execFileSync('kubectl', ['--kubeconfig', kubeconfig, 'get', resource, '-A', '-o', 'name'], {
-      encoding: 'utf8',
-    });
+    const text = await server.kubectl(['get', resource, '-A', '-o', 'name']);
     const have = [...source.current().snapshot.keys()].filter((key) => key.startsWith(`${kind}/`)).length;
     t.equal(have, text.split('\n').filter(Boolean).length, `as many of ${resource} as kubectl finds`);
   }
   const kinds = [...source.current().snapshot.keys()].filter((key) => key.startsWith('ConfigMap/'));
   t.same(kinds, [`ConfigMap/${first}/${LIST}`], 'no other ConfigMap');
-  t.ok(
-    [...source.current().snapshot.keys()].some((key) => key.startsWith('EndpointSlice/')),
-    sliceVersion,
-  );
   t.same(source.current().errors, []);
   latencies.sort((a, b) => a - b);
   const at = (share: number): string => `${latencies[Math.floor(share * (latencies.length - 1))]?.toFixed(0)} ms`;
   t.comment(
     `an address until it is observed (with its request, restarts included): p50 ${at(0.5)}, p99 ${at(0.99)}, of ${latencies.length}`,
   );
-  for (const name of pods) await trying(() => endPod(first, name));
-  for (const name of rules) await trying(() => endRule(name));
-  for (const name of namespaces) await trying(() => endNamespace(name));
 });
 
 t.test('etcd is restored from an older copy', async (t) => {
-  if (!hasPid('etcd') || !hasPid('apiserver')) return t.comment('no pid files');
-  const data = join(directory, 'etcd');
-  const copy = join(directory, 'etcd.copy');
-  const both = async (between: () => Promise<void>): Promise<void> => {
-    const startServer = await kill('apiserver');
-    const startEtcd = await kill('etcd');
-    await between();
-    startEtcd();
-    startServer();
-    await back();
-  };
-  await both(() => cp(data, copy, { recursive: true }));
   for (let i = 0; i < 5; i++) await surely(() => makePod(first, `made-since-${i}`));
   await surely(() => endRule(`${PREFIX}anchor`));
   const key = `Pod/${first}/made-since-4`;
-  await until('seen', () => source.current().snapshot.has(key), 30_000);
-  await both(async () => {
-    await rm(data, { recursive: true });
-    await rename(copy, data);
-  });
+  await until('seen', () => source.current().snapshot.has(key), 60_000);
+  await server.restore();
   const ms = await until('forgotten', () => !source.current().snapshot.has(key), 60_000);
   t.pass(`what was made since is gone after ${Math.round(ms)} ms`);
   await compare(t);

@@ -1,5 +1,5 @@
 /**
- * A candidate for a lease, for status.ts to kill: NAMESPACE NAME IDENTITY. Says each 10 ms whether it leads, for as long
+ * A candidate for a lease, for status.test.ts to kill: NAMESPACE NAME IDENTITY. Says each 10 ms whether it leads, for as long
  * as it lives, and once that it knows of the lease.
  */
 import { loadKubeConfig } from '../../controller/kubernetes/client.ts';
