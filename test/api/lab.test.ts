@@ -14,7 +14,7 @@ import { LabCluster, within } from '../kube/lab-cluster.ts';
 const SOON_MS = 120_000;
 /** How long the API server is away. */
 const AWAY_S = Number(process.argv[2] ?? 12);
-t.setTimeout(1000 * AWAY_S + 400_000);
+t.setTimeout(1000 * AWAY_S + 500_000);
 const cluster = new LabCluster(`t${process.pid}`);
 t.teardown(() => cluster.close());
 
@@ -27,7 +27,9 @@ await t.test('a cluster, and the lab’s programs beside it', async (t) => {
   await within('two waits', SOON_MS, async () => /^standby: .* leads/.test(await cluster.readiness('two')));
   const checks = async (t: Pick<Test, 'ok' | 'equal'>, when: string): Promise<void> => {
     // IPv6 of services is not known to this API server: what needs it is not looked at.
-    const results = await runChecks(lab);
+    let results = await runChecks(lab);
+    // The answer to a datagram is waited for a second, which on a busy machine may be too short.
+    for (let left = 2; left > 0 && results.some(({ ok }) => !ok); left--) results = await runChecks(lab);
     for (const { check, seen, ok } of results)
       t.ok(ok, `${when}: IPv${check.family} ${check.who} → ${check.what}: ${explainExpectation(check)}`, { seen });
     t.equal(results.length, 2 * checksOf(4).length);
@@ -71,7 +73,7 @@ await t.test('a cluster, and the lab’s programs beside it', async (t) => {
   });
 
   await t.test('the leader dies: the other leads, and nobody notices', async (t) => {
-    const said = '%{size_download} bytes in %{time_total} s\n';
+    const said = '%{size_download} bytes in %{time_total} s';
     const download = ['curl', '-4', '-sS', '-m', '170', '--limit-rate', '2M', '-o', '/dev/null', '-w', said];
     const traffic = run(inNamespace(place.namespace('pay-1'), [...download, 'http://198.51.100.80/bytes/30000000']), {
       timeoutMs: 180_000,
@@ -83,7 +85,7 @@ await t.test('a cluster, and the lab’s programs beside it', async (t) => {
     await server.kubectl(['label', 'pod', '-n', 'billing', 'pay-1', 'tried=yes', '--overwrite']);
     await checks(t, 'led by the other');
     const { code, stdout, stderr } = await traffic;
-    t.comment(stdout);
+    t.comment(stdout.trim());
     t.equal(code, 0, `a download goes on: ${stderr}`);
     t.equal(await given(), before, 'no address has another owner');
     cluster.startController('one');

@@ -16,7 +16,7 @@ import { RealApiServer } from '../kube/api-server.ts';
 
 const NAMESPACE = 'sluice-system';
 const count = Number(process.argv[2] ?? 200);
-t.setTimeout(120_000 + 10 * count);
+t.setTimeout(200_000 + 10 * count);
 const server = await RealApiServer.start();
 t.teardown(() => server.close());
 await server.addKinds();

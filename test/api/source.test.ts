@@ -17,7 +17,7 @@ const OURS = { group: 'sluice.dev', version: 'v1alpha1' };
 const PREFIX = 'sluice-source-';
 const LIST = 'list';
 
-t.setTimeout(1000 * seconds + 240_000);
+t.setTimeout(1000 * seconds + 500_000);
 
 const server = await RealApiServer.start();
 t.teardown(() => server.close());

@@ -20,7 +20,7 @@ import { samples } from '../unit/samples.ts';
 const LEASE = 'controller';
 const NAMESPACE = 'seen';
 
-t.setTimeout(240_000);
+t.setTimeout(500_000);
 const server = await RealApiServer.start();
 t.teardown(() => server.close());
 await server.addKinds();
@@ -74,7 +74,7 @@ const statusOf = ({ kind, metadata }: AnyObject, conditions = well): Status => (
 const mapOf = (objects: readonly AnyObject[]): Map<string, AnyObject> =>
   new Map(objects.map((object) => [objectKey(object), object]));
 const eventually = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
-  for (let i = 0; i < 300; i++) {
+  for (let i = 0; i < 600; i++) {
     if (await holds()) return;
     await new Promise((resolve) => setTimeout(resolve, 100));
   }

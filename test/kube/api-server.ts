@@ -17,7 +17,7 @@ import { inNamespace, must, type Outcome, run } from '../../lab/netns.ts';
 
 const cache = process.env.SLUICE_KUBE_HOME || join(homedir(), '.cache', 'sluice', 'kube');
 const assets = process.env.KUBEBUILDER_ASSETS || join(cache, 'bin');
-const READY_MS = 120_000;
+const READY_MS = 180_000;
 
 type Program = 'etcd' | 'kube-apiserver';
 

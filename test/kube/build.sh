@@ -37,7 +37,7 @@ quietly() { "$@" >>"$log" 2>&1 9>&- || { tail -n 20 "$log" >&2; die "failed: $* 
 
 # --- Debian's packages ----------------------------------------------------------------------------------------------
 # With lists of their own: this machine's apt may know no source packages, or another release. Of its mirror, if it has one.
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Codename: bookworm' 'Label: Debian' | head -n 1)
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Codename: bookworm' 'Label: Debian' | sed -n 1p)
 mirror=${mirror:-http://deb.debian.org/debian}
 apt=$work/apt
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
