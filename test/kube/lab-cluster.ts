@@ -10,7 +10,7 @@ import { besideSources } from '../../bench/topology.ts';
 import { down } from '../../lab/down.ts';
 import { inNamespace, run } from '../../lab/netns.ts';
 import { compiledRoot, type Place, placeOf } from '../../lab/place.ts';
-import { type Process, signal, startProcess } from '../../lab/process.ts';
+import { isAlive, type Process, signal, startProcess } from '../../lab/process.ts';
 import { isSluice } from '../../lab/programs.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { defaultTopology } from '../../lab/topology.ts';
@@ -159,6 +159,19 @@ export class LabCluster {
   kill(name: string): void {
     const controller = this.controllers.get(name);
     if (controller !== undefined) signal(controller, 'SIGKILL');
+    this.controllers.delete(name);
+  }
+
+  /** Who leads and who stands by. One that could not renew its lease has ended: it is begun anew, as a supervisor would. */
+  async roles(): Promise<{ leader: string; standby: string }> {
+    const roles = { leader: '', standby: '' };
+    for (const [name, controller] of this.controllers) {
+      if (!isAlive(controller)) this.startController(name);
+      const said = await this.readiness(name);
+      if (this.leads(said)) roles.leader = name;
+      if (/^standby: .* leads/.test(said)) roles.standby = name;
+    }
+    return roles;
   }
 
   /** Empty: it has ended. */
