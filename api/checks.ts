@@ -219,9 +219,18 @@ function namespace(o: ObjectOf<'Namespace'>): void {
   o.metadata.labels[LABEL_NAMESPACE_NAME] = o.metadata.name;
 }
 
-/** `podIP` is the first of `podIPs`; afterwards `podIPs` alone has them all, in canonical form. */
+/** Of a pod's conditions: that it has its network, since then. */
+const NETWORKED = 'PodReadyToStartContainers';
+
+/**
+ * `podIP` is the first of `podIPs`; afterwards `podIPs` alone has them all, in canonical form. Conditions change often: only one
+ * is kept.
+ */
 function pod(o: ObjectOf<'Pod'>, report: Report): void {
   const { spec, status } = o;
+  const networked = status.conditions?.filter(({ type, status }) => type === NETWORKED && status === 'True') ?? [];
+  if (networked.length > 0) status.conditions = networked;
+  else delete status.conditions;
   // As the API server fills it in.
   if (spec.serviceAccountName === '') spec.serviceAccountName = 'default';
   if (status.podIP === '') delete status.podIP;

@@ -274,6 +274,8 @@ export interface NodeWorkloadEntry {
   namespace: string;
   name: string;
   uid: string;
+  /** When its network was made, as its node told the API server: another text, another network. Absent: not known. */
+  networked?: string;
   addresses: string[];
   steer: PerFamily<Steer>;
   /** Key into `destinations`, which go elsewhere than `steer` says. */

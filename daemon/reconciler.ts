@@ -19,6 +19,8 @@ const CHANGED_APART_MS = 10_000;
 export interface Reconciler {
   /** Runs `work` after all that was given before; its error is the caller's. */
   inTurn(work: () => Promise<void>): Promise<void>;
+  /** Compares now, and again soon while that fails. */
+  again(): void;
   /** Resolves when nothing runs any more. */
   close(): Promise<void>;
 }
@@ -95,6 +97,7 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
   });
   return {
     inTurn,
+    again: run,
     async close() {
       closed = true;
       clearInterval(timer);

@@ -1,5 +1,5 @@
 /**
- * A stream of raw netlink messages from the kernel: conntrack or nftables events, logged or held packets. A worker thread
+ * A stream of raw netlink messages from the kernel: conntrack, nftables or rtnetlink events, logged or held packets. A worker thread
  * (event-worker.ts) sleeps in poll() and posts batches; this side opens and configures the socket, so that a refusal
  * is an exception of `startEventSocket`, and sends on it directly (netlink carries a send out in the caller).
  * When the receiver is slow, batches are bounded: the worker stops reading, the kernel's buffer overruns, and
@@ -9,9 +9,10 @@
 import { Worker } from 'node:worker_threads';
 import { encodeNflogConfig } from '../wire/nflog.ts';
 import { encodeQueueConfig } from '../wire/nfqueue.ts';
+import { PLACE_GROUPS } from '../wire/rtnetlink.ts';
 import type { EventWorkerData, EventWorkerReport } from './event-worker.ts';
 import * as libc from './libc.ts';
-import { NETLINK_NETFILTER, NetlinkSocket, NFTABLES_BIT, NFTABLES_GROUP } from './netlink-socket.ts';
+import { NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket, NFTABLES_BIT, NFTABLES_GROUP } from './netlink-socket.ts';
 
 export type ConntrackGroup = 'new' | 'update' | 'destroy';
 /** NFNLGRP_CONNTRACK_*, as bits. */
@@ -20,13 +21,14 @@ const groupBits: Record<ConntrackGroup, number> = { new: 1, update: 2, destroy: 
 export type EventSource =
   | { kind: 'conntrack'; groups: readonly ConntrackGroup[] }
   | { kind: 'nftables' }
+  | { kind: 'places' }
   | { kind: 'nflog'; group: number; copyRange?: number }
   | { kind: 'nfqueue'; queue: number; maxLength: number; copyRange: number };
 
 export type EventSocketOptions = EventSource & {
   /** Views on one buffer that the batch owns: they may be kept, at the price of the whole batch. */
   onBatch(messages: Uint8Array[]): void;
-  /** Messages were lost. For conntrack: dump the table again; for nfqueue: packets were dropped. */
+  /** Messages were lost. For conntrack and places: dump the tables again; for nfqueue: packets were dropped. */
   onOverrun?(): void;
   /** The kernel refused a message that was sent, or (`fatal`) the stream has ended without `close()`. */
   onError?(error: Error, fatal: boolean): void;
@@ -49,7 +51,7 @@ export interface EventSocket {
 
 export function startEventSocket(options: EventSocketOptions): EventSocket {
   const socket = NetlinkSocket.open({
-    protocol: NETLINK_NETFILTER,
+    protocol: options.kind === 'places' ? NETLINK_ROUTE : NETLINK_NETFILTER,
     groups: groupsOf(options),
     receiveBuffer: options.receiveBuffer ?? 8 << 20,
     ...(options.namespace === undefined ? {} : { namespace: options.namespace }),
@@ -68,6 +70,7 @@ export function startEventSocket(options: EventSocketOptions): EventSocket {
 
 function groupsOf(source: EventSource): number {
   if (source.kind === 'nftables') return NFTABLES_BIT;
+  if (source.kind === 'places') return PLACE_GROUPS;
   return source.kind === 'conntrack' ? source.groups.reduce((bits, group) => bits | groupBits[group], 0) : 0;
 }
 
@@ -75,6 +78,7 @@ function configuration(source: EventSource): Uint8Array[] {
   switch (source.kind) {
     case 'conntrack':
     case 'nftables':
+    case 'places':
       return [];
     case 'nflog':
       return encodeNflogConfig(source.group, source.copyRange ?? 256, 1);

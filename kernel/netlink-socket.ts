@@ -10,6 +10,7 @@ import { join } from '../wire/bytes.ts';
 import { messageErrno, messageSequence, messageType, NLMSG_ERROR, splitMessages } from '../wire/nlattr.ts';
 import * as libc from './libc.ts';
 
+export const NETLINK_ROUTE = 0;
 export const NETLINK_NETFILTER = 12;
 /** NFNLGRP_NFTABLES */
 export const NFTABLES_GROUP = 7;

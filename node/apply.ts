@@ -16,7 +16,8 @@ import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft
 import { servedRanges } from '../policy/egress.ts';
 import { compileNode, directNextHops, isTunnelled, outerFamily, outerNextHop, settingsOf } from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
-import { localDestinations } from './ruleset.ts';
+import { Places } from './places.ts';
+import { localDestinations, placesIn } from './ruleset.ts';
 import { destinationSetOf, isWaySet, steeringOf } from './ways.ts';
 
 export interface Applied {
@@ -39,6 +40,9 @@ export interface Endings {
 export class Steering {
   readonly #kernel: NodeKernel;
   readonly #workloadInterfaces: readonly string[];
+  readonly #places: Places;
+  /** #places has been told of a plan. */
+  #placed = false;
   #nft: NftState | undefined;
   #net: NetState | undefined;
   #facts: { about: string; value: Awaited<ReturnType<NodeKernel['facts']>> } | undefined;
@@ -46,9 +50,11 @@ export class Steering {
   #sysctls = '';
   #plan: NodePlan | undefined;
 
-  constructor(kernel: NodeKernel, workloadInterfaces: readonly string[]) {
+  /** `places`: of what nobody is behind any more there, nothing is steered; it is told who has which address. */
+  constructor(kernel: NodeKernel, workloadInterfaces: readonly string[], places = new Places()) {
     this.#kernel = kernel;
     this.#workloadInterfaces = workloadInterfaces;
+    this.#places = places;
   }
 
   /** The plan in force. */
@@ -96,14 +102,19 @@ export class Steering {
     if (this.#facts?.about !== about) {
       this.#facts = { about, value: await this.#kernel.facts(tunnelTo, direct) };
     }
-    const { ruleset, net, sysctls } = compileNode(plan, settings, {
-      ...this.#facts.value,
-      workloadInterfaces: this.#workloadInterfaces,
-    });
     const listed = this.#nft === undefined || this.#net === undefined;
     const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
     const netNow = this.#net ?? (await this.#kernel.ip.list(await this.#kernel.scope()));
     this.#nft = nftNow;
+    const places = this.#places;
+    if (!this.#placed && this.#plan !== undefined) places.own(this.#plan, placesIn(nftNow));
+    this.#placed = true;
+    places.own(plan);
+    const { ruleset, net, sysctls } = compileNode(plan, settings, {
+      ...this.#facts.value,
+      workloadInterfaces: this.#workloadInterfaces,
+      places: { seen: places.seen(), gone: (address) => places.gone(address) },
+    });
     const endings = endingsOf(nftNow, ruleset, this.#plan, plan);
 
     const grown = keepOthers(netNow, net);
@@ -182,8 +193,11 @@ export function endingsOf(now: NftState, next: Ruleset, before: NodePlan | undef
   for (const { uid, addresses } of Object.values(after.workloads)) {
     for (const address of addresses) owners.set(address, uid);
   }
+  // Of one that is not known its flows were ended, or are the next owner's already.
+  const known = (address: string): boolean =>
+    !now.exists || families.some((family) => now.sets.get(`known${family}`)?.elements.has(address));
   for (const { uid, addresses } of Object.values(before?.workloads ?? {})) {
-    for (const address of addresses) if (owners.get(address) !== uid) withdrawn.add(address);
+    for (const address of addresses) if (owners.get(address) !== uid && known(address)) withdrawn.add(address);
   }
   return { withdrawn, assigned, partly };
 }

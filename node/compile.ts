@@ -17,7 +17,7 @@ import {
 import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
 import { emptyNetState, type NetScope, type NetState, type Route } from '../kernel/iproute.ts';
 import type { Ruleset } from '../kernel/nft.ts';
-import { compileRuleset, familyOf } from './ruleset.ts';
+import { compileRuleset, familyOf, type SeenPlaces } from './ruleset.ts';
 
 /** The device by which the machine reaches an address. */
 export interface Underlay {
@@ -27,6 +27,8 @@ export interface Underlay {
 }
 
 export interface NodeFacts {
+  /** Where workloads are; absent: that is not looked at. */
+  places?: SeenPlaces;
   workloadInterfaces: readonly string[];
   /** MTU of the device towards the next hops. */
   underlayMtu: number;
@@ -95,9 +97,9 @@ export function compileNode(plan: NodePlan, settings: NodeSettings, facts: NodeF
   }
   const outer = outerFamily(plan);
   const mtu = tunnelMtu(settings, facts.underlayMtu, outer);
-  const { workloadInterfaces, underlays } = facts;
+  const { workloadInterfaces, underlays, places } = facts;
   return {
-    ruleset: compileRuleset({ plan, settings, workloadInterfaces, mtu, devicesOf: devicesOf(underlays) }),
+    ruleset: compileRuleset({ plan, settings, workloadInterfaces, places, mtu, devicesOf: devicesOf(underlays) }),
     net: compileNet(plan, settings.port, mtu, outer, underlays),
     sysctls: {
       'net/ipv4/ip_forward': '1',

@@ -13,13 +13,15 @@ import { type HeldPacket, Hold } from './hold.ts';
 export interface HoldEvents {
   held(): void;
   released(milliseconds: number): void;
-  /** Waited in vain, or was over a limit, or was no IP packet. */
-  dropped(why: 'expired' | 'limit' | 'malformed'): void;
+  /** Waited in vain, or its interface went, or it was over a limit, or was no IP packet. */
+  dropped(why: 'expired' | 'gone' | 'limit' | 'malformed'): void;
 }
 
 export interface HoldQueue {
   /** Sources that are in force in the kernel from now on. */
   release(known: ReadonlySet<string>): void;
+  /** Sources that nobody is behind any more: what waits of them is dropped. */
+  forget(sources: readonly string[]): void;
   /** Whether the kernel's queue is ours. */
   ready(): boolean;
   close(): Promise<void>;
@@ -133,6 +135,12 @@ export function startHoldQueue(options: HoldQueueOptions): HoldQueue {
       for (const { packet, milliseconds } of hold.release(known, now())) {
         verdict(packet, 'accept');
         events.released(milliseconds);
+      }
+    },
+    forget(sources) {
+      for (const packet of hold.forget(sources)) {
+        verdict(packet, 'drop');
+        events.dropped('gone');
       }
     },
     ready: () => socket !== undefined,

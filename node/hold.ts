@@ -78,6 +78,25 @@ export class Hold {
     return released;
   }
 
+  /** Nobody is behind these any more: takes out what waits, which is not the next owner's. */
+  forget(sources: readonly string[]): HeldPacket[] {
+    if (sources.some((source) => this.#known.has(source))) {
+      const known = new Set(this.#known);
+      for (const source of sources) known.delete(source);
+      this.#known = known;
+    }
+    const forgotten: HeldPacket[] = [];
+    for (const source of sources) {
+      for (const id of this.#bySource.get(source) ?? []) {
+        const waiting = this.#waiting.get(id);
+        this.#waiting.delete(id);
+        if (waiting !== undefined) forgotten.push(waiting.packet);
+      }
+      this.#bySource.delete(source);
+    }
+    return forgotten;
+  }
+
   /** Takes out what has waited for too long. */
   expire(now: number): HeldPacket[] {
     const expired: HeldPacket[] = [];

@@ -20,6 +20,8 @@ import { Steering } from './apply.ts';
 import { startHoldQueue } from './hold-queue.ts';
 import { HostKernel } from './kernel.ts';
 import { createNodeMetrics } from './metrics.ts';
+import { keepPlaces } from './place-keeper.ts';
+import { Places } from './places.ts';
 
 export interface NodeOptions {
   name: string;
@@ -52,7 +54,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   const metrics = createNodeMetrics(registry, kernel.nft);
   const renewal = await renewByController({ role: 'node', ...options, url: options.controller, registry, log });
   const hold = startHoldQueue({ events: metrics.hold, log });
-  const steering = new Steering(kernel, options.workloadInterfaces);
+  const places = new Places();
+  const steering = new Steering(kernel, options.workloadInterfaces, places);
   let generation = 0;
   let failure: string | undefined = 'no plan yet';
   let connected = false;
@@ -72,11 +75,12 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       throw error;
     }
   };
+  const applyAgain = async (): Promise<void> => {
+    if (steering.plan !== undefined) await apply(steering.plan);
+  };
   const reconcile = async (table: boolean): Promise<void> => {
-    const { plan } = steering;
-    if (plan === undefined) return;
     steering.forget(table);
-    await apply(plan);
+    await applyAgain();
   };
   const { inTurn, ...reconciler } = startReconciler({
     table: NFT_TABLE_NODE,
@@ -84,12 +88,15 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     reconcile,
     log,
   });
+  const { again } = reconciler;
+  const keeper = keepPlaces({ places, hold, inTurn, apply: applyAgain, again, log });
 
   const file = await SavedPlanFile.open(options.state, 'node', { log });
   const { saved, reason } = file;
   if (reason !== undefined) log.error({ reason }, 'the saved plan is not usable; waiting for the controller');
   let resumed = false;
   if (saved !== undefined) {
+    steering.resume(copyPlan(saved.plan));
     try {
       await inTurn(() => apply(copyPlan(saved.plan)));
       generation = saved.generation;
@@ -97,7 +104,6 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       resumed = true;
       log.info({ generation, ageSeconds: Math.round(saved.ageSeconds) }, 'the saved plan is in force');
     } catch (error) {
-      steering.resume(copyPlan(saved.plan));
       log.error({ error: (error as Error).message }, 'the saved plan could not be applied');
     }
   }
@@ -143,6 +149,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       await client.close();
       await renewal.close();
       await file.close();
+      await keeper.close();
       await reconciler.close();
       await hold.close();
       await name.close();

@@ -46,7 +46,7 @@ export function createNodeMetrics(registry: Registry, nft: Nft): NodeMetrics {
   });
   const expired = new Counter({
     name: 'sluice_node_expired_packets_total',
-    help: 'Packets of unknown sources that were dropped: held in vain (expired), or over a limit',
+    help: 'Packets of unknown sources that were dropped: held in vain (expired, or their interface is gone), or over a limit',
     labelNames: ['why'],
     registers,
   });

@@ -11,7 +11,7 @@ import { neverSteered } from '../api/never-steered.ts';
 import { type Family, families, type NodePlan, type NodeSettings, type NodeShardEntry } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { counterName, type DropReason } from '../api/reasons.ts';
-import { markText, type NftSet, type Ruleset, rangeText } from '../kernel/nft.ts';
+import { markText, type NftSet, type NftState, type Ruleset, rangeText } from '../kernel/nft.ts';
 import { Chains, words } from './chains.ts';
 import { Ways } from './ways.ts';
 
@@ -59,18 +59,32 @@ export function familyOf(address: string): Family {
   return parsed.value.family;
 }
 
+export interface SeenPlaces {
+  /** By address: index of the interface that its workload is behind. */
+  seen: ReadonlyMap<string, number>;
+  /** Whether it is not there any more. */
+  gone(address: string): boolean;
+}
+
+/** What `seen` was when this table was written: no rule asks, it is for the next program. */
+export function placesIn({ sets }: NftState): Map<string, number> {
+  const elements = families.flatMap((family) => [...(sets.get(`at${family}`)?.elements ?? [])]);
+  return new Map(elements.map(([address, index]) => [address, Number(index)]));
+}
+
 export interface RulesetInput {
   plan: NodePlan;
   settings: NodeSettings;
   /** Interfaces behind which workloads live (`cni0`, `cali*`). */
   workloadInterfaces: readonly string[];
+  places: SeenPlaces | undefined;
   /** MTU of the tunnel device, to which TCP's segments are clamped. */
   mtu: number;
   /** Devices by which a shard's packets may leave; none: they may not. */
   devicesOf(shard: NodeShardEntry): string[];
 }
 
-export function compileRuleset({ plan, settings, workloadInterfaces, mtu, devicesOf }: RulesetInput): Ruleset {
+export function compileRuleset({ plan, settings, workloadInterfaces, places, mtu, devicesOf }: RulesetInput): Ruleset {
   const chains = new Chains();
   const shards = Object.entries(plan.shards);
   const shardChain = new Map(shards.map(([key, shard]) => [key, chains.add(`s${shard.index}`, shardRules(shard))]));
@@ -96,6 +110,7 @@ export function compileRuleset({ plan, settings, workloadInterfaces, mtu, device
     sets[`gateways${family}`] = { type, elements: new Map() };
     sets[`peers${family}`] = { type, elements: new Map() };
     sets[`known${family}`] = { type, elements: new Map() };
+    sets[`at${family}`] = { type, value: 'mark', elements: new Map() };
     sets[`steer${family}`] = { type, value: 'verdict', elements: new Map() };
   }
   const put = (name: string, address: string, value = ''): void => {
@@ -123,6 +138,9 @@ export function compileRuleset({ plan, settings, workloadInterfaces, mtu, device
   });
   for (const workload of Object.values(plan.workloads)) {
     for (const address of workload.addresses) {
+      const at = places?.seen.get(address);
+      if (at !== undefined) put('at', address, markText(at));
+      if (places?.gone(address)) continue;
       put('known', address);
       put('steer', address, `goto ${ways.of(workload, address, familyOf(address))}`);
     }

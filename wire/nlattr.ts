@@ -2,7 +2,7 @@
  * Netlink messages and attributes (RFC 3549; <linux/netlink.h>, <linux/netfilter/nfnetlink.h>): split a datagram,
  * walk attributes within bounds, build requests. Headers and attribute lengths are little-endian (host order of
  * x86-64 and arm64); what nfnetlink puts into attributes is big-endian.
- * Leaves out: rtnetlink and generic netlink (iproute2 does those), extended ACK text.
+ * Leaves out: generic netlink, extended ACK text.
  */
 
 import { join } from './bytes.ts';

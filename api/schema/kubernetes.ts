@@ -27,6 +27,16 @@ export const podFields = {
       phase: Type.Optional(text(64)),
       podIP: Type.Optional(Type.String({ maxLength: 45 })),
       podIPs: Type.Optional(Type.Array(Type.Object({ ip: addressText() }), { maxItems: 16 })),
+      conditions: Type.Optional(
+        Type.Array(
+          Type.Object({
+            type: Type.Optional(text(317)),
+            status: Type.Optional(text(16)),
+            lastTransitionTime: Type.Optional(text(64)),
+          }),
+          { maxItems: 1024 },
+        ),
+      ),
     },
     { default: {} },
   ),

@@ -46,12 +46,14 @@ export function releases(input: ReleaseInput): Releases {
   const released: Record<string, Release> = {};
   let held = 0;
   for (const counted of input.pods) {
-    const { uid, node } = counted;
+    const { uid, node, pod } = counted;
+    const networked = pod.status?.conditions?.[0]?.lastTransitionTime;
     const workload = pool === undefined ? undefined : input.workloads[uid];
     const entry: NodeWorkloadEntry = {
       namespace: counted.namespace,
-      name: counted.pod.metadata.name,
+      name: pod.metadata.name,
       uid,
+      ...(networked !== undefined && { networked }),
       addresses: counted.addresses,
       ...waysOf(pool, workload, input.assigned.has(uid), input.plans),
     };

@@ -30,9 +30,11 @@ import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { SavedPlanFile } from '../../daemon/saved-plan.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
-import { Steering } from '../../node/apply.ts';
+import { type Applied, Steering } from '../../node/apply.ts';
 import { startHoldQueue } from '../../node/hold-queue.ts';
 import { HostKernel } from '../../node/kernel.ts';
+import { keepPlaces } from '../../node/place-keeper.ts';
+import { Places } from '../../node/places.ts';
 
 t.setTimeout(570_000);
 const name = (host: string): string => `t-node-${host}-${process.pid}`;
@@ -244,8 +246,9 @@ function planOf(workloads: Partial<Record<Pod, PerFamily<Steer>>>, uids: Partial
 /** Steering and hold queue as runNode joins them, in the node's namespace, with counts of what the hold queue did. */
 function startNode() {
   const kernel = new HostKernel(NODE);
-  const steering = new Steering(kernel, ['cni0']);
-  const seen = { held: 0, released: 0, expired: 0, limit: 0, malformed: 0, heldAt: 0, releasedAt: 0 };
+  const places = new Places();
+  const steering = new Steering(kernel, ['cni0'], places);
+  const seen = { held: 0, released: 0, expired: 0, gone: 0, limit: 0, malformed: 0, heldAt: 0, releasedAt: 0 };
   const hold = startHoldQueue({
     namespace: NODE,
     log: silentLog(),
@@ -261,19 +264,37 @@ function startNode() {
       dropped: (why) => seen[why]++,
     },
   });
+  let last: Promise<unknown> = Promise.resolve();
+  const apply = async (plan: NodePlan | undefined): Promise<Applied> => {
+    if (plan === undefined) throw new Error('no plan yet');
+    const mine = last.then(() => steering.apply(plan));
+    last = mine.catch(() => undefined);
+    const applied = await mine;
+    hold.release(applied.known);
+    return applied;
+  };
+  const keeper = keepPlaces({
+    places,
+    hold,
+    inTurn: (work) => work(),
+    apply: async () => void (await apply(steering.plan)),
+    again: () => {},
+    log: silentLog(),
+    namespace: NODE,
+  });
   return {
     kernel,
     seen,
-    async apply(plan: NodePlan) {
-      const applied = await steering.apply(plan);
-      hold.release(applied.known);
-      return applied;
-    },
+    apply,
     async drops(): Promise<Record<string, number>> {
       const counters = await kernel.nft.counters(NFT_TABLE_NODE);
       return Object.fromEntries(Object.entries(counters).map(([key, { packets }]) => [key, packets]));
     },
-    close: () => hold.close(),
+    async close() {
+      await keeper.close();
+      await last;
+      await hold.close();
+    },
   };
 }
 

@@ -1,11 +1,18 @@
 /**
- * The controller's end of the plan stream in a gateway's network namespace (inspect-rig.ts): plans come as JSON lines on stdin,
- * what the gateway says of them goes to stdout. Arguments: port, directory of the controller's certificate.
+ * The controller's end of the plan stream in the network namespace of a gateway (inspect-rig.ts) or a node: plans come as JSON
+ * lines on stdin, what is said of them goes to stdout. Arguments: port, directory of the controller's certificate.
  */
 import { createInterface } from 'node:readline';
-import type { GatewayPlan } from '../../api/plan.ts';
+import type { PlanOf, PlanRole } from '../../api/plan.ts';
 import { silentLog } from '../../daemon/log.ts';
 import { startPlanServer } from '../../daemon/stream-server.ts';
+
+interface Fed {
+  role?: PlanRole;
+  name?: string;
+  plan: PlanOf[PlanRole];
+  generation: number;
+}
 
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 const [port = '', certs = ''] = process.argv.slice(2);
@@ -19,8 +26,8 @@ const server = await startPlanServer({
 });
 say({ ready: true });
 for await (const line of createInterface({ input: process.stdin })) {
-  const { plan, generation } = JSON.parse(line) as { plan: GatewayPlan; generation: number };
-  server.publish('gateway', 'gw-a', plan, generation);
+  const { role = 'gateway', name = 'gw-a', plan, generation } = JSON.parse(line) as Fed;
+  server.publish(role, name, plan, generation);
 }
 await server.close();
 process.exit(0);

@@ -487,6 +487,20 @@ t.test('release: only what a gateway has acknowledged, and never less than befor
   t.equal(condition(released, 'EgressIP/a', 'Programmed')?.status, 'True');
   t.equal(condition(released, 'GatewayPool/p', 'Programmed')?.status, 'True');
 
+  const since = '2026-01-01T00:00:00Z';
+  const ready = (lastTransitionTime: string, status = 'True') => ({
+    status: { conditions: [{ type: 'PodReadyToStartContainers', status, lastTransitionTime }] },
+  });
+  const networked = (...more: Parameters<typeof ready>) => {
+    const again = run([...base, eip, pod('a', 'web', ['10.1.0.1', 'fd01::1'], ready(...more))], released.memory, peers);
+    return again.nodes.get('n1')?.workloads['uid-web']?.networked;
+  };
+  t.same(
+    [networked(since), networked(since, 'False')],
+    [since, undefined],
+    'when its network was made, if it is there',
+  );
+
   const memory = readMemory(JSON.parse(JSON.stringify(released.memory))) as PlannerMemory;
   t.same(
     run(objects, memory).nodes.get('n1')?.workloads,

@@ -105,6 +105,12 @@ t.test('defaults, canonical texts and what is dropped', (t) => {
   );
   t.same(value(sample('Pod')).status.podIPs, [{ ip: '10.244.1.2' }, { ip: 'fd00:244:1::2' }]);
   t.same(value(change(sample('Pod'), 'status.podIPs', undefined)).status.podIPs, [{ ip: '10.244.1.2' }]);
+  const conditions = ['Ready', 'PodReadyToStartContainers'].map((type) => ({
+    type,
+    status: 'True',
+    lastTransitionTime: 'x',
+  }));
+  t.same(value(change(sample('Pod'), 'status.conditions', conditions)).status.conditions, conditions.slice(1));
   t.same(value(sample('Pod')).spec, { nodeName: 'node-a', serviceAccountName: 'pay', hostNetwork: false });
   for (const account of [undefined, null, '']) {
     const { spec } = value(change(sample('Pod'), 'spec.serviceAccountName', account));

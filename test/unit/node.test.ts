@@ -107,6 +107,18 @@ t.test('Hold', async (t) => {
     t.equal(hold.size, 0);
     t.equal(hold.nextExpiry(), undefined);
   });
+  t.test('a source that nobody is behind: what waits goes, and it is not known', async (t) => {
+    const hold = new Hold(limits);
+    hold.release(new Set(['a', 'b']), 0);
+    hold.arrive(packet(1, 'c'), 1);
+    hold.arrive(packet(2, 'd'), 1);
+    t.same(hold.forget(['a', 'c', 'e']), [packet(1, 'c')]);
+    t.same(
+      [packet(3, 'a'), packet(4, 'b')].map((one) => hold.arrive(one, 2)),
+      ['hold', 'accept'],
+    );
+    t.equal(hold.size, 2);
+  });
   t.test('the source is read from the packet, or there is none', async (t) => {
     const v4 = new Uint8Array(20).fill(0);
     v4.set([0x45], 0);
@@ -344,6 +356,10 @@ t.test('endings: whose flows may not go on', async (t) => {
     t.same([...endings.withdrawn].sort(), withdrawn, `${what}: withdrawn`);
     t.same([...endings.assigned].sort(), assigned, `${what}: assigned`);
   }
+  const [before, after] = ['u', 'w'].map((uid) => planOf({ [uid]: { addresses: A, steer: toS1 } }));
+  const now = stateOf(compile(planOf({})).ruleset);
+  const taken = endingsOf(now, compile(after as NodePlan).ruleset, before, after as NodePlan);
+  t.same([...taken.withdrawn], [], 'withdrawn before: what there is now is the next owner’s');
   const flow = (source: string, destination: string, replyTo: string, mark = 0) => ({
     original: { source, destination },
     reply: { source: destination, destination: replyTo },

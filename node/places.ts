@@ -1,0 +1,143 @@
+/**
+ * Behind which interface a workload's address is, and whether that interface is still there (design §6): when it is gone,
+ * so is the pod, before the API server says so, and the address may be given to the next at once. A pure machine: what
+ * the kernel tells goes in (kernel/place-watch.ts), addresses that nobody is behind any more come out.
+ *
+ * An address is found by the route to it alone (ptp plugin, Calico), else by its neighbour entry and the bridge's
+ * forwarding table (bridge plugin): the port behind which its MAC is. An owner is bound to the first interface that it is
+ * seen behind; one that is never seen is known by the plan alone. An interface that is down is there. A neighbour that is
+ * forgotten, or seen behind another port, says nothing: any pod of a bridge can bring that about.
+ *
+ * Once gone, an owner has its address again when its own interface is found there again, or when the plan says that the
+ * pod's network was made anew (its sandbox was): an interface alone may be the next pod's.
+ */
+import type { NodePlan } from '../api/plan.ts';
+import type { PlaceEvent } from '../wire/rtnetlink.ts';
+
+interface Owner {
+  uid: string;
+  /** As the plan says. */
+  networked: string | undefined;
+  /** Its interface; undefined: not seen yet. */
+  at: number | undefined;
+  /** The interface of whoever had the address before, which may still go. */
+  notAt: number | undefined;
+  gone: boolean;
+}
+
+/** A route was there and went, with its interface up. */
+const NOWHERE = 0;
+
+export class Places {
+  /** By index; whether it is up. */
+  readonly #links = new Map<number, boolean>();
+  readonly #routes = new Map<string, number>();
+  readonly #neighbours = new Map<string, { device: number; mac: string }>();
+  /** By bridge and MAC. */
+  readonly #ports = new Map<string, number>();
+  #owners = new Map<string, Owner>();
+  #listed = false;
+
+  /** All that is there, in place of what was told before. */
+  list(places: readonly PlaceEvent[]): void {
+    for (const map of [this.#links, this.#routes, this.#neighbours, this.#ports]) map.clear();
+    for (const place of places) this.take(place);
+    this.#listed = true;
+  }
+
+  /** Gives the addresses that were behind an interface which is gone now. */
+  take(event: PlaceEvent): string[] {
+    switch (event.kind) {
+      case 'link':
+        if (event.gone) return this.#leave(event.index);
+        this.#links.set(event.index, event.up);
+        return [];
+      case 'route':
+        this.#route(event);
+        return [];
+      case 'neighbour':
+        if (event.gone) this.#neighbours.delete(event.address);
+        else this.#neighbours.set(event.address, { device: event.index, mac: event.mac });
+        return [];
+      case 'port': {
+        const key = `${event.bridge} ${event.mac}`;
+        if (!event.gone) this.#ports.set(key, event.index);
+        else if (this.#ports.get(key) === event.index) this.#ports.delete(key);
+        return [];
+      }
+    }
+  }
+
+  #route({ gone, address, index }: Extract<PlaceEvent, { kind: 'route' }>): void {
+    if (!gone) this.#routes.set(address, index);
+    // The kernel takes away IPv6 routes of an interface that goes down, and tells; those of IPv4 without a word.
+    else if (this.#routes.get(address) === index && this.#links.get(index) === true) this.#routes.set(address, NOWHERE);
+  }
+
+  #leave(index: number): string[] {
+    const addresses = new Set([...this.#routes.keys(), ...this.#neighbours.keys()]);
+    const left = [...addresses].filter((address) => this.#of(address) === index);
+    this.#links.delete(index);
+    for (const [address, at] of this.#routes) if (at === index) this.#routes.delete(address);
+    for (const [key, at] of this.#ports) if (at === index) this.#ports.delete(key);
+    return left;
+  }
+
+  /** Undefined: not known. */
+  #of(address: string): number | undefined {
+    const route = this.#routes.get(address);
+    if (route !== undefined) return route;
+    const neighbour = this.#neighbours.get(address);
+    return neighbour && this.#ports.get(`${neighbour.device} ${neighbour.mac}`);
+  }
+
+  /** From now on these have the addresses. `seen`: behind which interfaces they were, if another program has seen it. */
+  own({ workloads }: Pick<NodePlan, 'workloads'>, seen: ReadonlyMap<string, number> = new Map()): void {
+    const owners = new Map<string, Owner>();
+    for (const { uid, addresses, networked } of Object.values(workloads)) {
+      for (const address of addresses) {
+        const last = this.#owners.get(address);
+        const next = { uid, networked, at: seen.get(address), notAt: last?.at ?? last?.notAt, gone: false };
+        const same = last?.uid === uid && !(last.gone && networked !== undefined && networked !== last.networked);
+        owners.set(address, same ? { ...last, networked: networked ?? last.networked } : next);
+      }
+    }
+    this.#owners = owners;
+    this.settle();
+  }
+
+  /** Binds owners that can be, and looks who is gone. Says what is not as it was. */
+  settle(): { gone: boolean; seen: boolean } {
+    const changed = { gone: false, seen: false };
+    if (!this.#listed) return changed;
+    for (const [address, owner] of this.#owners) {
+      const here = this.#of(address);
+      if (owner.at === undefined && here !== undefined && here !== NOWHERE && here !== owner.notAt) {
+        owner.at = here;
+        changed.seen = true;
+      }
+      const gone = this.#isGone(owner, address);
+      if (gone !== owner.gone) changed.gone = true;
+      owner.gone = gone;
+    }
+    return changed;
+  }
+
+  #isGone({ at }: Owner, address: string): boolean {
+    if (at === undefined) return false;
+    const route = this.#routes.get(address);
+    return !this.#links.has(at) || (route !== undefined && route !== at);
+  }
+
+  /** Whether this address's owner is no longer behind it. */
+  gone(address: string): boolean {
+    return this.#owners.get(address)?.gone === true;
+  }
+
+  /** By address: the interface behind which its owner is, or was. */
+  seen(): Map<string, number> {
+    return new Map(
+      [...this.#owners].flatMap(([address, { at }]) => (at === undefined ? [] : [[address, at] as const])),
+    );
+  }
+}

@@ -1,0 +1,139 @@
+/**
+ * Where workloads' addresses are: messages of a real kernel (6.18, recorded) decoded, and the machine that says whose interface
+ * is gone, event by event. With real interfaces: test/netns/places.test.ts.
+ */
+import t from 'tap';
+import { Places } from '../../node/places.ts';
+import { decodePlace, encodePlaceDumps, type PlaceEvent } from '../../wire/rtnetlink.ts';
+
+const hex = (text: string) => Uint8Array.from(Buffer.from(text.replaceAll(/\s/g, ''), 'hex'));
+const LINK = `5807000010000000000000000000000000000100020000004310000000000000`;
+const ROUTE4 = `340000001800000615040a6b953e000002200000fe03fd010000000008000f00fe000000080001000af4010b0800040003000000`;
+const ROUTE6 = `740000001900000015040a6ba83e00000a800000fe0300010000000008000f00fe00000014000100fd000244000100000000000000000011
+  0800060000040000080004000300000024000c0000000000000000000000000000000000000000000000000000000000000000000500140000000000`;
+const NEIGHBOUR = `4c0000001c000000000000009d3e0000020000000200000080000003080001000af4010c0a0002000200000000120000080004000000
+  00001400030000000000000000000000000001000000`;
+const PORT = `4c0000001d00000000000000000000000700000004000000020000000a0002009aa0c7a633f30000080009000200000008000f0000000000
+  14000300000000000f0000000f00000000000000`;
+
+t.test('messages of the kernel', async (t) => {
+  const cases: [what: string, text: string, event: PlaceEvent | undefined][] = [
+    ['a link', LINK, { kind: 'link', gone: false, index: 2, up: true }],
+    ['a port leaves a bridge', LINK.replace('00000100', '07000100').replace('1000', '1100'), undefined],
+    ['a route to one address', ROUTE4, { kind: 'route', gone: false, address: '10.244.1.11', index: 3 }],
+    ['it goes', ROUTE6, { kind: 'route', gone: true, address: 'fd00:244:1::11', index: 3 }],
+    ['a route to more', ROUTE4.replace('0220', '0218'), undefined],
+    ['a route of another table', ROUTE4.replace('fe03fd01', 'ff03fd01'), undefined],
+    ['a black hole', ROUTE4.replace('fe03fd01', 'fe03fd06'), undefined],
+    [
+      'a neighbour',
+      NEIGHBOUR,
+      { kind: 'neighbour', gone: false, address: '10.244.1.12', index: 2, mac: '02:00:00:00:00:12' },
+    ],
+    ['a MAC behind a port', PORT, { kind: 'port', gone: true, bridge: 2, index: 4, mac: '9a:a0:c7:a6:33:f3' }],
+  ];
+  for (const [what, text, event] of cases) {
+    const message = hex(text);
+    t.same(decodePlace(message), event, what);
+    for (let length = 0; length < message.length; length++) decodePlace(message.subarray(0, length));
+  }
+  t.same(
+    encodePlaceDumps().map(({ length }) => length),
+    [32, 28, 28, 28, 28],
+  );
+});
+
+const A = '10.244.1.11';
+const link = (index: number, up = true): PlaceEvent => ({ kind: 'link', gone: false, index, up });
+const unlink = (index: number): PlaceEvent => ({ kind: 'link', gone: true, index, up: false });
+const route = (index: number, gone = false): PlaceEvent => ({ kind: 'route', gone, address: A, index });
+const neighbour = (mac: string): PlaceEvent => ({ kind: 'neighbour', gone: false, address: A, index: 1, mac });
+const port = (index: number, mac: string, gone = false): PlaceEvent => ({ kind: 'port', gone, bridge: 1, index, mac });
+const owned = (uid: string, networked?: string) => ({
+  workloads: { [uid]: { namespace: 'a', name: uid, uid, addresses: [A], steer: {}, ...(networked && { networked }) } },
+});
+
+/** What happens one after the other; a text is who has the address by the plan. */
+function goneAfter(...steps: (PlaceEvent | ReturnType<typeof owned>)[]): boolean {
+  const places = new Places();
+  places.list([link(1)]);
+  for (const step of steps) {
+    if ('workloads' in step) places.own(step);
+    else places.take(step);
+    places.settle();
+  }
+  return places.gone(A);
+}
+
+t.test('who is gone', async (t) => {
+  const [u, v] = [owned('u'), owned('v')];
+  const ptp = [link(5), route(5), u];
+  const bridge = [link(5), port(5, 'm'), neighbour('m'), u];
+  const cases: [what: string, gone: boolean, ...steps: Parameters<typeof goneAfter>][] = [
+    ['routed, and there', false, ...ptp],
+    ['routed, and its interface goes', true, ...ptp, unlink(5)],
+    ['another interface goes', false, ...ptp, link(6), unlink(6)],
+    ['its route goes', true, ...ptp, route(5, true)],
+    ['and comes back', false, ...ptp, route(5, true), route(5)],
+    ['its route goes with its interface down', false, ...ptp, link(5, false), route(5, true)],
+    ['its address is routed elsewhere', true, ...ptp, link(6), route(6)],
+    ['a new interface has its address', true, ...ptp, unlink(5), link(6), route(6)],
+    ['and is the next one’s', false, ...ptp, unlink(5), link(6), route(6), v],
+    ['of which the interface goes too', true, ...ptp, unlink(5), link(6), route(6), v, unlink(6)],
+    ['the next is known before the old interface goes', false, ...ptp, link(6), route(6), v, unlink(5)],
+    ['and before its own is seen', false, ...ptp, v, unlink(5), link(6), route(6)],
+    ['and then its own goes', true, ...ptp, v, unlink(5), link(6), route(6), unlink(6)],
+    ['behind a port, and there', false, ...bridge],
+    ['its port goes', true, ...bridge, unlink(5)],
+    ['the bridge forgets its MAC', false, ...bridge, port(5, 'm', true)],
+    ['somebody else says to have its address', false, ...bridge, link(6), port(6, 'n'), neighbour('n')],
+    ['and goes', false, ...bridge, link(6), port(6, 'n'), neighbour('n'), unlink(6)],
+    ['its MAC is behind the next one’s port', true, ...bridge, unlink(5), link(6), port(6, 'm')],
+    ['seen only after the plan', true, u, link(5), port(5, 'm'), neighbour('m'), unlink(5)],
+    ['never seen', false, u, link(5), unlink(5)],
+    ['the same plan again', true, ...ptp, unlink(5), u],
+    [
+      'the network is made anew',
+      false,
+      link(5),
+      route(5),
+      owned('u', '1'),
+      unlink(5),
+      link(6),
+      route(6),
+      owned('u', '2'),
+    ],
+    [
+      'nothing new of the network',
+      true,
+      link(5),
+      route(5),
+      owned('u', '1'),
+      unlink(5),
+      link(6),
+      route(6),
+      owned('u', '1'),
+    ],
+    ['its network is not there yet', true, link(5), route(5), owned('u', '1'), unlink(5), owned('u')],
+    ['the plan forgets it between', false, ...ptp, unlink(5), { workloads: {} }, u],
+  ];
+  for (const [what, gone, ...steps] of cases) t.equal(goneAfter(...steps), gone, what);
+});
+
+t.test('what leaves with an interface, what is remembered, what a listing replaces', async (t) => {
+  const places = new Places();
+  places.list([link(1), link(5), route(5)]);
+  places.own(owned('u'));
+  t.same([...places.seen()], [[A, 5]]);
+  t.same(places.take(unlink(5)), [A], 'its packets that wait are nobody’s');
+  t.same(places.take(unlink(5)), []);
+
+  const after = new Places();
+  after.own(owned('u'), new Map([[A, 5]]));
+  t.notOk(after.gone(A), 'as long as nothing is known of interfaces');
+  after.list([link(1), link(6), route(6)]);
+  t.same(after.settle(), { gone: true, seen: false });
+  after.list([link(1), link(5), link(6), route(5)]);
+  t.same(after.settle(), { gone: true, seen: false });
+  t.notOk(after.gone(A), 'it was there after all');
+});
