@@ -9,7 +9,9 @@
  * forgotten, or seen behind another port, says nothing: any pod of a bridge can bring that about.
  *
  * Once gone, an owner has its address again when its own interface is found there again, or when the plan says that the
- * pod's network was made anew (its sandbox was): an interface alone may be the next pod's.
+ * pod's network was made anew (its sandbox was): an interface alone may be the next pod's. A plan may also name a pod too
+ * late, when its interface is gone already, or another pod's is there: its network is older than that, by the one clock of
+ * node and kubelet.
  */
 import type { NodePlan } from '../api/plan.ts';
 import type { PlaceEvent } from '../wire/rtnetlink.ts';
@@ -27,20 +29,33 @@ interface Owner {
 
 /** A route was there and went, with its interface up. */
 const NOWHERE = 0;
+/** Of addresses that nobody is behind any more so many are remembered, the last. */
+const LEFT_MAX = 4_096;
+/** The API server's times are cut to these. */
+const SECOND_MS = 1_000;
 
 export class Places {
-  /** By index; whether it is up. */
-  readonly #links = new Map<number, boolean>();
+  /** By index; whether it is up, and since when it has been there on the wall clock, if that was seen. */
+  readonly #links = new Map<number, { up: boolean; since: number }>();
   readonly #routes = new Map<string, number>();
   readonly #neighbours = new Map<string, { device: number; mac: string }>();
   /** By bridge and MAC. */
   readonly #ports = new Map<string, number>();
   #owners = new Map<string, Owner>();
+  /** When somebody was behind an address last whose interface is gone, on the wall clock. */
+  readonly #left = new Map<string, number>();
   #listed = false;
+  readonly #now: () => number;
+
+  /** `now`: milliseconds of the wall clock, which the kubelet's times are of too. */
+  constructor(now: () => number = Date.now) {
+    this.#now = now;
+  }
 
   /** All that is there, in place of what was told before. */
   list(places: readonly PlaceEvent[]): void {
     for (const map of [this.#links, this.#routes, this.#neighbours, this.#ports]) map.clear();
+    this.#listed = false;
     for (const place of places) this.take(place);
     this.#listed = true;
   }
@@ -50,7 +65,7 @@ export class Places {
     switch (event.kind) {
       case 'link':
         if (event.gone) return this.#leave(event.index);
-        this.#links.set(event.index, event.up);
+        this.#link(event);
         return [];
       case 'route':
         this.#route(event);
@@ -68,10 +83,15 @@ export class Places {
     }
   }
 
+  #link({ index, up }: Extract<PlaceEvent, { kind: 'link' }>): void {
+    const since = this.#links.get(index)?.since ?? (this.#listed ? this.#now() : Number.NEGATIVE_INFINITY);
+    this.#links.set(index, { up, since });
+  }
+
   #route({ gone, address, index }: Extract<PlaceEvent, { kind: 'route' }>): void {
     if (!gone) this.#routes.set(address, index);
     // The kernel takes away IPv6 routes of an interface that goes down, and tells; those of IPv4 without a word.
-    else if (this.#routes.get(address) === index && this.#links.get(index) === true) this.#routes.set(address, NOWHERE);
+    else if (this.#routes.get(address) === index && this.#links.get(index)?.up) this.#routes.set(address, NOWHERE);
   }
 
   #leave(index: number): string[] {
@@ -80,6 +100,13 @@ export class Places {
     this.#links.delete(index);
     for (const [address, at] of this.#routes) if (at === index) this.#routes.delete(address);
     for (const [key, at] of this.#ports) if (at === index) this.#ports.delete(key);
+    for (const address of left) {
+      // The oldest is the first.
+      this.#left.delete(address);
+      this.#left.set(address, this.#now());
+      const [oldest] = this.#left.keys();
+      if (this.#left.size > LEFT_MAX && oldest !== undefined) this.#left.delete(oldest);
+    }
     return left;
   }
 
@@ -112,7 +139,8 @@ export class Places {
     if (!this.#listed) return changed;
     for (const [address, owner] of this.#owners) {
       const here = this.#of(address);
-      if (owner.at === undefined && here !== undefined && here !== NOWHERE && here !== owner.notAt) {
+      const bindable = here !== undefined && here !== NOWHERE && here !== owner.notAt && !this.#isNewer(here, owner);
+      if (owner.at === undefined && bindable) {
         owner.at = here;
         changed.seen = true;
       }
@@ -123,10 +151,17 @@ export class Places {
     return changed;
   }
 
-  #isGone({ at }: Owner, address: string): boolean {
-    if (at === undefined) return false;
+  #isGone(owner: Owner, address: string): boolean {
+    const { at } = owner;
+    if (isBefore(owner, this.#left.get(address))) return true;
+    if (at === undefined) return this.#isNewer(this.#of(address), owner);
     const route = this.#routes.get(address);
     return !this.#links.has(at) || (route !== undefined && route !== at);
+  }
+
+  /** Whether this interface is one of a later network than the owner's. */
+  #isNewer(index: number | undefined, owner: Owner): boolean {
+    return index !== undefined && isBefore(owner, this.#links.get(index)?.since);
   }
 
   /** Whether this address's owner is no longer behind it. */
@@ -140,4 +175,10 @@ export class Places {
       [...this.#owners].flatMap(([address, { at }]) => (at === undefined ? [] : [[address, at] as const])),
     );
   }
+}
+
+/** Whether the owner's network was made before that, as far as both are known. */
+function isBefore({ networked }: Owner, time: number | undefined): boolean {
+  if (networked === undefined || time === undefined) return false;
+  return Date.parse(networked) < Math.floor(time / SECOND_MS) * SECOND_MS;
 }

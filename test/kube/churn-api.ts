@@ -7,7 +7,15 @@ import { CoreV1Api } from '@kubernetes/client-node';
 import { loadKubeConfig } from '../../controller/kubernetes/client.ts';
 
 export type ApiOrder =
-  | { do: 'create'; id: number; name: string; namespace: string; node: string; addresses: string[] }
+  | {
+      do: 'create';
+      id: number;
+      name: string;
+      namespace: string;
+      node: string;
+      addresses: string[];
+      networkedMs: number;
+    }
   | { do: 'delete'; id: number; name: string; namespace: string };
 export interface ApiAnswer {
   id: number;
@@ -26,7 +34,11 @@ async function obey(order: ApiOrder): Promise<ApiAnswer> {
   const spec = { nodeName: order.node, containers: [{ name: 'app', image: 'none' }] };
   const made = await core.createNamespacedPod({ namespace, body: { metadata: { name }, spec } });
   const [podIP = ''] = order.addresses;
-  const status = { phase: 'Running', podIP, podIPs: order.addresses.map((ip) => ({ ip })) };
+  // As a kubelet of 1.29 says when the sandbox was made.
+  const conditions = [
+    { type: 'PodReadyToStartContainers', status: 'True', lastTransitionTime: new Date(order.networkedMs) },
+  ];
+  const status = { phase: 'Running', podIP, podIPs: order.addresses.map((ip) => ({ ip })), conditions };
   await core.replaceNamespacedPodStatus({ namespace, name, body: { ...made, status } });
   return { id, ...(made.metadata?.uid !== undefined && { uid: made.metadata.uid }) };
 }

@@ -18,6 +18,8 @@ import { fail, heal } from '../../lab/fault.ts';
 import { inNamespace, must } from '../../lab/netns.ts';
 import { allowList, serverAddresses } from '../../lab/topology.ts';
 import type { ApiAnswer, ApiOrder } from './churn-api.ts';
+import { costs, costText } from './churn-cost.ts';
+import { Farm } from './churn-farm.ts';
 import type { Connected, PodOrder } from './churn-pods.ts';
 import { LabCluster, type Manifest } from './lab-cluster.ts';
 
@@ -62,12 +64,13 @@ const open: Manifest[] = [
 const cluster = new LabCluster(`t${process.pid}`);
 const children: ChildProcess[] = [];
 t.teardown(async () => {
-  for (const child of children) child.kill('SIGKILL');
-  await must(['ip', 'netns', 'del', farm]).catch(() => '');
+  farm?.close();
+  for (const child of [...children, ...(farm?.processes ?? [])]) child.kill('SIGKILL');
+  await must(['ip', 'netns', 'del', place.namespace('farm')]).catch(() => '');
   await cluster.close();
 });
 const { place } = cluster;
-const farm = place.namespace('farm');
+let farm: Farm | undefined;
 
 function program(namespace: string, file: string, ...args: string[]): ChildProcess {
   const path = fileURLToPath(new URL(`./${file}.js`, import.meta.url));
@@ -84,21 +87,13 @@ const addressesOf = (slot: number): [string, string] => [
   `fd00:244:1::${(0x1000 + slot).toString(16)}`,
 ];
 
-/** One interface on the node's bridge, with every address that a pod may have. */
-async function makeFarm(): Promise<void> {
-  const node = place.namespace('node-a');
-  await must(['ip', 'netns', 'add', farm]);
-  const link = ['link', 'add', 'farm', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', farm];
-  await must(['ip', '-n', node, ...link]);
-  await must(['ip', '-n', node, 'link', 'set', 'farm', 'master', 'cni0', 'up']);
-  const lines = ['link set lo up', 'link set eth0 up'];
-  for (let slot = 0; slot < SLOTS; slot++) {
-    const [four, six] = addressesOf(slot);
-    lines.push(`addr add ${four}/24 dev eth0`, `addr add ${six}/64 dev eth0 nodad`);
-  }
-  lines.push('route add default via 10.244.1.1', '-6 route add default via fd00:244:1::1');
-  for (const line of lines) await must(['ip', '-n', farm, ...line.split(' ')]);
+async function makeFarm(slots: readonly [string, string][]): Promise<Farm> {
+  farm = await Farm.make(place.namespace('farm'), place.namespace('node-a'), slots);
+  return farm;
 }
+const hosts = ['ctl', 'node-a', 'node-b', 'gw-a', 'gw-b', 'gw-c', 'web', 'farm'].map(
+  (host) => [host, place.namespace(host)] as const,
+);
 
 interface Pod {
   name: string;
@@ -111,12 +106,13 @@ interface Pod {
 await t.test('pods come and go', async (t) => {
   await cluster.up(open);
   if (SLOTS > 200) throw new Error('more addresses than the node has');
-  await makeFarm();
+  const slots = Array.from({ length: SLOTS }, (_, slot) => addressesOf(slot));
+  const farm = await makeFarm(slots);
   const server = program(place.namespace('web'), 'churn-server', String(UDP_PORT), String(TCP_PORT));
   await once(server.stdout as NodeJS.ReadableStream, 'data');
   const api = program(cluster.ctl, 'churn-api', cluster.server.kubeconfig);
   const pods = program(
-    farm,
+    place.namespace('farm'),
     'churn-pods',
     serverAddresses.web[4],
     serverAddresses.web[6],
@@ -157,8 +153,17 @@ await t.test('pods come and go', async (t) => {
     // A third sends before anybody has heard of it, a third from then on, and a third connects once: a node holds four packets of
     // an address, which datagrams would be.
     const [early, connects] = [number % 9 < 3, number % 9 >= 6];
+    await farm.plug(number, slot, addresses);
+    const networkedMs = Date.now();
     if (early) for (const address of addresses) say(pods, { do: 'send', address, uid: name, namespace });
-    const { uid, error } = await ask({ do: 'create', name, namespace, node: 'node-a', addresses: [...addresses] });
+    const { uid, error } = await ask({
+      do: 'create',
+      name,
+      namespace,
+      node: 'node-a',
+      addresses: [...addresses],
+      networkedMs,
+    });
     if (uid === undefined) failures.push(error ?? 'no uid');
     created.set(name, { name, namespace, uid: uid ?? '', after: last.get(slot) });
     last.set(slot, `${name} of ${namespace}`);
@@ -167,13 +172,15 @@ await t.test('pods come and go', async (t) => {
       if (connects && uid !== undefined) say(pods, { do: 'connect', address, uid: name });
     }
     await sleep(LIVES_MS);
-    // As a kubelet does: the pod's processes end first.
+    // As a kubelet does: the pod's processes end first, and its interface goes.
     for (const address of addresses) say(pods, { do: 'stop', address });
+    await farm.unplug(number);
     const gone = await ask({ do: 'delete', name, namespace });
     if (gone.error !== undefined) failures.push(gone.error);
     free.push({ slot, since: performance.now() });
   };
   const lives: Promise<void>[] = [];
+  const before = await costs(hosts);
   const began = performance.now();
   const disturb = values.restarts ? disturbances(t.comment.bind(t), seconds) : Promise.resolve();
   for (let number = 0; number < rate * seconds; number++) {
@@ -186,6 +193,7 @@ await t.test('pods come and go', async (t) => {
   }
   const took = (performance.now() - began) / 1000;
   await Promise.all(lives);
+  const after = await costs(hosts);
   await disturb;
   await sleep(6_000);
   server.kill('SIGTERM');
@@ -214,6 +222,7 @@ await t.test('pods come and go', async (t) => {
   t.comment(
     `${created.size} pods in ${took.toFixed(1)} s (${(created.size / took).toFixed(1)}/s), ${datagrams} datagrams heard of ${new Set(heard.map(([pod]) => pod)).size} pods`,
   );
+  t.comment(`CPU ms a pod: ${costText(before, after, created.size)}`);
   for (const one of wrong.slice(0, 40))
     t.comment(`${JSON.stringify(one)} after ${JSON.stringify(created.get(one[0])?.after)}`);
   t.equal(wrong.length, 0, 'every datagram left with an egress IP of its own namespace');

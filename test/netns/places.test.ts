@@ -115,6 +115,12 @@ function arrived(before: Record<string, number> = {}): Record<string, number> {
 const came = (before: Record<string, number>): Record<string, number> =>
   Object.fromEntries(Object.entries(arrived(before)).filter(([, packets]) => packets > 0));
 
+/** Of sandboxes: later than whatever goes in this test. */
+const times = {
+  first: new Date(Date.now() + 3_600_000).toISOString(),
+  again: new Date(Date.now() + 3_700_000).toISOString(),
+};
+
 let pods = 0;
 /** A sandbox: a namespace and, as a CNI plugin makes it, an interface. Both addresses are always the same. */
 class Sandbox {
@@ -274,7 +280,7 @@ let node = await startNode();
 async function first(kind: Kind, uid: string): Promise<Sandbox> {
   await publish(planOf('s1', undefined));
   const sandbox = new Sandbox(kind);
-  await publish(planOf('s1', { uid, networked: '2026-01-01T00:00:00Z' }));
+  await publish(planOf('s1', { uid, networked: times.first }));
   for (const family of families)
     if (!(await sandbox.ping(family))) throw new Error(`${uid} gets no answer over IPv${family}`);
   return sandbox;
@@ -311,7 +317,7 @@ for (const kind of kinds) {
     const old = await first(kind, `${kind}-3`);
     old.goes();
     const next = new Sandbox(kind);
-    const again = planOf('s1', { uid: `${kind}-3`, networked: '2026-01-01T00:00:09Z' });
+    const again = planOf('s1', { uid: `${kind}-3`, networked: times.again });
     await isHeldUntil(t, next, () => publish(again), 's1');
     next.goes();
     const third = new Sandbox(kind);
@@ -372,6 +378,17 @@ for (const kind of kinds) {
     next.goes();
   });
 }
+
+t.test('a plan names a pod too late, when its interface is gone and another pod has its address', async (t) => {
+  await publish(planOf('s1', undefined));
+  const made = new Date(Date.now() - 2_000).toISOString();
+  const old = new Sandbox('ptp');
+  old.goes();
+  const next = new Sandbox('ptp');
+  await publish(planOf('s1', { uid: 'ptp-late', networked: made }));
+  await isHeldUntil(t, next, () => publish(planOf('s2', { uid: 'ptp-next', networked: times.first })), 's2');
+  next.goes();
+});
 
 t.test('ptp: a route that is taken away, and put back', async (t) => {
   const sandbox = await first('ptp', 'ptp-9');

@@ -55,9 +55,11 @@ const owned = (uid: string, networked?: string) => ({
 
 /** What happens one after the other; a text is who has the address by the plan. */
 function goneAfter(...steps: (PlaceEvent | ReturnType<typeof owned>)[]): boolean {
-  const places = new Places();
+  let now = Date.parse('2026-01-01T00:00:00.600Z');
+  const places = new Places(() => now);
   places.list([link(1)]);
   for (const step of steps) {
+    now += 10;
     if ('workloads' in step) places.own(step);
     else places.take(step);
     places.settle();
@@ -69,6 +71,8 @@ t.test('who is gone', async (t) => {
   const [u, v] = [owned('u'), owned('v')];
   const ptp = [link(5), route(5), u];
   const bridge = [link(5), port(5, 'm'), neighbour('m'), u];
+  const came = [link(5), route(5), unlink(5)];
+  const later = owned('v', '2026-01-01T00:00:02Z');
   const cases: [what: string, gone: boolean, ...steps: Parameters<typeof goneAfter>][] = [
     ['routed, and there', false, ...ptp],
     ['routed, and its interface goes', true, ...ptp, unlink(5)],
@@ -97,24 +101,39 @@ t.test('who is gone', async (t) => {
       false,
       link(5),
       route(5),
-      owned('u', '1'),
+      owned('u', '2026-01-01T00:00:00Z'),
       unlink(5),
       link(6),
       route(6),
-      owned('u', '2'),
+      owned('u', '2026-01-01T00:00:01Z'),
     ],
     [
       'nothing new of the network',
       true,
       link(5),
       route(5),
-      owned('u', '1'),
+      owned('u', '2026-01-01T00:00:00Z'),
       unlink(5),
       link(6),
       route(6),
-      owned('u', '1'),
+      owned('u', '2026-01-01T00:00:00Z'),
     ],
-    ['its network is not there yet', true, link(5), route(5), owned('u', '1'), unlink(5), owned('u')],
+    ['named late: its interface was gone before', true, ...came, owned('u', '2025-12-31T23:59:58Z')],
+    ['and somebody else is there', true, ...came, link(6), route(6), owned('u', '2025-12-31T23:59:58Z')],
+    ['who is the next of the plan', false, ...came, link(6), route(6), owned('u', '2025-12-31T23:59:58Z'), later],
+    ['named late, but newer than who was there', false, ...came, later],
+    ['named late, never seen, and somebody else is there', true, owned('u', '2025-12-31T23:59:58Z'), link(6), route(6)],
+    ['the same, named later still', true, link(6), route(6), owned('u', '2025-12-31T23:59:58Z')],
+    ['within the second of which both are', false, ...came, link(6), route(6), owned('u', '2026-01-01T00:00:00Z')],
+    [
+      'its network is not there yet',
+      true,
+      link(5),
+      route(5),
+      owned('u', '2026-01-01T00:00:00Z'),
+      unlink(5),
+      owned('u'),
+    ],
     ['the plan forgets it between', false, ...ptp, unlink(5), { workloads: {} }, u],
   ];
   for (const [what, gone, ...steps] of cases) t.equal(goneAfter(...steps), gone, what);

@@ -1,0 +1,97 @@
+/**
+ * Where the pods of churn.ts live: one network namespace with an interface of its own for each pod, a port of the node's bridge,
+ * made and deleted as the bridge plugin does it; so the address is behind another interface each time that it is used again.
+ * Two `ip -batch` are fed by pipes: to start one for each pod would cost more than the pod.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { inNamespace, must } from '../../lab/netns.ts';
+
+const FIRST_TABLE = 1000;
+/** The kernel deletes several at once in the time of one. */
+const DELETED_GROUP = 7;
+const DELETE_MS = 50;
+const gateway = { 4: '10.244.1.1', 6: 'fd00:244:1::1' } as const;
+
+/** `ip -batch` in a namespace, command by command. */
+class Batch {
+  readonly process: ChildProcess;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(namespace: string) {
+    // It goes on after what failed: to delete what is not there.
+    const argv = ['-n', namespace, '-o', '-force', '-batch', '-'];
+    this.process = spawn('ip', argv, { stdio: ['pipe', 'pipe', 'inherit'] });
+    createInterface({ input: this.process.stdout as NodeJS.ReadableStream }).on('line', () =>
+      this.#waiting.shift()?.(),
+    );
+  }
+
+  /** Resolves when they have been carried out: what shows a link is printed at once. */
+  run(...lines: string[]): Promise<void> {
+    this.process.stdin?.write([...lines, 'link show dev lo', ''].join('\n'));
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+}
+
+export class Farm {
+  readonly namespace: string;
+  readonly #node: Batch;
+  readonly #farm: Batch;
+  readonly #deleting: NodeJS.Timeout;
+  #unplugged = false;
+
+  private constructor(namespace: string, node: string) {
+    this.namespace = namespace;
+    [this.#node, this.#farm] = [new Batch(node), new Batch(namespace)];
+    this.#deleting = setInterval(() => {
+      if (this.#unplugged) void this.#node.run(`link del group ${DELETED_GROUP}`);
+      this.#unplugged = false;
+    }, DELETE_MS);
+  }
+
+  get processes(): ChildProcess[] {
+    return [this.#node.process, this.#farm.process];
+  }
+
+  static async make(namespace: string, node: string, slots: readonly (readonly [string, string])[]): Promise<Farm> {
+    await must(['ip', 'netns', 'add', namespace]);
+    // Many interfaces on one segment: each speaks for its own address.
+    const settings = ['ipv4.conf.all.arp_ignore=1', 'ipv4.conf.all.arp_announce=2', 'ipv6.conf.default.accept_dad=0'];
+    await must(inNamespace(namespace, ['sysctl', '-qw', ...settings.map((one) => `net.${one}`)]));
+    await must(['ip', '-n', namespace, 'link', 'set', 'lo', 'up']);
+    for (const [slot, addresses] of slots.entries()) {
+      for (const [at, family] of (['-4', '-6'] as const).entries()) {
+        const rule = ['from', addresses[at] ?? '', 'lookup', String(FIRST_TABLE + slot)];
+        await must(['ip', '-n', namespace, family, 'rule', 'add', ...rule]);
+      }
+    }
+    return new Farm(namespace, node);
+  }
+
+  /** As the plugin's ADD. `pod`: another number each time, since `ip -batch` remembers which interface had a name. */
+  async plug(pod: number, slot: number, [four, six]: readonly [string, string]): Promise<void> {
+    const [port, device, table] = [`c${pod}`, `p${pod}`, FIRST_TABLE + slot];
+    const link = `link add ${port} type veth peer name ${device} netns ${this.namespace}`;
+    await this.#node.run(link, `link set ${port} master cni0 up`);
+    await this.#farm.run(
+      `link set ${device} up`,
+      `addr add ${four}/24 dev ${device}`,
+      `addr add ${six}/64 dev ${device} nodad`,
+      `route add default via ${gateway[4]} dev ${device} table ${table}`,
+      `route add default via ${gateway[6]} dev ${device} table ${table}`,
+    );
+  }
+
+  /** As its DEL. Resolves when the interface is gone. */
+  async unplug(pod: number): Promise<void> {
+    await this.#node.run(`link set c${pod} group ${DELETED_GROUP}`);
+    this.#unplugged = true;
+    while (this.#unplugged) await new Promise((resolve) => setTimeout(resolve, DELETE_MS / 5));
+    await this.#node.run();
+  }
+
+  close(): void {
+    clearInterval(this.#deleting);
+  }
+}
