@@ -6,7 +6,7 @@
 import { HOLD_QUEUE, NODE_MARK_MASK } from '../api/names.ts';
 import type { Logger } from '../daemon/log.ts';
 import { type EventSocket, startEventSocket } from '../kernel/event-socket.ts';
-import { ipv4Text, ipv6Text } from '../wire/address-text.ts';
+import { ipv4Text, ipv6Text, macText } from '../wire/address-text.ts';
 import { decodeNfqueue, encodeVerdict, type Verdict } from '../wire/nfqueue.ts';
 import { type HeldPacket, Hold } from './hold.ts';
 
@@ -44,6 +44,8 @@ export function packetSource(payload: Uint8Array): string | undefined {
 export interface HoldQueueOptions {
   events: HoldEvents;
   log: Logger;
+  /** Who sent a packet that is held: his MAC, seen on that interface. */
+  onSource?(address: string, index: number, mac: string): void;
   /** Milliseconds of a monotonic clock. */
   now?: () => number;
   /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
@@ -80,7 +82,7 @@ export function startHoldQueue(options: HoldQueueOptions): HoldQueue {
   const arrive = (message: Uint8Array): void => {
     const decoded = decodeNfqueue(message);
     if (!decoded.ok) return;
-    const { id, mark, payload } = decoded.value;
+    const { id, mark, payload, inDevice, mac } = decoded.value;
     const source = packetSource(payload);
     const arrival = source === undefined ? 'malformed' : hold.arrive({ id, mark, source }, now());
     if (arrival === 'drop' || arrival === 'malformed') {
@@ -88,6 +90,7 @@ export function startHoldQueue(options: HoldQueueOptions): HoldQueue {
       events.dropped(arrival === 'drop' ? 'limit' : 'malformed');
       return;
     }
+    if (source !== undefined && mac.length > 0) options.onSource?.(source, inDevice, macText(mac, 0));
     events.held();
     if (arrival === 'hold') schedule();
     else {

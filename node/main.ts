@@ -20,7 +20,7 @@ import { Steering } from './apply.ts';
 import { startHoldQueue } from './hold-queue.ts';
 import { HostKernel } from './kernel.ts';
 import { createNodeMetrics } from './metrics.ts';
-import { keepPlaces } from './place-keeper.ts';
+import { keepPlaces, type PlaceKeeper } from './place-keeper.ts';
 import { Places } from './places.ts';
 
 export interface NodeOptions {
@@ -53,8 +53,9 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   const registry = createRegistry('node');
   const metrics = createNodeMetrics(registry, kernel.nft);
   const renewal = await renewByController({ role: 'node', ...options, url: options.controller, registry, log });
-  const hold = startHoldQueue({ events: metrics.hold, log });
+  const hold = startHoldQueue({ events: metrics.hold, log, onSource: (...source) => keeper?.sent(...source) });
   const places = new Places();
+  let keeper: PlaceKeeper | undefined;
   const steering = new Steering(kernel, options.workloadInterfaces, places);
   let generation = 0;
   let failure: string | undefined = 'no plan yet';
@@ -89,7 +90,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     log,
   });
   const { again } = reconciler;
-  const keeper = keepPlaces({ places, hold, inTurn, apply: applyAgain, again, log });
+  keeper = keepPlaces({ places, hold, inTurn, apply: applyAgain, again, log });
 
   const file = await SavedPlanFile.open(options.state, 'node', { log });
   const { saved, reason } = file;
@@ -149,7 +150,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       await client.close();
       await renewal.close();
       await file.close();
-      await keeper.close();
+      await keeper?.close();
       await reconciler.close();
       await hold.close();
       await name.close();

@@ -25,7 +25,13 @@ export interface PlaceKeeperOptions {
 const WRITE_MS = 1_000;
 const RESTART_MS = 500;
 
-export function keepPlaces(options: PlaceKeeperOptions): { close(): Promise<void> } {
+export interface PlaceKeeper {
+  /** Of a packet that is held. */
+  sent(address: string, index: number, mac: string): void;
+  close(): Promise<void>;
+}
+
+export function keepPlaces(options: PlaceKeeperOptions): PlaceKeeper {
   const { places, hold, inTurn, apply, again, log, ...where } = options;
   let watch: ReturnType<typeof watchPlaces> | undefined;
   let writing: NodeJS.Timeout | undefined;
@@ -81,6 +87,11 @@ export function keepPlaces(options: PlaceKeeperOptions): { close(): Promise<void
   open();
 
   return {
+    sent(address, index, mac) {
+      // As the neighbour entry will say, if the kernel makes one.
+      places.take({ kind: 'neighbour', gone: false, address, index, mac });
+      look();
+    },
     async close() {
       closed = true;
       clearTimeout(writing);

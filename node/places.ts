@@ -5,14 +5,15 @@
  *
  * An address is found by the route to it alone (ptp plugin, Calico), else by its neighbour entry and the bridge's
  * forwarding table (bridge plugin): the port behind which its MAC is. An owner is bound to the first interface that it is
- * seen behind; one that is never seen is known by the plan alone. An interface that is down is there. A neighbour that is
- * forgotten, or seen behind another port, says nothing: any pod of a bridge can bring that about.
+ * seen behind, and let out from then on; where no pod can be seen, it is let out by the plan alone. An interface that is
+ * down is there. A neighbour that is forgotten, or seen behind another port, says nothing: any pod of a bridge can bring
+ * that about.
  *
  * Once gone, an owner has its address again when its own interface is found there again, or when the plan says that the
  * pod's network was made anew (its sandbox was): an interface alone may be the next pod's. A plan may also name a pod too
- * late, when its interface is gone already, or another pod's is there: its network is older than that, by the one clock of
- * node and kubelet.
+ * late, when another pod's interface is there: its network is older than that, by the one clock of node and kubelet.
  */
+import { parseAddress, parsePrefix, prefixRange, type Range } from '../api/address.ts';
 import type { NodePlan } from '../api/plan.ts';
 import type { PlaceEvent } from '../wire/rtnetlink.ts';
 
@@ -22,22 +23,35 @@ interface Owner {
   networked: string | undefined;
   /** Its interface; undefined: not seen yet. */
   at: number | undefined;
-  /** The interface of whoever had the address before, which may still go. */
-  notAt: number | undefined;
+  /** As who had the address before had it, and may still be: that this interface goes says nothing of this owner. */
+  inherited: boolean;
+  /** It was let out before places were looked at, so that it need not be seen. */
+  trusted: boolean;
   gone: boolean;
+}
+
+/** What another program has left behind. */
+export interface Before {
+  /** Behind which interface it has seen an address. */
+  seen: ReadonlyMap<string, number>;
+  /** Whether it let an address out. */
+  known(address: string): boolean;
 }
 
 /** A route was there and went, with its interface up. */
 const NOWHERE = 0;
 /** Of addresses that nobody is behind any more so many are remembered, the last. */
 const LEFT_MAX = 4_096;
-/** The API server's times are cut to these. */
-const SECOND_MS = 1_000;
+/** The API server's times are cut to seconds, and what the kernel tells is heard later than it was, by a second at most as we hope. */
+const TOLERANCE_MS = 2_000;
 
 export class Places {
   /** By index; whether it is up, and since when it has been there on the wall clock, if that was seen. */
   readonly #links = new Map<number, { up: boolean; since: number }>();
   readonly #routes = new Map<string, number>();
+  /** By prefix and index. */
+  readonly #subnets = new Map<string, { index: number; range: Range }>();
+  readonly #bridges = new Set<number>();
   readonly #neighbours = new Map<string, { device: number; mac: string }>();
   /** By bridge and MAC. */
   readonly #ports = new Map<string, number>();
@@ -54,7 +68,8 @@ export class Places {
 
   /** All that is there, in place of what was told before. */
   list(places: readonly PlaceEvent[]): void {
-    for (const map of [this.#links, this.#routes, this.#neighbours, this.#ports]) map.clear();
+    for (const map of [this.#links, this.#routes, this.#subnets, this.#bridges, this.#neighbours, this.#ports])
+      map.clear();
     this.#listed = false;
     for (const place of places) this.take(place);
     this.#listed = true;
@@ -70,12 +85,16 @@ export class Places {
       case 'route':
         this.#route(event);
         return [];
+      case 'subnet':
+        this.#subnet(event);
+        return [];
       case 'neighbour':
         if (event.gone) this.#neighbours.delete(event.address);
         else this.#neighbours.set(event.address, { device: event.index, mac: event.mac });
         return [];
       case 'port': {
         const key = `${event.bridge} ${event.mac}`;
+        this.#bridges.add(event.bridge);
         if (!event.gone) this.#ports.set(key, event.index);
         else if (this.#ports.get(key) === event.index) this.#ports.delete(key);
         return [];
@@ -94,10 +113,18 @@ export class Places {
     else if (this.#routes.get(address) === index && this.#links.get(index)?.up) this.#routes.set(address, NOWHERE);
   }
 
+  #subnet({ gone, prefix, index }: Extract<PlaceEvent, { kind: 'subnet' }>): void {
+    const parsed = parsePrefix(prefix);
+    if (gone) this.#subnets.delete(`${prefix} ${index}`);
+    else if (parsed.ok) this.#subnets.set(`${prefix} ${index}`, { index, range: prefixRange(parsed.value) });
+  }
+
   #leave(index: number): string[] {
     const addresses = new Set([...this.#routes.keys(), ...this.#neighbours.keys()]);
     const left = [...addresses].filter((address) => this.#of(address) === index);
     this.#links.delete(index);
+    this.#bridges.delete(index);
+    for (const [key, subnet] of this.#subnets) if (subnet.index === index) this.#subnets.delete(key);
     for (const [address, at] of this.#routes) if (at === index) this.#routes.delete(address);
     for (const [key, at] of this.#ports) if (at === index) this.#ports.delete(key);
     for (const address of left) {
@@ -118,15 +145,20 @@ export class Places {
     return neighbour && this.#ports.get(`${neighbour.device} ${neighbour.mac}`);
   }
 
-  /** From now on these have the addresses. `seen`: behind which interfaces they were, if another program has seen it. */
-  own({ workloads }: Pick<NodePlan, 'workloads'>, seen: ReadonlyMap<string, number> = new Map()): void {
+  /** From now on these have the addresses. */
+  own({ workloads }: Pick<NodePlan, 'workloads'>, before?: Before): void {
     const owners = new Map<string, Owner>();
     for (const { uid, addresses, networked } of Object.values(workloads)) {
       for (const address of addresses) {
         const last = this.#owners.get(address);
-        const next = { uid, networked, at: seen.get(address), notAt: last?.at ?? last?.notAt, gone: false };
-        const same = last?.uid === uid && !(last.gone && networked !== undefined && networked !== last.networked);
-        owners.set(address, same ? { ...last, networked: networked ?? last.networked } : next);
+        const anew = last?.gone && last.at !== undefined && networked !== undefined && networked !== last.networked;
+        if (last?.uid === uid && !anew) {
+          owners.set(address, { ...last, networked: networked ?? last.networked });
+          continue;
+        }
+        const at = before?.seen.get(address) ?? (last?.gone ? undefined : last?.at);
+        const trusted = before?.known(address) === true;
+        owners.set(address, { uid, networked, at, inherited: before === undefined, trusted, gone: false });
       }
     }
     this.#owners = owners;
@@ -139,9 +171,13 @@ export class Places {
     if (!this.#listed) return changed;
     for (const [address, owner] of this.#owners) {
       const here = this.#of(address);
-      const bindable = here !== undefined && here !== NOWHERE && here !== owner.notAt && !this.#isNewer(here, owner);
-      if (owner.at === undefined && bindable) {
+      if (owner.inherited && (owner.at !== here || !this.#isThere(owner.at))) {
+        owner.at = undefined;
+        owner.inherited = false;
+      }
+      if (owner.at === undefined && here !== undefined && this.#isThere(here) && !this.#isNewer(here, owner)) {
         owner.at = here;
+        owner.inherited = false;
         changed.seen = true;
       }
       const gone = this.#isGone(owner, address);
@@ -151,17 +187,32 @@ export class Places {
     return changed;
   }
 
+  #isThere(index: number | undefined): boolean {
+    return index !== undefined && this.#links.has(index);
+  }
+
   #isGone(owner: Owner, address: string): boolean {
-    const { at } = owner;
-    if (isBefore(owner, this.#left.get(address))) return true;
-    if (at === undefined) return this.#isNewer(this.#of(address), owner);
+    if (owner.at === undefined) return isBefore(owner, this.#left.get(address)) || this.#mustBeSeen(owner, address);
     const route = this.#routes.get(address);
-    return !this.#links.has(at) || (route !== undefined && route !== at);
+    return !this.#links.has(owner.at) || (route !== undefined && route !== owner.at);
+  }
+
+  /** Where somebody was seen, or each that sends is, whoever is not seen may not be there any more. */
+  #mustBeSeen({ trusted }: Owner, address: string): boolean {
+    if (trusted) return false;
+    if (this.#left.has(address) || this.#of(address) !== undefined) return true;
+    const parsed = parseAddress(address);
+    if (!parsed.ok) return false;
+    const { family, value } = parsed.value;
+    return [...this.#subnets.values()].some(
+      ({ index, range }) =>
+        this.#bridges.has(index) && range.family === family && range.first <= value && value <= range.last,
+    );
   }
 
   /** Whether this interface is one of a later network than the owner's. */
-  #isNewer(index: number | undefined, owner: Owner): boolean {
-    return index !== undefined && isBefore(owner, this.#links.get(index)?.since);
+  #isNewer(index: number, owner: Owner): boolean {
+    return isBefore(owner, this.#links.get(index)?.since);
   }
 
   /** Whether this address's owner is no longer behind it. */
@@ -180,5 +231,5 @@ export class Places {
 /** Whether the owner's network was made before that, as far as both are known. */
 function isBefore({ networked }: Owner, time: number | undefined): boolean {
   if (networked === undefined || time === undefined) return false;
-  return Date.parse(networked) < Math.floor(time / SECOND_MS) * SECOND_MS;
+  return Date.parse(networked) < time - TOLERANCE_MS;
 }

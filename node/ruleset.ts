@@ -13,6 +13,7 @@ import { PrefixSet } from '../api/prefix-set.ts';
 import { counterName, type DropReason } from '../api/reasons.ts';
 import { markText, type NftSet, type NftState, type Ruleset, rangeText } from '../kernel/nft.ts';
 import { Chains, words } from './chains.ts';
+import type { Before } from './places.ts';
 import { Ways } from './ways.ts';
 
 /** Every reason for which a node drops. */
@@ -67,9 +68,12 @@ export interface SeenPlaces {
 }
 
 /** What `seen` was when this table was written: no rule asks, it is for the next program. */
-export function placesIn({ sets }: NftState): Map<string, number> {
+export function placesIn({ sets }: NftState): Before {
   const elements = families.flatMap((family) => [...(sets.get(`at${family}`)?.elements ?? [])]);
-  return new Map(elements.map(([address, index]) => [address, Number(index)]));
+  return {
+    seen: new Map(elements.map(([address, index]) => [address, Number(index)])),
+    known: (address) => families.some((family) => sets.get(`known${family}`)?.elements.has(address)),
+  };
 }
 
 export interface RulesetInput {

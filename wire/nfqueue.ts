@@ -28,6 +28,7 @@ const NFQA_VERDICT_HDR = 2;
 const NFQA_MARK = 3;
 const NFQA_IFINDEX_INDEV = 5;
 const NFQA_IFINDEX_OUTDEV = 6;
+const NFQA_HWADDR = 9;
 const NFQA_PAYLOAD = 10;
 const NFQA_CAP_LEN = 13;
 const NFQA_SKB_INFO = 14;
@@ -64,6 +65,8 @@ export interface QueuedPacket {
   payload: Uint8Array;
   inDevice: number;
   outDevice: number;
+  /** Of the sender, on Ethernet: 6 bytes, a view; else empty. */
+  mac: Uint8Array;
 }
 
 export function decodeNfqueue(message: Uint8Array): Decoded<QueuedPacket> {
@@ -79,6 +82,7 @@ export function decodeNfqueue(message: Uint8Array): Decoded<QueuedPacket> {
     payload: message.subarray(0, 0),
     inDevice: 0,
     outDevice: 0,
+    mac: message.subarray(0, 0),
   };
   const cursor = new AttributeCursor(message, NFNL_HEADER, message.length);
   while (cursor.next()) {
@@ -89,6 +93,8 @@ export function decodeNfqueue(message: Uint8Array): Decoded<QueuedPacket> {
       value.protocol = u16(message, start + 4);
       value.hook = u8(message, start + 6);
     } else if (cursor.type === NFQA_PAYLOAD) value.payload = cursor.bytes();
+    else if (cursor.type === NFQA_HWADDR && length >= 10 && u16(message, start) === 6)
+      value.mac = message.subarray(start + 4, start + 10);
     else if (length < 4) continue;
     else if (cursor.type === NFQA_MARK) value.mark = u32(message, start);
     else if (cursor.type === NFQA_IFINDEX_INDEV) value.inDevice = u32(message, start);

@@ -37,6 +37,8 @@ const RT_TABLE_MAIN = 254;
 const RTN_UNICAST = 1;
 const RTA_DST = 1;
 const RTA_OIF = 4;
+const RTA_GATEWAY = 5;
+const RTA_VIA = 18;
 const NDA_DST = 1;
 const NDA_LLADDR = 2;
 const NDA_MASTER = 9;
@@ -46,6 +48,8 @@ export type PlaceEvent =
   | { kind: 'link'; gone: boolean; index: number; up: boolean }
   /** Of the main table, to one address. */
   | { kind: 'route'; gone: boolean; address: string; index: number }
+  /** Of the main table, to several addresses that are all on that link. */
+  | { kind: 'subnet'; gone: boolean; prefix: string; index: number }
   | { kind: 'neighbour'; gone: boolean; address: string; index: number; mac: string }
   /** A bridge has learned behind which of its ports a MAC is. */
   | { kind: 'port'; gone: boolean; bridge: number; index: number; mac: string };
@@ -81,16 +85,19 @@ function decodeRoute(message: Uint8Array, gone: boolean): PlaceEvent | undefined
   const body = message.subarray(NLMSG_HEADER, NLMSG_HEADER + ROUTE_BODY);
   const family = familyOf[body[0] ?? 0];
   if (body.length < ROUTE_BODY || family === undefined) return undefined;
-  // Destination length, table, type.
-  if (body[1] !== 8 * addressBytes[family] || body[4] !== RT_TABLE_MAIN || body[7] !== RTN_UNICAST) return undefined;
+  const [length, table, type] = [body[1], body[4], body[7]];
+  if (table !== RT_TABLE_MAIN || type !== RTN_UNICAST) return undefined;
   let address: string | undefined;
   let index: number | undefined;
   const cursor = new AttributeCursor(message, NLMSG_HEADER + ROUTE_BODY);
   while (cursor.next()) {
     if (cursor.type === RTA_DST) address = addressText(cursor, family);
     else if (cursor.type === RTA_OIF && cursor.length === 4) index = int32(message, cursor.start);
+    else if (cursor.type === RTA_GATEWAY || cursor.type === RTA_VIA) return undefined;
   }
-  return address === undefined || index === undefined ? undefined : { kind: 'route', gone, address, index };
+  if (address === undefined || index === undefined) return undefined;
+  if (length === 8 * addressBytes[family]) return { kind: 'route', gone, address, index };
+  return { kind: 'subnet', gone, prefix: `${address}/${length}`, index };
 }
 
 function decodeNeighbour(message: Uint8Array, gone: boolean): PlaceEvent | undefined {

@@ -251,6 +251,7 @@ function startNode() {
   const seen = { held: 0, released: 0, expired: 0, gone: 0, limit: 0, malformed: 0, heldAt: 0, releasedAt: 0 };
   const hold = startHoldQueue({
     namespace: NODE,
+    onSource: (...source) => keeper.sent(...source),
     log: silentLog(),
     events: {
       held: () => {

@@ -22,7 +22,12 @@ t.test('messages of the kernel', async (t) => {
     ['a port leaves a bridge', LINK.replace('00000100', '07000100').replace('1000', '1100'), undefined],
     ['a route to one address', ROUTE4, { kind: 'route', gone: false, address: '10.244.1.11', index: 3 }],
     ['it goes', ROUTE6, { kind: 'route', gone: true, address: 'fd00:244:1::11', index: 3 }],
-    ['a route to more', ROUTE4.replace('0220', '0218'), undefined],
+    [
+      'a route to more',
+      ROUTE4.replace('0220', '0218'),
+      { kind: 'subnet', gone: false, prefix: '10.244.1.11/24', index: 3 },
+    ],
+    ['by a gateway', ROUTE4.replace('08000400', '08000500'), undefined],
     ['a route of another table', ROUTE4.replace('fe03fd01', 'ff03fd01'), undefined],
     ['a black hole', ROUTE4.replace('fe03fd01', 'fe03fd06'), undefined],
     [
@@ -71,6 +76,7 @@ t.test('who is gone', async (t) => {
   const [u, v] = [owned('u'), owned('v')];
   const ptp = [link(5), route(5), u];
   const bridge = [link(5), port(5, 'm'), neighbour('m'), u];
+  const subnet: PlaceEvent = { kind: 'subnet', gone: false, prefix: '10.244.1.0/24', index: 1 };
   const came = [link(5), route(5), unlink(5)];
   const later = owned('v', '2026-01-01T00:00:02Z');
   const cases: [what: string, gone: boolean, ...steps: Parameters<typeof goneAfter>][] = [
@@ -121,7 +127,13 @@ t.test('who is gone', async (t) => {
     ['named late: its interface was gone before', true, ...came, owned('u', '2025-12-31T23:59:58Z')],
     ['and somebody else is there', true, ...came, link(6), route(6), owned('u', '2025-12-31T23:59:58Z')],
     ['who is the next of the plan', false, ...came, link(6), route(6), owned('u', '2025-12-31T23:59:58Z'), later],
-    ['named late, but newer than who was there', false, ...came, later],
+    ['newer than who was there, and not seen yet', true, ...came, later],
+    ['and then seen', false, ...came, later, link(6), route(6)],
+    ['on a bridge, and not seen yet', true, subnet, port(1, 'b'), u],
+    ['on a bridge, and seen', false, subnet, port(1, 'b'), u, link(5), port(5, 'm'), neighbour('m')],
+    ['on no bridge, and never seen', false, subnet, u],
+    ['another pod of its interface', false, ...ptp, v],
+    ['and the interface goes', true, ...ptp, v, unlink(5)],
     ['named late, never seen, and somebody else is there', true, owned('u', '2025-12-31T23:59:58Z'), link(6), route(6)],
     ['the same, named later still', true, link(6), route(6), owned('u', '2025-12-31T23:59:58Z')],
     ['within the second of which both are', false, ...came, link(6), route(6), owned('u', '2026-01-01T00:00:00Z')],
@@ -134,7 +146,8 @@ t.test('who is gone', async (t) => {
       unlink(5),
       owned('u'),
     ],
-    ['the plan forgets it between', false, ...ptp, unlink(5), { workloads: {} }, u],
+    ['the plan forgets it between', true, ...ptp, unlink(5), { workloads: {} }, u],
+    ['and it is seen', false, ...ptp, unlink(5), { workloads: {} }, u, link(6), route(6)],
   ];
   for (const [what, gone, ...steps] of cases) t.equal(goneAfter(...steps), gone, what);
 });
@@ -148,7 +161,7 @@ t.test('what leaves with an interface, what is remembered, what a listing replac
   t.same(places.take(unlink(5)), []);
 
   const after = new Places();
-  after.own(owned('u'), new Map([[A, 5]]));
+  after.own(owned('u'), { seen: new Map([[A, 5]]), known: () => true });
   t.notOk(after.gone(A), 'as long as nothing is known of interfaces');
   after.list([link(1), link(6), route(6)]);
   t.same(after.settle(), { gone: true, seen: false });
