@@ -32,7 +32,7 @@ import {
 } from './compile-net.ts';
 import type { Numbers } from './marks.ts';
 import { OwnedAddresses, textOf } from './owned-addresses.ts';
-import { type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
+import { departures, type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
 export interface GatewayKernel {
@@ -89,6 +89,12 @@ export interface NumbersWatch {
 export interface ApplyOptions extends CompilerOptions {
   watch?: NumbersWatch;
   readers?: FlowReaders;
+  /**
+   * Told when a plan only took workloads away: endDeparted() is to be called within a second, and ends their flows. To look
+   * through the connection table costs more than the rest of such a plan, and where pods go by the dozen once is enough.
+   * Absent: each plan does it.
+   */
+  onDeparted?(): void;
 }
 
 export class GatewayApply {
@@ -112,6 +118,9 @@ export class GatewayApply {
   readonly #routes = new Map<string, Route[]>();
   #routesOf: (workload: WorkloadEntry) => Route[] = () => [];
   #reversePathFilter = true;
+  /** Addresses of workloads that went, whose flows were not looked for yet. */
+  readonly #departed = new Set<string>();
+  #plan: GatewayPlan | undefined;
   /** Settings of devices, as last written. */
   #settled = '';
 
@@ -162,9 +171,10 @@ export class GatewayApply {
       reversePathFilter: await this.#filtersReversePath(plan, listed),
       heldShards: heldShards(plan, this.#self),
     });
-    const touches = tableListed || touchesFlows(changed);
+    const returns = this.#returns(changed);
+    const touches = tableListed || returns || touchesFlows(changed);
     // To ask every packet costs two rules, for each of which the kernel looks through all chains.
-    const asked = tableListed || this.#retranslates(plan, changed);
+    const asked = tableListed || returns || this.#retranslates(plan, changed);
     const numbers = tableListed ? undefined : changed.numbers;
     await this.#options.watch?.before(numbers);
     const told = readersKnow ? ([delta, changed.numbers] as const) : [undefined, undefined];
@@ -183,7 +193,9 @@ export class GatewayApply {
     await rules();
     // Whatever keeps a route or an address from coming keeps no flow alive that the rules forbid.
     const failure = serves ? await net().catch((error: unknown) => ({ error })) : undefined;
-    const ended = touches ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
+    this.#plan = plan;
+    const later = touches && !asked && this.#putOff(changed);
+    const ended = touches && !later ? await this.#endFlows(plan, tableListed ? undefined : changed) : 0;
     await readers?.after(plan);
     if (failure !== undefined) throw failure.error;
     // Every flow that is left now, or was made since, has its own translation.
@@ -210,13 +222,37 @@ export class GatewayApply {
     return retranslates(changed, (address) => this.#compiler.workloadOf(address), tunnelled);
   }
 
+  /** Whether somebody has an address from now on of which there may still be flows of who had it before. */
+  #returns({ workloads }: Changed): boolean {
+    if (this.#departed.size === 0) return false;
+    return workloads?.some(([, after]) => after?.addresses.some((address) => this.#departed.has(address))) !== false;
+  }
+
+  /** Whether what it ends may be ended later. */
+  #putOff(changed: Changed): boolean {
+    const { onDeparted } = this.#options;
+    const gone = onDeparted && departures(changed);
+    if (gone === undefined) return false;
+    for (const address of gone) this.#departed.add(address);
+    onDeparted?.();
+    return true;
+  }
+
+  /** Ends the flows of workloads that went (onDeparted); says how many. Not while apply() runs. */
+  async endDeparted(): Promise<number> {
+    if (this.#departed.size === 0 || this.#plan === undefined) return 0;
+    return this.#endFlows(this.#plan, nothingElse);
+  }
+
   async #endFlows(plan: GatewayPlan, changed: Changed | undefined): Promise<number> {
     const { readers } = this.#options;
     const workloadOf = this.#compiler.workloadOf.bind(this.#compiler);
     // Else a flow could be permitted by the old policy after it was looked at.
     await readers?.inForce();
     const judge = judgedBy(plan, workloadOf, changed, readers && ((flow) => readers.known(flow)));
+    const departed = [...this.#departed];
     const ended = await this.#kernel.endFlows((flow) => judge(flow) === 'ended');
+    for (const address of departed) this.#departed.delete(address);
     return ended + ((await readers?.review(judge, workloadOf, this.#compiler.numbers)) ?? 0);
   }
 
@@ -310,6 +346,15 @@ export class GatewayApply {
     return gatewayScope((address) => ours.has(textOf(address)));
   }
 }
+
+/** A look that is for flows of sources that are no workloads. */
+const nothingElse: Changed = {
+  groups: new Set(),
+  workloads: [],
+  places: false,
+  refused: new Set(),
+  numbers: new Set(),
+};
 
 /** Only flows that policy decided are ours to end. */
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };

@@ -67,6 +67,9 @@ export interface GatewayOptions {
   decider?: string;
 }
 
+/** Of the second in which they are to end. */
+const DEPARTED_MS = 300;
+
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
   const log = createLog('gateway').child({ gateway: options.name });
   await mkdir(options.state, { recursive: true });
@@ -88,7 +91,18 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       after: (plan) => reading.after(plan),
       known: (flow) => reading.known(flow),
     },
+    onDeparted() {
+      departed ??= setTimeout(endDeparted, DEPARTED_MS);
+    },
   });
+  let departed: NodeJS.Timeout | undefined;
+  function endDeparted(): void {
+    departed = undefined;
+    inTurn(async () => metrics.flowsEnded(await gateway.endDeparted())).catch((err: unknown) => {
+      log.error({ err }, 'flows of workloads that went; trying again');
+      departed ??= setTimeout(endDeparted, 2 * DEPARTED_MS);
+    });
+  }
   const flowLog = options.flowLog === undefined ? undefined : new FlowLog(options.flowLog);
   const registry = createRegistry('gateway');
   const renewal = await renewByController({ role: 'gateway', ...options, url: options.controller, registry, log });
@@ -201,7 +215,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       if (inForce === undefined) hits.start();
       inForce = generation;
       current = plan;
-      metrics.applied(seconds, generation, compiled.workloads, shards.length, flowsEnded);
+      metrics.applied(seconds, generation, compiled.workloads, shards.length);
+      metrics.flowsEnded(flowsEnded);
       log.info({ generation, seconds, shards, flowsEnded, nftChanges }, 'plan in force');
     } catch (error) {
       metrics.refused();
@@ -260,6 +275,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     async close() {
       await http?.close();
       await client?.close();
+      // Whoever begins next looks at all flows.
+      clearTimeout(departed);
       await renewal.close();
       await file.close();
       await reconciler.close();

@@ -12,7 +12,8 @@ import type { Recorder } from './record/recorder.ts';
 
 export interface GatewayMetrics {
   record(record: FlowRecord): void;
-  applied(seconds: number, generation: number, workloads: number, shards: number, flowsEnded: number): void;
+  applied(seconds: number, generation: number, workloads: number, shards: number): void;
+  flowsEnded(count: number): void;
   refused(): void;
   connected(yes: boolean): void;
 }
@@ -93,13 +94,13 @@ export function gatewayMetrics(
   });
   return {
     record: ({ event, verdict, reason }) => records.inc({ event, verdict, reason }),
-    applied(took, number, workloadCount, shardCount, flowsEnded) {
+    applied(took, number, workloadCount, shardCount) {
       seconds.observe(took);
       generation.set(number);
       workloads.set(workloadCount);
       shards.set(shardCount);
-      ended.inc(flowsEnded);
     },
+    flowsEnded: (count) => ended.inc(count),
     refused: () => refused.inc(),
     connected: (yes) => connected.set(yes ? 1 : 0),
   };

@@ -198,6 +198,18 @@ function sameWay(a: WorkloadEntry, b: WorkloadEntry): boolean {
 }
 
 /**
+ * The addresses of workloads that went, if nothing else of the change could end a flow, and nobody has such an address now;
+ * undefined: something else could.
+ */
+export function departures({ groups, workloads, refused }: Changed): string[] | undefined {
+  if (groups === undefined || workloads === undefined || groups.size > 0 || refused.size > 0) return undefined;
+  if (workloads.some(([before, after]) => before !== undefined && after !== undefined)) return undefined;
+  const gone = workloads.flatMap(([before]) => before?.addresses ?? []);
+  const come = new Set(workloads.flatMap(([, after]) => after?.addresses ?? []));
+  return gone.some((address) => come.has(address)) ? undefined : gone;
+}
+
+/**
  * Whether a flow could end by the change: a policy that says something else, a workload that is gone or is another, or
  * a destination that nobody may reach now. Workloads that are merely new have no flows yet: until now their packets
  * were dropped.

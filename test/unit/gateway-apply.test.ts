@@ -105,3 +105,29 @@ t.test('readers of flows: told before the rules, and told back what did not come
   await gateway.apply(open, { set: {}, delete: {} });
   t.equal(said[0], 'whole', 'what they know is not what the delta is from');
 });
+
+t.test('flows of workloads that went: once for many, and before anybody else has the address', async (t) => {
+  const machine = new Machine();
+  let asked = 0;
+  const gateway = new GatewayApply('gw-a', machine, state, { onDeparted: () => asked++ });
+  const plan = basePlan('Accept');
+  await gateway.apply(plan);
+  const [uid, pay] = Object.entries(plan.workloads).find(([, { addresses }]) => addresses.includes(PODS.pay[4])) ?? [];
+  if (uid === undefined || pay === undefined) throw new Error('no such pod');
+  const without = {
+    ...plan,
+    workloads: Object.fromEntries(Object.entries(plan.workloads).filter(([key]) => key !== uid)),
+  };
+  await gateway.apply(without);
+  t.same([asked, machine.ended], [1, 0], 'put off');
+  t.equal(await gateway.endDeparted(), 1);
+  t.equal(await gateway.endDeparted(), 0, 'there is nothing left to look for');
+
+  await gateway.apply(plan);
+  await gateway.apply(without);
+  t.same([asked, machine.ended], [2, 1]);
+  const next = { ...pay, uid: 'next', egress: {} };
+  await gateway.apply({ ...without, workloads: { ...without.workloads, next } });
+  t.equal(machine.ended, 2, 'the address has another owner: with the plan');
+  t.equal(await gateway.endDeparted(), 0);
+});
