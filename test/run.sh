@@ -80,10 +80,13 @@ run_tap() {
     failed=$((failed + 1))
   fi
 }
-# What measures times (a pod's release within 300 ms), or has a whole cluster, has the machine to itself.
+# What measures times (a pod's release within 300 ms), or has a whole lab or cluster, has the machine to itself.
 together=() alone=()
 for file in "${files[@]}"; do
-  case $file in */e2e.test.js | */api/lab.test.js) alone+=("$file") ;; *) together+=("$file") ;; esac
+  case $file in
+    */netns/e2e.test.js | */netns/lab.test.js | */netns/race.test.js | */netns/clients.test.js | */api/lab.test.js) alone+=("$file") ;;
+    *) together+=("$file") ;;
+  esac
 done
 run_tap 2 "${together[@]}"
 run_tap 1 "${alone[@]}"
