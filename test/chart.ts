@@ -56,6 +56,7 @@ const indent = (count: number, text: string): string => text.replaceAll(/^/gm, '
 
 const functions: Record<string, (...args: unknown[]) => unknown> = {
   ne: (a, b) => a !== b,
+  not: (value) => !isTrue(value),
   fail(text) {
     throw new Error(String(text));
   },

@@ -52,6 +52,7 @@ const valueSets: [what: string, values: Json][] = [
       teamRoles: { create: false },
     },
   ],
+  ['nodes that are cleaned', { node: { cleanup: true } }],
   ['no node', { node: { enabled: false }, priorityClass: { value: 1_000_000_000 } }],
 ];
 

@@ -28,7 +28,7 @@ interface Container {
   args: string[];
   env?: { name: string }[];
   ports?: { name: string; containerPort: number }[];
-  volumeMounts: { name: string; mountPath: string; readOnly?: boolean }[];
+  volumeMounts?: { name: string; mountPath: string; readOnly?: boolean }[];
   securityContext: Json & { capabilities: { drop: string[]; add?: string[] } };
   livenessProbe: { httpGet: { path: string; port: string | number } };
   readinessProbe: { httpGet: { path: string; port: string | number } };
@@ -223,6 +223,7 @@ t.test('workloads hold together', async (t) => {
     ['certificates of nodes in a Secret', { node: { certs: { secret: 'node-certs' } } }],
     ['an image by digest', { image: { repository: 'r.example/sluice', digest: `sha256:${'0'.repeat(64)}` } }],
     ['secrets for the registry', { image: { pullSecrets: [{ name: 'registry' }] } }],
+    ['nodes that are cleaned', { node: { cleanup: true } }],
   ];
   for (const [what, values] of sets) {
     const objects = render(values);
@@ -237,7 +238,7 @@ t.test('workloads hold together', async (t) => {
       only(objects, 'PriorityClass', pod.priorityClassName);
       const volumes = pod.volumes.map((volume) => volume.name).sort();
       const containers = [...(pod.initContainers ?? []), ...pod.containers];
-      const mounted = new Set(containers.flatMap((c) => c.volumeMounts.map((mount) => mount.name)));
+      const mounted = new Set(containers.flatMap((c) => (c.volumeMounts ?? []).map((mount) => mount.name)));
       t.same([...mounted].sort(), volumes, `${what}: ${name} mounts its volumes`);
       for (const container of containers) {
         t.same(container.securityContext.capabilities.drop, ['ALL'], `${what}: ${container.name}`);
@@ -285,9 +286,15 @@ t.test('Pod Security: what the controller does not need, and the one capability 
   t.equal(node.automountServiceAccountToken, false, 'no token on nodes');
   t.equal(node.containers[0].securityContext.privileged, undefined);
   t.match(
-    node.containers[0].volumeMounts.map((mount) => mount.mountPath),
+    node.containers[0].volumeMounts?.map((mount) => mount.mountPath),
     ['/etc/sluice/certs', '/var/lib/sluice', '/host/proc/sys/net'],
   );
+  const [cleanup, ...others] =
+    podOf(render({ node: { cleanup: true } }), 'DaemonSet', 'sluice-node').initContainers ?? [];
+  t.same(others, []);
+  t.same(cleanup?.securityContext, node.containers[0].securityContext, 'what cleans a node may do as much');
+  const state = node.containers[0].args.indexOf('--state');
+  t.same(cleanup?.args, ['node', 'cleanup', ...node.containers[0].args.slice(state, state + 2)]);
   const labels = only(objects, 'Namespace', CONTROLLER_NAMESPACE).metadata.labels;
   t.equal(labels['pod-security.kubernetes.io/enforce'], 'privileged');
 });

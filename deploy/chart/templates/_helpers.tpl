@@ -44,6 +44,25 @@ functions that are used here. What the programs are started with stands in this 
 {{- end }}
 {{- end }}
 
+{{- define "sluice.node.securityContext" -}}
+# The files of the machine are root's, and Kubernetes gives capabilities to no other user. Of root's it has one:
+# nftables, routes, the tunnel device, NFQUEUE, conntrack and parameters below /proc/sys/net ask for it.
+runAsUser: 0
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  add: [NET_ADMIN]
+{{- end }}
+
+{{- define "sluice.node.volumeMounts" -}}
+- name: state
+  mountPath: /var/lib/sluice
+# /proc/sys itself is read-only in a container (kernel/sysctl.ts).
+- name: proc-sys-net
+  mountPath: /host/proc/sys/net
+{{- end }}
+
 {{- define "sluice.labels" -}}
 app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
