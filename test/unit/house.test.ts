@@ -201,7 +201,7 @@ t.test('the documents speak of what is there', async (t) => {
     command.commands.forEach(collect);
   };
   collect(buildProgram());
-  const others = new Set(['--mark', '--queue-num', '--once', '--no-sluice', '--from-file']);
+  const others = new Set(['--all', '--mark', '--queue-num', '--once', '--no-sluice', '--from-file']);
   for (const name of readdirSync(join(root, 'docs'))) {
     // The benchmarks are scripts of their own.
     if (name === 'bench.md' || !name.endsWith('.md')) continue;
