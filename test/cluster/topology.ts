@@ -3,8 +3,7 @@
  * makes, and a way out for nodes that Sluice does not know of leads to the firewall, so that it sees what leaks. The programs
  * of Sluice that stand on these three are pods; the lab makes their certificates.
  */
-import type { Host, Link } from '../../lab/topology.ts';
-import { defaultTopology, type Topology } from '../../lab/topology.ts';
+import { defaultTopology, type Host, type Link, type Topology } from '../../lab/topology.ts';
 
 export interface Node {
   name: string;
