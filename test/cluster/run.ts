@@ -156,7 +156,7 @@ await t.test('everything is restarted while pods download', async (t) => {
   // Slow as long as that file is there, so that they last as long as it takes.
   const slowly = '{ while [ -e /tmp/slow ]; do head -c 32768; sleep 0.1; done; cat; } | sha256sum';
   const again = (family: Family): string =>
-    `while [ -e /tmp/slow ]; do ${asks(family).join(' ')} 2>&1 || echo failed; sleep 0.2; done`;
+    `while [ -e /tmp/slow ]; do ${asks(family).join(' ')} 2>&1 || date -u '+failed %T'; sleep 0.2; done`;
   /** In every pod, over both families. */
   const everywhere = (script: (family: Family) => string) =>
     Promise.all(
