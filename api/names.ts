@@ -30,6 +30,9 @@ export const NFT_TABLE_INSPECT = 'sluice_inspect';
 /** Of a gateway: which packets of flows that no rule asks about are copied, to see what they speak. */
 export const NFT_TABLE_DETECT = 'sluice_detect';
 
+/** Of a gateway whose first table is being made: nobody reaches this machine through an egress IP (gateway/early-addresses.ts). */
+export const NFT_TABLE_EARLY = 'sluice_early';
+
 /** VXLAN device in metadata mode, on nodes and gateways. */
 export const TUNNEL_DEVICE = 'sluice-vx';
 /** Default UDP port: not the CNI's 4789 or 8472, since a metadata device cannot share a port. */

@@ -30,6 +30,7 @@ import {
   sysctls,
   workloadRoutes,
 } from './compile-net.ts';
+import { EarlyAddresses } from './early-addresses.ts';
 import type { Numbers } from './marks.ts';
 import { OwnedAddresses, textOf } from './owned-addresses.ts';
 import { departures, type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
@@ -101,6 +102,7 @@ export class GatewayApply {
   readonly #self: string;
   readonly #kernel: GatewayKernel;
   readonly #owned: OwnedAddresses;
+  readonly #early: EarlyAddresses;
   readonly #shaping: Shaping;
   readonly #options: ApplyOptions;
   #compiler: GatewayCompiler;
@@ -129,6 +131,7 @@ export class GatewayApply {
     this.#kernel = kernel;
     this.#shaping = new Shaping(kernel.tc);
     this.#owned = new OwnedAddresses(stateDirectory);
+    this.#early = new EarlyAddresses(kernel.nft, kernel.ip);
     this.#options = options;
     this.#compiler = new GatewayCompiler(options);
   }
@@ -183,7 +186,7 @@ export class GatewayApply {
     this.#readersKnow = true;
     let nftChanges = 0;
     const rules = async (): Promise<void> => {
-      nftChanges = await this.#applyRules(!asked);
+      nftChanges = await this.#applyRules(plan, !asked);
       this.#told = false;
     };
     const net = (): Promise<void> => this.#applyNet(plan, changed, listed);
@@ -199,7 +202,7 @@ export class GatewayApply {
     await readers?.after(plan);
     if (failure !== undefined) throw failure.error;
     // Every flow that is left now, or was made since, has its own translation.
-    if (asked) nftChanges += await this.#applyRules(true);
+    if (asked) nftChanges += await this.#applyRules(plan, true);
     const unshaped = await this.#shaping.apply(desiredClasses(plan, this.#compiler.bandwidths));
     return { flowsEnded: ended, unshaped, nftChanges, numbers };
   }
@@ -264,7 +267,7 @@ export class GatewayApply {
     return this.#reversePathFilter;
   }
 
-  async #applyRules(settled: boolean): Promise<number> {
+  async #applyRules(plan: GatewayPlan, settled: boolean): Promise<number> {
     const { nft } = this.#kernel;
     const { table } = this.#compiler;
     this.#compiler.guard(settled);
@@ -276,11 +279,19 @@ export class GatewayApply {
       const state = await nft.list('inet', NFT_TABLE_GATEWAY, ruleset);
       change = state.exists ? diffRuleset(state, ruleset()) : table.takeWhole();
       table.taken();
+      if (!state.exists) await this.#addEarly(plan);
     }
+    const known = this.#tableKnown;
     this.#tableKnown = false;
     await nft.run(change);
     this.#tableKnown = true;
+    if (!known) await this.#early.end();
     return changeSize(change);
+  }
+
+  async #addEarly(plan: GatewayPlan): Promise<void> {
+    const { addresses } = await this.#desired(plan);
+    await this.#early.begin(plan, addresses, await this.#scope(addresses));
   }
 
   async #applyNet(plan: GatewayPlan, changed: Changed, listed: boolean): Promise<void> {
@@ -332,6 +343,7 @@ export class GatewayApply {
     this.#net = places;
     await this.#owned.write(places.addresses);
     const here = new Set(current.addresses.map(textOf));
+    for (const address of this.#early.take()) here.delete(address);
     const added = places.addresses.filter((address) => !here.has(textOf(address)));
     for (const [device, addresses] of byDevice(added)) announce(device, addresses);
   }

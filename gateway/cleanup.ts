@@ -7,6 +7,7 @@
 import {
   INSPECT_QUEUE_MARK,
   NFT_TABLE_DETECT,
+  NFT_TABLE_EARLY,
   NFT_TABLE_GATEWAY,
   NFT_TABLE_INSPECT,
   RULE_PRIORITY_EGRESS,
@@ -85,7 +86,7 @@ export async function gatewayCleaning(state: string): Promise<Cleaning> {
     ...netSteps(ip, net),
     ...(await queueRuleSteps('FORWARD', INSPECT_QUEUE_MARK, INSPECT_QUEUE_MARK)),
     // That which lets nothing pass comes last.
-    ...tableSteps(nft, tables, [NFT_TABLE_DETECT, QUEUE_TABLE, NFT_TABLE_INSPECT, NFT_TABLE_GATEWAY]),
+    ...tableSteps(nft, tables, [NFT_TABLE_DETECT, QUEUE_TABLE, NFT_TABLE_INSPECT, NFT_TABLE_GATEWAY, NFT_TABLE_EARLY]),
     ...sysctls.steps,
     ...(egress.size > 0 ? [flows] : []),
   ];
