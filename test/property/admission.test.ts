@@ -198,6 +198,8 @@ function losses(world: AdmissionWorld, before: PlanResult, after: PlanResult, bu
   for (const key of before.statuses.keys()) {
     if (key === but || !after.statuses.has(key)) continue;
     const was = new Set(refusals(before, key).map(({ message }) => message));
+    // A pool that suffered already had not what it suffers from now, which only shows when the other thing is over.
+    if (key.startsWith('GatewayPool/') && was.size > 0) continue;
     for (const { reason, message } of refusals(after, key)) {
       if (
         /^(AddressTaken|AddressReserved|GatewayTaken|InsideAddressTaken|RangeTaken)$/.test(reason) &&
