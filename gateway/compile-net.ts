@@ -47,7 +47,6 @@ import {
   type Route,
   type Rule,
 } from '../kernel/iproute.ts';
-import { PROTOCOL_TCP } from '../wire/ip.ts';
 
 const hostLength = { 4: 32, 6: 128 } as const;
 const familyOf = (address: string): Family => (address.includes(':') ? 6 : 4);
@@ -238,10 +237,13 @@ const OWN_RULES = 512;
 
 /**
  * While our nftables table is gone, answers to workloads end at the machine itself, and it must not reset connections that go
- * on once the table is back: no TCP of its own leaves as an egress IP, here as by the table's output chain. Behind all
- * other rules, so that no packet that is carried is asked for it.
+ * on once the table is back: nothing of its own leaves as an egress IP (neighbour discovery asks no rules). Behind all
+ * other rules, so that no packet that is carried is asked for it. Not TCP alone: if one rule names a protocol, the kernel
+ * dissects every packet before it looks up its way (fib_rules_require_fldissect, include/net/fib_rules.h). And not for
+ * the mark that the kernel looks up by whether a packet from outside came the right way (deviceSysctls).
  */
 function ownRules({ shards }: Places): Rule[] {
+  const unchecked = { value: 0, mask: GATEWAY_CHECKED_MARK };
   const addresses = must(PrefixSet.parse(Object.values(shards).flatMap(({ egressIPs }) => egressIPs)));
   return families.flatMap((family) =>
     addresses
@@ -253,7 +255,7 @@ function ownRules({ shards }: Places): Rule[] {
         table: TABLE_GATEWAY_OWN,
         iif: 'lo',
         from: formatPrefix(prefix),
-        protocol: PROTOCOL_TCP,
+        mark: unchecked,
       })),
   );
 }

@@ -50,7 +50,7 @@ export interface Rule {
   /** Prefix; absent: all. */
   from?: string;
   to?: string;
-  /** IP protocol; absent: all. */
+  /** IP protocol; absent: all. A rule that has one makes the kernel dissect every packet of the machine. */
   protocol?: number;
 }
 

@@ -508,7 +508,9 @@ t.test('addresses and routes', async (t) => {
   );
   t.same(
     net.rules.map((r) =>
-      [r.family, r.priority, r.table, r.not && 'not', r.iif, r.mark?.value, r.from].filter(Boolean).join(' '),
+      [r.family, r.priority, r.table, r.not && 'not', r.iif, r.mark?.value || (r.mark && `not ${r.mark.mask}`), r.from]
+        .filter(Boolean)
+        .join(' '),
     ),
     [
       '4 7788 7790 not sluice-vx',
@@ -521,11 +523,15 @@ t.test('addresses and routes', async (t) => {
       '6 7790 7793 sluice-vx 512',
       '6 7791 7794 sluice-vx 1024',
       '6 7792 7792 sluice-vx',
-      '4 7793 7795 lo 203.0.113.101/32',
-      '4 7793 7795 lo 203.0.113.102/32',
-      '6 7793 7795 lo 2001:db8:113::101/128',
+      '4 7793 7795 lo not 256 203.0.113.101/32',
+      '4 7793 7795 lo not 256 203.0.113.102/32',
+      '6 7793 7795 lo not 256 2001:db8:113::101/128',
     ],
     'only what nftables has checked leaves, and nothing that the machine says as an egress IP; the rest ends in a black hole',
+  );
+  t.notOk(
+    net.rules.some((rule) => 'protocol' in rule),
+    'no rule by protocol, for which the kernel would dissect every packet',
   );
   t.same(
     net.routes
