@@ -243,6 +243,16 @@ export function hullOf(ranges: readonly Range[]): Range | undefined {
   return hull;
 }
 
+/** The longest prefix that all of them lie in; undefined: there are none. */
+export function coverOf(ranges: readonly Range[]): Prefix | undefined {
+  const hull = hullOf(ranges);
+  if (hull === undefined) return undefined;
+  const { family, first, last } = hull;
+  const differing = first === last ? 0 : (first ^ last).toString(2).length;
+  const host = BigInt(differing);
+  return { family, value: (first >> host) << host, length: addressBits(family) - differing };
+}
+
 /** The fewest prefixes that cover exactly the range, in order: at most 2 × bits. */
 export function rangeToPrefixes(r: Range, limit = Number.POSITIVE_INFINITY): Prefix[] {
   const list: Prefix[] = [];

@@ -65,8 +65,10 @@ export const RULE_PRIORITY_RETURN = 7788;
 export const RULE_PRIORITY_EGRESS = 7789;
 export const RULE_PRIORITY_RESET = 7790;
 export const RULE_PRIORITY_PROHIBIT = 7791;
-export const RULE_PRIORITY_UNCHECKED = 7792;
+/** What is not said as an egress IP goes on at RULE_PRIORITY_UNCHECKED. */
+export const RULE_PRIORITY_OTHERS = 7792;
 export const RULE_PRIORITY_OWN = 7793;
+export const RULE_PRIORITY_UNCHECKED = 7794;
 export const RULE_PRIORITY_NODE = 7800;
 /** Routing protocol number put on every route of ours (rtnetlink `rtm_protocol`), so that list → diff sees only ours. */
 export const ROUTE_PROTOCOL = 177;

@@ -223,7 +223,9 @@ const ourOwn = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROH
 
 /** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
 function unmarked(net: NetState): NetState {
-  const rules = net.rules.filter(({ table }) => !ourOwn.includes(table)).map(({ mark: _mark, ...rule }) => rule);
+  const rules = net.rules
+    .filter(({ table }) => table !== undefined && !ourOwn.includes(table))
+    .map(({ mark: _mark, ...rule }) => rule);
   return { ...net, rules };
 }
 

@@ -11,6 +11,7 @@ import {
   NFT_TABLE_GATEWAY,
   NFT_TABLE_INSPECT,
   RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_OTHERS,
   RULE_PRIORITY_OWN,
   RULE_PRIORITY_PROHIBIT,
   RULE_PRIORITY_RESET,
@@ -56,9 +57,12 @@ const ruleTables: Record<number, number[]> = {
   [RULE_PRIORITY_UNCHECKED]: [TABLE_GATEWAY_UNCHECKED],
   [RULE_PRIORITY_OWN]: [TABLE_GATEWAY_OWN],
 };
-/** All but that for what the machine says itself ask where a packet came in. */
-const isRule = ({ priority, table, iif }: Rule): boolean =>
-  iif !== undefined && ruleTables[priority]?.includes(table) === true;
+/** All ask where a packet came in. */
+const isRule = ({ priority, table, goto, iif }: Rule): boolean =>
+  iif !== undefined &&
+  (table === undefined
+    ? priority === RULE_PRIORITY_OTHERS && goto === RULE_PRIORITY_UNCHECKED
+    : ruleTables[priority]?.includes(table) === true);
 
 export async function gatewayCleaning(state: string): Promise<Cleaning> {
   const [nft, ip, tc] = [new HostNft(), new HostIp(), new HostTc()];

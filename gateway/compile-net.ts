@@ -4,12 +4,13 @@
  * Return routes lead a workload's addresses back to its node, through the tunnel or (Direct) on the inside segment: one
  * per pod CIDR of a node, and one per workload whose address lies in none of them.
  */
-import { formatPrefix, parseAddress } from '../api/address.ts';
+import { coverOf, formatPrefix, parseAddress } from '../api/address.ts';
 import {
   GATEWAY_CHECKED_MARK,
   GATEWAY_PROHIBIT_MARK,
   GATEWAY_RESET_MARK,
   RULE_PRIORITY_EGRESS,
+  RULE_PRIORITY_OTHERS,
   RULE_PRIORITY_OWN,
   RULE_PRIORITY_PROHIBIT,
   RULE_PRIORITY_RESET,
@@ -63,7 +64,7 @@ export const gatewayScope = (managed: NetScope['managed']): NetScope => ({
     TABLE_GATEWAY_PROHIBIT,
     TABLE_GATEWAY_OWN,
   ],
-  rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_OWN]],
+  rulePriorities: [[RULE_PRIORITY_RETURN, RULE_PRIORITY_UNCHECKED]],
   neighbourDevices: [TUNNEL_DEVICE],
 });
 
@@ -232,32 +233,35 @@ function rules(pool: PoolSettings): Rule[] {
   ]);
 }
 
-/** Beyond as many prefixes some are left out: the kernel looks through all for each connection of the machine's own. */
+/** Beyond as many prefixes some are left out: the kernel looks through all of them for what is among them. */
 const OWN_RULES = 512;
 
 /**
  * While our nftables table is gone, answers to workloads end at the machine itself, and it must not reset connections that go
- * on once the table is back: nothing of its own leaves as an egress IP (neighbour discovery asks no rules). Behind all
- * other rules, so that no packet that is carried is asked for it. Not TCP alone: if one rule names a protocol, the kernel
- * dissects every packet before it looks up its way (fib_rules_require_fldissect, include/net/fib_rules.h). And not for
- * the mark that the kernel looks up by whether a packet from outside came the right way (deviceSysctls).
+ * on once the table is back: nothing of its own leaves as an egress IP (neighbour discovery asks no rules). Not TCP alone:
+ * if one rule names a protocol, the kernel dissects every packet before it looks up its way
+ * (fib_rules_require_fldissect, include/net/fib_rules.h). And not for the mark that the kernel looks up by whether a
+ * packet from outside came the right way (deviceSysctls). The kernel asks that of each packet, as one that it would send
+ * itself: where egress IPs are many prefixes, one rule spares all that is not among them the others.
  */
 function ownRules({ shards }: Places): Rule[] {
-  const unchecked = { value: 0, mask: GATEWAY_CHECKED_MARK };
   const addresses = must(PrefixSet.parse(Object.values(shards).flatMap(({ egressIPs }) => egressIPs)));
-  return families.flatMap((family) =>
-    addresses
-      .prefixes(family)
-      .slice(0, OWN_RULES)
-      .map((prefix) => ({
-        family,
-        priority: RULE_PRIORITY_OWN,
-        table: TABLE_GATEWAY_OWN,
-        iif: 'lo',
-        from: formatPrefix(prefix),
-        mark: unchecked,
-      })),
-  );
+  const unchecked = { value: 0, mask: GATEWAY_CHECKED_MARK };
+  return families.flatMap((family): Rule[] => {
+    const prefixes = addresses.prefixes(family).slice(0, OWN_RULES);
+    const own = prefixes.map((prefix) => ({
+      family,
+      priority: RULE_PRIORITY_OWN,
+      table: TABLE_GATEWAY_OWN,
+      iif: 'lo',
+      from: formatPrefix(prefix),
+      mark: unchecked,
+    }));
+    const around = prefixes.length > 1 ? coverOf(addresses.ranges(family)) : undefined;
+    if (around === undefined || around.length === 0) return own;
+    const others = { priority: RULE_PRIORITY_OTHERS, goto: RULE_PRIORITY_UNCHECKED, not: true as const };
+    return [{ family, ...others, iif: 'lo', from: formatPrefix(around) }, ...own];
+  });
 }
 
 /**

@@ -119,7 +119,7 @@ function routeText(route: Route): string {
 /** The same in both families is two rules. */
 const ruleKey = (rule: Rule) => `${rule.family} ${ruleText(rule)}`;
 
-function ruleText({ priority, table, not, mark, iif, from, to, protocol }: Rule): string {
+function ruleText({ priority, table, goto, not, mark, iif, from, to, protocol }: Rule): string {
   return [
     `priority ${priority}`,
     not && 'not',
@@ -128,7 +128,7 @@ function ruleText({ priority, table, not, mark, iif, from, to, protocol }: Rule)
     mark && `fwmark 0x${mark.value.toString(16)}/0x${mark.mask.toString(16)}`,
     iif && `iif ${iif}`,
     protocol !== undefined && `ipproto ${protocol}`,
-    `table ${table}`,
+    goto === undefined ? `table ${table}` : `goto ${goto}`,
   ]
     .filter(Boolean)
     .join(' ');

@@ -171,7 +171,8 @@ function parseRule(words: string[], family: Family): Rule {
   return {
     family,
     priority: Number(after(words, 'priority')),
-    table: Number(after(words, 'table')),
+    ...(has(words, 'table') && { table: Number(after(words, 'table')) }),
+    ...(has(words, 'goto') && { goto: Number(after(words, 'goto')) }),
     ...(has(words, 'not') && { not: true as const }),
     ...(value !== undefined && mask !== undefined && { mark: { value, mask } }),
     ...(has(words, 'iif') && { iif: after(words, 'iif') }),

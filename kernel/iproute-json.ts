@@ -49,6 +49,7 @@ interface RuleJson {
   fwmask?: string;
   iif?: string;
   ipproto?: string;
+  goto?: number;
   table?: string;
 }
 interface NeighbourJson {
@@ -129,7 +130,8 @@ export function parseRules(json: string, family: Family): Rule[] {
     return {
       family,
       priority: entry.priority ?? 0,
-      table: Number(entry.table),
+      ...(entry.table !== undefined && { table: Number(entry.table) }),
+      ...(entry.goto !== undefined && { goto: entry.goto }),
       ...('not' in entry && { not: true as const }),
       ...(entry.fwmark !== undefined && {
         mark: { value: Number(entry.fwmark), mask: Number(entry.fwmask ?? '0xffffffff') },

@@ -42,7 +42,10 @@ export interface Route {
 export interface Rule {
   family: Family;
   priority: number;
-  table: number;
+  /** Where to look up the way; absent: nowhere, but go on as `goto` says. */
+  table?: number;
+  /** The priority of the rule to go on at. */
+  goto?: number;
   /** It is for packets that this does not hold of. */
   not?: true;
   mark?: { value: number; mask: number };

@@ -61,6 +61,7 @@ const full = (): NetState => ({
     { family: f, priority: 7801, table: 7801, iif: DEV },
     { family: f, priority: 7802, table: 254, from: inner[f], to: host[f] },
     { family: f, priority: 7802, table: 254, not: true, iif: DEV },
+    { family: f, priority: 7802, goto: 7804, not: true, iif: 'lo', from: inner[f] },
     { family: f, priority: 7803, table: 7801, iif: 'lo', from: host[f], mark: { value: 0, mask: NODE_MARK_MASK } },
     { family: f, priority: 7804, table: 7801, iif: 'lo', from: host[f], protocol: PROTOCOL_TCP },
   ]),

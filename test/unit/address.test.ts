@@ -4,6 +4,7 @@
 
 import t from 'tap';
 import {
+  coverOf,
   formatAddress,
   formatPrefix,
   formatRange,
@@ -14,6 +15,21 @@ import {
 } from '../../api/address.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must, type Result } from '../../api/result.ts';
+
+t.test('the prefix around ranges', (t) => {
+  for (const [ranges, around] of [
+    [['10.1.2.3'], '10.1.2.3/32'],
+    [['203.0.113.101', '203.0.113.102'], '203.0.113.100/30'],
+    [['10.0.0.0/9', '10.128.0.1'], '10.0.0.0/8'],
+    [['0.0.0.0', '255.255.255.255'], '0.0.0.0/0'],
+    [['2001:db8::1', '2001:db8::8000:0:0:0'], '2001:db8::/64'],
+    [[], undefined],
+  ] as const) {
+    const cover = coverOf(ranges.map((text) => must(parseRange(text))));
+    t.equal(cover && formatPrefix(cover), around, `${ranges}`);
+  }
+  t.end();
+});
 
 t.test('parseAddress and formatAddress: text → canonical text', (t) => {
   const rows: [string, string][] = [

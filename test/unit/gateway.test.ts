@@ -451,8 +451,8 @@ t.test('Direct: the internal interface in place of the tunnel', async (t) => {
   t.same(
     net.rules.map(({ family, priority, not, iif }) => `${family} ${priority} ${not ? 'not ' : ''}${iif ?? ''}`.trim()),
     families
-      .flatMap((f) => ['7788 not', '7789', '7790', '7791', '7792'].map((rule) => `${f} ${rule} inside`))
-      .concat('4 7793 lo', '4 7793 lo', '6 7793 lo'),
+      .flatMap((f) => ['7788 not', '7789', '7790', '7791', '7794'].map((rule) => `${f} ${rule} inside`))
+      .concat('4 7792 not lo', '4 7793 lo', '4 7793 lo', '6 7793 lo'),
   );
   t.same(net.addresses, wholeNet(samplePlan(), 'gw-a', 1500).addresses, 'the same addresses');
   const settingsOf = ({ settings }: GatewayPlan): string[] =>
@@ -508,7 +508,15 @@ t.test('addresses and routes', async (t) => {
   );
   t.same(
     net.rules.map((r) =>
-      [r.family, r.priority, r.table, r.not && 'not', r.iif, r.mark?.value || (r.mark && `not ${r.mark.mask}`), r.from]
+      [
+        r.family,
+        r.priority,
+        r.table ?? `goto ${r.goto}`,
+        r.not && 'not',
+        r.iif,
+        r.mark?.value || (r.mark && `not ${r.mark.mask}`),
+        r.from,
+      ]
         .filter(Boolean)
         .join(' '),
     ),
@@ -517,12 +525,13 @@ t.test('addresses and routes', async (t) => {
       '4 7789 7791 sluice-vx 256',
       '4 7790 7793 sluice-vx 512',
       '4 7791 7794 sluice-vx 1024',
-      '4 7792 7792 sluice-vx',
+      '4 7794 7792 sluice-vx',
       '6 7788 7790 not sluice-vx',
       '6 7789 254 sluice-vx 256',
       '6 7790 7793 sluice-vx 512',
       '6 7791 7794 sluice-vx 1024',
-      '6 7792 7792 sluice-vx',
+      '6 7794 7792 sluice-vx',
+      '4 7792 goto 7794 not lo 203.0.113.100/30',
       '4 7793 7795 lo not 256 203.0.113.101/32',
       '4 7793 7795 lo not 256 203.0.113.102/32',
       '6 7793 7795 lo not 256 2001:db8:113::101/128',
