@@ -22,7 +22,7 @@ import { BandwidthPart } from './bandwidth-part.ts';
 import { GROUPS_SET, PolicyCompiler } from './compile-policy.ts';
 import { compileFrame, type Frame, LAST_HOOK, outerFamilies } from './frame.ts';
 import { limitHeads } from './limits.ts';
-import { type Numbers, ruleNumbers } from './marks.ts';
+import { type Numbers, noEgressMark, ruleNumbers } from './marks.ts';
 import { movedNodes, newHairpins, placeSets, type Sender, workloadElements, workloadSets } from './membership.ts';
 import { type Changes, changesOf, isTouched, type PolicyChanges, policyChanges } from './plan-changes.ts';
 import { type EgressDifference, SourceNat, WORKLOADS_MAX } from './source-nat.ts';
@@ -204,10 +204,11 @@ export class GatewayCompiler {
     table.derive(workloadSets(settings), (each) => this.#tell(settings, this.#pool?.nat ?? nat, each));
     const heads = { ...limitHeads, [HITS_SET]: hitsHead };
     for (const [name, head] of Object.entries(heads)) table.setSet(name, { ...head, elements: new Map() });
-    table.setSet(GROUPS_SET, { type: 'mark', value: 'verdict', elements: new Map() });
     this.#setPlaces(plan, settings);
     const frameScope = new Scope(table);
     const frame = compileFrame(frameScope, plan.nodes, settings, reversePathFilter);
+    const noEgress = new Map([[noEgressMark, `goto ${frame.refusals.noAddress}`]]);
+    table.setSet(GROUPS_SET, { type: 'mark', value: 'verdict', elements: noEgress });
     const natScope = new Scope(table);
     nat.compile(natScope, frame.refusals);
     const pool: Pool = {

@@ -313,12 +313,10 @@ function walk(chain: AddChain, pool: PoolSettings, dropped: (reason: DropReason)
     ...families.map((family) => `${header[family]} daddr @cluster${family} goto ${dropped('cluster-destination')}`),
     'meta mark set 0x00000000',
     ...families.map((family) => `meta mark set ${header[family]} saddr map @group${family}`),
-    `meta mark 0x00000000 goto ${dropped('unknown-source')}`,
-    ...families.map((family) => `${header[family]} saddr @noegress${family} goto ${dropped('no-egress-ip')}`),
     // More than one look-up would be one too many: a change between two of them could show a packet half of the old
     // policy and half of the new.
     'meta mark vmap @groups',
-    // The group went while its packet was on its way.
+    // Nobody's, or the group went while its packet was on its way.
     `goto ${dropped('unknown-source')}`,
   ]);
   if (isTunnelled(pool)) return workload;

@@ -5,12 +5,15 @@
  */
 import { hash } from 'node:crypto';
 import { CT_DECIDED, CT_READ, CT_RULE_MASK, CT_RULE_SHIFT, NUMBER_READ_FIRST } from '../api/names.ts';
+import { markText } from '../kernel/nft.ts';
 
 /** Name under which the pool's default action is numbered beside the rules. */
 export const DEFAULT_ACTION = 'default-action';
 
 const RULE_NUMBERS = NUMBER_READ_FIRST - 1;
 const GROUP_NUMBERS = 0xffffff;
+/** Instead of a group's, of who has no egress IP: the walk asks one map who somebody is and whether he may leave. */
+export const noEgressMark = markText(GROUP_NUMBERS + 1);
 
 /**
  * Numbers 1..max, stable for all names that collide with none. Which number a name has depends on the names that are

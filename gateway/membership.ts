@@ -11,6 +11,7 @@ import { must } from '../api/result.ts';
 import { concat, markText, type NftSet, rangeText, rawText } from '../kernel/nft.ts';
 import { isTunnelled } from './compile-net.ts';
 import { addressType, header, perFamily } from './destination-sets.ts';
+import { noEgressMark } from './marks.ts';
 import { type SourceNat, sourceHeads, WORKLOADS_MAX } from './source-nat.ts';
 import type { EachElement, SetHead } from './table.ts';
 
@@ -85,8 +86,8 @@ export function workloadElements(pool: PoolSettings, nat: SourceNat): TellWorklo
       if (!parsed.ok) continue;
       const { family, value } = parsed.value;
       const { group, known, held } = workloadSetNames[family];
-      each(group, address, mark);
-      nat.elementsOf(workload, address, family, each);
+      const leaves = nat.elementsOf(workload, address, family, each);
+      each(group, address, leaves ? mark : noEgressMark);
       if (tunnel === undefined) continue;
       each(known, rawText(value), '');
       const source = heldSource(family, value);

@@ -106,13 +106,13 @@ export class SourceNat {
     return sameJson(egressIPs, this.#plan.egressIPs) && sameJson(destinations, this.#plan.destinations);
   }
 
-  /** Elements that a workload brings by one of its addresses. */
+  /** Elements that a workload brings by one of its addresses. Returns whether it has an egress IP of the family at all. */
   elementsOf(
     workload: WorkloadEntry,
     address: string,
     family: Family,
     each: (set: string, key: string, value: string) => void,
-  ): void {
+  ): boolean {
     const names = nameOf[family];
     const { egressIP, egress, destinations, elsewhere = {} } = workload;
     const own = egress[family];
@@ -123,25 +123,27 @@ export class SourceNat {
         each(names.snat, address, own.address);
         each(names.own, concat(address, own.address), '');
       }
-      return;
+      return own !== undefined;
     }
     const put = (set: SourceSet, value: string, also?: string): void =>
       each(names[set], also === undefined ? address : concat(address, also), value);
     const everything = this.#egress.everything(workload, family);
-    if (everything.length === 0) put('noegress', '');
+    const leaves = everything.length > 0;
+    if (!leaves) put('noegress', '');
     for (const text of new Set(everything.map((one) => one.address))) put('own', '', text);
     if (egressIP !== undefined) {
       const mark = this.#mark(egressIP);
       put('egressip', mark);
       if (own !== undefined) put('pick', own.address, mark);
     } else if (own !== undefined) put('snat', own.address);
-    if (destinations === undefined) return;
+    if (destinations === undefined) return leaves;
     put('table', markText(this.#tableMarks.get(destinations) ?? 0));
     const [otherwise] = this.#egress.choices(workload, family);
-    if (otherwise?.addresses.length === 0 && everything.length > 0) put('partly', '');
+    if (otherwise?.addresses.length === 0 && leaves) put('partly', '');
     for (const [name, { [family]: there }] of Object.entries(elsewhere)) {
       if (there !== undefined && (name !== egressIP || own === undefined)) put('pick', there.address, this.#mark(name));
     }
+    return leaves;
   }
 
   #mark(egressIP: string): string {
