@@ -12,6 +12,7 @@ import { parsePortsOf, protocolNumber } from './ports.ts';
 import { PrefixSet } from './prefix-set.ts';
 import { must } from './result.ts';
 import { describe, show } from './schema/describe.ts';
+import { SHARED_COUNT_MAX } from './schema/egress-ip.ts';
 import type { KindName, ObjectOf } from './schema/registry.ts';
 
 export type Report = (path: string, expected: string, got: string) => void;
@@ -125,7 +126,11 @@ function egressIP(o: ObjectOf<'EgressIP'>, report: Report): void {
     report('spec', 'namespaces or namespaceSelector ({} is every namespace)', 'neither');
   }
   checkUnicast(addresses ?? [], 'spec.addresses', report);
-  const { bandwidth, destinations = [] } = o.spec;
+  const { allocation, spread, bandwidth, destinations = [] } = o.spec;
+  if (allocation === 'Shared' && count !== undefined && count > SHARED_COUNT_MAX)
+    report('spec.count', `at most ${SHARED_COUNT_MAX} of allocation Shared`, describe(count));
+  if (allocation !== 'Shared' && spread === 'Connection')
+    report('spec.spread', `Pod: of allocation ${allocation} each has one address`, show(spread));
   if (bandwidth !== undefined && bandwidth.egress === undefined && bandwidth.ingress === undefined) {
     report('spec.bandwidth', 'egress or ingress', 'neither');
   }

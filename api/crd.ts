@@ -167,7 +167,7 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
   EgressIP: {
     addresses: {
       type: 'array',
-      description: 'Addresses in force',
+      description: 'Addresses in force, of allocation Shared',
       maxItems: 128,
       items: text(45, 'An address'),
       'x-kubernetes-list-type': 'atomic',
@@ -182,7 +182,7 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
     assignments: {
       type: 'array',
       description: 'Where each address is: its shard, and the gateway that should have it',
-      maxItems: 128,
+      maxItems: 2_048,
       items: {
         type: 'object',
         properties: {
@@ -192,6 +192,27 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
         },
       },
       'x-kubernetes-list-type': 'atomic',
+    },
+    given: text(16, 'Of allocation PerNamespace and PerPod: owners of an address, of how many there may be: 3/8'),
+    owners: {
+      type: 'array',
+      description: 'Of allocation PerNamespace and PerPod: who has which address to itself',
+      maxItems: 1_024,
+      items: {
+        type: 'object',
+        required: ['owner'],
+        properties: {
+          owner: text(317, 'NAMESPACE or NAMESPACE/POD'),
+          addresses: {
+            type: 'array',
+            maxItems: 2,
+            items: text(45, 'An address'),
+            'x-kubernetes-list-type': 'atomic',
+          },
+        },
+      },
+      'x-kubernetes-list-type': 'map',
+      'x-kubernetes-list-map-keys': ['owner'],
     },
     namespaces: count('Namespaces that leave with it'),
     limits: division('What each shard lets through: connections at once, and bits per second', [

@@ -24,8 +24,9 @@ export const MAX_ADDRESSES = 1024;
 /** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
 export const MAX_ERROR = 4096;
 
-/** Addresses of one message, so that it fits into a line. */
+/** Addresses of one message that are taken, and as many as surely fit into a line. */
 export const MAX_HOLDS = 500;
+export const HOLDS_AT_ONCE = 400;
 /** Rules of one message, so that it fits into a line whatever their names. */
 export const MAX_HITS_RULES = 400;
 
@@ -51,7 +52,7 @@ export type ClientMessage =
 /** After a gateway's hello: which egress IPs it has, and whose they are, by its plan. In parts; the last has no `more`. */
 export interface HoldsMessage {
   type: 'holds';
-  /** Address → EgressIP; empty: not known. */
+  /** Address → EgressIP, `EgressIP/NAMESPACE` or `EgressIP/NAMESPACE/POD` that has it to itself; empty: not known. */
   addresses: Record<string, string>;
   more: boolean;
 }
@@ -119,23 +120,49 @@ function parseHolds({ addresses, more }: Record<string, unknown>): Result<HoldsM
   for (const [text, owner] of entries) {
     const address = canonicalAddress(text);
     if (!address.ok) return fail('holds: expected addresses without prefix length or zone');
-    if (owner !== '' && !isPeerName(owner)) return fail('holds: expected names of EgressIPs');
+    if (owner !== '' && !isOwner(owner)) return fail('holds: expected names of EgressIPs');
     held[address.value] = owner as string;
   }
   return { ok: true, value: { type: 'holds', addresses: held, more: more === true } };
 }
 
+/** Names of Kubernetes all have this form. */
+function isOwner(value: unknown): boolean {
+  const names = typeof value === 'string' ? value.split('/') : [];
+  return names.length > 0 && names.length <= 3 && names.every(isPeerName);
+}
+
 /** What a gateway with this plan says after its hello. */
-export function holdsMessages({ shards }: Pick<GatewayPlan, 'shards'>): HoldsMessage[] {
-  const held = Object.values(shards).flatMap(({ egressIPs, owners = {} }) =>
-    egressIPs.map((address) => [address, owners[address] ?? ''] as const),
+export function holdsMessages(plan: Pick<GatewayPlan, 'shards' | 'workloads' | 'egressIPs'>): HoldsMessage[] {
+  const own = ownersIn(plan);
+  const held = Object.values(plan.shards).flatMap(({ egressIPs, owners = {} }) =>
+    egressIPs.map((address) => {
+      const egressIP = owners[address] ?? '';
+      return [address, own.get(`${egressIP} ${address}`) ?? egressIP] as const;
+    }),
   );
   const messages: HoldsMessage[] = [];
   do {
-    const addresses = Object.fromEntries(held.splice(0, MAX_HOLDS));
+    const addresses = Object.fromEntries(held.splice(0, HOLDS_AT_ONCE));
     messages.push({ type: 'holds', addresses, more: held.length > 0 });
   } while (held.length > 0);
   return messages;
+}
+
+/** Of EgressIPs that give each its own address: EgressIP and address → whose it is, as workloads leave with it. */
+function ownersIn({ shards, workloads, egressIPs }: Pick<GatewayPlan, 'shards' | 'workloads' | 'egressIPs'>) {
+  const found = new Map<string, string>();
+  if (!Object.values(egressIPs).some(({ allocation }) => allocation !== undefined)) return found;
+  for (const { namespace, name, egress, elsewhere = {} } of Object.values(workloads)) {
+    for (const { address, shard } of [egress, ...Object.values(elsewhere)].flatMap((ways) => Object.values(ways))) {
+      const egressIP = shards[shard]?.owners?.[address] ?? '';
+      const allocation = egressIPs[egressIP]?.allocation;
+      if (allocation === undefined) continue;
+      const owner = allocation === 'PerPod' ? `${namespace}/${name}` : namespace;
+      found.set(`${egressIP} ${address}`, `${egressIP}/${owner}`);
+    }
+  }
+  return found;
 }
 
 function parseHits({ epoch, rules }: Record<string, unknown>): Result<HitsMessage> {

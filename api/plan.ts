@@ -85,6 +85,8 @@ export interface Egress {
  * name.
  */
 export interface EgressIPEntry {
+  /** Each namespace, or pod, that it serves has an address of it to itself, or none at all. Absent: all have the same. */
+  allocation?: 'PerNamespace' | 'PerPod';
   /** Spread Connection: all its addresses; a flow's hash modulo their number chooses one (kernel/flow-hash.ts). */
   spread?: PerFamily<Egress[]>;
   /** It serves only these: canonical prefixes, sorted. */

@@ -88,6 +88,11 @@ export function answerText(answer: Answer, paint: Paint): string {
     lines.push('Leaves as one of these, by connection:\n');
     for (const way of spread) lines.push(`  ${leavingText(way, paint)}\n`);
   }
+  if (answer.owner !== undefined) {
+    const { egressIP: by, owner } = answer.owner;
+    const what = owner.includes('/') ? 'pod' : 'namespace';
+    lines.push(`EgressIP ${by} gives this address to ${what} ${printable(owner)} alone.\n`);
+  }
   if (egressIP !== undefined) lines.push(`${egressIPText(egressIP)}\n`);
   const bandwidth = (egress ?? spread?.[0])?.bandwidth;
   if (bandwidth !== undefined) lines.push(`${egressBandwidthText(bandwidth)}\n`);

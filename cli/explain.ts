@@ -10,9 +10,7 @@ import { beginsExchange, objectKey, type Pod } from '../api/kinds.ts';
 import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
 import { dropReasons } from '../api/reasons.ts';
 import { must } from '../api/result.ts';
-import { readKeptMemory } from '../controller/kept-memory.ts';
 import { readLists } from '../controller/observe/lists.ts';
-import { emptyMemory, type PlannerMemory } from '../controller/plan/memory.ts';
 import { noPeers } from '../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../controller/plan/plan.ts';
 import { ofKind, type Snapshot } from '../controller/plan/snapshot.ts';
@@ -24,10 +22,11 @@ import { describeLogging } from '../policy/logging.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
 import { answerText } from './explain-text.ts';
+import { memoryOf } from './given-out.ts';
 import { listNotes } from './list-notes.ts';
 import { Exit, json, painter, print, printError, yaml } from './output.ts';
 import { addSaidOptions, knownBy, type Said, type SaidFlags, saidOf } from './said.ts';
-import { loadSource, refusedText, type Source, statusOf } from './source.ts';
+import { loadSource, refusedText, type Source } from './source.ts';
 import { icmpTypeOf, parseNamedTarget, parseTarget, protocolOf, type Target, targetForms } from './target.ts';
 
 interface Query {
@@ -62,6 +61,8 @@ export interface Answer {
   spread?: Leaving[];
   /** Where it says more than an address: the EgressIP. */
   egressIP?: { name: string; destination?: string; maxConnections?: number };
+  /** Of an EgressIP that gives each its own address: which, and to whom alone it gives that of `egress`. */
+  owner?: { egressIP: string; owner: string };
   /** Lists that are not known here, or not as they are now. */
   lists?: string[];
   /** Which flow records it leaves, where rules say so. */
@@ -84,24 +85,6 @@ interface Excluded {
   why: string;
   /** It would apply at another time. */
   outOfSchedule?: true;
-}
-
-/** Addresses as the controller gave them out: its own memory, or what it wrote into the status of the EgressIPs. */
-export async function memoryOf({ path, snapshot }: Source, state: string | undefined): Promise<PlannerMemory> {
-  if (state !== undefined) {
-    const memory = await readKeptMemory(state);
-    if (memory === undefined) throw new Exit(1, `${state} holds no state of a controller`);
-    return memory;
-  }
-  const memory = emptyMemory();
-  for (const egressIP of ofKind(snapshot, 'EgressIP')) {
-    const status = await statusOf(path, egressIP);
-    for (const text of Array.isArray(status?.addresses) ? status.addresses : []) {
-      const address = canonicalAddress(String(text));
-      if (address.ok) memory.allocations[address.value] = { pool: egressIP.spec.pool, owner: egressIP.metadata.name };
-    }
-  }
-  return memory;
 }
 
 export async function explain(source: Source, query: Query, state?: string, now = Date.now()): Promise<Answer> {
@@ -145,9 +128,11 @@ export async function explain(source: Source, query: Query, state?: string, now 
   // An accept above the service context has none, so that who decides is who permits.
   const webhook =
     answer.verdict === 'accept' ? result.webhooks.get(answer.policy.decision.rule ?? '')?.host : undefined;
+  const owned = result.memory.owners[answer.egress?.address ?? ''];
   return {
     ...answer,
     excluded: excluded(source.snapshot, pod, applied, result),
+    ...(owned !== undefined && { owner: { egressIP: owned.egressIP, owner: owned.owner } }),
     ...(notes.length === 0 ? {} : { lists: notes }),
     ...(webhook === undefined ? {} : { webhook }),
   };
@@ -206,7 +191,16 @@ function answerOf(
   const carriage = compileCarriage(gatewayPlan);
   const destination = { address: must(parseAddress(address)), protocol: base.protocol };
   const settled = carriage.settled(workload, { ...destination, ...(port === undefined ? {} : { port }) });
-  if (settled !== undefined) return { ...head, ...settled, summary: settledText(settled, address, pool) };
+  if (settled !== undefined) {
+    const { egressIP } = carriage.egress.towards(workload, destination.address);
+    const allocation = gatewayPlan.egressIPs[egressIP ?? '']?.allocation;
+    const each = allocation === 'PerPod' ? 'pod' : 'namespace';
+    const none =
+      allocation !== undefined && settled.reason === 'no-egress-ip'
+        ? ` EgressIP ${egressIP} gives each ${each} an address of its own, and none is left for it.`
+        : '';
+    return { ...head, ...settled, summary: settledText(settled, address, pool) + none };
+  }
   const { icmpType } = base;
   if (icmpType !== undefined && !beginsExchange(family, icmpType)) return { ...head, ...invalid(icmpType) };
   const choice = carriage.egress.towards(workload, destination.address);

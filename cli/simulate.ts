@@ -20,7 +20,8 @@ import { protocolName } from '../policy/destination.ts';
 import { unreadLists } from '../policy/external-service.ts';
 import { qualifiedName } from '../policy/order.ts';
 import { sourceArgument } from './controller.ts';
-import { memoryOf, timeArgument } from './explain.ts';
+import { timeArgument } from './explain.ts';
+import { memoryOf } from './given-out.ts';
 import {
   Exit,
   json,

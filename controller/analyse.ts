@@ -142,7 +142,7 @@ const warningReasons = new Set([
 ]);
 
 /** Of what hinders an EgressIP, that which the manifests alone decide. */
-const programReasons = new Set(['NamespaceNotAllowed', 'PoolExhausted']);
+const programReasons = new Set(['NamespaceNotAllowed', 'PoolExhausted', 'AddressesExhausted']);
 
 /** In the order of the manifests. */
 function* statusFindings(snapshot: Snapshot, { statuses, warnings }: PlanResult): Generator<ObjectFinding> {
@@ -370,7 +370,10 @@ function* namespaceFindings(snapshot: Snapshot, result: PlanResult): Generator<O
     }
     const own = workloads.filter((workload) => workload.namespace === name);
     const [pool] = [...result.pools.values()].filter((one) => Object.hasOwn(one.workloads, own[0]?.uid ?? ''));
-    const without = own.filter((workload) => pool !== undefined && !hasAddress(workload, pool));
+    // Of one that an EgressIP serves, which has none to give, that one says so.
+    const without = own.filter(
+      (workload) => pool !== undefined && workload.egressIP === undefined && !hasAddress(workload, pool),
+    );
     if (without.length === 0) continue;
     const who = without.length === own.length ? 'its pods' : `${without.length} of its ${own.length} pods`;
     const drops = pool !== undefined && 'pool' in pool.settings && pool.settings.pool.unassigned === 'Drop';

@@ -67,7 +67,7 @@ export class KeptMemory implements Memory {
     this.#memory = next;
     const changed = (parts: readonly (keyof PlannerMemory)[]): boolean =>
       parts.some((part) => last[part] !== next[part] && !sameJson(last[part], next[part]));
-    const first = generation >= this.#reserved || changed(['allocations', 'shardIndices', 'lastServices']);
+    const first = generation >= this.#reserved || changed(['allocations', 'owners', 'shardIndices', 'lastServices']);
     if (generation >= this.#reserved) this.#reserved = generation + GENERATION_BLOCK;
     if (first || changed(['gatewayAddresses', 'shared'])) {
       const { released: _, ...memory } = next;

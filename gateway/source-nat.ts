@@ -29,11 +29,11 @@ const marksOf = (names: Iterable<string>): Map<string, number> =>
     ]),
   );
 
-/** EgressIP name → packet mark; of those of which the plan says more than a bandwidth. */
+/** EgressIP name → packet mark; of those of which the plan says something that a flow's first packet asks for. */
 export const egressMarks = ({ egressIPs }: Pick<GatewayPlan, 'egressIPs'>): Map<string, number> =>
   marksOf(
-    Object.entries(egressIPs).flatMap(([name, { bandwidth, ...more }]) =>
-      bandwidth !== undefined && Object.keys(more).length === 0 ? [] : name,
+    Object.entries(egressIPs).flatMap(([name, { bandwidth, allocation, ...more }]) =>
+      (bandwidth ?? allocation) !== undefined && Object.keys(more).length === 0 ? [] : name,
     ),
   );
 

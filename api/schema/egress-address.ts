@@ -29,6 +29,20 @@ export const egressAddressSpec = Type.Object(
     egressIP: Type.Optional(
       objectName({ description: 'Who has it, or had it last; absent: a gateway had it, for nobody that is known' }),
     ),
+    owner: Type.Optional(
+      Type.String({
+        maxLength: 317,
+        description:
+          'NAMESPACE or NAMESPACE/POD to which alone the EgressIP gives it, or gave it last; absent: to nobody, or to all that it selects',
+      }),
+    ),
+    ownerGoneAt: Type.Optional(
+      Type.String({
+        maxLength: 64,
+        description:
+          'Since when the owner is no more: the address rests for the quarantine of its pool, before another owner',
+      }),
+    ),
     releasedAt: Type.Optional(
       Type.String({
         maxLength: 64,

@@ -8,6 +8,9 @@ import { addressText, destinationText, label, labelSelectorSchema, objectName, o
 
 /** CEL of a field that no update may change. */
 export const IMMUTABLE = 'self == oldSelf';
+/** Addresses per family that one EgressIP may draw, and of one whose workloads all have the same. */
+export const COUNT_MAX = 1_024;
+export const SHARED_COUNT_MAX = 64;
 const immutable = (field: string) => [{ rule: IMMUTABLE, message: `${field} cannot be changed` }];
 
 export const egressIPPoolSpec = Type.Object(
@@ -50,10 +53,17 @@ export const egressIPSpec = Type.Object(
         description: 'These addresses of the pool; or count',
       }),
     ),
-    count: Type.Optional(Type.Integer({ minimum: 1, maximum: 64, description: 'Per family that the pool has' })),
-    allocation: oneOf(['Shared'], {
+    count: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: COUNT_MAX,
+        description: `Per family that the pool has; of allocation Shared at most ${SHARED_COUNT_MAX}`,
+      }),
+    ),
+    allocation: oneOf(['Shared', 'PerNamespace', 'PerPod'], {
       default: 'Shared',
-      description: 'Shared: all its namespaces leave with the same addresses',
+      description:
+        'Shared: all its workloads leave with the same addresses. PerNamespace, PerPod: each namespace, or pod by its name, has one address per family of them to itself, as long as there are enough',
     }),
     namespaces: Type.Optional(
       Type.Array(label(), {
@@ -104,6 +114,14 @@ export const egressIPSpec = Type.Object(
     additionalProperties: false,
     cel: [
       { rule: 'has(self.addresses) != has(self.count)', message: 'exactly one of addresses and count is required' },
+      {
+        rule: `!has(self.count) || self.count <= ${SHARED_COUNT_MAX} || (has(self.allocation) && self.allocation != 'Shared')`,
+        message: `count is at most ${SHARED_COUNT_MAX}, but for allocation PerNamespace and PerPod`,
+      },
+      {
+        rule: "!has(self.spread) || self.spread == 'Pod' || !has(self.allocation) || self.allocation == 'Shared'",
+        message: 'spread Connection needs allocation Shared: of PerNamespace and PerPod each has one address',
+      },
       {
         rule: 'has(self.namespaces) != has(self.namespaceSelector)',
         message: 'exactly one of namespaces and namespaceSelector is required',

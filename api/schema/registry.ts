@@ -162,8 +162,10 @@ export const sluiceKinds: readonly KindInfo[] = [
     columns: [
       spec('Pool', 'pool'),
       fact('Addresses', 'addresses'),
+      fact('Given', 'given'),
       fact('Gateways', 'gateways'),
       fact('Namespaces', 'namespaces', 'integer'),
+      { ...spec('Allocation', 'allocation'), priority: 1 },
       { name: 'Destinations', type: 'string', jsonPath: '.spec.destinations', priority: 1 },
       condition('Conflicted'),
       ...states,
@@ -248,6 +250,7 @@ export const egressAddressKind: Omit<KindInfo, 'kind'> & { kind: 'EgressAddress'
   columns: [
     spec('Address', 'address'),
     spec('EgressIP', 'egressIP'),
+    spec('Owner', 'owner'),
     spec('Pool', 'pool'),
     spec('Released', 'releasedAt'),
     ageColumn,
@@ -284,6 +287,4 @@ export const absentFields: Readonly<Partial<Record<KindName, Readonly<Record<str
   GatewayPool: { spec: gatewayPoolAbsent },
 };
 /** The same for single values of an enum: kind, path of the field, values. */
-export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {
-  EgressIP: { 'spec.allocation': ['PerNamespace', 'PerPod'] },
-};
+export const absentValues: Readonly<Partial<Record<KindName, Readonly<Record<string, readonly string[]>>>>> = {};

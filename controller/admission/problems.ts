@@ -21,6 +21,7 @@ import { type Layout, LayoutPlanner } from '../plan/layout.ts';
 import type { PlannerMemory } from '../plan/memory.ts';
 import { knowsNames, nameProblem } from '../plan/name-status.ts';
 import type { Objects } from '../plan/objects.ts';
+import { isPerOwner } from '../plan/owners.ts';
 import { noPeers } from '../plan/peers.ts';
 import { webhooksOf } from '../plan/webhooks.ts';
 
@@ -54,6 +55,7 @@ export const hints: Readonly<Record<string, readonly [where: string, todo: strin
   OutOfPool: ['spec.addresses: ', 'name an address of the pool, or add it to the ranges of the pool'],
   NamespaceNotAllowed: ['', 'take it out, or have its labels match the namespaceSelector of the pool'],
   PoolExhausted: ['spec.count: ', 'it is given one when one is free'],
+  AddressesExhausted: ['', 'they are given one when one is free: list more addresses, or raise the count'],
   NamespaceTaken: ['', ''],
   DestinationTaken: ['spec.destinations: ', ''],
   InsideAddressTaken: ['', 'choose an address on the inside that no other has'],
@@ -137,9 +139,15 @@ function lost(but: string, { addresses }: Layout, after: Objects, { memory }: Su
     after.EgressIP.flatMap(({ metadata, spec }) => (spec.count === undefined ? [] : [metadata.name])),
   );
   const { allocations } = addresses.allocation;
+  // Of one that gives each its own, what nobody has is no loss.
+  const giving = new Set(after.EgressIP.flatMap((one) => (isPerOwner(one) ? [one.metadata.name] : [])));
+  const isIdle = (address: string, egressIP: string): boolean => {
+    const owner = memory.owners[address];
+    return giving.has(egressIP) && (owner?.egressIP !== egressIP || owner.goneAt !== undefined);
+  };
   return Object.entries(memory.allocations).flatMap(([address, { owner, releasedAt }]) => {
     const key = `EgressIP/${owner}`;
-    if (releasedAt !== undefined || key === but || !drawing.has(owner)) return [];
+    if (releasedAt !== undefined || key === but || !drawing.has(owner) || isIdle(address, owner)) return [];
     const now = allocations[address];
     if (now?.owner === owner && now.releasedAt === undefined) return [];
     // Where its pool is gone, or it wants fewer, nobody took it.

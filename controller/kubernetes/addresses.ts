@@ -6,17 +6,23 @@ import { formatAddress, parseAddress } from '../../api/address.ts';
 import { API_VERSION } from '../../api/names.ts';
 import { isRecord, sameJson } from '../../api/plan-delta.ts';
 import { addressOfName, EGRESS_ADDRESS_PLURAL, egressAddressName } from '../../api/schema/egress-address.ts';
-import type { Allocation } from '../plan/memory.ts';
+import type { AddressOwner, Allocation, PlannerMemory } from '../plan/memory.ts';
 import { obtain, obtainAll, Refused } from './obtain.ts';
 import type { Api, Json, Question } from './requests.ts';
 
-type Allocations = Readonly<Record<string, Allocation>>;
+type Given = Pick<PlannerMemory, 'allocations' | 'owners'>;
+
+/** What one object says. */
+interface Said {
+  allocation: Allocation;
+  owner?: AddressOwner;
+}
 
 interface Known {
   name: string;
   uid: string;
   resourceVersion: string;
-  allocation: Allocation;
+  said: Said;
 }
 
 /** Somebody else has written what we were about to. */
@@ -35,8 +41,13 @@ export class AddressObjects {
     this.#api = api;
   }
 
-  get allocations(): Record<string, Allocation> {
-    return Object.fromEntries([...this.#known].map(([address, { allocation }]) => [address, allocation]));
+  get given(): Given {
+    const given: Given = { allocations: {}, owners: {} };
+    for (const [address, { said }] of this.#known) {
+      given.allocations[address] = said.allocation;
+      if (said.owner !== undefined) given.owners[address] = said.owner;
+    }
+    return given;
   }
 
   /** All of them, as they are now. */
@@ -50,12 +61,14 @@ export class AddressObjects {
   }
 
   /** Afterwards they are these. Throws Conflict, or what kept the API server from it: then some may be written. */
-  async write(allocations: Allocations): Promise<void> {
+  async write({ allocations, owners }: Given): Promise<void> {
     const work: (() => Promise<void>)[] = [];
     for (const [address, allocation] of Object.entries(allocations)) {
       const known = this.#known.get(address);
-      if (known === undefined) work.push(() => this.#create(address, allocation));
-      else if (!sameJson(known.allocation, allocation)) work.push(() => this.#replace(address, known, allocation));
+      const owner = owners[address];
+      const said = { allocation, ...(owner?.egressIP === allocation.owner && { owner }) };
+      if (known === undefined) work.push(() => this.#create(address, said));
+      else if (!sameJson(known.said, said)) work.push(() => this.#replace(address, known, said));
     }
     for (const [address, known] of this.#known) {
       if (!Object.hasOwn(allocations, address)) work.push(() => this.#delete(address, known));
@@ -70,13 +83,13 @@ export class AddressObjects {
     if (failures.length > 0) throw conflict ?? failures[0];
   }
 
-  async #create(address: string, allocation: Allocation): Promise<void> {
-    const body = bodyOf(address, allocation);
+  async #create(address: string, said: Said): Promise<void> {
+    const body = bodyOf(address, said);
     this.#learn(address, await this.#ask(address, { method: 'POST', path: PATH, body }));
   }
 
-  async #replace(address: string, { name, resourceVersion }: Known, allocation: Allocation): Promise<void> {
-    const body = bodyOf(address, allocation, resourceVersion);
+  async #replace(address: string, { name, resourceVersion }: Known, said: Said): Promise<void> {
+    const body = bodyOf(address, said, resourceVersion);
     this.#learn(address, await this.#ask(address, { method: 'PUT', path: `${PATH}/${name}`, body }));
   }
 
@@ -109,7 +122,8 @@ export class AddressObjects {
   }
 }
 
-function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resourceVersion?: string): Json {
+function bodyOf(address: string, { allocation, owner: own }: Said, resourceVersion?: string): Json {
+  const { pool, owner, releasedAt } = allocation;
   const parsed = parseAddress(address);
   if (!parsed.ok) throw new Error(`no address: ${address}`);
   return {
@@ -120,6 +134,8 @@ function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resour
       address: formatAddress(parsed.value),
       pool,
       ...(owner !== '' && { egressIP: owner }),
+      ...(own !== undefined && { owner: own.owner }),
+      ...(own?.goneAt !== undefined && { ownerGoneAt: new Date(own.goneAt).toISOString() }),
       ...(releasedAt !== undefined && { releasedAt: new Date(releasedAt).toISOString() }),
     },
   };
@@ -129,11 +145,17 @@ function bodyOf(address: string, { pool, owner, releasedAt }: Allocation, resour
 function parse(item: unknown): [string, Known] | undefined {
   if (!isRecord(item) || !isRecord(item.metadata) || !isRecord(item.spec)) return undefined;
   const { name, uid, resourceVersion } = item.metadata;
-  const { pool, egressIP = '', releasedAt } = item.spec;
+  const { pool, egressIP = '', owner } = item.spec;
   if (typeof name !== 'string' || typeof uid !== 'string' || typeof resourceVersion !== 'string') return undefined;
   const address = addressOfName(name);
   if (address === undefined || typeof pool !== 'string' || typeof egressIP !== 'string') return undefined;
-  const at = typeof releasedAt === 'string' ? Date.parse(releasedAt) : undefined;
-  const allocation = { pool, owner: egressIP, ...(at !== undefined && !Number.isNaN(at) && { releasedAt: at }) };
-  return [address, { name, uid, resourceVersion, allocation }];
+  const [releasedAt, goneAt] = [timeOf(item.spec.releasedAt), timeOf(item.spec.ownerGoneAt)];
+  const said: Said = { allocation: { pool, owner: egressIP, ...(releasedAt !== undefined && { releasedAt }) } };
+  if (typeof owner === 'string') said.owner = { egressIP, owner, ...(goneAt !== undefined && { goneAt }) };
+  return [address, { name, uid, resourceVersion, said }];
+}
+
+function timeOf(text: unknown): number | undefined {
+  const time = typeof text === 'string' ? Date.parse(text) : Number.NaN;
+  return Number.isNaN(time) ? undefined : time;
 }

@@ -43,7 +43,7 @@ export class ClusterMemory implements Memory {
   readonly #disk: KeptMemory;
   #memory: PlannerMemory;
   /** What the objects say. */
-  #written: PlannerMemory['allocations'] | undefined;
+  #written: Pick<PlannerMemory, 'allocations' | 'owners'> | undefined;
   #reserved = 0;
   /** As it was read or written last; undefined: there is none. */
   #numbers: Json | undefined;
@@ -67,8 +67,13 @@ export class ClusterMemory implements Memory {
       await memory.close();
       throw error;
     }
-    const known = disk.memory.allocations;
-    memory.rest(Object.entries(known).map(([address, { pool, owner }]) => ({ address, pool, owner })));
+    const known = Object.entries(disk.memory.allocations);
+    memory.rest(
+      known.map(([address, { pool, owner }]) => {
+        const own = disk.memory.owners[address];
+        return { address, pool, owner, ...(own?.egressIP === owner && { to: own.owner }) };
+      }),
+    );
     return memory;
   }
 
@@ -90,8 +95,10 @@ export class ClusterMemory implements Memory {
   async keep(next: PlannerMemory, generation: number): Promise<boolean> {
     const last = this.#memory;
     try {
-      if (next.allocations !== this.#written) await this.#objects.write(next.allocations);
-      this.#written = next.allocations;
+      const { allocations, owners } = next;
+      if (allocations !== this.#written?.allocations || owners !== this.#written.owners)
+        await this.#objects.write({ allocations, owners });
+      this.#written = { allocations, owners };
       const numbers = { generation: Math.max(this.#reserved, generation), shardIndices: next.shardIndices };
       const block = generation >= this.#reserved;
       if (block) numbers.generation = generation + GENERATION_BLOCK;
@@ -128,7 +135,7 @@ export class ClusterMemory implements Memory {
     await this.#objects.read();
     const { generation, shardIndices } = await this.#readNumbers();
     this.#reserved = Math.max(this.#reserved, generation);
-    this.#memory = { ...this.#memory, allocations: this.#objects.allocations, shardIndices };
+    this.#memory = { ...this.#memory, ...this.#objects.given, shardIndices };
   }
 
   async #readNumbers(): Promise<Numbers> {

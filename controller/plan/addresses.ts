@@ -107,18 +107,26 @@ export class AddressPlanner {
   }
 
   #allocate({ EgressIPPool: pools, EgressIP: egressIPs }: Objects, memory: PlannerMemory, now: number): Allocated {
-    const from = [pools, egressIPs, memory.allocations, this.#reserved];
     const last = this.#allocated;
+    const owners = last?.result.asksOwners === true ? memory.owners : undefined;
+    const from = [pools, egressIPs, memory.allocations, this.#reserved, owners];
     if (last !== undefined && sameItems(last.from, from) && last.at <= now && (now === last.at || now < last.until)) {
       return last;
     }
     const findings = new Findings();
     const reserved = new Set(this.#reserved);
-    const made = allocate({ pools, egressIPs, previous: memory.allocations, now, reserved }, findings);
+    const made = allocate(
+      { pools, egressIPs, previous: memory.allocations, owners: memory.owners, now, reserved },
+      findings,
+    );
     const allocations = sameRecord(memory.allocations, made.allocations);
     const addresses = sameMap(last?.result.addresses, made.addresses);
     // What is not remembered yet may be decided otherwise a moment later.
-    const until = allocations === memory.allocations ? quarantinesEnd(allocations, pools, now) : now;
+    const until =
+      allocations === memory.allocations
+        ? Math.min(quarantinesEnd(allocations, pools, now), made.wakeAt ?? Number.POSITIVE_INFINITY)
+        : now;
+    if (made.asksOwners) from[4] = memory.owners;
     this.#allocated = { from, result: { ...made, allocations, addresses }, findings, at: now, until };
     return this.#allocated;
   }

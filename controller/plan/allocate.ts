@@ -2,7 +2,7 @@
  * EgressIP → addresses. What is given out is an input (memory), so the result does not depend on order or restarts:
  * an owner keeps its addresses as long as it wants as many. Between two that claim one address the older object wins.
  * An address that an owner gave back may be *drawn* by another only after the pool's quarantine; an explicit
- * claim is an operator's word and does not wait. Left out: PerNamespace and PerPod allocation.
+ * claim is an operator's word and does not wait. To whom an EgressIP gives which of its addresses: owners.ts.
  */
 import {
   type Address,
@@ -17,13 +17,14 @@ import { type EgressIP, type EgressIPPool, objectKey } from '../../api/kinds.ts'
 import { type Family, families, type PerFamily } from '../../api/plan.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { Findings } from './condition.ts';
-import type { Allocation } from './memory.ts';
+import type { Allocation, PlannerMemory } from './memory.ts';
 
 export interface AllocationInput {
   /** Both oldest first. */
   pools: readonly EgressIPPool[];
   egressIPs: readonly EgressIP[];
   previous: Readonly<Record<string, Allocation>>;
+  owners: PlannerMemory['owners'];
   now: number;
   /** Addresses that no EgressIP may have: next hops, gateways' and nodes' own. */
   reserved: ReadonlySet<string>;
@@ -35,6 +36,8 @@ export interface AllocationResult {
   allocations: Record<string, Allocation>;
   /** When the first quarantine that somebody waits for ends. */
   wakeAt?: number;
+  /** Whether it is another with other `owners`, though nobody draws more or fewer. */
+  asksOwners: boolean;
 }
 
 interface DrawPool {
@@ -59,6 +62,19 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
     return allocation !== undefined && allocation.releasedAt === undefined ? allocation.owner : undefined;
   };
 
+  let wakeAt = Number.POSITIVE_INFINITY;
+  let asksOwners = false;
+  /** What is no longer in the pool stays for whom it was given to, and is given to nobody else. */
+  const stays = (owner: EgressIP, text: string): boolean => {
+    if (owner.spec.allocation === 'Shared') return true;
+    asksOwners = true;
+    const { egressIP, goneAt } = input.owners[text] ?? {};
+    if (egressIP !== owner.metadata.name) return false;
+    if (goneAt === undefined) return true;
+    const end = goneAt + quarantineOf(pools.get(owner.spec.pool)?.object);
+    if (end > input.now) wakeAt = Math.min(wakeAt, end);
+    return end > input.now;
+  };
   const claim = (owner: EgressIP): void => {
     const pool = pools.get(owner.spec.pool)?.set;
     const key = objectKey(owner);
@@ -73,7 +89,7 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
         findings.refuse(key, 'AddressReserved', `${text} is a next hop or a gateway's own address`);
       } else if (pool?.has(address) === true) {
         given.set(text, name);
-      } else if (holderBefore(text) === name) {
+      } else if (holderBefore(text) === name && stays(owner, text)) {
         given.set(text, name);
         findings.add(key, 'Accepted', 'True', 'OutOfPool', `${text} is no longer in EgressIPPool ${owner.spec.pool}`);
       } else {
@@ -81,9 +97,12 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
       }
     }
   };
-  // What an owner drew before, lowest first if it now wants fewer.
+  // What an owner drew before; if it now wants fewer, what somebody has to himself first, then the lowest.
   const counts = new Map<string, PerFamily<number>>();
-  const before = byOwner(input.previous);
+  const before = byOwner(input.previous, (text) => {
+    const owner = input.owners[text];
+    return owner !== undefined && owner.goneAt === undefined && owner.egressIP === input.previous[text]?.owner;
+  });
   const keep = (owner: EgressIP, released: boolean): void => {
     const { name } = owner.metadata;
     const { pool, count = 0 } = owner.spec;
@@ -93,7 +112,7 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
       if (allocation.pool !== pool || (allocation.releasedAt !== undefined) !== released) continue;
       if ((kept[family] ?? 0) >= count || given.has(text) || input.reserved.has(text)) continue;
       if (pools.get(pool)?.set.has(address) !== true) {
-        if (released) continue;
+        if (released || !stays(owner, text)) continue;
         const message = `${text} is no longer in EgressIPPool ${pool}`;
         findings.add(objectKey(owner), 'Accepted', 'True', 'OutOfPool', message);
       }
@@ -112,7 +131,6 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
 
   // New ones from the pool. What one owner walked past no later one can have, so each pool is walked once.
   const walks = new Map<string, { addresses: Generator<string>; nextFree: number }>();
-  let wakeAt: number | undefined;
   for (const owner of owners) {
     const pool = pools.get(owner.spec.pool);
     if (pool === undefined) continue;
@@ -139,13 +157,14 @@ export function allocate(input: AllocationInput, findings: Findings): Allocation
         missing--;
       }
       if (missing > 0) {
-        if (walk.nextFree < Number.POSITIVE_INFINITY) wakeAt = Math.min(wakeAt ?? walk.nextFree, walk.nextFree);
+        wakeAt = Math.min(wakeAt, walk.nextFree);
         const message = `EgressIPPool ${owner.spec.pool} has no free IPv${family} address (${missing} missing)`;
         findings.add(objectKey(owner), 'Programmed', 'False', 'PoolExhausted', message);
       }
     }
   }
-  return { ...collect(owners, given, input, pools), ...(wakeAt === undefined ? {} : { wakeAt }) };
+  const collected = collect(owners, given, input, pools);
+  return { ...collected, asksOwners, ...(wakeAt < Number.POSITIVE_INFINITY && { wakeAt }) };
 }
 
 interface Held {
@@ -154,14 +173,18 @@ interface Held {
   allocation: Allocation;
 }
 
-/** In order of address. */
-function byOwner(allocations: Readonly<Record<string, Allocation>>): Map<string, Held[]> {
+/** Those that are used first; in order of address. */
+function byOwner(
+  allocations: Readonly<Record<string, Allocation>>,
+  used: (address: string) => boolean,
+): Map<string, Held[]> {
   const owners = new Map<string, Held[]>();
   const all = Object.entries(allocations).flatMap(([text, allocation]) => {
     const parsed = parseAddress(text);
     return parsed.ok ? [{ text, allocation, address: parsed.value }] : [];
   });
-  for (const item of all.sort((a, b) => compareAddresses(a.address, b.address))) {
+  all.sort((a, b) => compareAddresses(a.address, b.address));
+  for (const item of [...all.filter(({ text }) => used(text)), ...all.filter(({ text }) => !used(text))]) {
     const list = owners.get(item.allocation.owner);
     if (list === undefined) owners.set(item.allocation.owner, [item]);
     else list.push(item);
@@ -210,9 +233,11 @@ function quarantineEnd(
   now: number,
 ): number {
   if (allocation === undefined) return 0;
-  const seconds = pools.get(allocation.pool)?.object.spec.quarantineSeconds ?? 300;
-  return (allocation.releasedAt ?? now) + 1000 * seconds;
+  return (allocation.releasedAt ?? now) + quarantineOf(pools.get(allocation.pool)?.object);
 }
+
+/** Milliseconds. */
+export const quarantineOf = (pool: EgressIPPool | undefined): number => 1000 * (pool?.spec.quarantineSeconds ?? 300);
 
 /** When the first of the quarantines that last now ends. */
 export function quarantinesEnd(

@@ -5,12 +5,13 @@
  * first), age, name. Only an EgressIP of the pod's own gateway pool counts, and only where its EgressIPPool lets the
  * namespace draw. Spread Pod: rendezvous of the pod over the addresses, so that few pods move when one is added.
  */
-import { type EgressIP, type EgressIPPool, type Namespace, objectKey } from '../../api/kinds.ts';
+import { type EgressIP, type EgressIPPool, type Namespace, objectKey, type Pod } from '../../api/kinds.ts';
 import { type Egress, families, type PerFamily } from '../../api/plan.ts';
 import { matches } from '../../policy/selector.ts';
 import type { Findings } from './condition.ts';
 import type { Destinations } from './destinations.ts';
 import { sameList } from './memo.ts';
+import type { PlannedOwners } from './owners.ts';
 import type { CountedPod } from './pods.ts';
 import { labelsOf, type Pool } from './pools.ts';
 import { rendezvousPick } from './rendezvous.ts';
@@ -30,6 +31,8 @@ export interface Candidate {
 /** A candidate with its addresses and their shards; absent: it has none. A value. */
 export interface Serving extends Pick<Candidate, 'egressIP' | 'rank'> {
   addresses: PerFamily<Egress[]> | undefined;
+  /** Instead, by name of the pod, of one that gives each its own. */
+  pods?: ReadonlyMap<string, PerFamily<Egress[]>>;
 }
 
 export interface Assignment {
@@ -42,8 +45,8 @@ export interface Assignment {
 export interface Assigner {
   /** EgressIPs that serve pods of a namespace, in order of precedence. */
   candidates(namespace: string): readonly Candidate[];
-  /** Namespaces that an EgressIP serves, wholly or by some pods. */
-  namespaces(egressIP: string): number;
+  /** Namespaces that an EgressIP serves, wholly or by some pods; oldest first. */
+  served(egressIP: string): readonly Namespace[];
 }
 
 export const mayDraw = ({ spec }: EgressIPPool, namespace: Namespace): boolean =>
@@ -62,7 +65,7 @@ export function assigner(
 ): Assigner {
   const conflicts = new Conflicts();
   const candidates = new Map<string, Candidate[]>();
-  const served = new Map<string, number>();
+  const served = new Map<string, Namespace[]>();
   // Most EgressIPs list their namespaces: those are found by name, and only selectors are tried on each namespace.
   const ageOf = new Map(egressIPs.map((egressIP, index) => [egressIP, index]));
   const listing = new Map<string, EgressIP[]>();
@@ -106,18 +109,31 @@ export function assigner(
     const whole = list.findIndex(({ rank, prefixes }) => rank >= WITHOUT_POD && prefixes === undefined);
     for (const [at, { egressIP, prefixes }] of list.entries()) {
       if (whole !== -1 && at > whole && prefixes === undefined) continue;
-      served.set(egressIP.metadata.name, (served.get(egressIP.metadata.name) ?? 0) + 1);
+      const known = served.get(egressIP.metadata.name);
+      if (known === undefined) served.set(egressIP.metadata.name, [namespace]);
+      else known.push(namespace);
     }
   }
   return {
     candidates: (namespace) => candidates.get(namespace) ?? [],
-    namespaces: (egressIP) => served.get(egressIP) ?? 0,
+    served: (egressIP) => served.get(egressIP) ?? [],
   };
 }
 
-/** The EgressIPs that a pod leaves with. */
+/** The EgressIPs that a pod leaves with, and with which of their addresses. */
 export function assignmentOf(serving: readonly Serving[], { pod }: CountedPod): Assignment {
-  const own = serving.filter(
+  const { otherwise, destinations } = chosenOf(serving, pod);
+  const own = (one: Serving): Serving =>
+    one.pods === undefined ? one : { ...one, addresses: one.pods.get(pod.metadata.name) };
+  return { ...(otherwise !== undefined && { otherwise: own(otherwise) }), destinations: destinations.map(own) };
+}
+
+/** Those of `candidates`, in order of precedence, that serve a pod. */
+export function chosenOf<C extends Pick<Candidate, 'egressIP' | 'rank'>>(
+  candidates: readonly C[],
+  pod: Pod,
+): { otherwise?: C; destinations: readonly C[] } {
+  const own = candidates.filter(
     ({ egressIP, rank }) => rank >= WITHOUT_POD || matches(egressIP.spec.podSelector, pod.metadata.labels),
   );
   const otherwise = own.find(({ egressIP }) => egressIP.spec.destinations === undefined);
@@ -143,6 +159,7 @@ export function podConflicts(candidates: readonly Candidate[], pods: readonly Co
 export function servingsOf(
   assign: Assigner,
   addresses: ReadonlyMap<string, PerFamily<Egress[]>>,
+  given: PlannedOwners['given'],
   namespaces: readonly Namespace[],
   last: ReadonlyMap<string, readonly Serving[]> | undefined,
 ): Map<string, readonly Serving[]> {
@@ -153,9 +170,14 @@ export function servingsOf(
     if (list.length === 0) continue;
     const known = last?.get(name) ?? [];
     const now = list.map(({ egressIP, rank }, at): Serving => {
-      const [before, by] = [known[at], addresses.get(egressIP.metadata.name)];
+      const before = known[at];
+      const own = given.get(egressIP.metadata.name);
+      const ofNamespace = own?.namespaces.get(name);
+      const by = own === undefined ? addresses.get(egressIP.metadata.name) : ofNamespace?.all;
+      const pods = ofNamespace?.pods;
       const same = before?.egressIP === egressIP && before.rank === rank && before.addresses === by;
-      return same ? before : { egressIP, rank, addresses: by };
+      if (same && before.pods === pods) return before;
+      return { egressIP, rank, addresses: by, ...(pods !== undefined && { pods }) };
     });
     servings.set(name, sameList(known, now));
   }

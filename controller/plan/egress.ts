@@ -18,6 +18,7 @@ import { compileEgress } from '../../policy/egress.ts';
 import { type Assignment, egressOf } from './assign.ts';
 import type { Destinations } from './destinations.ts';
 import { egressBandwidthOf } from './limits.ts';
+import { isPerOwner, type PlannedOwners, placedOf } from './owners.ts';
 import type { CountedPod } from './pods.ts';
 
 type EgressFields = Pick<WorkloadEntry, 'egress' | 'egressIP' | 'destinations' | 'elsewhere'>;
@@ -31,19 +32,23 @@ const saysMore = (egressIP: EgressIP): boolean =>
 export function egressEntries(
   egressIPs: readonly EgressIP[],
   placed: ReadonlyMap<string, PerFamily<Egress[]>>,
+  given: PlannedOwners['given'],
   destinations: Destinations,
   poolOf: (egressIP: EgressIP) => string,
 ): Map<string, Record<string, EgressIPEntry>> {
   const entries = new Map<string, Record<string, EgressIPEntry>>();
   for (const egressIP of egressIPs) {
-    if (!saysMore(egressIP) && egressIP.spec.bandwidth === undefined) continue;
+    if (!saysMore(egressIP) && egressIP.spec.bandwidth === undefined && !isPerOwner(egressIP)) continue;
     const { name } = egressIP.metadata;
-    const { maxConnections } = egressIP.spec;
+    const { allocation, maxConnections } = egressIP.spec;
     const pool = poolOf(egressIP);
     const own = placed.get(name) ?? {};
-    const shards = shardsOf(own).map((shard) => `${pool}/${shard}`);
+    const perOwner = given.get(name);
+    const used = perOwner === undefined ? own : placedOf(perOwner);
+    const shards = shardsOf(used).map((shard) => `${pool}/${shard}`);
     const prefixes = destinations.get(name);
     const entry: EgressIPEntry = {};
+    if (allocation !== 'Shared') entry.allocation = allocation;
     if (spreads(egressIP)) entry.spread = own;
     if (prefixes) entry.destinations = [...prefixes];
     if (maxConnections !== undefined) entry.limits = { maxConnections, shards };
@@ -73,8 +78,10 @@ export class NamespaceEgress {
     const fields: EgressFields = { egress: {} };
     if (otherwise !== undefined) {
       const { egressIP, addresses } = otherwise;
-      if (saysMore(egressIP)) fields.egressIP = egressIP.metadata.name;
       if (!spreads(egressIP)) fields.egress = egressOf(pod, addresses);
+      // That it is served, though with nothing, is said by the name alone.
+      const without = isPerOwner(egressIP) && Object.keys(fields.egress).length === 0;
+      if (saysMore(egressIP) || without) fields.egressIP = egressIP.metadata.name;
     }
     if (destinations.length === 0) return fields;
     fields.destinations = this.#table(destinations.map(({ egressIP }) => egressIP.metadata.name));

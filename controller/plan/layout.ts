@@ -1,6 +1,6 @@
 /**
- * What GatewayPools, EgressIPPools and EgressIPs come to together, before any pod is looked at: which pool carries which
- * namespace, who has which address, whom each EgressIP serves; and all that is the matter with them. The planner begins
+ * What GatewayPools, EgressIPPools and EgressIPs come to together, before any pod's policy is looked at: which pool carries
+ * which namespace, who has which address, whom each EgressIP serves; and all that is the matter with them. The planner begins
  * with it, and admission asks it of a change before it is made. From what was found last where that still holds.
  */
 import { type EgressIPPool, objectKey } from '../../api/kinds.ts';
@@ -12,6 +12,7 @@ import { DestinationIndex, type Destinations } from './destinations.ts';
 import { Memo } from './memo.ts';
 import type { PlannerMemory } from './memory.ts';
 import type { Objects } from './objects.ts';
+import { OwnerPlanner, type PlannedOwners } from './owners.ts';
 import type { Peers } from './peers.ts';
 import { type Pool, poolsOf } from './pools.ts';
 
@@ -22,6 +23,7 @@ export interface Layout {
   addresses: PlannedAddresses;
   destinations: Destinations;
   assign: Assigner;
+  owners: PlannedOwners;
   findings: readonly Findings[];
 }
 
@@ -30,6 +32,7 @@ export class LayoutPlanner {
   readonly #without = new Memo<Findings>();
   readonly #addresses = new AddressPlanner();
   readonly #destinations = new DestinationIndex();
+  readonly #owners = new OwnerPlanner();
   readonly #assigner = new Memo<{ assign: Assigner; findings: Findings }>();
 
   /** `ranges`: what was found of the cluster, for pools that do not say (cluster-ranges.ts). */
@@ -56,13 +59,11 @@ export class LayoutPlanner {
       const drawPoolOf = new Map(drawPools.map((pool) => [pool.metadata.name, pool]));
       return { assign: assigner(egressIPs, drawPoolOf, namespaces, poolOfNamespace, destinations, findings), findings };
     });
-    return {
-      found,
-      addresses,
-      destinations,
-      assign: assigned.assign,
-      findings: [found.findings, without, ...addresses.findings, findings, assigned.findings],
-    };
+    const { assign } = assigned;
+    const { allocation, placed } = addresses;
+    const owners = this.#owners.look({ objects, assign, allocation, placed, owners: memory.owners, now });
+    const all = [found.findings, without, ...addresses.findings, findings, assigned.findings, owners.findings];
+    return { found, addresses, destinations, assign, owners, findings: all };
   }
 }
 

@@ -198,12 +198,14 @@ export function keepInMemory(was: PlannerMemory, next: PlannerMemory, pool: InFo
     was.allocations,
     (_, { pool: from, releasedAt }) => releasedAt === undefined && pool.egressIPPools.includes(from),
   );
+  const owners = kept(was.owners, (address) => Object.hasOwn(inUse, address));
   const released = Object.entries(was.released).flatMap(([node, pods]) => {
     const own = kept(pods, (uid, { entry }) => isOf(pool, uid, entry, was.shared));
     return Object.keys(own).length === 0 ? [] : [[node, { ...next.released[node], ...own }] as const];
   });
   return {
     allocations: { ...next.allocations, ...inUse },
+    owners: { ...next.owners, ...owners },
     shardIndices: next.shardIndices,
     released: { ...next.released, ...Object.fromEntries(released) },
     shared: keepShared(

@@ -1,6 +1,6 @@
 /**
  * What the planner must remember from one run to the next, and across restarts, because it cannot be computed from the
- * objects: who was given which address, when an address was given back, shard numbers, which pods are released, and
+ * objects: who was given which address, when it was given back, shard numbers, which pods are released, and
  * the last lists that drop and reject rules enforced. Plain JSON; a file that does not hold it is read as empty.
  */
 import { parseRange } from '../../api/address.ts';
@@ -18,6 +18,16 @@ export interface Allocation {
   releasedAt?: number;
 }
 
+/** Who has an address to himself, of an EgressIP that gives each its own (owners.ts). Keyed by canonical address. */
+export interface AddressOwner {
+  /** By which he has it. */
+  egressIP: string;
+  /** `namespace`, or `namespace/pod`. */
+  owner: string;
+  /** Milliseconds since the epoch; absent while he is there. */
+  goneAt?: number;
+}
+
 /** A pod that its node may steer: what was acknowledged, and what the node does with it. */
 export interface Release {
   fingerprint: string;
@@ -30,6 +40,7 @@ export type Shared = Pick<NodePlan, 'egressIPs' | 'destinations'>;
 
 export interface PlannerMemory {
   allocations: Record<string, Allocation>;
+  owners: Record<string, AddressOwner>;
   /** `pool/shard` → 1 to 253. Shards that are gone keep their number until it is needed. */
   shardIndices: Record<string, number>;
   /** By node and uid, so that a change at one node is a small part of it all. */
@@ -42,6 +53,7 @@ export interface PlannerMemory {
 
 export const emptyMemory = (): PlannerMemory => ({
   allocations: {},
+  owners: {},
   shardIndices: {},
   released: {},
   shared: { egressIPs: {}, destinations: {} },
@@ -54,11 +66,13 @@ export function readMemory(input: unknown): PlannerMemory | undefined {
   if (!isRecord(input)) return undefined;
   // Of before there was anything to share.
   input.shared ??= emptyMemory().shared;
+  input.owners ??= {};
   const names = Object.keys(emptyMemory()) as (keyof PlannerMemory)[];
   if (!names.every((name) => isRecord(input[name]))) return undefined;
   const memory = input as unknown as PlannerMemory;
   const sound =
     Object.values(memory.allocations).every((a) => isRecord(a) && typeof a.owner === 'string') &&
+    Object.values(memory.owners).every((o) => isRecord(o) && [o.egressIP, o.owner].every(isText)) &&
     Object.values(memory.shardIndices).every((index) => Number.isInteger(index)) &&
     isReleased(memory.released) &&
     Object.values(memory.lastServices).every(isServiceEntry) &&
@@ -77,13 +91,13 @@ const isReleased = (input: unknown): input is PlannerMemory['released'] =>
 const isRelease = (release: unknown): boolean =>
   isRecord(release) && isRecord(release.entry) && isRecord(release.entry.steer);
 
+const isText = (input: unknown): boolean => typeof input === 'string';
 const isListOf = (input: unknown, is: (item: unknown) => boolean): boolean => Array.isArray(input) && input.every(is);
 const isOptional = (input: unknown, is: (item: unknown) => boolean): boolean => input === undefined || is(input);
 const isRange = (text: unknown): boolean => typeof text === 'string' && parseRange(text).ok;
 const isPattern = (text: unknown): boolean => typeof text === 'string' && parseNamePattern(text).ok;
 const arePatterns = (input: unknown): boolean => isOptional(input, (list) => isListOf(list, isPattern));
-const areTexts = (input: unknown): boolean =>
-  isOptional(input, (list) => isListOf(list, (one) => typeof one === 'string'));
+const areTexts = (input: unknown): boolean => isOptional(input, (list) => isListOf(list, isText));
 
 /** Texts that the evaluator and the gateways read without asking whether they can be read. */
 const isServiceEntry = (entry: unknown): boolean =>

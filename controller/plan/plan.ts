@@ -5,7 +5,7 @@
  * pool-plan, release, status. Of a change in one namespace that one is planned again, and the rest is looked over.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import { type Node, objectKey } from '../../api/kinds.ts';
+import { type EgressIP, type Node, objectKey } from '../../api/kinds.ts';
 import { LABEL_MODE } from '../../api/names.ts';
 import type { GatewayPlan, NodeEntry, NodePlan } from '../../api/plan.ts';
 import type { AdmittedRules } from '../../policy/admit.ts';
@@ -99,13 +99,16 @@ function planned(
     addresses,
     destinations,
     assign,
+    owners,
     findings: stated,
   } = parts.layout.look(objects, memory, peers, now, lists, ranges?.prefixes);
   const { poolOfNamespace } = found;
   const { pools, allocation, shardOf, placed, gatewayPoolOf } = addresses;
-  const entries = egressEntries(egressIPs, placed, destinations, (egressIP) => gatewayPoolOf(egressIP)?.name ?? '');
-  const servings = parts.servings.get([assign, placed, namespaces], (last) =>
-    servingsOf(assign, placed, namespaces, last),
+  const { given } = owners;
+  const poolOf = (egressIP: EgressIP): string => gatewayPoolOf(egressIP)?.name ?? '';
+  const entries = egressEntries(egressIPs, placed, given, destinations, poolOf);
+  const servings = parts.servings.get([assign, placed, given, namespaces], (last) =>
+    servingsOf(assign, placed, given, namespaces, last),
   );
 
   // Namespaces: what applies to each pod, and what a gateway's plan has of it.
@@ -191,7 +194,7 @@ function planned(
   parts.vetoes.replace(parts.clusterVetoes, vetoes);
   parts.clusterVetoes = vetoes;
   const webhooks = parts.webhooks.get([objects.webhookRules, objects.GatewayPool], () => webhooksOf(objects));
-  const wakeAt = Math.min(allocation.wakeAt ?? Number.POSITIVE_INFINITY, nextEdge(parts, cluster));
+  const wakeAt = Math.min(allocation.wakeAt ?? Number.POSITIVE_INFINITY, owners.wakeAt, nextEdge(parts, cluster));
   let statuses: Map<string, Status> | undefined;
   let binding: Binding | undefined;
   return {
@@ -201,7 +204,7 @@ function planned(
     nodes,
     get statuses() {
       const findings = Findings.join([...stated, podFindings(assign, carried)]);
-      const where = { allocation, shardOf, gatewayPoolOf, assign };
+      const where = { allocation, given, shardOf, gatewayPoolOf, assign };
       const input = { objects, lists, pools, plans, peers, ...where, cluster, ranges };
       const more = { namespaces: carried, webhooks, limitShards, findings, history: parts.history };
       statuses ??= statusesOf({ ...input, ...more }, parts.statuses);
@@ -210,6 +213,7 @@ function planned(
     warnings,
     memory: {
       allocations: allocation.allocations,
+      owners: owners.owners,
       shardIndices: sameRecord(memory.shardIndices, found.indices),
       released: parts.released,
       shared: parts.shared,

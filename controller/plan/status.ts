@@ -19,14 +19,17 @@ import { listFacts, listProblem } from './list-status.ts';
 import { type Part, sameItems } from './memo.ts';
 import { knowsNames, nameProblem } from './name-status.ts';
 import type { Objects } from './objects.ts';
+import type { Given, PlannedOwners } from './owners.ts';
 import type { Pool } from './pools.ts';
 import { type ProgrammedInput, ProgrammedRules } from './programmed.ts';
+import { compareText } from './snapshot.ts';
 import type { PlannedWebhooks } from './webhooks.ts';
 
 export interface StatusInput extends ProgrammedInput {
   objects: Objects;
   lists: KnownLists;
   allocation: AllocationResult;
+  given: PlannedOwners['given'];
   shardOf: ReadonlyMap<string, string>;
   gatewayPoolOf(egressIP: EgressIP): Pool | undefined;
   assign: Assigner;
@@ -237,10 +240,21 @@ function holdsAddress(shard: ShardEntry | undefined, address: string): boolean {
   return known.has(address);
 }
 
+/** As many as a person reads. */
+const MAX_WAITING = 8;
+
+/** To whom each address is given; of many, none that is free. */
+function ownerFacts({ addresses, room }: Given): { given: string; owners: { owner: string; addresses: string[] }[] } {
+  const owners = [...addresses]
+    .sort(([a], [b]) => compareText(a, b))
+    .map(([owner, own]) => ({ owner, addresses: families.flatMap((family) => own[family] ?? []) }));
+  return { given: `${owners.length}/${room}`, owners };
+}
+
 function egressIPFacts(
   object: EgressIP,
-  { plans, allocation, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
-): { programmed: Condition; addresses: string[]; gateways: string[]; assignments: unknown[]; namespaces: number } {
+  { plans, allocation, given, shardOf, gatewayPoolOf, peers, assign }: StatusInput,
+): { programmed: Condition; gateways: string[]; assignments: unknown[]; namespaces: number } & Record<string, unknown> {
   const { name } = object.metadata;
   const perFamily = allocation.addresses.get(name) ?? {};
   const addresses = families.flatMap((family) => perFamily[family] ?? []);
@@ -256,7 +270,9 @@ function egressIPFacts(
     if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${gateway}`);
     return [{ address, shard, ...(gateway === undefined ? {} : { gateway }) }];
   });
-  const namespaces = assign.namespaces(name);
+  const namespaces = assign.served(name).length;
+  const more = waiting.length - MAX_WAITING;
+  const shown = waiting.slice(0, MAX_WAITING).join(', ') + (more > 0 ? ` and ${more} more` : '');
   const key = objectKey(object);
   const programmed =
     addresses.length === 0
@@ -264,8 +280,10 @@ function egressIPFacts(
       : assignments.length === 0
         ? no('Programmed', 'NoGatewayPool', 'its EgressIPPool names no GatewayPool in use')
         : waiting.length > 0
-          ? no('Programmed', 'NotAcknowledged', `waits for ${waiting.join(', ')}`)
+          ? no('Programmed', 'NotAcknowledged', `waits for ${shown}`)
           : yes('Programmed', 'Programmed', 'its gateways have it in force');
   const gateways = [...new Set(assignments.flatMap(({ gateway }) => gateway ?? []))];
-  return { programmed, addresses, gateways, assignments, namespaces };
+  const perOwner = given.get(name);
+  const who = perOwner === undefined ? { addresses } : ownerFacts(perOwner);
+  return { programmed, ...who, gateways, assignments, namespaces };
 }

@@ -76,6 +76,28 @@ t.test('another controller, with a disk of its own, goes on where the first was'
   t.same(Object.keys(await objects()), [V4], 'what is forgotten is no object any more');
 });
 
+t.test('whose an address alone is, is there too, and comes back with it', async (t) => {
+  await wipe();
+  const state = disk();
+  const first = await open(state);
+  const own = { egressIP: 'billing', owner: 'billing/pay-1' };
+  const next = { ...withAllocations(first.memory, { [V4]: billing, [V6]: billing }), owners: { [V4]: own } };
+  t.equal(await first.keep(next, first.reserved), true);
+  t.match(await objects(), { [V4]: { egressIP: 'billing', owner: 'billing/pay-1' } });
+  t.same((await open(disk())).memory.owners, next.owners, 'to whoever leads next');
+  const gone = { ...next, owners: { [V4]: { ...own, goneAt: NOW + 5 }, [V6]: { ...own, owner: 'billing/pay-2' } } };
+  t.equal(await first.keep(gone, first.reserved - 1), true);
+  t.same((await open(disk())).memory.owners, gone.owners);
+  t.match(await objects(), { [V4]: { ownerGoneAt: new Date(NOW + 5).toISOString() } });
+  await first.close();
+  await wipe();
+  const again = await open(state);
+  t.same(again.memory.owners[V6], { ...own, owner: 'billing/pay-2', goneAt: NOW }, 'its own, from the disk');
+  const held = { address: '203.0.113.102', pool: 'public', owner: 'billing', to: 'billing/pay-3' };
+  t.equal(again.rest([held]), true);
+  t.same(again.memory.owners[held.address], { egressIP: 'billing', owner: 'billing/pay-3', goneAt: NOW });
+});
+
 t.test('two that both believe to lead: an address has one owner', async (t) => {
   await wipe();
   const [one, other] = [await open(disk()), await open(disk())];

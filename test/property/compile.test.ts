@@ -225,14 +225,16 @@ const egressIPEdit = fc
       nil: undefined,
     }),
     limit: fc.option(fc.integer({ min: 1, max: 9 }), { nil: undefined }),
+    allocation: fc.option(fc.constant('PerPod' as const), { nil: undefined }),
     names: fc.subarray(['e', 'f', 'g']),
     table: fc.constantFrom('t', 'u'),
     uses: fc.record({ at: fc.nat(5), egressIP: fc.boolean(), table: fc.boolean() }),
   })
   .map(
-    ({ name, spread, destinations, limit, names, table, uses }): Edit =>
+    ({ name, spread, destinations, limit, allocation, names, table, uses }): Edit =>
       (plan) => {
         const entry: EgressIPEntry = {
+          ...(allocation && { allocation }),
           ...(destinations && { destinations }),
           ...(limit !== undefined && { limits: { maxConnections: limit, shards: ['edge/s0', 'edge/s1'] } }),
         };
@@ -456,7 +458,7 @@ const fields: {
   limits: { connectionsPerSecond: true, maxConnections: true, bandwidth: true, shards: true },
   services: { addresses: true, names: true, ports: true, checks: true, limits: true },
   groups: { namespace: true, audit: true, rules: true },
-  egressIPs: { spread: true, destinations: true, limits: true, bandwidth: true },
+  egressIPs: { allocation: true, spread: true, destinations: true, limits: true, bandwidth: true },
   workloads: {
     namespace: true,
     name: true,

@@ -104,6 +104,15 @@ function egressIPs(name: string): object[] {
       destinations: ['198.51.100.80/32', '2001:db8:5::/48'],
       spread: 'Connection',
     }),
+    egressIP({ count: 2, namespaceSelector: {}, allocation: 'PerNamespace', bandwidth: { egress: '7Mbit' } }),
+    egressIP({ count: 3, namespaceSelector: {}, allocation: 'PerPod' }),
+    egressIP({
+      addresses: ['203.0.113.3', '203.0.113.4'],
+      namespaces: [name],
+      allocation: 'PerPod',
+      maxConnections: 9,
+    }),
+    egressIP({ count: 1, namespaceSelector: {}, allocation: 'PerPod', destinations: ['198.51.100.0/24', 'a/web'] }),
   ];
 }
 
@@ -196,10 +205,10 @@ function objectAt(name: string, form: number): AnyObject | undefined {
 const names = Object.keys(places);
 const steps = fc.record({
   /** What is there at first. */
-  start: fc.array(fc.nat(7), { minLength: names.length, maxLength: names.length }),
+  start: fc.array(fc.nat(10), { minLength: names.length, maxLength: names.length }),
   steps: fc.array(
     fc.record({
-      edits: fc.array(fc.tuple(fc.constantFrom(...names), fc.nat(7)), { maxLength: 3 }),
+      edits: fc.array(fc.tuple(fc.constantFrom(...names), fc.nat(10)), { maxLength: 3 }),
       seconds: fc.constantFrom(0, 0, 30, 90, 50_000),
       acknowledge: fc.subarray([...GATEWAYS]),
       list: fc.nat(2),
@@ -263,7 +272,18 @@ function copiesIn<P extends GatewayPlan | NodePlan>(
 }
 
 t.test('planner: what it keeps changes nothing but the identity of what stays', async (t) => {
-  const seen = { workloads: 0, limits: 0, ports: 0, egressIPs: 0, forbidden: 0, held: 0, kept: 0 };
+  const seen = {
+    owned: 0,
+    gone: 0,
+    without: 0,
+    workloads: 0,
+    limits: 0,
+    ports: 0,
+    egressIPs: 0,
+    forbidden: 0,
+    held: 0,
+    kept: 0,
+  };
   fc.assert(
     fc.property(steps, ({ start, steps: list }) => {
       const forms = new Map(names.map((name, at) => [name, start[at] ?? 0]));
@@ -320,6 +340,9 @@ t.test('planner: what it keeps changes nothing but the identity of what stays', 
             if (rule.redirect?.forbidden !== undefined) seen.forbidden++;
           }
         }
+        for (const { goneAt } of Object.values(result.memory.owners)) seen[goneAt === undefined ? 'owned' : 'gone']++;
+        for (const { conditions } of result.statuses.values())
+          if (conditions.some(({ reason }) => reason === 'AddressesExhausted')) seen.without++;
         seen.held += result.held;
         memory = result.memory;
         last = result;

@@ -137,6 +137,15 @@ export const rows: Row[] = [
   ['EgressIPPool', 'spec.quarantineSeconds', -1, 'an integer from 0 to 604800', '-1'],
   // EgressIP
   ['EgressIP', 'spec.count', 1, 'absent: addresses are given', '1'],
+  ['EgressIP', 'spec.allocation', 'PerNode', 'Shared or PerNamespace or PerPod', '"PerNode"'],
+  [
+    'EgressIP',
+    'spec.allocation',
+    'PerPod',
+    'Pod: of allocation PerPod each has one address',
+    '"Connection"',
+    'spec.spread',
+  ],
   ['EgressIP', 'spec.addresses', undefined, 'addresses or count', 'neither', 'spec'],
   ['EgressIP', 'spec.addresses', [], 'at least 1 item', 'an empty list'],
   ['EgressIP', 'spec.addresses[0]', '203.0.113.0/24', /^an IP address/, '"203.0.113.0/24"'],

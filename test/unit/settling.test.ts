@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { type EgressIPPool, parseObject } from '../../api/kinds.ts';
 import { emptyGatewayPlan, type GatewayPlan, type NodePlan, type PlanOf, type PlanRole } from '../../api/plan.ts';
-import { formatMessage, holdsMessages, MAX_HOLDS, parseClientMessage } from '../../api/plan-stream.ts';
+import { formatMessage, HOLDS_AT_ONCE, holdsMessages, MAX_HOLDS, parseClientMessage } from '../../api/plan-stream.ts';
 import { type Controller, runController } from '../../controller/main.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { heldAddresses, withResting } from '../../controller/plan/resting.ts';
@@ -161,7 +161,7 @@ t.test('what gateways have, and nobody knows of, rests', (t) => {
 t.test('what a gateway says of its egress IPs', (t) => {
   const plan: GatewayPlan = emptyGatewayPlan();
   t.same(holdsMessages(plan), [{ type: 'holds', addresses: {}, more: false }]);
-  const addresses = Array.from({ length: MAX_HOLDS + 1 }, (_, at) => `10.0.${at >> 8}.${at & 255}`);
+  const addresses = Array.from({ length: HOLDS_AT_ONCE + 1 }, (_, at) => `10.0.${at >> 8}.${at & 255}`);
   const owners = Object.fromEntries(addresses.map((address) => [address, 'a'.repeat(253)]));
   plan.shards = { s0: { index: 1, nextHops: {}, order: ['gw-a'], egressIPs: addresses, owners } };
   const messages = holdsMessages(plan);
@@ -171,10 +171,18 @@ t.test('what a gateway says of its egress IPs', (t) => {
       (one) => one.ok && one.value.type === 'holds' && [Object.keys(one.value.addresses).length, one.value.more],
     ),
     [
-      [MAX_HOLDS, true],
+      [HOLDS_AT_ONCE, true],
       [1, false],
     ],
     'in lines that are read again',
+  );
+  const longest = `${'a'.repeat(253)}/${'b'.repeat(63)}/${'c'.repeat(253)}`;
+  const most = Object.fromEntries(
+    addresses.slice(1).map((_, at) => [`2001:db8:1111:1111:1111:1111:1111:${at + 4096}`, longest]),
+  );
+  t.ok(
+    parseClientMessage(formatMessage({ type: 'holds', addresses: most, more: true }).trim()).ok,
+    'whatever the names',
   );
   for (const [addresses, error] of [
     [{ '10.0.0.1/32': '' }, /addresses/],
