@@ -205,6 +205,7 @@ const facts: Partial<Record<KindInfo['kind'], Json>> = {
           owner: text(317, 'NAMESPACE or NAMESPACE/POD'),
           addresses: {
             type: 'array',
+            description: 'One of each family',
             maxItems: 2,
             items: text(45, 'An address'),
             'x-kubernetes-list-type': 'atomic',

@@ -152,13 +152,12 @@ export class OwnerPlanner {
     };
   }
 
-  /** With those of addresses that rest, or whose EgressIP is gone, for as long as it may come back to them. */
-  #all({ owners, objects, allocation, now }: OwnersInput, given: ReadonlyMap<string, Given>) {
+  /** With those of addresses that rest, or whose EgressIP is gone or Shared now, for as long as they may come back. */
+  #all({ owners, allocation, now }: OwnersInput, given: ReadonlyMap<string, Given>) {
     const all: Record<string, AddressOwner> = {};
-    const shared = new Set(objects.EgressIP.flatMap((one) => (isPerOwner(one) ? [] : one.metadata.name)));
     for (const [address, owner] of Object.entries(owners)) {
       const allocated = allocation.allocations[address];
-      if (allocated?.owner !== owner.egressIP || shared.has(owner.egressIP)) continue;
+      if (allocated?.owner !== owner.egressIP) continue;
       // What its EgressIP has now is said below.
       if (allocated.releasedAt === undefined && given.has(owner.egressIP)) continue;
       all[address] = owner.goneAt === undefined ? { ...owner, goneAt: now } : owner;
@@ -287,10 +286,13 @@ class WantedIndex {
   look(egressIP: EgressIP, assign: Assigner, namespaces: Objects['namespaces']): Wanted {
     const perPod = egressIP.spec.allocation === 'PerPod';
     if (!perPod && this.#assign === assign && this.#egressIP === egressIP) return this.#result;
+    if (this.#egressIP?.spec.allocation !== egressIP.spec.allocation) {
+      this.#parts.clear();
+      this.#result = new Map();
+    }
     [this.#assign, this.#egressIP] = [assign, egressIP];
     const served = assign.served(egressIP.metadata.name);
     if (!perPod) {
-      this.#parts.clear();
       const result = new Map(served.map((namespace) => [namespace.metadata.name, createdAt(namespace)]));
       if (!sameWanted(this.#result, result)) this.#result = result;
       return this.#result;
