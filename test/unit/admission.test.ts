@@ -153,6 +153,24 @@ const rows: Row[] = [
     warned: /^spec\.count: EgressIPPool public has no free IPv4 address/,
   }),
   row('PoolExhausted', 'as many as there are', create(egressIP('new', { addresses: undefined, count: 2 }))),
+  row(
+    'AddressesExhausted',
+    'fewer than namespaces',
+    create(egressIP('new', { allocation: 'PerNamespace', namespaces: ['batch', 'security'] })),
+    { warned: /^namespace security: no IPv4 address is left .* they are given one when one is free/ },
+  ),
+  row(
+    'AddressesExhausted',
+    'as many as namespaces',
+    create(
+      egressIP('new', {
+        allocation: 'PerNamespace',
+        addresses: undefined,
+        count: 2,
+        namespaces: ['batch', 'security'],
+      }),
+    ),
+  ),
   row('NamespaceTaken', 'served by another', create(egressIP('new', { namespaces: ['billing'] })), {
     warned: /^namespace billing is served by EgressIP billing/,
   }),
