@@ -9,6 +9,8 @@ export const API_VERSION = 'sluice.dev/v1alpha1';
 
 /** Namespace whose ExternalServices a cluster rule names without a prefix. */
 export const CONTROLLER_NAMESPACE = 'sluice-system';
+/** Service by which the API server asks the validating webhook: of every controller that is ready. */
+export const ADMISSION_SERVICE = 'sluice-admission';
 /** A namespace with this label "true" lends its ExternalServices to cluster rules as `namespace/name`. */
 export const LABEL_TRUSTED_SERVICES = 'sluice.dev/trusted-services';
 /** A namespace with this label "Audit" has its whole policy counted and logged, and not enforced. */
@@ -159,6 +161,8 @@ export const PORT_PLAN_STREAM = 7790;
 export const PORT_NAMES = 7794;
 /** TCP port on which the controller enrols gateways and nodes by token (TLS). */
 export const PORT_ENROLMENT = 7795;
+/** TCP port on which the controller serves the validating webhook (TLS), where the chart starts it. */
+export const PORT_ADMISSION = 7796;
 export const PORT_METRICS = { controller: 7791, gateway: 7792, node: 7793 } as const;
 
 /** URI subject alternative name in a certificate: `sluice://gateway/gw-a`. */

@@ -1,7 +1,8 @@
 /**
  * The messages of the plan stream: one JSON object a line, over one HTTP/2 stream per gateway or node (design §2).
  * The client says hello and acknowledges; the server sends a snapshot, then deltas (both in parts: plan-parts.ts), or
- * `keep` where the client has the plan already. Parsers are bounded and return a reason; unknown fields are ignored, unknown types refused.
+ * `keep` where the client has the plan already. A controller that stands by sends none of these; when it leads it asks for
+ * another hello (`lead`). Parsers are bounded and return a reason; unknown fields are ignored, unknown types refused.
  * Left out: the transport (daemon/stream-*.ts) and what a plan's values mean.
  */
 import { isIP } from 'node:net';
@@ -15,12 +16,23 @@ import type { Result } from './result.ts';
 export const PLAN_STREAM_VERSION = 2;
 export const PLAN_STREAM_PATH = '/v1/plan';
 
+/** Of the answer to a client: what the controller is at that time. Absent: `alone`. */
+export const STANDING_HEADER = 'x-sluice-standing';
+/** `alone`: leads, and there is no other to look for. */
+export type Standing = 'leads' | 'alone' | 'stands-by';
+export const standingOf = (header: unknown): Standing =>
+  header === 'leads' || header === 'stands-by' ? header : 'alone';
+/** The status of the answer to a client that has a connection to this controller already. */
+export const CONNECTED_ALREADY = 409;
+
 /** Longest line from a client, and from the server: the largest entry of a plan (lists of addresses) must fit. */
 export const MAX_CLIENT_LINE = 256 * 1024;
 export const MAX_SERVER_LINE = 64 * 1024 * 1024;
 /** All lines of an update together: a snapshot of a million workloads. */
 export const MAX_UPDATE = 512 * 1024 * 1024;
 export const MAX_ADDRESSES = 1024;
+/** Connections of a client to as many controllers. */
+export const MAX_LINKS = 8;
 /** An error text is cut to this many characters before it is sent, and refused beyond twice as many. */
 export const MAX_ERROR = 4096;
 
@@ -39,6 +51,10 @@ export interface HelloMessage {
   /** Of the plan that the client holds, as the server told them; 0 and '' if it holds none. */
   generation: number;
   hash: string;
+  /** Of this connection, by chance; absent: a client that has one only, and that no controller can keep waiting. */
+  link?: string;
+  /** Its other connections that are up, as far as it knows. */
+  others?: string[];
 }
 export type ClientMessage =
   | HelloMessage
@@ -73,7 +89,9 @@ export type ServerMessage =
   | { type: 'part'; delta: PlanDelta }
   | { type: 'end' }
   /** What you hold is right, and has this generation now. */
-  | { type: 'keep'; generation: number };
+  | { type: 'keep'; generation: number }
+  /** Of a controller that stood by: it leads now. Say hello again. */
+  | { type: 'lead' };
 
 const isGeneration = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 const isRole = (value: unknown): value is PlanRole => value === 'gateway' || value === 'node';
@@ -95,8 +113,10 @@ function parseLine(line: string): Result<Record<string, unknown>> {
   return { ok: true, value };
 }
 
+const isLink = (value: unknown): value is string => typeof value === 'string' && /^[0-9a-f]{1,32}$/.test(value);
+
 function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
-  const { version, role, name, addresses, generation, hash } = message;
+  const { version, role, name, addresses, generation, hash, link, others = [] } = message;
   if (version !== PLAN_STREAM_VERSION) return fail(`hello: expected version ${PLAN_STREAM_VERSION}`);
   if (!isRole(role)) return fail('hello: expected role "gateway" or "node"');
   if (!isPeerName(name)) return fail('hello: expected a name of lower-case letters, digits, "-" and "."');
@@ -109,7 +129,12 @@ function parseHello(message: Record<string, unknown>): Result<HelloMessage> {
   }
   if (!isGeneration(generation)) return fail('hello: expected a generation');
   if (hash !== '' && !isPlanHash(hash)) return fail('hello: expected a hash or ""');
-  return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash } };
+  if (link !== undefined && !isLink(link)) return fail('hello: expected the name of a connection');
+  if (!Array.isArray(others) || others.length > MAX_LINKS || !others.every(isLink)) {
+    return fail(`hello: expected the names of at most ${MAX_LINKS} other connections`);
+  }
+  const links = link === undefined ? {} : { link, others };
+  return { ok: true, value: { type: 'hello', version, role, name, addresses, generation, hash, ...links } };
 }
 
 function parseHolds({ addresses, more }: Record<string, unknown>): Result<HoldsMessage> {
@@ -230,6 +255,7 @@ export function parseServerMessage(line: string): Result<ServerMessage> {
         ? { ok: true, value: { type, delta: delta as unknown as PlanDelta } }
         : fail('part: expected a delta');
     case 'end':
+    case 'lead':
       return { ok: true, value: { type } };
   }
   if (!isGeneration(generation)) return fail('expected a generation');

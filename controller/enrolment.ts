@@ -75,7 +75,7 @@ export class Enrolment {
   }
 
   static async open(options: EnrolmentOptions): Promise<Enrolment> {
-    const { ca, enrol, certs, state } = options;
+    const { ca, enrol, certs } = options;
     if (enrol !== undefined && ca === undefined) throw new Error('enrolment needs the directory of the CA');
     // Before anybody reads its files.
     await settle(certs);
@@ -85,21 +85,24 @@ export class Enrolment {
     }
     const enrolment = new Enrolment(options, issuer);
     if (ca !== undefined) await enrolment.#tokens.prune(Date.now());
-    if (enrol === undefined || enrolment.#issuer === undefined) return enrolment;
-    const { log } = options;
-    enrolment.#listener = await startListener({
+    return enrolment;
+  }
+
+  /** Takes tokens from now on, if it is to. */
+  async listen(): Promise<void> {
+    const { certs, enrol, log, state } = this.#options;
+    const issuer = this.#issuer;
+    if (enrol === undefined || issuer === undefined) return;
+    const { ca, fingerprint } = issuer;
+    this.#listener = await startListener({
       listen: enrol,
       certs,
-      ca: enrolment.#issuer.ca,
+      ca,
       log,
-      enrol: (body) => enrolment.#guard(() => enrolment.enrol(body)),
-      tell: (result, detail) => enrolment.#tell(result, detail),
+      enrol: (body) => this.#guard(() => this.enrol(body)),
+      tell: (result, detail) => this.#tell(result, detail),
     });
-    log.info(
-      { fingerprint: enrolment.#issuer.fingerprint, state, port: enrolment.#listener.port },
-      'enrolment by token',
-    );
-    return enrolment;
+    log.info({ fingerprint, state, port: this.#listener.port }, 'enrolment by token');
   }
 
   get port(): number | undefined {

@@ -81,6 +81,9 @@ export class KeptMemory implements Memory {
     return true;
   }
 
+  /** Nobody else writes it. */
+  async refresh(): Promise<void> {}
+
   async close(): Promise<void> {
     this.#closed = true;
     this.#wake?.();

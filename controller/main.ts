@@ -1,7 +1,7 @@
 /**
  * The controller, put together: observe → plan → publish. One plan at a time; whatever happens meanwhile (a manifest
  * changed, a gateway acknowledged) leads to one more. What must not be forgotten is kept first (memory.ts). Of several controllers
- * of a cluster one comes so far; the others wait with what they have read (world.ts).
+ * of a cluster one comes so far; the others stand by (standby.ts), with the streams of gateways and nodes that came to them.
  */
 import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
@@ -29,6 +29,7 @@ import { withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
 import { Settling } from './settling.ts';
+import { Standby } from './standby.ts';
 import { Webhooks } from './webhooks.ts';
 import { worldOf } from './world.ts';
 
@@ -95,6 +96,9 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
   const cache = new PlanCache();
   let generation = 0;
   let begun = false;
+  /** Plans may go to clients: what their messages are for is there. */
+  let serving = false;
+  let standby: Standby | undefined;
   let dirty = false;
   let planning: Promise<void> | undefined;
   let failure: string | undefined;
@@ -117,38 +121,14 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
   let lists: Lists | undefined;
   const source = await world.watch({ onChange: trigger, onLook: () => void lists?.look() });
   opened.push(source);
-  await world.lead((reason) => {
-    closed = true;
-    options.onLost?.(reason);
-  });
-  const kept = await world.memory();
   const enrolment = await Enrolment.open({ ...options, registry: metrics.registry });
   opened.push(enrolment);
-  generation = kept.reserved;
-  const hits = await ControllerHits.open({
-    state,
-    patch: (patches) => statuses.patch(patches),
-    webhooks,
-    log,
-    now,
-  });
-  const alarm = new Alarm(trigger, now);
-  const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
-  const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
-  const known = await openLists({
-    root: () => world.files,
-    state,
-    log,
-    onChange: trigger,
-    fetcher: { ...options.fetcher, policy: fetchPolicy },
-  });
-  lists = known;
-  const settling = new Settling(trigger);
-  opened.push(known, settling);
   const server = await startPlanServer({
     listen: options.listen,
     certs: options.certs,
     log,
+    leads: () => serving && world.leads(),
+    alone: !world.others,
     onHello(client) {
       versions.hello(client);
       settling.hello(client);
@@ -176,6 +156,7 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
     ...enrolment.hooks,
   });
   opened.push(server);
+  metrics.countClients((role) => (serving ? versions.connected(role) : server.waiting(role)));
   await enrolment.keepOwn(server.reload);
   const admission =
     options.admission === undefined
@@ -186,11 +167,58 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
             cert: join(options.admission.certs, 'tls.crt'),
             key: join(options.admission.certs, 'tls.key'),
           },
-          world: () => admitted && { ...admitted, objects: cache.look(source.current().snapshot), now: now() },
+          world() {
+            const planned = admitted ?? standby?.planned;
+            return planned && { ...planned, objects: cache.look(source.current().snapshot), now: now() };
+          },
           log,
           registry: metrics.registry,
         });
-  if (world.asksGateways) {
+  if (admission !== undefined) opened.push(admission);
+  const leading = world.lead((reason) => {
+    closed = true;
+    options.onLost?.(reason);
+  });
+  if (world.others) {
+    standby = await Standby.open({
+      ...{ world, state, source, cache, log, now },
+      onPlanned: ({ snapshot, errors }, result, lists) =>
+        metrics.observe(cache.look(snapshot).counts, errors.length, generation, result.held, lists),
+    });
+    opened.push(standby);
+  }
+  await leading;
+  await standby?.close();
+  const kept = await world.memory();
+  generation = kept.reserved;
+  const hits = await ControllerHits.open({
+    state,
+    patch: (patches) => statuses.patch(patches),
+    webhooks,
+    log,
+    now,
+  });
+  const alarm = new Alarm(trigger, now);
+  const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
+  const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
+  const known = await openLists({
+    root: () => world.files,
+    state,
+    log,
+    onChange() {
+      settling.look();
+      trigger();
+    },
+    fetcher: { ...options.fetcher, policy: fetchPolicy },
+  });
+  lists = known;
+  const settling = new Settling(trigger);
+  opened.push(known, settling);
+  await enrolment.listen();
+  serving = true;
+  server.lead();
+  metrics.leads.set(1);
+  if (world.others) {
     await settling.gateways(
       () =>
         new Set(
@@ -198,13 +226,18 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
             .look(source.current().snapshot)
             .GatewayPool.flatMap((pool) => pool.spec.gateways.map(({ name }) => name)),
         ),
+      async () => {
+        const { snapshot } = source.current();
+        const all = [...(await known.update(snapshot, cache.look(snapshot))).values()].flat();
+        return all.every(({ addresses, problem }) => addresses !== undefined || problem !== undefined);
+      },
     );
   }
   begun = true;
 
   function readiness(): Health {
     if (!begun) {
-      const leader = world.leader();
+      const leader = standby?.planned && world.leader();
       return { ok: leader !== undefined, detail: leader === undefined ? 'not begun yet' : `standby: ${leader} leads` };
     }
     return { ok: generation > 0 && failure === undefined, detail: `generation ${generation}` };
@@ -224,6 +257,7 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
 
   function trigger(): void {
     dirty = true;
+    if (!begun) standby?.trigger();
     if (closed || !begun) return;
     planning ??= new Promise<void>((done) => setImmediate(done))
       .then(run)
@@ -259,7 +293,7 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
         statuses.publish(hits.publish(withErrors(result.statuses, errors), result.webhooks), errors, snapshot);
       });
       warn(result);
-      metrics.observe(cache.look(snapshot).counts, errors.length, versions, generation, result.held, known);
+      metrics.observe(cache.look(snapshot).counts, errors.length, generation, result.held, known);
       metrics.heldPools.set(heldPools.count);
       alarm.set(plannedAt, result.wakeAt);
       failure = undefined;

@@ -11,6 +11,8 @@ export interface Memory {
    * kept, and `memory` may be another by now: nothing of that plan may be published, and it is to be planned again.
    */
   keep(next: PlannerMemory, generation: number): Promise<boolean>;
+  /** What others wrote meanwhile, for whoever keeps nothing himself. Rejects if it cannot be read. */
+  refresh(): Promise<void>;
   /** Those of which nothing is known rest from now on. True: there are such. */
   rest(held: readonly HeldAddress[]): boolean;
   close(): Promise<void>;

@@ -1,8 +1,8 @@
 /** Metrics of the controller: what it has, what it is busy with, who is connected. */
 import { Counter, Gauge, Histogram } from 'prom-client';
+import type { PlanRole } from '../api/plan.ts';
 import { createRegistry } from '../daemon/http.ts';
 import type { Lists } from './observe/lists.ts';
-import type { Versions } from './publish/versions.ts';
 
 export function controllerMetrics() {
   const registry = createRegistry('controller');
@@ -11,11 +11,21 @@ export function controllerMetrics() {
     new Gauge({ name: `sluice_controller_${name}`, help, labelNames, registers });
   const objects = gauge('objects', 'Objects in force, by kind', 'kind');
   const rejected = gauge('rejected_documents', 'Documents that are refused at present');
-  const clients = gauge('clients', 'Gateways and nodes that are connected', 'role');
+  const leads = gauge('leads', 'Whether this controller leads; one that does not stands by');
   const current = gauge('generation', 'Generation of the newest plan');
   const held = gauge('held_workloads', 'Pods that wait for a gateway to acknowledge them');
   const lists = gauge('lists', 'Lists of addressesFrom: the newest in force, an older one, or none', 'state');
   const heldPools = gauge('held_pools', 'Pools whose plan is held until it is confirmed');
+  let clientsOf: (role: PlanRole) => number = () => 0;
+  new Gauge({
+    name: 'sluice_controller_clients',
+    help: 'Gateways and nodes that are connected',
+    labelNames: ['role'],
+    registers,
+    collect() {
+      for (const role of ['gateway', 'node'] as const) this.set({ role }, clientsOf(role));
+    },
+  });
   const plans = new Counter({ name: 'sluice_controller_plans_total', help: 'Plans computed', registers });
   const duration = new Histogram({
     name: 'sluice_controller_plan_duration_seconds',
@@ -27,19 +37,22 @@ export function controllerMetrics() {
     registry,
     duration,
     heldPools,
+    leads,
+    /** Asked when metrics are. */
+    countClients(count: typeof clientsOf): void {
+      clientsOf = count;
+    },
     observe(
       counts: ReadonlyMap<string, number>,
       errors: number,
-      versions: Versions,
       generation: number,
       waiting: number,
-      known: Lists,
+      known: Pick<Lists, 'counts'>,
     ): void {
       plans.inc();
       objects.reset();
       for (const [kind, count] of counts) if (count > 0) objects.set({ kind }, count);
       rejected.set(errors);
-      for (const role of ['gateway', 'node'] as const) clients.set({ role }, versions.connected(role));
       current.set(generation);
       held.set(waiting);
       for (const [state, count] of Object.entries(known.counts())) lists.set({ state }, count);

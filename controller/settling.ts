@@ -1,6 +1,7 @@
 /**
  * The first moments of a controller, in which others know more than it does: gateways say which addresses they have before
- * any is given out, and nodes keep the pods that they steer until gateways have said what they have in force.
+ * any is given out, lists are asked for before any plan would take them for empty, and nodes keep the pods that they steer
+ * until gateways have said what they have in force.
  */
 import type { PlanPeer } from '../daemon/stream-server.ts';
 
@@ -36,11 +37,16 @@ export class Settling {
     return performance.now() >= this.#until;
   }
 
-  /** Resolves when all of these have been heard, or have had their time. */
-  async gateways(names: () => ReadonlySet<string>): Promise<void> {
+  /** Something that `gateways` waits for may be there. */
+  look(): void {
+    this.#wake();
+  }
+
+  /** Resolves when all of these have been heard and `ready` says so too, or they have had their time. */
+  async gateways(names: () => ReadonlySet<string>, ready: () => Promise<boolean> = async () => true): Promise<void> {
     const until = performance.now() + GATEWAYS_MS;
     for (let left = GATEWAYS_MS; left > 0; left = until - performance.now()) {
-      if ([...names()].every((name) => this.#heard.has(name))) return;
+      if ([...names()].every((name) => this.#heard.has(name)) && (await ready())) return;
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, left);
         this.#wake = () => {

@@ -28,8 +28,8 @@ export interface World {
   planned(objects: Objects): void;
   /** Where the files of `addressesFrom` lie. */
   readonly files: string;
-  /** Whether gateways are asked what they have before anything is given out: others may have given it. */
-  readonly asksGateways: boolean;
+  /** Whether there may be other controllers: one of them may lead, and they may have given out addresses. */
+  readonly others: boolean;
   /** After the source. */
   close(): Promise<void>;
 }
@@ -64,7 +64,7 @@ function directoryWorld(path: string, options: Omit<Around, 'registry'>): World 
     statuses: new StatusDirectory(join(path, '.status'), log, now),
     planned: () => {},
     files: path,
-    asksGateways: false,
+    others: false,
     lead: async () => {},
     leads: () => true,
     leader: () => undefined,

@@ -12,7 +12,7 @@ import { isIP } from 'node:net';
 import { join } from 'node:path';
 import type { PeerCertificate, SecureContextOptions } from 'node:tls';
 import { sha256 } from '../api/enrolment.ts';
-import { CERT_URI_PREFIX } from '../api/names.ts';
+import { ADMISSION_SERVICE, CERT_URI_PREFIX, CONTROLLER_NAMESPACE } from '../api/names.ts';
 import type { PlanRole } from '../api/plan.ts';
 import { isPeerName } from '../api/plan-stream.ts';
 
@@ -30,6 +30,7 @@ export interface IssueOptions {
 }
 
 export const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' };
+const ADMISSION_HOST = `${ADMISSION_SERVICE}.${CONTROLLER_NAMESPACE}.svc`;
 const DAY = 24 * 3600 * 1000;
 const CA_DAYS = 3650;
 const LEAF_DAYS = 365;
@@ -148,6 +149,8 @@ export async function openIssuer(caDir: string): Promise<Issuer> {
           new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
           new x509.SubjectAlternativeNameExtension([
             { type: 'url', value: certificateUri(role, name) },
+            // So that a controller can serve the webhook with it.
+            ...(role === 'controller' ? [{ type: 'dns' as const, value: ADMISSION_HOST }] : []),
             ...addresses.map((value) => ({ type: 'ip' as const, value })),
           ]),
           await x509.AuthorityKeyIdentifierExtension.create(ca.publicKey),

@@ -1,31 +1,26 @@
 /**
- * A gateway's or node's end of the plan stream: connects to the controller over mutual TLS, keeps a copy of its plan
- * up to date and hands each new plan to the program (design §1, "plan"). Messages: api/plan-stream.ts.
- * It never gives up: the last plan stays in force while the controller is away. A plan that the program could not
- * apply is reported and tried again. Left out: the saved plan on disk (saved-plan.ts), which the program writes.
+ * A gateway's or node's end of the plan stream: keeps a copy of its plan up to date and hands each new plan to the program
+ * (design §1, "plan"). Messages: api/plan-stream.ts. Plans come from the controller that leads, whichever was the last to
+ * say so; a stream to another, which stands by, is kept beside it, so that the client is there when that one leads. It
+ * never gives up: the last plan stays in force while no controller is there. A plan that the program could not apply is
+ * reported and tried again. Left out: a connection (stream-link.ts), and the saved plan on disk (saved-plan.ts).
  */
-import { type ClientHttp2Session, type ClientHttp2Stream, connect } from 'node:http2';
-import { connect as connectTls, type TLSSocket } from 'node:tls';
-import { CERT_URI_PREFIX, PORT_PLAN_STREAM } from '../api/names.ts';
 import { emptyGatewayPlan, type GatewayPlan, type PlanOf, type PlanRole } from '../api/plan.ts';
 import { Changes, changePlan, checkDelta, diffPlan, type PlanDelta } from '../api/plan-delta.ts';
 import { Assembly, type Update } from '../api/plan-parts.ts';
 import {
   type ClientMessage,
-  formatMessage,
+  type HelloMessage,
   type HitsMessage,
   holdsMessages,
-  LineReader,
   MAX_ERROR,
-  MAX_SERVER_LINE,
+  MAX_LINKS,
   MAX_UPDATE,
-  PLAN_STREAM_PATH,
   PLAN_STREAM_VERSION,
   parseServerMessage,
 } from '../api/plan-stream.ts';
-import { hasUri, tlsOptions } from './certs.ts';
-import { watchPeer } from './heartbeat.ts';
 import type { Logger } from './log.ts';
+import { ConnectedAlready, Link } from './stream-link.ts';
 
 export interface PlanClientOptions<R extends PlanRole> {
   role: R;
@@ -48,7 +43,8 @@ export interface PlanClientOptions<R extends PlanRole> {
   onPlan(plan: PlanOf[R], generation: number, delta: PlanDelta | undefined, hash: string): Promise<void>;
   /** Runs `work`, in which the plan is changed and given to onPlan, while nothing else uses the plan. */
   inTurn?(work: () => Promise<void>): Promise<void>;
-  onState?(state: 'connected' | 'disconnected'): void;
+  /** `connected`: to one that leads, another than before; `waiting`: only to such as stand by. */
+  onState?(state: 'connected' | 'waiting' | 'disconnected'): void;
   log: Logger;
   /** Randomness of the back-off, 0 to 1. */
   random?(): number;
@@ -60,14 +56,14 @@ export interface PlanClient {
   close(): Promise<void>;
 }
 
-const BACKOFF_FIRST = 50;
-const BACKOFF_LAST = 2_000;
-/** A connection that lasted this long was good, so that the next attempt comes soon. */
-const GOOD_CONNECTION = 2_000;
-const CONNECT_TIMEOUT = 5_000;
-/** Bytes that the server may send ahead; the default of 64 KiB makes a snapshot slow over a long way. */
-const STREAM_WINDOW = 4 * 1024 * 1024;
-const SESSION_WINDOW = 16 * 1024 * 1024;
+/** To the next attempt, milliseconds, twice as long each time: without any connection, */
+const LOST = { first: 50, last: 2_000 };
+/** with one to a controller that stands by, where another may lead: at once, since it was found by chance, */
+const FOUND = { first: 100, last: 5_000 };
+/** or when the leader was lost, and this one is the most likely to be the next, */
+const HEIR = { first: 2_000, last: 5_000 };
+/** and with the leader alone. Each costs the controller a handshake, and there may be no second. */
+const SPARE = { first: 1_000, last: 300_000 };
 /** Bytes that wait for a slow controller before reports are held back; acknowledgements never are. */
 const REPORTS_WAITING = 1024 * 1024;
 /** A plan that could not be applied is tried again, ever more seldom. */
@@ -104,17 +100,23 @@ class Client<R extends PlanRole> {
   #applying: Promise<void> | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #failures = 0;
-  /** Ends the connection or the attempt. */
-  #finish: ((failure: unknown) => void) | undefined;
-  #stream: ClientHttp2Stream | undefined;
-  #connected = false;
+  /** Those that are up. */
+  readonly #links = new Set<Link>();
+  #attempt: Link | undefined;
+  /** Whose plans count. */
+  #leader: Link | undefined;
+  #assembly: Assembly<PlanOf[R]>;
+  #turn = 0;
   #connectTimer: NodeJS.Timeout | undefined;
-  #backoff = BACKOFF_FIRST;
+  #backoff = LOST.first;
+  #pace = FOUND;
+  #pause = FOUND.first;
   #closed = false;
 
   constructor(options: PlanClientOptions<R>) {
     this.#options = options;
     this.#log = options.log.child({ controller: options.url });
+    this.#assembly = new Assembly(options.role, MAX_UPDATE);
     if (options.saved !== undefined) {
       this.#plan = options.saved.plan;
       this.#generation = options.saved.generation;
@@ -124,110 +126,133 @@ class Client<R extends PlanRole> {
   }
 
   connect(): void {
-    let socket: TLSSocket;
-    let session: ClientHttp2Session;
-    try {
-      const url = new URL(this.#options.url);
-      socket = connectTls({
-        ...tlsOptions(this.#options.certs),
-        host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
-        port: Number(url.port || PORT_PLAN_STREAM),
-        ALPNProtocols: ['h2'],
-        // The URI says who it is; the CA is ours alone, so the address does not matter.
-        checkServerIdentity: (_host, certificate) =>
-          hasUri(certificate, `${CERT_URI_PREFIX}controller`) ? undefined : new Error('the server is no controller'),
-      });
-      session = connect(url, {
-        createConnection: () => socket,
-        settings: { enablePush: false, initialWindowSize: STREAM_WINDOW },
-        maxSessionMemory: 1024,
-      });
-    } catch (error) {
-      this.#reconnect(error);
-      return;
-    }
-    // Node 20 emits no 'close' on a session whose peer refused the certificate by a TLS 1.3 alert after the handshake,
-    // nor does it close the socket. So whichever of the three says first that it is over ends all of them.
-    let over = false;
-    let since = Number.POSITIVE_INFINITY;
-    const finish = (failure: unknown): void => {
-      if (over) return;
-      over = true;
-      clearTimeout(timer);
-      session.destroy();
-      socket.destroy();
-      if (performance.now() - since > GOOD_CONNECTION) this.#backoff = BACKOFF_FIRST;
-      this.#finish = undefined;
-      this.#reconnect(failure);
-    };
-    this.#finish = finish;
-    const timer = setTimeout(() => finish(new Error('no answer')), CONNECT_TIMEOUT);
-    for (const part of [socket, session]) {
-      part.on('error', finish);
-      part.once('close', () => finish(undefined));
-    }
-    session.once('connect', () => {
-      session.setLocalWindowSize(SESSION_WINDOW);
-      const stream = session.request({ ':method': 'POST', ':path': PLAN_STREAM_PATH }, { endStream: false });
-      stream.on('error', finish);
-      stream.once('close', () => finish(undefined));
-      stream.once('response', (headers) => {
-        if (headers[':status'] !== 200) {
-          finish(new Error(`refused: ${String(headers['x-sluice-reason'] ?? headers[':status'])}`));
-          return;
-        }
-        clearTimeout(timer);
-        since = performance.now();
-        this.#connected = true;
-        this.#log.info('connected');
-        this.#options.onState?.('connected');
-      });
-      this.#stream = stream;
-      this.#hello();
-      this.#read(stream, finish);
-      watchPeer(session);
+    const { url, certs } = this.#options;
+    this.#attempt = new Link({
+      url,
+      certs,
+      turn: this.#turn++,
+      hello: () => this.#hello(),
+      onUp: (link) => this.#up(link),
+      onLine: (link, line) => this.#read(link, line),
+      onEnd: (link, failure) => this.#ended(link, failure),
     });
   }
 
-  #hello(): void {
+  /** Of the attempt, or of a connection that is asked for it again. */
+  #hello(link = this.#attempt): HelloMessage {
     const { role, name, addresses } = this.#options;
     const held = { generation: this.#generation, hash: this.#hash };
-    this.#send({ type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, ...held });
-    if (role !== 'gateway') return;
-    for (const message of holdsMessages((this.#plan ?? emptyGatewayPlan()) as GatewayPlan)) this.#send(message);
+    const others = [...this.#links].filter((other) => other !== link).map(({ id }) => id);
+    const links = link === undefined ? {} : { link: link.id, others: others.slice(-MAX_LINKS) };
+    return { type: 'hello', version: PLAN_STREAM_VERSION, role, name, addresses, ...held, ...links };
   }
 
-  #reconnect(failure: unknown): void {
-    this.#stream = undefined;
+  #up(link: Link): void {
+    this.#attempt = undefined;
+    this.#links.add(link);
+    this.#log.info({ standing: link.standing }, 'connected');
+    if (link.standing !== 'stands-by') {
+      // The leader before may have sent another plan since: this one would take it for what the hello said.
+      const { generation, hash } = link.hello ?? {};
+      if (generation !== this.#generation || hash !== this.#hash) {
+        link.end(new Error('another plan came meanwhile'));
+        return;
+      }
+      this.#follow(link);
+    } else if (this.#leader === undefined) {
+      this.#setPace(FOUND);
+      if (this.#links.size === 1) this.#options.onState?.('waiting');
+    }
+    this.#seek();
+  }
+
+  /** From now on plans are its; it knows what we hold. */
+  #follow(link: Link): void {
+    const before = this.#leader;
+    this.#leader = link;
+    this.#assembly = new Assembly(this.#options.role, MAX_UPDATE);
+    before?.end(new Error('another controller leads'));
+    this.#setPace(SPARE);
+    if (this.#options.role === 'gateway') {
+      for (const message of holdsMessages((this.#plan ?? emptyGatewayPlan()) as GatewayPlan)) link.send(message);
+    }
+    this.#options.onState?.('connected');
+  }
+
+  #ended(link: Link, failure: unknown): void {
+    const wasUp = this.#links.delete(link);
+    const led = this.#leader === link;
+    if (led) this.#leader = undefined;
+    if (this.#attempt === link) this.#attempt = undefined;
+    const lost = this.#links.size === 0;
+    if (link.lasted) this.#backoff = LOST.first;
+    if (wasUp && this.#leader === undefined) {
+      if (lost) this.#options.onState?.('disconnected');
+      else if (led) this.#options.onState?.('waiting');
+      if (led) this.#setPace(HEIR);
+    } else if (wasUp) this.#setPace(SPARE);
+    if (this.#closed) return;
     const reason =
       failure instanceof Error ? failure.message || String((failure as NodeJS.ErrnoException).code) : 'closed';
-    if (this.#connected) {
-      this.#connected = false;
-      this.#options.onState?.('disconnected');
+    const againInMs = this.#seek();
+    // With a controller at hand an attempt to find another is nobody's trouble.
+    const level = wasUp || lost ? 'warn' : 'debug';
+    if (!(failure instanceof ConnectedAlready)) {
+      this.#log[level]({ reason, againInMs, left: this.#links.size }, wasUp || lost ? 'disconnected' : 'no other');
     }
-    if (this.#closed) return;
-    // Full jitter, so that a thousand nodes do not come back at one moment.
-    const wait = BACKOFF_FIRST / 2 + (this.#options.random ?? Math.random)() * this.#backoff;
-    this.#backoff = Math.min(this.#backoff * 2, BACKOFF_LAST);
-    this.#log.warn({ reason, againInMs: Math.round(wait) }, 'disconnected');
-    this.#connectTimer = setTimeout(() => this.connect(), wait);
   }
 
-  #read(stream: ClientHttp2Stream, finish: (failure: unknown) => void): void {
-    const reader = new LineReader(MAX_SERVER_LINE);
-    const assembly = new Assembly<PlanOf[R]>(this.#options.role, MAX_UPDATE);
-    stream.on('data', (chunk: Uint8Array) => {
-      if (this.#stream !== stream) return;
-      const lines = reader.push(chunk);
-      if (!lines.ok) return finish(new Error(lines.error));
-      for (const line of lines.value) {
-        const message = parseServerMessage(line);
-        if (!message.ok) return finish(new Error(`a message ${message.error}`));
-        const update = assembly.push(message.value, line.length, this.#plan);
-        if (!update.ok) return finish(new Error(`a message ${update.error}`));
-        if (update.value !== undefined) this.#receive(update.value);
-      }
-    });
+  #setPace(pace: typeof SPARE): void {
+    this.#pace = pace;
+    this.#pause = pace.first;
+  }
+
+  /** Has another attempt made, if one is wanted; returns in how many milliseconds. */
+  #seek(): number | undefined {
+    clearTimeout(this.#connectTimer);
+    if (this.#closed || this.#attempt !== undefined) return undefined;
+    const random = (this.#options.random ?? Math.random)();
+    let wait: number;
+    if (this.#links.size === 0) {
+      // Full jitter, so that a thousand nodes do not come back at one moment.
+      wait = LOST.first / 2 + random * this.#backoff;
+      this.#backoff = Math.min(this.#backoff * 2, LOST.last);
+    } else {
+      const enough = this.#links.size > 1 || this.#leader?.standing === 'alone';
+      if (this.#leader !== undefined && enough) return undefined;
+      wait = this.#pause / 2 + random * this.#pause;
+      this.#pause = Math.min(this.#pause * 2, this.#pace.last);
+    }
+    this.#connectTimer = setTimeout(() => this.connect(), wait);
+    return Math.round(wait);
+  }
+
+  #read(link: Link, line: string): void {
+    const message = parseServerMessage(line);
+    if (!message.ok) {
+      link.end(new Error(`a message ${message.error}`));
+      return;
+    }
+    if (message.value.type === 'lead' && link !== this.#leader) {
+      // What the leader before sends is not read any more, so that this is what we hold.
+      const before = this.#leader;
+      this.#leader = undefined;
+      before?.end(new Error('another controller leads'));
+      link.standing = 'leads';
+      link.send(this.#hello(link));
+      this.#log.info('a controller that stood by leads');
+      this.#follow(link);
+      this.#seek();
+      return;
+    }
+    // No plan of one that does not lead is ever in force.
+    if (link !== this.#leader) {
+      link.end(new Error('a plan of a controller that stands by'));
+      return;
+    }
+    const update = this.#assembly.push(message.value, line.length, this.#plan);
+    if (!update.ok) link.end(new Error(`a message ${update.error}`));
+    else if (update.value !== undefined) this.#receive(update.value);
   }
 
   #receive(update: Update<PlanOf[R]>): void {
@@ -348,20 +373,20 @@ class Client<R extends PlanRole> {
   }
 
   report(message: HitsMessage): boolean {
-    if (!this.#connected || (this.#stream?.writableLength ?? 0) > REPORTS_WAITING) return false;
+    if (this.#leader === undefined || this.#leader.waiting > REPORTS_WAITING) return false;
     this.#send(message);
     return true;
   }
 
   #send(message: ClientMessage): void {
-    if (this.#stream !== undefined && !this.#stream.destroyed) this.#stream.write(formatMessage(message));
+    this.#leader?.send(message);
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#connectTimer);
     clearTimeout(this.#retryTimer);
-    this.#finish?.(undefined);
+    for (const link of [...this.#links, this.#attempt]) link?.end(undefined);
     // Nobody may be half way through the kernel's tables when this returns.
     await this.#applying;
   }

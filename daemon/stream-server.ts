@@ -2,29 +2,31 @@
  * The controller's end of the plan stream: one HTTP/2 stream per gateway and node, over mutual TLS (design §2).
  * A client's certificate must name the client that its hello names. At most one plan is on its way to a client;
  * what is published meanwhile is coalesced, so that a slow client costs one plan of memory, not a queue.
- * Messages: api/plan-stream.ts. Left out: what a plan is made of, and what an acknowledgement means (controller/).
+ * A controller that stands by keeps its clients waiting: they are sent nothing, and nobody hears of them, until it leads and
+ * they have said once more what they hold.
+ * Messages: api/plan-stream.ts. Left out: connections and TLS (stream-listener.ts), what a plan is made of, and what an
+ * acknowledgement means (controller/).
  */
 import type { X509Certificate } from 'node:crypto';
-import { createSecureServer, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
-import type { AddressInfo } from 'node:net';
-import type { TLSSocket } from 'node:tls';
-import { RENEW_PATH } from '../api/enrolment.ts';
+import type { ServerHttp2Stream } from 'node:http2';
 import type { PlanOf, PlanRole } from '../api/plan.ts';
 import { differenceOf, hashOf } from '../api/plan-difference.ts';
 import { formatUpdate, type Update } from '../api/plan-parts.ts';
 import {
   type ClientMessage,
+  CONNECTED_ALREADY,
+  formatMessage,
   type HelloMessage,
   type HitsMessage,
   LineReader,
   MAX_CLIENT_LINE,
-  PLAN_STREAM_PATH,
   parseClientMessage,
+  STANDING_HEADER,
 } from '../api/plan-stream.ts';
-import { certificateUri, hasUri, tlsOptions } from './certs.ts';
-import { watchPeer } from './heartbeat.ts';
+import { certificateUri, hasUri } from './certs.ts';
 import type { Listen } from './listen.ts';
 import type { Logger } from './log.ts';
+import { certificateOf, startListener } from './stream-listener.ts';
 
 /** A gateway or node that is connected, as it said in its hello. */
 export interface PlanPeer {
@@ -42,6 +44,10 @@ export interface PlanServerOptions {
   /** Directory with `ca.crt`, `tls.crt`, `tls.key`. */
   certs: string;
   log: Logger;
+  /** Whether this controller may serve plans now; absent: always, and there is no other. */
+  leads?(): boolean;
+  /** There is no other all the same. */
+  alone?: boolean;
   onHello(client: PlanPeer): void;
   /** A plan is in force (no error), or could not be applied. It covers every older generation too. */
   onAck(client: PlanPeer, generation: number, error?: string): void;
@@ -61,6 +67,10 @@ export interface PlanServer {
   publish<R extends PlanRole>(role: R, name: string, plan: PlanOf[R], generation: number): void;
   /** Unless it is connected. */
   forget(role: PlanRole, name: string): void;
+  /** It leads from now on: those that wait are asked what they hold. */
+  lead(): void;
+  /** How many clients wait for it to lead. */
+  waiting(role: PlanRole): number;
   /** Reads its certificate anew, for connections to come. Throws if it cannot, and goes on with the old one. */
   reload(): void;
   close(): Promise<void>;
@@ -69,6 +79,8 @@ export interface PlanServer {
 /** A connection that has said nothing sensible by then is closed. */
 const HELLO_TIMEOUT = 5_000;
 const REFUSED_TIMEOUT = 500;
+/** Of an answer that refuses. */
+const FORBIDDEN = 403;
 const LOOK_AT_CERTIFICATES = 5_000;
 
 interface Version {
@@ -86,6 +98,10 @@ interface Slot {
 
 interface Link {
   peer: PlanPeer;
+  /** As the client calls the connection. */
+  id: string | undefined;
+  /** For this controller to lead; `asked`: it does, and another hello is on its way. */
+  waits: false | 'waits' | 'asked';
   stream: ServerHttp2Stream;
   certificate: X509Certificate;
   /** What was sent and not answered yet. */
@@ -102,46 +118,9 @@ const peerKey = (role: PlanRole, name: string): string => `${role}/${name}`;
 
 export async function startPlanServer(options: PlanServerOptions): Promise<PlanServer> {
   const slots = new Map<string, Slot>();
-  const sessions = new Set<ServerHttp2Session>();
-  const { log } = options;
-
-  const server = createSecureServer({
-    ...tlsOptions(options.certs),
-    requestCert: true,
-    rejectUnauthorized: true,
-    settings: { maxConcurrentStreams: 1, enablePush: false },
-    maxSessionMemory: 1024,
-  });
-  server.on('tlsClientError', (error, socket) => {
-    log.warn({ remote: socket.remoteAddress, reason: error.message }, 'a client was refused');
-    // With a listener, Node leaves the socket open, half through its handshake. The alert was written already.
-    socket.destroy();
-  });
-  server.on('session', (session) => {
-    sessions.add(session);
-    const timer = setTimeout(() => session.destroy(), HELLO_TIMEOUT);
-    session.once('stream', () => clearTimeout(timer));
-    session.once('close', () => {
-      clearTimeout(timer);
-      sessions.delete(session);
-    });
-    session.on('error', (error) => log.debug({ reason: error.message }, 'a session failed'));
-    watchPeer(session);
-  });
-  server.on('stream', (stream, headers) => {
-    stream.on('error', (error) => log.debug({ reason: error.message }, 'a stream failed'));
-    const path = headers[':method'] === 'POST' ? headers[':path'] : undefined;
-    if (path === PLAN_STREAM_PATH) return serve(stream);
-    // Of a session that holds no plan stream nothing more is expected.
-    const { session } = stream;
-    stream.once('close', () => session?.close());
-    const certificate = certificateOf(stream);
-    if (path !== RENEW_PATH || options.onRenewal === undefined || certificate === undefined) {
-      stream.respond({ ':status': 404 }, { endStream: true });
-      return;
-    }
-    options.onRenewal(stream, certificate);
-  });
+  const { log, leads, alone = leads === undefined } = options;
+  const mayServe = (): boolean => leads === undefined || leads();
+  const listener = await startListener({ ...options, onStream: serve });
 
   function serve(stream: ServerHttp2Stream): void {
     const reader = new LineReader(MAX_CLIENT_LINE);
@@ -173,19 +152,20 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       if (slot?.link !== link) return;
       delete slot.link;
       log.info({ role: link.peer.role, client: link.peer.name }, 'disconnected');
-      options.onGone(link.peer);
+      if (!link.waits) options.onGone(link.peer);
     });
   }
 
-  function refuse(stream: ServerHttp2Stream, reason: string): void {
-    log.warn({ remote: stream.session?.socket?.remoteAddress, reason }, 'a client was refused');
+  function refuse(stream: ServerHttp2Stream, reason: string, status = FORBIDDEN): void {
+    const level = status === FORBIDDEN ? 'warn' : 'debug';
+    log[level]({ remote: stream.session?.socket?.remoteAddress, reason }, 'a client was refused');
     if (stream.destroyed) return;
     const session = stream.session;
     if (stream.headersSent) {
       session?.destroy();
       return;
     }
-    stream.respond({ ':status': 403, 'x-sluice-reason': reason }, { endStream: true });
+    stream.respond({ ':status': status, 'x-sluice-reason': reason }, { endStream: true });
     // Time enough to read why.
     setTimeout(() => session?.destroy(), REFUSED_TIMEOUT).unref();
   }
@@ -202,34 +182,62 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       refuse(stream, refusal);
       return undefined;
     }
-    const { role, name, addresses, generation, hash } = hello;
+    const { role, name, link: id, others = [] } = hello;
+    const serves = mayServe();
+    if (!serves && id === undefined) {
+      refuse(stream, 'another controller leads');
+      return undefined;
+    }
+    const slot = slotOf(role, name);
+    const old = slot.link;
+    if (old?.id !== undefined && others.includes(old.id)) {
+      refuse(stream, 'it has another connection to this controller', CONNECTED_ALREADY);
+      return undefined;
+    }
     const link: Link = {
-      peer: { role, name, addresses, generation, hash },
+      peer: peerOf(hello),
+      id,
+      waits: serves ? false : 'waits',
       stream,
       certificate,
       busy: false,
       resumed: false,
       synced: false,
     };
-    const slot = slotOf(role, name);
-    const old = slot.link;
     slot.link = link;
     if (old !== undefined) {
       old.stream.session?.destroy();
-      options.onGone(old.peer);
+      if (!old.waits) options.onGone(old.peer);
     }
-    stream.respond({ ':status': 200, 'content-type': 'application/x-ndjson' });
-    log.info({ role, client: name, generation }, 'connected');
+    const standing = serves ? (alone ? 'alone' : 'leads') : 'stands-by';
+    stream.respond({ ':status': 200, 'content-type': 'application/x-ndjson', [STANDING_HEADER]: standing });
+    log.info({ role, client: name, generation: hello.generation, standing }, 'connected');
+    if (serves) begin(slot, link);
+    return link;
+  }
+
+  function begin(slot: Slot, link: Link): void {
     options.onHello(link.peer);
     resume(slot, link);
-    return link;
+  }
+
+  /** Of one that waited: what it holds now. */
+  function again(slot: Slot, link: Link, hello: HelloMessage): void {
+    const { role, name } = link.peer;
+    if (link.waits !== 'asked' || hello.role !== role || hello.name !== name) {
+      refuse(link.stream, 'a second hello');
+      return;
+    }
+    link.waits = false;
+    link.peer = peerOf(hello);
+    begin(slot, link);
   }
 
   /** The first message to a client: nothing, if what it holds is right. */
   function resume(slot: Slot, link: Link): void {
     const { generation, hash } = link.peer;
     const { wanted, sent } = slot;
-    if (wanted === undefined || link.resumed) return;
+    if (wanted === undefined || link.resumed || link.waits || !mayServe()) return;
     link.resumed = true;
     if (hash !== '' && hashOf(wanted.plan) === hash) {
       slot.sent = wanted;
@@ -245,6 +253,11 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
   function receive(link: Link, message: ClientMessage): void {
     const slot = slotOf(link.peer.role, link.peer.name);
     if (slot.link !== link) return;
+    if (link.waits) {
+      // The rest is meant for who leads.
+      if (message.type === 'hello') again(slot, link, message);
+      return;
+    }
     switch (message.type) {
       case 'hello':
         refuse(link.stream, 'a second hello');
@@ -280,7 +293,7 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
   /** Sends what is wanted, if it was not sent and nothing is on its way. */
   function update(slot: Slot): void {
     const { link, wanted, sent } = slot;
-    if (link === undefined || wanted === undefined || !link.resumed || link.busy) return;
+    if (link === undefined || wanted === undefined || !link.resumed || link.busy || !mayServe()) return;
     const { plan, generation } = wanted;
     if (!link.synced || sent === undefined) {
       send(link, { type: 'snapshot', generation, hash: hashOf(plan), plan });
@@ -329,16 +342,8 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
     }
   }, LOOK_AT_CERTIFICATES);
 
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(options.listen.port, options.listen.host, () => {
-      server.off('error', reject);
-      resolve();
-    });
-  });
-  server.on('error', (error) => log.error({ reason: error.message }, 'the plan stream failed'));
   return {
-    port: (server.address() as AddressInfo).port,
+    port: listener.port,
     publish(role, name, plan, generation) {
       const slot = slotOf(role, name);
       slot.wanted = { plan, generation };
@@ -351,17 +356,26 @@ export async function startPlanServer(options: PlanServerOptions): Promise<PlanS
       const key = peerKey(role, name);
       if (slots.get(key)?.link === undefined) slots.delete(key);
     },
-    reload: () => server.setSecureContext(tlsOptions(options.certs)),
-    close: () =>
-      new Promise((resolve) => {
-        clearInterval(looking);
-        server.close(() => resolve());
-        for (const session of sessions) session.destroy();
-      }),
+    lead() {
+      for (const { link } of slots.values()) {
+        if (link?.waits !== 'waits') continue;
+        link.waits = 'asked';
+        link.stream.write(formatMessage({ type: 'lead' }));
+      }
+    },
+    waiting: (role) => [...slots.values()].filter(({ link }) => link?.waits && link.peer.role === role).length,
+    reload: listener.reload,
+    close() {
+      clearInterval(looking);
+      return listener.close();
+    },
   };
 }
 
-function certificateOf(stream: ServerHttp2Stream): X509Certificate | undefined {
-  const socket = stream.session?.socket as TLSSocket | undefined;
-  return socket?.getPeerX509Certificate();
-}
+const peerOf = ({ role, name, addresses, generation, hash }: HelloMessage): PlanPeer => ({
+  role,
+  name,
+  addresses,
+  generation,
+  hash,
+});

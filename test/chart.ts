@@ -64,6 +64,7 @@ const functions: Record<string, (...args: unknown[]) => unknown> = {
   quote: (text) => JSON.stringify(String(text)),
   nindent: (count, text) => `\n${indent(Number(count), String(text))}`,
   default: (fallback, value) => (isTrue(value) ? value : fallback),
+  b64enc: (text) => Buffer.from(String(text)).toString('base64'),
   toYaml: (value) => stringify(value, { lineWidth: 0 }).trimEnd(),
   printf(format, ...args) {
     const text = String(format).replaceAll(/%[sv]/g, () => String(args.shift()));

@@ -112,6 +112,17 @@ export class ClusterMemory implements Memory {
     return this.#disk.keep(next, generation);
   }
 
+  async refresh(): Promise<void> {
+    const { allocations, shardIndices } = this.#memory;
+    await this.#read();
+    const now = this.#memory;
+    this.#memory = {
+      ...now,
+      allocations: sameJson(allocations, now.allocations) ? allocations : now.allocations,
+      shardIndices: sameJson(shardIndices, now.shardIndices) ? shardIndices : now.shardIndices,
+    };
+  }
+
   async #failed(error: unknown): Promise<void> {
     this.#written = undefined;
     const { log } = this.#options;

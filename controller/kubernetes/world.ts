@@ -1,6 +1,6 @@
 /**
- * A controller of a cluster: everything is at its API server. Of several controllers one leads, by a Lease; the others keep what they
- * read at hand. Who leads no more publishes nothing, and its process is to end: the next one begins as a standby.
+ * A controller of a cluster: everything is at its API server. Of several controllers one leads, by a Lease; the others stand by
+ * (standby.ts). Who leads no more publishes nothing, and its process is to end: the next one begins as a standby.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
@@ -58,7 +58,7 @@ export async function clusterWorld(options: ClusterOptions): Promise<World> {
     memory: () => ClusterMemory.open({ config, namespace: CONTROLLER_NAMESPACE, state, log, now }),
     statuses,
     files,
-    asksGateways: true,
+    others: true,
     planned: (objects) => finalizers.want(finalizersOf(objects)),
     async close() {
       await finalizers.close();

@@ -262,7 +262,7 @@ async function disturbances(comment: (text: string) => void, during: number): Pr
     });
   }
   await step('kill -9 of the controller, another begins', async () => {
-    cluster.startController('two');
+    await cluster.startController('two');
     await sleep(3_000);
     cluster.kill('one');
   });
@@ -271,6 +271,6 @@ async function disturbances(comment: (text: string) => void, during: number): Pr
     await cluster.server.kill('etcd');
     await sleep(10_000);
     await cluster.server.up();
-    for (const name of ['one', 'two']) if ((await cluster.readiness(name)) === '') cluster.startController(name);
+    for (const name of ['one', 'two']) if ((await cluster.readiness(name)) === '') await cluster.startController(name);
   });
 }

@@ -52,6 +52,10 @@ const valueSets: [what: string, values: Json][] = [
       teamRoles: { create: false },
     },
   ],
+  [
+    'the webhook, with a certificate of its own',
+    { admission: { enabled: true, certsSecret: 'webhook', annotations: { 'cert-manager.io/inject-ca-from': 'a/b' } } },
+  ],
   ['nodes that are cleaned', { node: { cleanup: true } }],
   ['no node', { node: { enabled: false }, priorityClass: { value: 1_000_000_000 } }],
 ];

@@ -1,6 +1,7 @@
 /**
  * The lab's network and programs, with a real API server (api-server.ts) on the controller's host in place of its directory, and as
- * many controllers there as a test wants.
+ * many controllers there as a test wants. Gateways and nodes reach them as by a Service: each connection to the one
+ * address leads to any of them, dead or alive.
  */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -8,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { parse, parseAllDocuments, stringify } from 'yaml';
 import { besideSources } from '../../bench/topology.ts';
 import { down } from '../../lab/down.ts';
-import { inNamespace, run } from '../../lab/netns.ts';
+import { inNamespace, must, run } from '../../lab/netns.ts';
 import { compiledRoot, type Place, placeOf } from '../../lab/place.ts';
 import { isAlive, type Process, signal, startProcess } from '../../lab/process.ts';
 import { isSluice } from '../../lab/programs.ts';
@@ -17,7 +18,12 @@ import { defaultTopology } from '../../lab/topology.ts';
 import { start, up } from '../../lab/up.ts';
 import { RealApiServer } from './api-server.ts';
 
-const ADMISSION_PORT = 7798;
+/** Plan stream, metrics and webhook of each controller; the first is what a controller of the lab has. */
+const SERVICE_PORT = 7790;
+const ports: Record<string, { plans: number; metrics: number; admission: number }> = {
+  one: { plans: 7781, metrics: 7791, admission: 7798 },
+  two: { plans: 7782, metrics: 7797, admission: 7799 },
+};
 
 export interface Manifest {
   apiVersion: string;
@@ -88,12 +94,43 @@ export async function within(what: string, milliseconds: number, holds: () => Pr
   return performance.now() - began;
 }
 
+function portsOf(name: string) {
+  const found = ports[name];
+  if (found === undefined) throw new Error(`no ports for a controller ${name}`);
+  return found;
+}
+
+/** What daemon/stream-client.ts logs: a connection more, or how many are left. */
+function longestGap(lines: readonly string[], since: number): number {
+  let links = 0;
+  let lostAt = Number.NaN;
+  let longest = 0;
+  const end = (now: number): void => {
+    if (links === 0 && now > since) longest = Math.max(longest, now - Math.max(since, lostAt));
+  };
+  for (const line of lines) {
+    if (!/"msg":"(connected|disconnected)"/.test(line)) continue;
+    const { msg, left, time } = JSON.parse(line) as { msg: string; left?: number; time: string | number };
+    const now = new Date(time).getTime();
+    if (msg === 'connected') {
+      end(now);
+      links++;
+      continue;
+    }
+    if (links > 0 && left === 0) lostAt = now;
+    links = left ?? 0;
+  }
+  end(Date.now());
+  return longest;
+}
+
 export class LabCluster {
   readonly lab: string;
   readonly place: Place;
   readonly ctl: string;
   server!: RealApiServer;
   readonly controllers = new Map<string, Process>();
+  readonly #started = new Set<string>();
 
   constructor(lab: string) {
     this.lab = lab;
@@ -117,7 +154,7 @@ export class LabCluster {
       ),
     );
     await createServerCertificate(join(this.place.dir, 'admission'), ['localhost'], Date.now());
-    this.startController('one');
+    await this.startController('one');
     await within('one leads', 60_000, async () => this.leads(await this.readiness('one')));
     for (const host of defaultTopology.hosts) {
       for (const program of host.programs ?? []) {
@@ -132,33 +169,52 @@ export class LabCluster {
     await applyAll(this.server, await read(besideSources(defaultTopology.manifests)));
   }
 
-  /** The webhook of whichever controller leads. */
-  async admit(): Promise<void> {
+  /** The webhook of this controller. */
+  async admit(name: string): Promise<void> {
     const text = await readFile(besideSources('deploy/webhook.yaml'), 'utf8');
     const configuration = parse(text) as { webhooks: { clientConfig: object }[] };
     const caBundle = (await readFile(join(this.place.dir, 'admission', 'ca.crt'))).toString('base64');
-    const url = `https://localhost:${ADMISSION_PORT}/admission`;
+    const url = `https://localhost:${portsOf(name).admission}/admission`;
     for (const webhook of configuration.webhooks) webhook.clientConfig = { url, caBundle };
     await this.server.kubectl(['apply', '-f', '-'], JSON.stringify(configuration));
   }
 
-  startController(name: string): void {
+  /** As kube-proxy would, for all that were ever started. */
+  async #balance(): Promise<void> {
+    const backends = [...this.#started].map((name, at) => `${at} : ${portsOf(name).plans}`);
+    const choice = `numgen random mod ${backends.length} map { ${backends.join(', ')} }`;
+    const rules = `table ip service
+delete table ip service
+table ip service {
+  chain prerouting {
+    type nat hook prerouting priority dstnat;
+    tcp dport ${SERVICE_PORT} redirect to :${choice}
+  }
+}
+`;
+    await must(inNamespace(this.ctl, ['nft', '-f', '-']), { input: rules });
+  }
+
+  async startController(name: string): Promise<void> {
     const { place, ctl } = this;
+    const { plans, metrics, admission } = portsOf(name);
+    this.#started.add(name);
+    await this.#balance();
     const main = join(compiledRoot(), 'cli', 'main.js');
     const source = ['--source', 'kubernetes', '--kubeconfig', this.server.kubeconfig];
     const argv = [
       ...[process.execPath, '--enable-source-maps', main, 'controller', ...source],
-      ...['--state', join(place.dir, `state-${name}`), '--listen', '10.0.0.10:7790'],
-      ...['--certs', place.certs('controller'), '--metrics', `127.0.0.1:${this.#metrics(name)}`],
-      ...['--admission', `127.0.0.1:${ADMISSION_PORT}`, '--admission-certs', join(place.dir, 'admission')],
+      ...['--state', join(place.dir, `state-${name}`), '--listen', `10.0.0.10:${plans}`],
+      ...['--certs', place.certs('controller'), '--metrics', `127.0.0.1:${metrics}`],
+      ...['--admission', `127.0.0.1:${admission}`, '--admission-certs', join(place.dir, 'admission')],
     ];
     const log = place.log('ctl', name);
     this.controllers.set(name, startProcess({ host: 'ctl', program: `controller-${name}`, namespace: ctl, argv, log }));
   }
 
-  kill(name: string): void {
+  kill(name: string, how: 'SIGKILL' | 'SIGTERM' = 'SIGKILL'): void {
     const controller = this.controllers.get(name);
-    if (controller !== undefined) signal(controller, 'SIGKILL');
+    if (controller !== undefined) signal(controller, how);
     this.controllers.delete(name);
   }
 
@@ -166,7 +222,7 @@ export class LabCluster {
   async roles(): Promise<{ leader: string; standby: string }> {
     const roles = { leader: '', standby: '' };
     for (const [name, controller] of this.controllers) {
-      if (!isAlive(controller)) this.startController(name);
+      if (!isAlive(controller)) await this.startController(name);
       const said = await this.readiness(name);
       if (this.leads(said)) roles.leader = name;
       if (/^standby: .* leads/.test(said)) roles.standby = name;
@@ -176,16 +232,36 @@ export class LabCluster {
 
   /** Empty: it has ended. */
   async readiness(name: string): Promise<string> {
-    const url = `http://127.0.0.1:${this.#metrics(name)}/readyz`;
+    return this.#get(name, 'readyz');
+  }
+
+  /** Gateways and nodes that have a stream to it. */
+  async clients(name: string): Promise<number> {
+    const metrics = await this.#get(name, 'metrics');
+    const counts = [...metrics.matchAll(/^sluice_controller_clients\{.*\} (\d+)$/gm)];
+    return counts.reduce((sum, [, count]) => sum + Number(count), 0);
+  }
+
+  async #get(name: string, path: string): Promise<string> {
+    const url = `http://127.0.0.1:${portsOf(name).metrics}/${path}`;
     return (await run(inNamespace(this.ctl, ['curl', '-s', '-m', '2', url]))).stdout;
+  }
+
+  /** Of each gateway and node, by its log: the longest time since then, in milliseconds, without a stream to any controller. */
+  async withoutStream(since: number): Promise<Map<string, number>> {
+    const longest = new Map<string, number>();
+    for (const { name, programs = [] } of defaultTopology.hosts) {
+      for (const { kind } of programs) {
+        if (kind !== 'gateway' && kind !== 'node') continue;
+        const lines = (await readFile(this.place.log(name, kind), 'utf8')).split('\n');
+        longest.set(name, longestGap(lines, since));
+      }
+    }
+    return longest;
   }
 
   leads(readiness: string): boolean {
     return /^generation [1-9]/.test(readiness);
-  }
-
-  #metrics(name: string): number {
-    return name === 'one' ? 7791 : 7797;
   }
 
   async close(): Promise<void> {

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -40,6 +41,7 @@ func main() {
 			err := root.ExecuteTemplate(&out, name, data)
 			return out.String(), err
 		},
+		"b64enc": func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) },
 		"quote": func(value any) string { return fmt.Sprintf("%q", fmt.Sprint(value)) },
 		"fail":  func(text string) (string, error) { return "", fmt.Errorf("%s", text) },
 		"int":   func(value float64) int { return int(value) },

@@ -105,6 +105,7 @@ const enrolment = await Enrolment.open({
   log: silentLog(),
 });
 t.teardown(() => enrolment.close());
+await enrolment.listen();
 
 const keys = await webcrypto.subtle.generateKey(algorithm, true, ['sign', 'verify']);
 const csr = await makeCsr(keys);

@@ -3,14 +3,23 @@
  * programs are started with (chart, systemd, Vagrant) with their flags, capabilities with what docs/kubernetes.md says.
  * Whether an API server takes the manifests, and Go's templates read the chart as we do: test/kube/deploy.ts.
  */
+import { X509Certificate } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { Command } from 'commander';
 import t from 'tap';
 import { Compile } from 'typebox/schema';
 import { parseAllDocuments } from 'yaml';
-import { CONTROLLER_NAMESPACE, PORT_METRICS, PORT_PLAN_STREAM } from '../../api/names.ts';
+import {
+  ADMISSION_SERVICE,
+  CONTROLLER_NAMESPACE,
+  PORT_ADMISSION,
+  PORT_METRICS,
+  PORT_PLAN_STREAM,
+} from '../../api/names.ts';
 import { buildProgram } from '../../cli/program.ts';
+import { ADMISSION_PATH } from '../../controller/admission/server.ts';
+import { createCa, issueCertificate } from '../../daemon/certs.ts';
 import { type ApiCall, apiCalls, writtenKinds } from '../api-calls.ts';
 import { defaultValues, type Json, renderChart, withValues } from '../chart.ts';
 import { MANIFESTS, renderManifests } from '../manifests.ts';
@@ -45,6 +54,17 @@ interface Manifest {
     ports: { targetPort: string; port: number }[];
     template: { metadata: { labels: Record<string, string> }; spec: PodSpec };
   };
+}
+
+interface Webhook extends Json {
+  name: string;
+  failurePolicy: string;
+  clientConfig: { service: Json; caBundle?: string };
+}
+
+interface Configuration {
+  metadata: Json;
+  webhooks: [Webhook, Webhook];
 }
 
 type PodSpec = Json & {
@@ -217,6 +237,63 @@ t.test('programs are started with flags that they have', async (t) => {
   t.equal(args.at(-1), '--x');
 });
 
+t.test('the webhook, of every controller that is ready', async (t) => {
+  t.notOk(
+    render().some(({ kind }) => kind === 'ValidatingWebhookConfiguration'),
+    'only where it is asked for',
+  );
+  t.throws(() => render({ admission: { enabled: true } }), /admission\.ca/, 'nobody would believe it');
+  const folder = t.testdir();
+  await createCa(join(folder, 'ca'));
+  await issueCertificate({
+    ...{ caDir: join(folder, 'ca'), outDir: join(folder, 'controller') },
+    ...{ role: 'controller', name: 'controller', addresses: [] },
+  });
+  const ca = readFileSync(join(folder, 'controller', 'ca.crt'), 'utf8');
+  const objects = render({ admission: { enabled: true, ca } });
+  const configuration = only(objects, 'ValidatingWebhookConfiguration', 'sluice') as unknown as Configuration;
+  const [plain] = documents(read('deploy', 'webhook.yaml')) as unknown as [Configuration];
+  const without = ({ webhooks }: Configuration): Json[] => webhooks.map(({ clientConfig: _, ...webhook }) => webhook);
+  t.same(without(configuration), without(plain), 'as in deploy/webhook.yaml');
+  t.same(
+    plain.webhooks.map(({ name, failurePolicy }) => [name.split('.')[0], failurePolicy]),
+    [
+      ['objects', 'Ignore'],
+      ['deletions', 'Fail'],
+    ],
+    'and docs/admission.md',
+  );
+  const service = only(objects, 'Service', ADMISSION_SERVICE);
+  for (const { clientConfig } of configuration.webhooks) {
+    t.same(clientConfig.service, {
+      ...{ namespace: CONTROLLER_NAMESPACE, name: ADMISSION_SERVICE },
+      ...{ path: ADMISSION_PATH, port: service.spec.ports[0]?.port },
+    });
+    t.equal(Buffer.from(clientConfig.caBundle ?? '', 'base64').toString(), ca);
+    t.same(plain.webhooks[0].clientConfig.service, clientConfig.service);
+  }
+  const deployment = only(objects, 'Deployment', 'sluice-controller').spec.template;
+  t.match(deployment.metadata.labels, service.spec.selector as unknown as Record<string, string>);
+  const [controller] = deployment.spec.containers;
+  t.match(controller.ports, [{}, {}, { name: service.spec.ports[0]?.targetPort, containerPort: PORT_ADMISSION }]);
+  const flags = flagsOf(controller.args);
+  t.match(flags.admission, { host: '0.0.0.0', port: PORT_ADMISSION });
+  const mounted = (path: unknown, of = controller): boolean =>
+    of.volumeMounts?.some(({ mountPath }) => mountPath === path) ?? false;
+  t.ok(mounted(flags.admissionCerts));
+  const names = new X509Certificate(readFileSync(join(folder, 'controller', 'tls.crt'))).subjectAltName;
+  t.match(names, `DNS:${ADMISSION_SERVICE}.${CONTROLLER_NAMESPACE}.svc`, 'the certificate there is for the Service');
+
+  const annotations = { 'cert-manager.io/inject-ca-from': 'sluice-system/webhook' };
+  const injected = render({ admission: { enabled: true, certsSecret: 'webhook', annotations } });
+  const [own] = podOf(injected, 'Deployment', 'sluice-controller').containers;
+  t.equal(flagsOf(own.args).admissionCerts, '/etc/sluice/admission');
+  t.ok(mounted('/etc/sluice/admission', own));
+  const { metadata, webhooks } = only(injected, 'ValidatingWebhookConfiguration', 'sluice') as unknown as Configuration;
+  t.match(metadata, { annotations });
+  t.notOk('caBundle' in webhooks[0].clientConfig, 'nothing in its way');
+});
+
 t.test('workloads hold together', async (t) => {
   const sets: [what: string, values: Json][] = [
     ['defaults', {}],
@@ -224,6 +301,7 @@ t.test('workloads hold together', async (t) => {
     ['an image by digest', { image: { repository: 'r.example/sluice', digest: `sha256:${'0'.repeat(64)}` } }],
     ['secrets for the registry', { image: { pullSecrets: [{ name: 'registry' }] } }],
     ['nodes that are cleaned', { node: { cleanup: true } }],
+    ['a webhook', { admission: { enabled: true, ca: 'x', certsSecret: 'webhook' } }],
   ];
   for (const [what, values] of sets) {
     const objects = render(values);
@@ -317,6 +395,12 @@ t.test('values are checked', async (t) => {
     ['two volumes', { controller: { stateVolume: { emptyDir: {}, hostPath: {} } } }, false],
     ['a port too many', { controller: { metricsPort: 65536 } }, false],
     ['IPv6', { controller: { bindAddress: '[::]' } }, true],
+    ['a CA in base64', { admission: { enabled: true, ca: 'LS0tLS1CRUdJTg==' } }, false],
+    [
+      'a CA',
+      { admission: { enabled: true, ca: '-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n' } },
+      true,
+    ],
   ];
   for (const [what, more, ok] of rows) t.equal(schema.Check(withValues(defaultValues(chart), more)), ok, what);
 });

@@ -121,7 +121,11 @@ t.test('the controller renews its own, and shows the new one', async (t) => {
   };
   await until('it is renewed', () => Date.parse(certificateOf('ctl').validTo) > Date.now() + 364 * DAY);
   const { serialNumber, subjectAltName } = certificateOf('ctl');
-  t.equal(subjectAltName, 'URI:sluice://controller, IP Address:127.0.0.1', 'for the same addresses');
+  t.equal(
+    subjectAltName,
+    'URI:sluice://controller, DNS:sluice-admission.sluice-system.svc, IP Address:127.0.0.1',
+    'for the same addresses',
+  );
   for (const port of [rig.port, rig.enrolPort]) {
     await until('it is shown', async () => (await shown(port)) === serialNumber, 5_000);
   }

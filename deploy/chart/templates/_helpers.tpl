@@ -18,8 +18,29 @@ functions that are used here. What the programs are started with stands in this 
 - /etc/sluice/certs
 - --metrics
 - {{ printf "%s:%v" .Values.controller.bindAddress .Values.controller.metricsPort | quote }}
+{{- if .Values.admission.enabled }}
+- --admission
+- {{ printf "%s:%v" .Values.controller.bindAddress .Values.admission.port | quote }}
+- --admission-certs
+- {{ include "sluice.admission.certs" . }}
+{{- end }}
 {{- range .Values.controller.extraArgs }}
 - {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "sluice.admission.certs" -}}
+{{ if .Values.admission.certsSecret }}/etc/sluice/admission{{ else }}/etc/sluice/certs{{ end }}
+{{- end }}
+
+{{- define "sluice.admission.client" -}}
+service:
+  namespace: {{ .Release.Namespace | quote }}
+  name: sluice-admission
+  path: /admission
+  port: 443
+{{- with .Values.admission.ca }}
+caBundle: {{ b64enc . | quote }}
 {{- end }}
 {{- end }}
 
