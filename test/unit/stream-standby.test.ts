@@ -5,13 +5,17 @@
  */
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { connect, createSecureServer, type IncomingHttpHeaders } from 'node:http2';
 import { createServer, type Socket, connect as tcpConnect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
-import { createCa, issueCertificate } from '../../daemon/certs.ts';
+import { hashPlan } from '../../api/plan-hash.ts';
+import { formatUpdate } from '../../api/plan-parts.ts';
+import { formatMessage, PLAN_STREAM_PATH, PLAN_STREAM_VERSION, STANDING_HEADER } from '../../api/plan-stream.ts';
+import { createCa, issueCertificate, tlsOptions } from '../../daemon/certs.ts';
 import { type Logger, silentLog } from '../../daemon/log.ts';
 import { startPlanClient } from '../../daemon/stream-client.ts';
 import { startPlanServer } from '../../daemon/stream-server.ts';
@@ -243,4 +247,41 @@ t.test('the cable to a leader is cut: it is found again, past the one that stand
   service.close();
   await leader.server.close();
   await other.server.close();
+});
+
+t.test('a plan of one that says that it stands by is not taken', async (t) => {
+  let streams = 0;
+  const plan = planOf('a');
+  const server = createSecureServer({ ...tlsOptions(certs('ctl')), requestCert: true });
+  server.on('session', (session) => session.on('error', () => {}));
+  server.on('stream', (stream) => {
+    streams++;
+    stream.on('error', () => {});
+    stream.respond({ ':status': 200, [STANDING_HEADER]: 'stands-by' });
+    for (const chunk of formatUpdate({ type: 'snapshot', generation: 5, hash: hashPlan(plan), plan }))
+      stream.write(chunk);
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { client, plans, states } = startClient((server.address() as { port: number }).port);
+  await until('it comes back', () => streams > 2);
+  t.same(plans, []);
+  t.notOk(states.includes('connected'));
+  await client.close();
+  server.close();
+});
+
+t.test('one that stands by cannot keep a client that knows of no such thing', async (t) => {
+  const { server } = await startController(false);
+  const session = connect(`https://127.0.0.1:${server.port}`, {
+    ...tlsOptions(certs('node-a')),
+    checkServerIdentity: () => undefined,
+  });
+  const stream = session.request({ ':method': 'POST', ':path': PLAN_STREAM_PATH }, { endStream: false });
+  const who = { role: 'node', name: 'node-a', addresses: [] as string[] } as const;
+  stream.write(formatMessage({ type: 'hello', version: PLAN_STREAM_VERSION, ...who, generation: 0, hash: '' }));
+  const [headers] = (await once(stream, 'response')) as [IncomingHttpHeaders];
+  t.match(headers, { ':status': 403, 'x-sluice-reason': 'another controller leads' }, 'so that it tries again');
+  session.destroy();
+  await server.close();
 });
