@@ -37,10 +37,12 @@ interface Flags {
 /** Exit code of a controller that leads no more, for whoever starts it again. */
 const LOST = 75;
 
+const signals = ['SIGINT', 'SIGTERM'] as const;
+
 /** Runs until SIGINT or SIGTERM, then closes; a second signal ends the process at once. */
 export async function untilSignal(closable: { close(): Promise<void> }): Promise<void> {
   await new Promise<void>((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+    for (const signal of signals) process.once(signal, () => resolve());
   });
   await closable.close();
 }
@@ -83,6 +85,11 @@ Example:
         // At once: what is under way here must not come to anything any more.
         process.exit(LOST);
       };
-      await untilSignal(await runController({ ...rest, ...admission, log, onLost }));
+      // One that stands by has nothing to finish; as the first process of a container it would not even hear a signal.
+      const end = (): never => process.exit(0);
+      for (const signal of signals) process.once(signal, end);
+      const controller = await runController({ ...rest, ...admission, log, onLost });
+      for (const signal of signals) process.off(signal, end);
+      await untilSignal(controller);
     });
 }

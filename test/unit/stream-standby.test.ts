@@ -119,7 +119,7 @@ function startClient(port: number) {
   const client = startPlanClient({
     role: 'node',
     name: 'node-a',
-    url: `https://127.0.0.1:${port}`,
+    url: `https://localhost:${port}`,
     certs: certs('node-a'),
     addresses: ['10.0.0.21'],
     onPlan: async (plan, generation) => {
