@@ -56,14 +56,15 @@ export interface PlanClient {
   close(): Promise<void>;
 }
 
-/** To the next attempt, milliseconds, twice as long each time: without any connection, */
+/** To the next attempt, milliseconds, longer each time: without any connection, */
 const LOST = { first: 50, last: 2_000 };
 /** with one to a controller that stands by, where another may lead: at once, since it was found by chance, */
 const FOUND = { first: 100, last: 5_000 };
 /** or when the leader was lost, and this one is the most likely to be the next, */
 const HEIR = { first: 2_000, last: 5_000 };
 /** and with the leader alone. Each costs the controller a handshake, and there may be no second. */
-const SPARE = { first: 1_000, last: 300_000 };
+const SPARE = { first: 1_000, last: 30_000 };
+const SLOWER = 1.5;
 /** Bytes that wait for a slow controller before reports are held back; acknowledgements never are. */
 const REPORTS_WAITING = 1024 * 1024;
 /** A plan that could not be applied is tried again, ever more seldom. */
@@ -221,7 +222,7 @@ class Client<R extends PlanRole> {
       const enough = this.#links.size > 1 || this.#leader?.standing === 'alone';
       if (this.#leader !== undefined && enough) return undefined;
       wait = this.#pause / 2 + random * this.#pause;
-      this.#pause = Math.min(this.#pause * 2, this.#pace.last);
+      this.#pause = Math.min(this.#pause * SLOWER, this.#pace.last);
     }
     this.#connectTimer = setTimeout(() => this.connect(), wait);
     return Math.round(wait);

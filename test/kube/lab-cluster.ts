@@ -138,8 +138,8 @@ export class LabCluster {
     this.ctl = this.place.namespace('ctl');
   }
 
-  /** With the lab's manifests and these in it, and one controller that leads; its gateways and nodes run. */
-  async up(more: readonly Manifest[] = []): Promise<void> {
+  /** With the lab's manifests and these in it, and these controllers, of which one leads; its gateways and nodes run. */
+  async up(more: readonly Manifest[] = [], controllers: readonly string[] = ['one']): Promise<void> {
     const world = await up({ name: this.lab, sluice: false });
     this.server = await RealApiServer.start(this.ctl);
     await this.server.addKinds();
@@ -154,8 +154,8 @@ export class LabCluster {
       ),
     );
     await createServerCertificate(join(this.place.dir, 'admission'), ['localhost'], Date.now());
-    await this.startController('one');
-    await within('one leads', 60_000, async () => this.leads(await this.readiness('one')));
+    for (const name of controllers) await this.startController(name);
+    await within('one leads', 60_000, async () => (await this.roles()).leader !== '');
     for (const host of defaultTopology.hosts) {
       for (const program of host.programs ?? []) {
         if (isSluice(program) && program.kind !== 'controller') world.processes.push(start(host, program, this.place));
