@@ -32,6 +32,7 @@ import { decodeNfqueue, PacketReader, QueuePacket } from '../../wire/nfqueue.ts'
 import { QuicHelloReader } from '../../wire/quic.ts';
 import { QuicKeyCache } from '../../wire/quic-keys.ts';
 import { readClientHello, readServerTls } from '../../wire/tls.ts';
+import { buildAdvertFrame, parseAdvert, parseAdvertFrame } from '../../wire/vrrp.ts';
 import { CHROMIUM_QUIC, CHROMIUM_TLS, OPENSSL_EARLY_DATA, QUICHE } from '../unit/captures.ts';
 import { CLIENT_INITIAL_1, SERVER_INITIAL_1 } from '../unit/quic-vectors.ts';
 
@@ -253,6 +254,16 @@ const subjects: Subject[] = [
       hex('ffffffffffff020000000001 0806 0001 0800 06 04 0001 020000000001 0a000001 000000000000 0a000001'),
     ],
     answer: (bytes) => [parseFrame(bytes), parseArp(bytes), parseNeighbourAdvertisement(bytes)],
+  },
+  {
+    name: 'VRRP: advertisements',
+    seeds: [
+      { family: 4, source: '10.0.0.31', addresses: ['10.0.0.64', '10.0.0.65'] } as const,
+      { family: 6, source: 'fe80::31', addresses: ['fe80::64', 'fd00:10::64'] } as const,
+    ].map(({ addresses, ...of }) =>
+      buildAdvertFrame('02:00:00:00:00:01', { ...of, addresses: [...addresses], vrid: 51, priority: 200, interval: 4 }),
+    ),
+    answer: (bytes) => [parseAdvertFrame(bytes), parseAdvert(bytes.subarray(14))],
   },
   { name: 'nfnetlink: events of connections', seeds: [tracked], answer: decodeConntrack },
   { name: 'nfnetlink: logged packets', seeds: [logged], answer: decodeNflog },
