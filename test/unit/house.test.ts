@@ -15,7 +15,7 @@ import { gatewayFlags } from '../../daemon/heap.ts';
 import { inspectReasons } from '../../gateway/inspect/reasons.ts';
 
 /** Ground floor first. `cli` composes every program, the lab's verbs too; so it stands below `lab`. */
-const rooms = 'api policy wire kernel daemon gateway node controller lab cli bench test'.split(' ');
+const rooms = 'api policy wire kernel daemon ha gateway node controller lab cli bench test'.split(' ');
 const pure = new Set(['api', 'policy', 'wire']);
 /** Modules of Node that compute and touch nothing. */
 const harmless = new Set(['node:crypto']);
@@ -153,7 +153,19 @@ t.test('the house stands', async (t) => {
   const files = sources();
   t.same(violations(files), []);
   // A walk that finds nothing would be content with everything.
-  for (const room of ['api', 'policy', 'wire', 'kernel', 'daemon', 'gateway', 'node', 'controller', 'cli', 'lab']) {
+  for (const room of [
+    'api',
+    'policy',
+    'wire',
+    'kernel',
+    'daemon',
+    'ha',
+    'gateway',
+    'node',
+    'controller',
+    'cli',
+    'lab',
+  ]) {
     t.ok(
       [...files.keys()].some((path) => path.startsWith(`${room}/`)),
       `${room} was looked at`,
