@@ -28,6 +28,7 @@ const call = {
   write: declare('int64_t write(int, void*, size_t)'),
   close: declare('int close(int)'),
   setns: declare('int setns(int, int)'),
+  setpriority: declare('int setpriority(int, unsigned int, int)'),
   prctl: declare('int prctl(int, const char*, unsigned long, unsigned long, unsigned long)'),
   ioctl: declare('int ioctl(int, unsigned long, void*)'),
   if_nametoindex: declare('unsigned int if_nametoindex(const char*)'),
@@ -42,6 +43,7 @@ export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const AF_NETLINK = 16;
 export const AF_PACKET = 17;
+export const SOCK_DGRAM = 2;
 export const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0x80000;
 export const MSG_DONTWAIT = 0x40;
@@ -229,6 +231,14 @@ const PR_SET_NAME = 15;
 /** What `top -H` and /proc call this thread; 15 bytes of it. */
 export function setThreadName(name: string): void {
   checked('prctl', call.prctl(PR_SET_NAME, name, 0, 0, 0));
+}
+
+const EACCES = 13;
+const EPERM = 1;
+
+/** Nice value of this thread, not of its process (setpriority(2)); false: one that may not be less nice. */
+export function setThreadNice(nice: number): boolean {
+  return checked('setpriority', call.setpriority(0, 0, nice), [EACCES, EPERM]) >= 0;
 }
 
 /** Index of a network interface in the current network namespace. */

@@ -1,6 +1,7 @@
 /**
  * Whole Ethernet frames on one interface: AF_PACKET, SOCK_RAW (packet(7)). For announcements and for tests that must
- * send what no honest stack sends. Blocking with a time limit; no filter, no ring, no thread of its own.
+ * send what no honest stack sends, and for hearing advertisements. Blocking with a time limit, or polled; no ring, no
+ * thread of its own.
  * The socket may live in another network namespace than the thread that uses it.
  */
 
@@ -10,6 +11,8 @@ import * as libc from './libc.ts';
 const ETH_P_ALL = 0x0003;
 const SOL_PACKET = 263;
 const PACKET_IGNORE_OUTGOING = 23;
+const SO_ATTACH_FILTER = 26;
+const ENETDOWN = 100;
 const SIOCGIFHWADDR = 0x8927;
 const IFREQ_LENGTH = 40;
 const IFNAMSIZ = 16;
@@ -22,6 +25,8 @@ export interface PacketSocketOptions {
   namespace?: string;
   /** A receive gives up after so many milliseconds (default 1000). */
   timeoutMs?: number;
+  /** Only frames that have this byte at this place: the kernel looks before it hands them over. */
+  only?: { at: number; byte: number };
 }
 
 export class PacketSocket {
@@ -45,10 +50,32 @@ export class PacketSocket {
     libc.send(this.#fd, frame);
   }
 
+  /** Never waits; the errno's name, if it did not go out. */
+  trySend(frame: Uint8Array): string | undefined {
+    try {
+      libc.send(this.#fd, frame, libc.MSG_DONTWAIT);
+      return undefined;
+    } catch (error) {
+      if (error instanceof libc.SystemError) return error.code;
+      throw error;
+    }
+  }
+
   /** The next frame that comes in, or undefined after the time limit. Frames that go out are not among them. */
   receive(): Uint8Array | undefined {
     const length = libc.receive(this.#fd, this.#buffer, 0, [libc.EAGAIN, libc.EINTR]);
     return length < 0 ? undefined : this.#buffer.slice(0, length);
+  }
+
+  /** Readable when a frame waits, or the device went down. */
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** A frame that waits, valid until the next; undefined: none. */
+  take(): Uint8Array | undefined {
+    const length = libc.receive(this.#fd, this.#buffer, libc.MSG_DONTWAIT, [libc.EAGAIN, libc.EINTR, ENETDOWN]);
+    return length < 0 ? undefined : this.#buffer.subarray(0, length);
   }
 
   /** MAC address of the device, as the kernel of the socket's own namespace has it (sysfs may show another's). */
@@ -72,6 +99,7 @@ function openBound(options: PacketSocketOptions): number {
   try {
     libc.setReceiveTimeout(fd, options.timeoutMs ?? 1000);
     libc.setOption(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1);
+    if (options.only !== undefined) attachFilter(fd, options.only);
     // struct sockaddr_ll: family, protocol (network order), interface index; the rest is for receiving.
     const address = new Uint8Array(20);
     const view = new DataView(address.buffer);
@@ -84,4 +112,29 @@ function openBound(options: PacketSocketOptions): number {
     throw error;
   }
   return fd;
+}
+
+/** Classic BPF: ldb [at]; jeq #byte, all of it, nothing. */
+function attachFilter(fd: number, { at, byte }: { at: number; byte: number }): void {
+  // struct sock_filter: code, jump if true, jump if false, k. Long enough to stay where it is.
+  const code = new Uint8Array(2048);
+  const view = new DataView(code.buffer);
+  const lines = [
+    [0x30, 0, 0, at],
+    [0x15, 0, 1, byte],
+    [0x06, 0, 0, 0x40000],
+    [0x06, 0, 0, 0],
+  ] as const;
+  for (const [index, [operation, yes, no, k]] of lines.entries()) {
+    view.setUint16(8 * index, operation, true);
+    view.setUint8(8 * index + 2, yes);
+    view.setUint8(8 * index + 3, no);
+    view.setUint32(8 * index + 4, k, true);
+  }
+  // struct sock_fprog: length, pointer.
+  const program = new Uint8Array(16);
+  const head = new DataView(program.buffer);
+  head.setUint16(0, lines.length, true);
+  head.setBigUint64(8, libc.addressOf(code), true);
+  libc.setOption(fd, libc.SOL_SOCKET, SO_ATTACH_FILTER, program);
 }

@@ -1,0 +1,47 @@
+/**
+ * What the thread of the election and the main thread say to each other. From the main thread come lists of
+ * ElectionConfig (elections.ts).
+ */
+
+import type { MessagePort } from 'node:worker_threads';
+import type { AdvertFault } from '../wire/vrrp.ts';
+import type { ElectionReport } from './elections.ts';
+
+/** By name: its device. */
+export type Links = Readonly<Record<string, string>>;
+
+export interface ElectionWorkerData {
+  links: Links;
+  namespace?: string;
+  /** Eventfd that ends the sleep. */
+  wake: number;
+  port: MessagePort;
+  control: Int32Array;
+}
+
+/** Of `control`: 0, or how to end; and the main thread's count. */
+export const STOP = 0;
+export const BEAT = 1;
+export const GIVE_UP = 1;
+export const LEAVE = 2;
+
+export interface ElectionCounts {
+  sent: number;
+  /** By name of the error. */
+  unsent: Record<string, number>;
+  heard: number;
+  /** By why an advertisement did not count. */
+  refused: Partial<Record<AdvertFault | 'other-router', number>>;
+  /** Longest that a timer was late since the last report, milliseconds. */
+  late: number;
+}
+
+export type ThreadReport =
+  | ElectionReport
+  | { kind: 'ready' }
+  /** A link was opened, or lost (with the error). */
+  | { kind: 'link'; link: string; error?: string }
+  /** The main thread answers (again), or not. */
+  | { kind: 'trust'; trusted: boolean }
+  /** Each second in which something was counted. */
+  | { kind: 'counts'; counts: ElectionCounts };

@@ -1,0 +1,111 @@
+/**
+ * The election as the rest of the program sees it: what is wanted goes to its thread (election-worker.ts), what has
+ * happened comes back. The thread neither waits for this one nor ends with it: it is told to.
+ */
+
+import { MessageChannel, Worker } from 'node:worker_threads';
+import * as libc from '../kernel/libc.ts';
+import {
+  BEAT,
+  type ElectionWorkerData,
+  GIVE_UP,
+  LEAVE,
+  type Links,
+  STOP,
+  type ThreadReport,
+} from './election-messages.ts';
+import type { ElectionConfig } from './elections.ts';
+
+export interface ElectionThreadOptions {
+  links: Links;
+  /** Network namespace `/run/netns/NAME`; absent: the thread's own. */
+  namespace?: string;
+  onReport(report: ThreadReport): void;
+  /** The thread has ended without close(): nobody keeps the addresses any more. */
+  onEnd(error: Error): void;
+}
+
+export interface ElectionThread {
+  /** All that it shall take part in, in place of what was said before. Throws RangeError where two would be one. */
+  configure(configs: readonly ElectionConfig[]): void;
+  /** Gives up what it holds, and says so; or, with `leave`, goes without a word. No report follows. */
+  close(leave?: boolean): Promise<void>;
+}
+
+/** How often this thread shows that it lives. */
+const BEAT_MS = 200;
+
+export function startElectionThread(options: ElectionThreadOptions): ElectionThread {
+  const { links, namespace, onReport, onEnd } = options;
+  const control = new Int32Array(new SharedArrayBuffer(8));
+  const wake = libc.eventfd();
+  const { port1, port2 } = new MessageChannel();
+  const data: ElectionWorkerData = {
+    links,
+    wake,
+    port: port2,
+    control,
+    ...(namespace === undefined ? {} : { namespace }),
+  };
+  const worker = new Worker(new URL('./election-worker.js', import.meta.url), {
+    workerData: data,
+    transferList: [port2],
+    execArgv: [],
+  });
+  let closing = false;
+  let failure: Error | undefined;
+
+  const stop = (how: number): void => {
+    Atomics.store(control, STOP, how);
+    libc.signal(wake);
+  };
+  // A thread that sleeps in poll() cannot be terminated: process.exit() would wait for it for ever.
+  const leave = (): void => stop(LEAVE);
+  process.on('exit', leave);
+  const beat = setInterval(() => Atomics.add(control, BEAT, 1), BEAT_MS);
+  beat.unref();
+  port1.on('message', (report: ThreadReport) => {
+    if (!closing) onReport(report);
+  });
+  worker.on('error', (error) => {
+    failure = error;
+  });
+  const exited = new Promise<void>((resolve) => {
+    worker.on('exit', () => {
+      process.off('exit', leave);
+      clearInterval(beat);
+      port1.close();
+      libc.close(wake);
+      resolve();
+      if (closing) return;
+      closing = true;
+      onEnd(failure ?? new Error('the thread of the election has ended'));
+    });
+  });
+
+  return {
+    configure(configs) {
+      checkDistinct(configs);
+      if (closing) return;
+      port1.postMessage(configs);
+      libc.signal(wake);
+    },
+    close(leave = false) {
+      if (!closing) {
+        closing = true;
+        stop(leave ? LEAVE : GIVE_UP);
+      }
+      return exited;
+    },
+  };
+}
+
+function checkDistinct(configs: readonly ElectionConfig[]): void {
+  const seen = new Set<string>();
+  for (const { id, vrid, channels } of configs) {
+    for (const key of [id, ...channels.map(({ link, family }) => `VRID ${vrid} of IPv${family} on ${link}`)]) {
+      if (seen.has(key)) throw new RangeError(`two elections: ${key}`);
+      seen.add(key);
+    }
+  }
+}

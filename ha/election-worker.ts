@@ -1,0 +1,167 @@
+/**
+ * The thread of the election: hears advertisements, keeps the timers, takes over and gives up (elections.ts), all on its
+ * own, so that neither a collection of garbage nor a plan that is made delays it. No event loop, no timers of Node's: it
+ * sleeps in poll() until a frame comes or something is due. It waits for nobody but the kernel.
+ *
+ * Whether the rest of the program lives is told by a count that the main thread increments; time in which this thread
+ * did not run itself is no silence of that one.
+ */
+
+import { receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { AddressSocket } from '../kernel/address-socket.ts';
+import * as libc from '../kernel/libc.ts';
+import type { LinkAddress } from '../wire/rtaddress.ts';
+import { parseAdvertFrame } from '../wire/vrrp.ts';
+import {
+  BEAT,
+  type ElectionCounts,
+  type ElectionWorkerData,
+  LEAVE,
+  STOP,
+  type ThreadReport,
+} from './election-messages.ts';
+import { type LinkSocket, openLink } from './election-socket.ts';
+import { type ElectionConfig, Elections, type HeldAddress } from './elections.ts';
+
+/** The main thread is taken for hung when its count has not moved for so long. */
+export const TRUST_MS = 1_000;
+const CHECK_MS = 1_000;
+/** Longest sleep. */
+const SLEEP_MS = 200;
+/** Frames of one link, before timers have their turn. */
+const FRAMES_MAX = 256;
+const NICE = -15;
+const THREAD_NAME = 'election';
+
+function run({ links, namespace, wake, port, control }: ElectionWorkerData): void {
+  const now = (): number => performance.now();
+  const epoch = (time: number): number => performance.timeOrigin + time;
+  const post = (report: ThreadReport): void => port.postMessage(report);
+  const open = new Map<string, LinkSocket>();
+  const addresses = AddressSocket.open(namespace);
+  const counts: ElectionCounts = { sent: 0, unsent: {}, heard: 0, refused: {}, late: 0 };
+  let counted = 0;
+  const told = new Map<string, string>();
+
+  const withIndexes = (
+    held: readonly HeldAddress[],
+    use: (there: LinkAddress[]) => string[],
+    absent: string[],
+  ): string[] => {
+    const there = held.flatMap(({ link, address, prefixLength }) => {
+      const index = open.get(link)?.index;
+      return index === undefined ? [] : [{ index, address, prefixLength }];
+    });
+    try {
+      return [...use(there), ...(there.length < held.length ? absent : [])];
+    } catch (error) {
+      return [(error as libc.SystemError).code ?? String(error)];
+    }
+  };
+
+  const elections = new Elections({
+    now,
+    mac: (link) => open.get(link)?.mac,
+    send(link, frame) {
+      const error = open.get(link)?.send(frame);
+      if (error === undefined) counts.sent++;
+      else counts.unsent[error] = (counts.unsent[error] ?? 0) + 1;
+    },
+    add: (held, validSeconds) => withIndexes(held, (there) => addresses.add(there, validSeconds), ['ENODEV']),
+    remove: (held) => withIndexes(held, (there) => addresses.remove(there), []),
+    report(report) {
+      if (report.kind === 'fault') return post(report);
+      const { at, doneAt, heardAt } = report;
+      post({ ...report, at: epoch(at), doneAt: epoch(doneAt), ...(heardAt && { heardAt: epoch(heardAt) }) });
+    },
+  });
+
+  const openAbsent = (): boolean => {
+    let changed = false;
+    for (const [link, device] of Object.entries(links)) {
+      const socket = open.get(link);
+      if (socket?.isSame()) continue;
+      changed = true;
+      socket?.close();
+      open.delete(link);
+      let error: string | undefined;
+      try {
+        open.set(link, openLink(device, namespace));
+      } catch (caught) {
+        error = String((caught as libc.SystemError).code ?? caught);
+      }
+      const state = error ?? 'open';
+      if (told.get(link) === state && socket === undefined) continue;
+      told.set(link, state);
+      post({ kind: 'link', link, ...(error === undefined ? {} : { error }) });
+    }
+    return changed;
+  };
+  const pollSet = (): libc.PollSet => new libc.PollSet([wake, ...[...open.values()].flatMap(({ fds }) => fds)]);
+
+  openAbsent();
+  let poll = pollSet();
+  post({ kind: 'ready' });
+
+  const hearLinks = (): void => {
+    for (const [link, socket] of open) {
+      for (let frames = 0; frames < FRAMES_MAX; frames++) {
+        const frame = socket.take();
+        if (frame === undefined) break;
+        const advert = parseAdvertFrame(frame);
+        const reason = !advert.ok ? advert.reason : elections.hear(link, advert.value) ? undefined : 'other-router';
+        if (reason === undefined) counts.heard++;
+        else counts.refused[reason] = (counts.refused[reason] ?? 0) + 1;
+      }
+    }
+  };
+
+  let [beat, silent, trusted] = [Atomics.load(control, BEAT), 0, true];
+  const checkTrust = (passed: number): void => {
+    const count = Atomics.load(control, BEAT);
+    silent = count === beat ? silent + passed : 0;
+    beat = count;
+    if (trusted === silent < TRUST_MS) return;
+    trusted = !trusted;
+    elections.trust(trusted);
+    post({ kind: 'trust', trusted });
+  };
+
+  let before = now();
+  let checkAt = before + CHECK_MS;
+  while (Atomics.load(control, STOP) === 0) {
+    const due = Math.min(elections.due, checkAt);
+    poll.wait(Math.min(SLEEP_MS, Math.max(0, Math.ceil(due - now()))));
+    if (poll.ready(0)) libc.drainEvent(wake);
+    if (Atomics.load(control, STOP) !== 0) break;
+    // First what was said while this thread slept or was stopped: it tells whether another is active by now.
+    hearLinks();
+    for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
+      elections.configure(next.message as ElectionConfig[]);
+    }
+    const time = now();
+    counts.late = Math.max(counts.late, time - elections.due);
+    elections.tick();
+    checkTrust(Math.min(time - before, SLEEP_MS));
+    before = time;
+    if (time < checkAt) continue;
+    checkAt = time + CHECK_MS;
+    if (openAbsent()) {
+      poll = pollSet();
+      elections.rebuild();
+    }
+    const rare = [...Object.values(counts.refused), ...Object.values(counts.unsent)];
+    const all = rare.reduce((sum, count) => sum + count, counts.sent + counts.heard);
+    if (all !== counted) post({ kind: 'counts', counts });
+    counted = all;
+    counts.late = 0;
+  }
+  elections.close(Atomics.load(control, STOP) === LEAVE);
+  for (const socket of open.values()) socket.close();
+  addresses.close();
+  port.close();
+}
+
+libc.setThreadName(THREAD_NAME);
+libc.setThreadNice(NICE);
+run(workerData as ElectionWorkerData);

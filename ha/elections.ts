@@ -1,0 +1,347 @@
+/**
+ * The virtual routers of one gateway: which of them an advertisement is for, and what their actions come to: frames,
+ * addresses, announcements, reports. No clock, no socket: both are given (ElectionWorld). All that taking over needs is made before, when a router is configured.
+ *
+ * Fencing: with `fenced` the addresses have a lifetime in the kernel, and are renewed while this runs: those of a process
+ * that hangs or was stopped go by themselves. Without, they stay whatever becomes of the process.
+ */
+
+import { gratuitousArp } from '../wire/arp.ts';
+import { unsolicitedAdvertisement } from '../wire/ndp.ts';
+import { type Advert, buildAdvertFrame } from '../wire/vrrp.ts';
+import {
+  type Failback,
+  type RouterAction,
+  type RouterCause,
+  type RouterEvent,
+  type RouterState,
+  VirtualRouter,
+} from './virtual-router.ts';
+
+export interface Channel {
+  link: string;
+  family: 4 | 6;
+  /** Primary address of the link; of IPv6 a link-local one. */
+  source: string;
+  /** What advertisements list. */
+  addresses: string[];
+}
+
+export interface HeldAddress {
+  link: string;
+  address: string;
+  prefixLength: number;
+}
+
+export interface ElectionConfig {
+  /** Names it in reports: the shard. */
+  id: string;
+  vrid: number;
+  /** 0: unfit (virtual-router.ts). */
+  priority: number;
+  /** A multiple of 10. */
+  intervalMs: number;
+  failback: Failback;
+  failbackDelayMs: number;
+  /** Absent: nobody follows the state of the connections. */
+  stateComplete?: boolean;
+  /** In the order in which they decide among equals: the same on all gateways. */
+  channels: Channel[];
+  /** What the active router has. */
+  held: HeldAddress[];
+  fenced: boolean;
+  /** At the start: the addresses may be there from a life before. */
+  holding?: boolean;
+  /** Over IPv4 checksums without a pseudo header, as a foreign router may want them (wire/vrrp.ts). */
+  plainChecksum?: boolean;
+}
+
+export interface ElectionWorld {
+  /** Milliseconds, as virtual-router.ts wants them. */
+  now(): number;
+  /** Undefined: the link is not there now. */
+  mac(link: string): string | undefined;
+  send(link: string, frame: Uint8Array): void;
+  /** Names of errors. */
+  add(addresses: readonly HeldAddress[], validSeconds: number | undefined): string[];
+  remove(addresses: readonly HeldAddress[]): string[];
+  report(report: ElectionReport): void;
+}
+
+export type ElectionReport =
+  | {
+      kind: 'became';
+      id: string;
+      state: RouterState;
+      cause: RouterCause;
+      at: number;
+      /** When addresses and announcements (or their removal) were done. */
+      doneAt: number;
+      /** When another router was heard last; undefined: never. */
+      heardAt: number | undefined;
+    }
+  /** Addresses could not be added or removed. */
+  | { kind: 'fault'; id: string; op: 'add' | 'remove'; errors: string[] };
+
+/** The kernel's lifetime of fenced addresses, and how often it is renewed. */
+export const FENCE_SECONDS = 2;
+export const RENEW_MS = 400;
+/** Announcements after a take-over: neighbours may miss one, or be deaf while their port comes up. */
+export const ANNOUNCE_MS = [0, 100, 500, 1_500, 5_000] as const;
+
+interface Entry {
+  config: ElectionConfig;
+  router: VirtualRouter;
+  /** By channel; undefined: its link is not there. */
+  adverts: (Uint8Array | undefined)[];
+  resignations: (Uint8Array | undefined)[];
+  announcements: { link: string; frames: Uint8Array[] }[];
+  /** Index into ANNOUNCE_MS of what comes next, and when. */
+  announceNext: number;
+  announceAt: number;
+  renewAt: number;
+  heardAt: number | undefined;
+}
+
+const NEVER = Number.POSITIVE_INFINITY;
+
+export class Elections {
+  readonly #world: ElectionWorld;
+  readonly #entries = new Map<string, Entry>();
+  readonly #listeners = new Map<string, { entry: Entry; channel: number }>();
+  #trusted = true;
+
+  constructor(world: ElectionWorld) {
+    this.#world = world;
+  }
+
+  /** The whole of it: what is not among them ends. */
+  configure(configs: readonly ElectionConfig[]): void {
+    const wanted = new Set(configs.map(({ id }) => id));
+    for (const id of [...this.#entries.keys()]) if (!wanted.has(id)) this.#end(id);
+    for (const config of configs) {
+      const entry = this.#entries.get(config.id);
+      if (entry === undefined) this.#begin(config);
+      else this.#change(entry, config);
+    }
+    this.#listen();
+  }
+
+  /** False: the advertisement is of a virtual router that is not ours. */
+  hear(link: string, advert: Advert): boolean {
+    const listener = this.#listeners.get(listenerKey(link, advert.family, advert.vrid));
+    if (listener === undefined) return false;
+    const { entry, channel } = listener;
+    const { source, priority } = advert;
+    const now = this.#world.now();
+    // Noted after what it means: a report tells when another was heard before that.
+    this.#feed(entry, { kind: 'advert', channel, source, priority, intervalMs: advert.interval * 10 }, now);
+    if (source !== entry.config.channels[channel]?.source) entry.heardAt = now;
+    return true;
+  }
+
+  /** What is due by now. */
+  tick(): void {
+    const now = this.#world.now();
+    for (const entry of this.#entries.values()) {
+      if (now >= (entry.router.due ?? NEVER)) this.#feed(entry, { kind: 'timer' }, now);
+      if (entry.router.state !== 'Active') continue;
+      if (now >= entry.announceAt) this.#announce(entry);
+      if (now >= entry.renewAt) this.#add(entry, entry.config.held);
+    }
+  }
+
+  /** When tick() has something to do. */
+  get due(): number {
+    let due = NEVER;
+    for (const { router, announceAt, renewAt } of this.#entries.values()) {
+      due = Math.min(due, router.due ?? NEVER);
+      if (router.state === 'Active') due = Math.min(due, announceAt, renewAt);
+    }
+    return due;
+  }
+
+  /** Whether the rest of the program answers: if not, fenced routers give up. */
+  trust(trusted: boolean): void {
+    if (trusted === this.#trusted) return;
+    this.#trusted = trusted;
+    for (const entry of this.#entries.values()) this.#change(entry, entry.config, false);
+  }
+
+  /** A link is there again, perhaps with another MAC. */
+  rebuild(): void {
+    for (const entry of this.#entries.values()) this.#build(entry);
+  }
+
+  /** `leave`: says nothing and removes nothing, for who comes after. */
+  close(leave: boolean): void {
+    if (!leave) for (const id of [...this.#entries.keys()]) this.#end(id);
+    this.#entries.clear();
+    this.#listeners.clear();
+  }
+
+  #settingsOf(config: ElectionConfig) {
+    const { priority, intervalMs, failback, failbackDelayMs, fenced, channels, stateComplete } = config;
+    return {
+      priority: fenced && !this.#trusted ? 0 : priority,
+      intervalMs,
+      failback,
+      failbackDelayMs,
+      sources: channels.map(({ source }) => source),
+      stateTracked: stateComplete !== undefined,
+    };
+  }
+
+  #begin(config: ElectionConfig): void {
+    const entry: Entry = {
+      config,
+      router: new VirtualRouter(this.#settingsOf(config)),
+      adverts: [],
+      resignations: [],
+      announcements: [],
+      announceNext: 0,
+      announceAt: NEVER,
+      renewAt: NEVER,
+      heardAt: undefined,
+    };
+    this.#entries.set(config.id, entry);
+    this.#build(entry);
+    const holding = config.holding === true;
+    this.#feed(entry, { kind: 'startup', holding });
+    this.#tellState(entry);
+  }
+
+  #change(entry: Entry, config: ElectionConfig, tell = true): void {
+    const before = entry.config;
+    const held = entry.router.state === 'Active' || entry.router.state === 'Waking';
+    const keep = new Set(config.held.map(heldKey));
+    const gone = held ? before.held.filter((address) => !keep.has(heldKey(address))) : [];
+    const had = new Set(before.held.map(heldKey));
+    entry.config = config;
+    this.#build(entry);
+    this.#remove(entry, gone);
+    this.#feed(entry, { kind: 'settings', settings: this.#settingsOf(config) });
+    if (tell) this.#tellState(entry);
+    if (entry.router.state !== 'Active') return;
+    const fresh = config.held.filter((address) => !had.has(heldKey(address)));
+    if (fresh.length > 0 || config.fenced !== before.fenced) this.#add(entry, config.held);
+    if (fresh.length > 0) this.#startAnnouncing(entry);
+  }
+
+  #tellState(entry: Entry): void {
+    const complete = entry.config.stateComplete;
+    if (complete === undefined) return;
+    this.#feed(entry, { kind: 'state', complete });
+  }
+
+  #end(id: string): void {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return;
+    this.#feed(entry, { kind: 'shutdown' });
+    this.#entries.delete(id);
+  }
+
+  #listen(): void {
+    this.#listeners.clear();
+    for (const entry of this.#entries.values()) {
+      for (const [channel, { link, family }] of entry.config.channels.entries()) {
+        this.#listeners.set(listenerKey(link, family, entry.config.vrid), { entry, channel });
+      }
+    }
+  }
+
+  #build(entry: Entry): void {
+    const { config } = entry;
+    const { priority } = this.#settingsOf(config);
+    const frames = (priority: number) =>
+      config.channels.map(({ link, family, source, addresses }) => {
+        const mac = this.#world.mac(link);
+        if (mac === undefined) return undefined;
+        const { vrid, intervalMs, plainChecksum = false } = config;
+        const interval = Math.round(intervalMs / 10);
+        return buildAdvertFrame(mac, { family, source, vrid, priority, interval, addresses, plainChecksum });
+      });
+    entry.adverts = frames(priority);
+    entry.resignations = frames(0);
+    const byLink = new Map<string, Uint8Array[]>();
+    for (const { link, address } of config.held) {
+      const mac = this.#world.mac(link);
+      if (mac === undefined) continue;
+      const frames = address.includes(':') ? [unsolicitedAdvertisement(mac, address)] : gratuitousArp(mac, address);
+      byLink.set(link, [...(byLink.get(link) ?? []), ...frames]);
+    }
+    entry.announcements = [...byLink].map(([link, frames]) => ({ link, frames }));
+  }
+
+  #feed(entry: Entry, event: RouterEvent, now = this.#world.now()): void {
+    const actions = entry.router.handle(event, now);
+    const became: (RouterAction & { kind: 'became' })[] = [];
+    for (const action of actions) {
+      switch (action.kind) {
+        case 'became':
+          became.push(action);
+          break;
+        case 'advertise':
+          this.#advertise(entry, action.priority, action.channel);
+          break;
+        case 'take-over':
+          this.#add(entry, entry.config.held);
+          this.#startAnnouncing(entry);
+          break;
+        case 'give-up':
+          entry.announceAt = NEVER;
+          entry.renewAt = NEVER;
+          this.#remove(entry, entry.config.held);
+      }
+    }
+    if (became.length === 0) return;
+    const doneAt = this.#world.now();
+    for (const { state, cause } of became) {
+      this.#world.report({
+        kind: 'became',
+        id: entry.config.id,
+        state,
+        cause,
+        at: now,
+        doneAt,
+        heardAt: entry.heardAt,
+      });
+    }
+  }
+
+  #advertise(entry: Entry, priority: number, only: number | undefined): void {
+    const frames = priority === 0 ? entry.resignations : entry.adverts;
+    for (const [channel, frame] of frames.entries()) {
+      const link = entry.config.channels[channel]?.link;
+      if (frame === undefined || link === undefined || (only !== undefined && only !== channel)) continue;
+      this.#world.send(link, frame);
+    }
+  }
+
+  #add(entry: Entry, held: readonly HeldAddress[]): void {
+    const { id, fenced } = entry.config;
+    entry.renewAt = fenced ? this.#world.now() + RENEW_MS : NEVER;
+    const errors = held.length === 0 ? [] : this.#world.add(held, fenced ? FENCE_SECONDS : undefined);
+    if (errors.length > 0) this.#world.report({ kind: 'fault', id, op: 'add', errors });
+  }
+
+  #remove(entry: Entry, held: readonly HeldAddress[]): void {
+    const errors = held.length === 0 ? [] : this.#world.remove(held);
+    if (errors.length > 0) this.#world.report({ kind: 'fault', id: entry.config.id, op: 'remove', errors });
+  }
+
+  #startAnnouncing(entry: Entry): void {
+    entry.announceNext = 0;
+    this.#announce(entry);
+  }
+
+  #announce(entry: Entry): void {
+    for (const { link, frames } of entry.announcements) for (const frame of frames) this.#world.send(link, frame);
+    const done = ANNOUNCE_MS[entry.announceNext] ?? 0;
+    const next = ANNOUNCE_MS[++entry.announceNext];
+    entry.announceAt = next === undefined ? NEVER : this.#world.now() + next - done;
+  }
+}
+
+const listenerKey = (link: string, family: 4 | 6, vrid: number): string => `${link} ${family} ${vrid}`;
+const heldKey = ({ link, address, prefixLength }: HeldAddress): string => `${link} ${address}/${prefixLength}`;
