@@ -23,8 +23,8 @@ flock 9
 # --- Debian packages ------------------------------------------------------------------------------------------------
 packages=(nftables iptables iproute2 iputils-ping conntrack ethtool iperf3 socat tcpdump curl dnsmasq-base openssh-server
   netcat-openbsd procps ca-certificates openssl python3)
-# Clients that tests let through the lab, and nothing else needs.
-[ "${1-}" != --tests ] || packages+=(bind9-dnsutils postgresql-client)
+# Clients that tests let through the lab, and the other side of the election: nothing else needs them.
+[ "${1-}" != --tests ] || packages+=(bind9-dnsutils postgresql-client keepalived)
 missing=()
 installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
 for package in "${packages[@]}"; do
@@ -33,7 +33,7 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing Debian packages: ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  # The lab runs its own sshd in a namespace; installing the package must not open one on this machine.
+  # The lab runs its own sshd in a namespace, tests their own keepalived; installing must not start one on this machine.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -47,9 +47,11 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
   rm -f "$log"
   for package in "${missing[@]}"; do
-    if [ "$package" = openssh-server ] && [ -d /run/systemd/system ]; then
-      systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true
-    fi
+    [ -d /run/systemd/system ] || continue
+    case $package in
+      openssh-server) systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true ;;
+      keepalived) systemctl --quiet disable keepalived.service 2>/dev/null || true ;;
+    esac
   done
 fi
 
