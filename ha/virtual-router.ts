@@ -107,8 +107,11 @@ export class VirtualRouter {
   #assertedAt = Number.NEGATIVE_INFINITY;
   /** Last of each channel. */
   readonly #heard: (Heard | undefined)[] = [];
-  /** When an equal was heard on each channel. */
-  readonly #equals: number[] = [];
+  /** On each channel: since when an equal is heard there, and when it was heard last. */
+  readonly #equals: ({ since: number; last: number } | undefined)[] = [];
+  /** Added to the skew by who has yielded to an equal: two that both yielded must not both come back at once. */
+  #backOff = 0;
+  #yields = 0;
   #losses: number[] = [];
 
   constructor(settings: RouterSettings) {
@@ -165,7 +168,7 @@ export class VirtualRouter {
   }
 
   get #skewTime(): number {
-    return ((SKEW_STEPS - this.#settings.priority) * this.#activeInterval) / SKEW_STEPS;
+    return ((SKEW_STEPS - this.#settings.priority) * this.#activeInterval) / SKEW_STEPS + this.#backOff;
   }
 
   #wake(now: number, actions: RouterAction[]): void {
@@ -245,7 +248,7 @@ export class VirtualRouter {
   }
 
   #hear(advert: RouterEvent & { kind: 'advert' }, now: number, actions: RouterAction[]): void {
-    if (advert.priority === this.#settings.priority) this.#equals[advert.channel] = now;
+    if (advert.priority === this.#settings.priority) this.#noteEqual(advert.channel, now);
     switch (this.#state) {
       case 'Backup':
         this.#hearAsBackup(advert, now);
@@ -272,6 +275,7 @@ export class VirtualRouter {
       this.#expected = 'resigned';
       return;
     }
+    if (priority > this.#settings.priority) this.#backOff = 0;
     const before = this.#heard[channel];
     this.#heard[channel] = { source, priority };
     const lower = priority < this.#settings.priority;
@@ -303,11 +307,12 @@ export class VirtualRouter {
       actions.push({ kind: 'advertise', priority: own });
       return;
     }
-    // That one is heard on a channel that counts for more, which will say the same to both.
-    if (priority === own && this.#equalBefore(channel, now)) return;
+    if (priority === own && !this.#decides(channel, now)) return;
     if (priority > own || (priority === own && this.#isAbove(advert.source, channel))) {
       this.#lost(now);
       this.#activeInterval = advert.intervalMs;
+      if (priority === own)
+        this.#backOff = this.#settings.intervalMs * fraction(this.#settings.sources[0], ++this.#yields);
       this.#stepBack('outranked', now, actions);
       actions.push({ kind: 'give-up' });
       return;
@@ -318,11 +323,25 @@ export class VirtualRouter {
     actions.push({ kind: 'advertise', priority: own, channel });
   }
 
-  #equalBefore(channel: number, now: number): boolean {
-    for (let index = 0; index < channel; index++) {
-      if (now - (this.#equals[index] ?? Number.NEGATIVE_INFINITY) < this.#downInterval) return true;
+  #noteEqual(channel: number, now: number): void {
+    const equal = this.#equals[channel];
+    if (equal !== undefined && this.#isRecent(equal.last, now)) equal.last = now;
+    else this.#equals[channel] = { since: now, last: now };
+  }
+
+  #isRecent(time: number, now: number): boolean {
+    return now - time < this.#downInterval;
+  }
+
+  /**
+   * Whether the addresses on this channel tell who of equals yields: on each they may tell another, and two that both
+   * yield would both come back. It is the first on which an equal is heard; one that is slower than others has an interval.
+   */
+  #decides(channel: number, now: number): boolean {
+    for (const equal of this.#equals.slice(0, channel)) {
+      if (equal !== undefined && this.#isRecent(equal.last, now)) return false;
     }
-    return false;
+    return channel === 0 || now - (this.#equals[channel]?.since ?? now) >= this.#settings.intervalMs;
   }
 
   #isAbove(source: string, channel: number): boolean {
@@ -339,6 +358,7 @@ export class VirtualRouter {
     const before = this.#settings;
     this.#settings = settings;
     if (!settings.stateTracked) this.#complete = true;
+    if (settings.priority !== before.priority) this.#backOff = 0;
     const fell = settings.priority === 0 && before.priority !== 0;
     switch (this.#state) {
       case 'Active':
@@ -364,4 +384,11 @@ export class VirtualRouter {
         } else if (this.#due !== undefined) this.#due = Math.min(this.#due, now + this.#downInterval);
     }
   }
+}
+
+/** From 0 to 1, another for each address and each time: no dice, so that a run can be run again. */
+function fraction(address: string | undefined, times: number): number {
+  let hash = times;
+  for (const byte of addressBytes(address ?? '::')) hash = Math.imul(hash ^ byte, 0x01000193) + 0x9e3779b9;
+  return ((hash ^ (hash >>> 15)) >>> 0) / 2 ** 32;
 }

@@ -156,12 +156,14 @@ function simulate({ priorities, failback, delays, losses, steps }: Network, quie
     for (const [router, { due }] of routers.entries()) {
       if (stopped[router] === undefined && due !== undefined && due <= now) feed(router, { kind: 'timer' });
     }
-    const active = routers.filter(({ state }, router) => runs(router) && state === 'Active').length;
-    if (active < 2 || !connected()) doubledSince = undefined;
+    const active = routers.filter(({ state }, router) => runs(router) && state === 'Active');
+    if (active.length < 2 || !connected()) doubledSince = undefined;
     else {
       doubledSince ??= now;
-      if (now - doubledSince > DOWN_MAX + delayMax) {
-        faults.push(`${now}: ${active} are active since ${doubledSince}`);
+      // Equals give each other time to be heard on the channel that decides.
+      const equals = new Set(active.map(({ settings }) => settings.priority)).size < active.length;
+      if (now - doubledSince > (equals ? 2 : 1) * DOWN_MAX + delayMax) {
+        faults.push(`${now}: ${active.length} are active since ${doubledSince}`);
         doubledSince = undefined;
       }
     }
@@ -188,7 +190,10 @@ const what: fc.Arbitrary<Step['what']> = fc.oneof(
 );
 const network = (failback: Failback): fc.Arbitrary<Network> =>
   fc.record({
-    priorities: fc.array(priority, { minLength: 2, maxLength: 5 }),
+    priorities: fc.oneof(
+      { weight: 3, arbitrary: fc.array(priority, { minLength: 2, maxLength: 5 }) },
+      fc.integer({ min: 2, max: 5 }).map((count) => Array<number>(count).fill(100)),
+    ),
     failback: fc.constant(failback),
     delays: fc.tuple(fc.nat(15), fc.nat(15)),
     losses: fc.array(fc.boolean(), { maxLength: 40 }),
@@ -200,23 +205,28 @@ const network = (failback: Failback): fc.Arbitrary<Network> =>
 /** Stops, delays of failback and what is remembered of flaps are over by then. */
 const QUIET_MS = FLAP_WINDOW_MS + 5_000;
 
+t.setTimeout(60_000 + RUNS * 500);
 for (const failback of ['Immediate', 'Delayed', 'Never'] as const) {
-  t.test(`failback ${failback}: one is active, and after all is healed exactly one`, { timeout: 120_000 }, async () => {
-    fc.assert(
-      fc.property(network(failback), (drawn) => {
-        const { faults, routers } = simulate(drawn, QUIET_MS);
-        deepStrictEqual(faults, []);
-        const able = routers.filter(({ state, settings }) => state !== 'Initialize' && settings.priority > 0);
-        const active = able.filter(({ state }) => state === 'Active');
-        deepStrictEqual(active.length, Math.min(1, able.length), 'active at last');
-        ok(routers.every(({ state }) => state !== 'Waking'));
-        if (failback === 'Never') return;
-        const highest = Math.max(...able.map(({ settings }) => settings.priority));
-        for (const { settings } of active) deepStrictEqual(settings.priority, highest, 'the highest leads');
-      }),
-      { numRuns: RUNS },
-    );
-  });
+  t.test(
+    `failback ${failback}: one is active, and after all is healed exactly one`,
+    { timeout: 60_000 + RUNS * 100 },
+    async () => {
+      fc.assert(
+        fc.property(network(failback), (drawn) => {
+          const { faults, routers } = simulate(drawn, QUIET_MS);
+          deepStrictEqual(faults, []);
+          const able = routers.filter(({ state, settings }) => state !== 'Initialize' && settings.priority > 0);
+          const active = able.filter(({ state }) => state === 'Active');
+          deepStrictEqual(active.length, Math.min(1, able.length), 'active at last');
+          ok(routers.every(({ state }) => state !== 'Waking'));
+          if (failback === 'Never') return;
+          const highest = Math.max(...able.map(({ settings }) => settings.priority));
+          for (const { settings } of active) deepStrictEqual(settings.priority, highest, 'the highest leads');
+        }),
+        { numRuns: RUNS },
+      );
+    },
+  );
 }
 
 t.test('of routers that begin at once the highest leads, and nothing else happens', async () => {
