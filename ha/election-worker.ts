@@ -21,7 +21,8 @@ import {
   type ThreadReport,
 } from './election-messages.ts';
 import { type LinkSocket, openLink } from './election-socket.ts';
-import { type ElectionConfig, Elections, type HeldAddress } from './elections.ts';
+import { type ElectionConfig, Elections } from './elections.ts';
+import type { HeldAddress } from './holding.ts';
 
 /** The main thread is taken for hung when its count has not moved for so long. */
 export const TRUST_MS = 1_000;
@@ -70,9 +71,12 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
     add: (held, validSeconds) => withIndexes(held, (there) => addresses.add(there, validSeconds), ['ENODEV']),
     remove: (held) => withIndexes(held, (there) => addresses.remove(there), []),
     report(report) {
-      if (report.kind === 'fault') return post(report);
-      const { at, doneAt, heardAt } = report;
-      post({ ...report, at: epoch(at), doneAt: epoch(doneAt), ...(heardAt && { heardAt: epoch(heardAt) }) });
+      if (report.kind === 'fault') post(report);
+      else if (report.kind === 'held') post({ ...report, at: epoch(report.at) });
+      else {
+        const { at, heardAt } = report;
+        post({ ...report, at: epoch(at), heardAt: heardAt === undefined ? undefined : epoch(heardAt) });
+      }
     },
   });
 
@@ -140,7 +144,7 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
       elections.configure(next.message as ElectionConfig[]);
     }
     const time = now();
-    counts.late = Math.max(counts.late, time - elections.due);
+    counts.late = Math.max(counts.late, time - elections.timerDue);
     elections.tick();
     checkTrust(Math.min(time - before, SLEEP_MS));
     before = time;

@@ -6,9 +6,8 @@
  * that hangs or was stopped go by themselves. Without, they stay whatever becomes of the process.
  */
 
-import { gratuitousArp } from '../wire/arp.ts';
-import { unsolicitedAdvertisement } from '../wire/ndp.ts';
 import { type Advert, buildAdvertFrame } from '../wire/vrrp.ts';
+import { type HeldAddress, Holding, type HoldingWorld } from './holding.ts';
 import {
   type Failback,
   type RouterAction,
@@ -25,12 +24,6 @@ export interface Channel {
   source: string;
   /** What advertisements list. */
   addresses: string[];
-}
-
-export interface HeldAddress {
-  link: string;
-  address: string;
-  prefixLength: number;
 }
 
 export interface ElectionConfig {
@@ -56,15 +49,7 @@ export interface ElectionConfig {
   plainChecksum?: boolean;
 }
 
-export interface ElectionWorld {
-  /** Milliseconds, as virtual-router.ts wants them. */
-  now(): number;
-  /** Undefined: the link is not there now. */
-  mac(link: string): string | undefined;
-  send(link: string, frame: Uint8Array): void;
-  /** Names of errors. */
-  add(addresses: readonly HeldAddress[], validSeconds: number | undefined): string[];
-  remove(addresses: readonly HeldAddress[]): string[];
+export interface ElectionWorld extends HoldingWorld {
   report(report: ElectionReport): void;
 }
 
@@ -75,19 +60,13 @@ export type ElectionReport =
       state: RouterState;
       cause: RouterCause;
       at: number;
-      /** When addresses and announcements (or their removal) were done. */
-      doneAt: number;
       /** When another router was heard last; undefined: never. */
       heardAt: number | undefined;
     }
+  /** All addresses are there and announced, after it became active. */
+  | { kind: 'held'; id: string; at: number }
   /** Addresses could not be added or removed. */
   | { kind: 'fault'; id: string; op: 'add' | 'remove'; errors: string[] };
-
-/** The kernel's lifetime of fenced addresses, and how often it is renewed. */
-export const FENCE_SECONDS = 2;
-export const RENEW_MS = 400;
-/** Announcements after a take-over: neighbours may miss one, or be deaf while their port comes up. */
-export const ANNOUNCE_MS = [0, 100, 500, 1_500, 5_000] as const;
 
 interface Entry {
   config: ElectionConfig;
@@ -95,11 +74,9 @@ interface Entry {
   /** By channel; undefined: its link is not there. */
   adverts: (Uint8Array | undefined)[];
   resignations: (Uint8Array | undefined)[];
-  announcements: { link: string; frames: Uint8Array[] }[];
-  /** Index into ANNOUNCE_MS of what comes next, and when. */
-  announceNext: number;
-  announceAt: number;
-  renewAt: number;
+  holding: Holding;
+  /** It has taken over, and not yet told that it holds all. */
+  taking: boolean;
   heardAt: number | undefined;
 }
 
@@ -145,20 +122,24 @@ export class Elections {
     const now = this.#world.now();
     for (const entry of this.#entries.values()) {
       if (now >= (entry.router.due ?? NEVER)) this.#feed(entry, { kind: 'timer' }, now);
-      if (entry.router.state !== 'Active') continue;
-      if (now >= entry.announceAt) this.#announce(entry);
-      if (now >= entry.renewAt) this.#add(entry, entry.config.held);
+      else if (entry.router.state === 'Active' && now >= entry.holding.due) entry.holding.tick();
+      this.#tellHeld(entry);
     }
   }
 
   /** When tick() has something to do. */
   get due(): number {
     let due = NEVER;
-    for (const { router, announceAt, renewAt } of this.#entries.values()) {
+    for (const { router, holding } of this.#entries.values()) {
       due = Math.min(due, router.due ?? NEVER);
-      if (router.state === 'Active') due = Math.min(due, announceAt, renewAt);
+      if (router.state === 'Active') due = Math.min(due, holding.due);
     }
     return due;
+  }
+
+  /** When the next timer of a router is due: what is left undone meanwhile is not late. */
+  get timerDue(): number {
+    return Math.min(NEVER, ...[...this.#entries.values()].map(({ router }) => router.due ?? NEVER));
   }
 
   /** Whether the rest of the program answers: if not, fenced routers give up. */
@@ -170,7 +151,10 @@ export class Elections {
 
   /** A link is there again, perhaps with another MAC. */
   rebuild(): void {
-    for (const entry of this.#entries.values()) this.#build(entry);
+    for (const entry of this.#entries.values()) {
+      this.#build(entry);
+      entry.holding.prepare();
+    }
   }
 
   /** `leave`: says nothing and removes nothing, for who comes after. */
@@ -198,34 +182,27 @@ export class Elections {
       router: new VirtualRouter(this.#settingsOf(config)),
       adverts: [],
       resignations: [],
-      announcements: [],
-      announceNext: 0,
-      announceAt: NEVER,
-      renewAt: NEVER,
+      holding: new Holding(this.#world, (op, errors) =>
+        this.#world.report({ kind: 'fault', id: config.id, op, errors }),
+      ),
+      taking: false,
       heardAt: undefined,
     };
     this.#entries.set(config.id, entry);
     this.#build(entry);
+    entry.holding.set(config.held, config.fenced, false);
     const holding = config.holding === true;
     this.#feed(entry, { kind: 'startup', holding });
     this.#tellState(entry);
   }
 
   #change(entry: Entry, config: ElectionConfig, tell = true): void {
-    const before = entry.config;
-    const held = entry.router.state === 'Active' || entry.router.state === 'Waking';
-    const keep = new Set(config.held.map(heldKey));
-    const gone = held ? before.held.filter((address) => !keep.has(heldKey(address))) : [];
-    const had = new Set(before.held.map(heldKey));
+    const { state } = entry.router;
     entry.config = config;
     this.#build(entry);
-    this.#remove(entry, gone);
+    entry.holding.set(config.held, config.fenced, state === 'Active' || state === 'Waking');
     this.#feed(entry, { kind: 'settings', settings: this.#settingsOf(config) });
     if (tell) this.#tellState(entry);
-    if (entry.router.state !== 'Active') return;
-    const fresh = config.held.filter((address) => !had.has(heldKey(address)));
-    if (fresh.length > 0 || config.fenced !== before.fenced) this.#add(entry, config.held);
-    if (fresh.length > 0) this.#startAnnouncing(entry);
   }
 
   #tellState(entry: Entry): void {
@@ -263,14 +240,6 @@ export class Elections {
       });
     entry.adverts = frames(priority);
     entry.resignations = frames(0);
-    const byLink = new Map<string, Uint8Array[]>();
-    for (const { link, address } of config.held) {
-      const mac = this.#world.mac(link);
-      if (mac === undefined) continue;
-      const frames = address.includes(':') ? [unsolicitedAdvertisement(mac, address)] : gratuitousArp(mac, address);
-      byLink.set(link, [...(byLink.get(link) ?? []), ...frames]);
-    }
-    entry.announcements = [...byLink].map(([link, frames]) => ({ link, frames }));
   }
 
   #feed(entry: Entry, event: RouterEvent, now = this.#world.now()): void {
@@ -285,17 +254,14 @@ export class Elections {
           this.#advertise(entry, action.priority, action.channel);
           break;
         case 'take-over':
-          this.#add(entry, entry.config.held);
-          this.#startAnnouncing(entry);
+          entry.holding.take();
+          entry.taking = true;
           break;
         case 'give-up':
-          entry.announceAt = NEVER;
-          entry.renewAt = NEVER;
-          this.#remove(entry, entry.config.held);
+          entry.holding.release();
+          entry.taking = false;
       }
     }
-    if (became.length === 0) return;
-    const doneAt = this.#world.now();
     for (const { state, cause } of became) {
       this.#world.report({
         kind: 'became',
@@ -303,10 +269,16 @@ export class Elections {
         state,
         cause,
         at: now,
-        doneAt,
         heardAt: entry.heardAt,
       });
     }
+    this.#tellHeld(entry);
+  }
+
+  #tellHeld(entry: Entry): void {
+    if (!entry.taking || !entry.holding.settled) return;
+    entry.taking = false;
+    this.#world.report({ kind: 'held', id: entry.config.id, at: this.#world.now() });
   }
 
   #advertise(entry: Entry, priority: number, only: number | undefined): void {
@@ -317,31 +289,6 @@ export class Elections {
       this.#world.send(link, frame);
     }
   }
-
-  #add(entry: Entry, held: readonly HeldAddress[]): void {
-    const { id, fenced } = entry.config;
-    entry.renewAt = fenced ? this.#world.now() + RENEW_MS : NEVER;
-    const errors = held.length === 0 ? [] : this.#world.add(held, fenced ? FENCE_SECONDS : undefined);
-    if (errors.length > 0) this.#world.report({ kind: 'fault', id, op: 'add', errors });
-  }
-
-  #remove(entry: Entry, held: readonly HeldAddress[]): void {
-    const errors = held.length === 0 ? [] : this.#world.remove(held);
-    if (errors.length > 0) this.#world.report({ kind: 'fault', id: entry.config.id, op: 'remove', errors });
-  }
-
-  #startAnnouncing(entry: Entry): void {
-    entry.announceNext = 0;
-    this.#announce(entry);
-  }
-
-  #announce(entry: Entry): void {
-    for (const { link, frames } of entry.announcements) for (const frame of frames) this.#world.send(link, frame);
-    const done = ANNOUNCE_MS[entry.announceNext] ?? 0;
-    const next = ANNOUNCE_MS[++entry.announceNext];
-    entry.announceAt = next === undefined ? NEVER : this.#world.now() + next - done;
-  }
 }
 
 const listenerKey = (link: string, family: 4 | 6, vrid: number): string => `${link} ${family} ${vrid}`;
-const heldKey = ({ link, address, prefixLength }: HeldAddress): string => `${link} ${address}/${prefixLength}`;

@@ -18,7 +18,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import type { ElectionCounts, ThreadReport } from '../../ha/election-messages.ts';
-import { type ElectionConfig, FENCE_SECONDS } from '../../ha/elections.ts';
+import type { ElectionConfig } from '../../ha/elections.ts';
+import { FENCE_SECONDS } from '../../ha/holding.ts';
 import type { PeerOrder } from './election-peer.ts';
 
 const HUB = `t-vr-s-${process.pid}`;

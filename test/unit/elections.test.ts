@@ -1,14 +1,8 @@
 /** The elections of one gateway with a world of paper: what goes out on which link, which addresses come and go, when. */
 
 import t from 'tap';
-import {
-  ANNOUNCE_MS,
-  type ElectionConfig,
-  Elections,
-  FENCE_SECONDS,
-  type HeldAddress,
-  RENEW_MS,
-} from '../../ha/elections.ts';
+import { type ElectionConfig, Elections } from '../../ha/elections.ts';
+import { ANNOUNCE_MS, FENCE_SECONDS, type HeldAddress, RENEW_MS, SLICE } from '../../ha/holding.ts';
 import { parseArp } from '../../wire/arp.ts';
 import { ETHERTYPE_ARP, parseFrame } from '../../wire/ethernet.ts';
 import { parseNeighbourAdvertisement } from '../../wire/ndp.ts';
@@ -67,7 +61,8 @@ function paper() {
       return [];
     },
     report(report) {
-      if (report.kind === 'fault') world.log.push(`fault ${report.op}: ${report.errors.join()}`);
+      if (report.kind === 'held') world.log.push(`${report.id} held`);
+      else if (report.kind === 'fault') world.log.push(`fault ${report.op}: ${report.errors.join()}`);
       else world.log.push(`${report.id} ${report.state}(${report.cause}) heard ${report.heardAt}`);
     },
   });
@@ -120,6 +115,7 @@ t.test('taking over: advertisements, addresses, announcements, and the report be
     `add ${ALL} for ${FENCE_SECONDS} s`,
     ...announcements,
     'shard-0 Active(silence) heard undefined',
+    'shard-0 held',
   ]);
   until(180);
   t.same(said(), adverts(128), 'an interval later');
@@ -159,7 +155,7 @@ t.test('an advertisement on any link keeps a backup quiet; one on none of its li
   t.notOk(elections.hear('inside', foreign({ vrid: 52 })), 'another virtual router');
   t.notOk(elections.hear('outside', foreign({ family: 6, source: 'fe80::32' })), 'a family that it has not there');
   until(540);
-  t.same(said().at(-1), 'shard-0 Active(silence) heard 400', 'and the report tells when it was heard last');
+  t.same(said().at(-2), 'shard-0 Active(silence) heard 400', 'and the report tells when it was heard last');
   world.now = 550;
   elections.hear('inside', foreign());
   t.same(said(), [`remove ${ALL}`, 'shard-0 Backup(outranked) heard 400']);
@@ -186,6 +182,7 @@ t.test('a change while active adds, announces and removes what differs', async (
   t.match(log[1], /^add .*203\.0\.113\.102\/32 for 2 s$/);
   t.ok(log.includes('outside: arp 203.0.113.102 is at 02:00:00:00:00:02'));
   elections.configure([config({ held, fenced: false })]);
+  elections.tick();
   t.match(said(), [/^add .*\/32$/], 'the fence is taken away');
   elections.configure([config({ held, fenced: false })]);
   t.same(said(), [], 'the same again is nothing');
@@ -270,4 +267,34 @@ t.test('a foreign router may want checksums without a pseudo header', async (t) 
     }),
     [true, undefined, true],
   );
+});
+
+t.test('many addresses go in slices, each announced at once; between them it advertises and hears', async (t) => {
+  const { world, elections, said, until } = paper();
+  const held = Array.from({ length: 3 * SLICE }, (_, n) => ({
+    link: 'outside',
+    address: `203.0.113.${n + 100}`,
+    prefixLength: 32,
+  }));
+  elections.configure([config({ held })]);
+  until(139);
+  world.now = 140;
+  elections.tick();
+  const first = said();
+  t.equal(first.filter((line) => line.startsWith('add')).length, 1);
+  t.equal(first.filter((line) => line.includes(' arp ')).length, 2 * SLICE);
+  t.notOk(first.includes('shard-0 held'));
+  t.ok(elections.due <= world.now, 'it goes on at once');
+  world.now = 180;
+  elections.tick();
+  t.same(said().slice(0, 3), adverts(128), 'but its advertisements first');
+  elections.hear('inside', foreign());
+  t.match(said(), [/^remove .*100\/32.*195\/32$/, /outranked/], 'all is removed, whatever was added');
+  until(300);
+  t.notOk(
+    said().some((line) => line.startsWith('add')),
+    'and the rest is not added any more',
+  );
+  until(400);
+  t.ok(said().includes('shard-0 held'), 'at last it holds them all');
 });
