@@ -5,6 +5,8 @@
 
 import { MessageChannel, Worker } from 'node:worker_threads';
 import * as libc from '../kernel/libc.ts';
+import { addressBytes } from '../wire/address-text.ts';
+import { buildAdvert } from '../wire/vrrp.ts';
 import {
   BEAT,
   type ElectionWorkerData,
@@ -26,7 +28,10 @@ export interface ElectionThreadOptions {
 }
 
 export interface ElectionThread {
-  /** All that it shall take part in, in place of what was said before. Throws RangeError where two would be one. */
+  /**
+   * All that it shall take part in, in place of what was said before. What cannot be is refused here (RangeError, TypeError):
+   * two that would be one, or what no advertisement can say.
+   */
   configure(configs: readonly ElectionConfig[]): void;
   /** Gives up what it holds, and says so; or, with `leave`, goes without a word. No report follows. */
   close(leave?: boolean): Promise<void>;
@@ -85,7 +90,7 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
 
   return {
     configure(configs) {
-      checkDistinct(configs);
+      check(configs);
       if (closing) return;
       port1.postMessage(configs);
       libc.signal(wake);
@@ -100,12 +105,17 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
   };
 }
 
-function checkDistinct(configs: readonly ElectionConfig[]): void {
+function check(configs: readonly ElectionConfig[]): void {
   const seen = new Set<string>();
-  for (const { id, vrid, channels } of configs) {
+  for (const { id, vrid, priority, intervalMs, channels, held } of configs) {
     for (const key of [id, ...channels.map(({ link, family }) => `VRID ${vrid} of IPv${family} on ${link}`)]) {
       if (seen.has(key)) throw new RangeError(`two elections: ${key}`);
       seen.add(key);
     }
+    // The thread would end over what these throw.
+    for (const { family, source, addresses } of channels) {
+      buildAdvert({ family, source, vrid, priority, interval: intervalMs / 10, addresses });
+    }
+    for (const { address } of held) addressBytes(address);
   }
 }

@@ -133,11 +133,11 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
 
   let before = now();
   let checkAt = before + CHECK_MS;
-  while (Atomics.load(control, STOP) === 0) {
+  const turn = (): void => {
     const due = Math.min(elections.due, checkAt);
     poll.wait(Math.min(SLEEP_MS, Math.max(0, Math.ceil(due - now()))));
     if (poll.ready(0)) libc.drainEvent(wake);
-    if (Atomics.load(control, STOP) !== 0) break;
+    if (Atomics.load(control, STOP) !== 0) return;
     // First what was said while this thread slept or was stopped: it tells whether another is active by now.
     hearLinks();
     for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
@@ -148,7 +148,7 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
     elections.tick();
     checkTrust(Math.min(time - before, SLEEP_MS));
     before = time;
-    if (time < checkAt) continue;
+    if (time < checkAt) return;
     checkAt = time + CHECK_MS;
     if (openAbsent()) {
       poll = pollSet();
@@ -159,11 +159,15 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
     if (all !== counted) post({ kind: 'counts', counts });
     counted = all;
     counts.late = 0;
+  };
+  try {
+    while (Atomics.load(control, STOP) === 0) turn();
+    elections.close(Atomics.load(control, STOP) === LEAVE);
+  } finally {
+    for (const socket of open.values()) socket.close();
+    addresses.close();
+    port.close();
   }
-  elections.close(Atomics.load(control, STOP) === LEAVE);
-  for (const socket of open.values()) socket.close();
-  addresses.close();
-  port.close();
 }
 
 libc.setThreadName(THREAD_NAME);

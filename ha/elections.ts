@@ -154,6 +154,8 @@ export class Elections {
     for (const entry of this.#entries.values()) {
       this.#build(entry);
       entry.holding.prepare();
+      // Addresses went with the device that was there before.
+      if (entry.router.state === 'Active') entry.holding.take();
     }
   }
 
@@ -256,6 +258,9 @@ export class Elections {
         case 'take-over':
           entry.holding.take();
           entry.taking = true;
+          break;
+        case 'announce':
+          entry.holding.announce();
           break;
         case 'give-up':
           entry.holding.release();

@@ -103,6 +103,13 @@ export class Holding {
     this.#work();
   }
 
+  /** Announces all of it anew, by and by. */
+  announce(): void {
+    if (!this.#taken) return;
+    this.#announceNext = 0;
+    this.#announceAt = this.#world.now();
+  }
+
   /** All of it, whether it was taken or not. */
   release(): void {
     this.#taken = false;

@@ -13,7 +13,7 @@
  * - Priority 0: unfit. It gives up, and takes over from nobody.
  */
 
-import { addressBytes } from '../wire/address-text.ts';
+import { Equals, isAbove } from './equals.ts';
 
 export type RouterState = 'Initialize' | 'Backup' | 'Active' | 'Waking';
 
@@ -71,6 +71,8 @@ export type RouterAction =
   | { kind: 'advertise'; priority: number; channel?: number }
   | { kind: 'take-over' }
   | { kind: 'give-up' }
+  /** Once more: neighbours may have heard another since. */
+  | { kind: 'announce' }
   /** After each change; what has to be done comes after it. */
   | { kind: 'became'; state: RouterState; cause: RouterCause };
 
@@ -80,6 +82,8 @@ const SKEW_STEPS = 256;
 const OWNER = 255;
 /** Ours: a timer that is noticed so many intervals late was not late but stopped; others have taken over by then. */
 export const WAKE_INTERVALS = 3;
+/** Not more often it announces once more; each time goes on for longer than that (holding.ts). */
+export const ANNOUNCE_AGAIN_MS = 1_000;
 /** Whoever lost the addresses so often in so long a time takes them from nobody alive. */
 export const FLAPS_MAX = 3;
 export const FLAP_WINDOW_MS = 60_000;
@@ -105,13 +109,12 @@ export class VirtualRouter {
   /** Who was stopped says nothing before. */
   #listensUntil = Number.NEGATIVE_INFINITY;
   #assertedAt = Number.NEGATIVE_INFINITY;
+  #announcedAt = Number.NEGATIVE_INFINITY;
   /** Last of each channel. */
   readonly #heard: (Heard | undefined)[] = [];
-  /** On each channel: since when an equal is heard there, and when it was heard last. */
-  readonly #equals: ({ since: number; last: number } | undefined)[] = [];
+  readonly #equals = new Equals();
   /** Added to the skew by who has yielded to an equal: two that both yielded must not both come back at once. */
   #backOff = 0;
-  #yields = 0;
   #losses: number[] = [];
 
   constructor(settings: RouterSettings) {
@@ -172,6 +175,7 @@ export class VirtualRouter {
   }
 
   #wake(now: number, actions: RouterAction[]): void {
+    // Only what waits has a timer: it is no longer Initialize.
     if (this.#due === undefined || now - this.#due < WAKE_INTERVALS * this.#settings.intervalMs) return;
     // What was heard before says nothing of now.
     this.#activeInterval = this.#settings.intervalMs;
@@ -180,8 +184,8 @@ export class VirtualRouter {
     if (this.#settings.stateTracked) this.#complete = false;
     this.#listensUntil = now + this.#downInterval;
     this.#due = this.#listensUntil;
-    if (this.#state === 'Active') this.#become('Waking', 'stopped', actions);
-    else this.#expected = 'silence';
+    this.#expected = 'silence';
+    this.#become(this.#state === 'Backup' ? 'Backup' : 'Waking', 'stopped', actions);
   }
 
   #become(state: RouterState, cause: RouterCause, actions: RouterAction[]): void {
@@ -248,7 +252,7 @@ export class VirtualRouter {
   }
 
   #hear(advert: RouterEvent & { kind: 'advert' }, now: number, actions: RouterAction[]): void {
-    if (advert.priority === this.#settings.priority) this.#noteEqual(advert.channel, now);
+    if (advert.priority === this.#settings.priority) this.#equals.note(advert.channel, now, this.#downInterval);
     switch (this.#state) {
       case 'Backup':
         this.#hearAsBackup(advert, now);
@@ -300,53 +304,35 @@ export class VirtualRouter {
   }
 
   #hearAsActive(advert: RouterEvent & { kind: 'advert' }, now: number, actions: RouterAction[]): void {
-    const { channel, priority } = advert;
-    const own = this.#settings.priority;
+    const { channel, source, priority } = advert;
+    const { priority: own, intervalMs, sources } = this.#settings;
     if (priority === 0) {
-      this.#due = now + this.#settings.intervalMs;
+      this.#due = now + intervalMs;
       actions.push({ kind: 'advertise', priority: own });
+      this.#announceAgain(now, actions);
       return;
     }
-    if (priority === own && !this.#decides(channel, now)) return;
-    if (priority > own || (priority === own && this.#isAbove(advert.source, channel))) {
+    if (priority === own && !this.#equals.decides(channel, now, this.#downInterval, intervalMs)) return;
+    if (priority > own || (priority === own && isAbove(source, sources[channel]))) {
       this.#lost(now);
       this.#activeInterval = advert.intervalMs;
-      if (priority === own)
-        this.#backOff = this.#settings.intervalMs * fraction(this.#settings.sources[0], ++this.#yields);
+      if (priority === own) this.#backOff = intervalMs * this.#equals.backOff(sources[0]);
       this.#stepBack('outranked', now, actions);
       actions.push({ kind: 'give-up' });
       return;
     }
     // At once, so that it yields; but two that both mean to be above must not answer each other without end.
-    if (now - this.#assertedAt < this.#settings.intervalMs) return;
+    if (now - this.#assertedAt < intervalMs) return;
     this.#assertedAt = now;
     actions.push({ kind: 'advertise', priority: own, channel });
+    this.#announceAgain(now, actions);
   }
 
-  #noteEqual(channel: number, now: number): void {
-    const equal = this.#equals[channel];
-    if (equal !== undefined && this.#isRecent(equal.last, now)) equal.last = now;
-    else this.#equals[channel] = { since: now, last: now };
-  }
-
-  #isRecent(time: number, now: number): boolean {
-    return now - time < this.#downInterval;
-  }
-
-  /**
-   * Whether the addresses on this channel tell who of equals yields: on each they may tell another, and two that both
-   * yield would both come back. It is the first on which an equal is heard; one that is slower than others has an interval.
-   */
-  #decides(channel: number, now: number): boolean {
-    for (const equal of this.#equals.slice(0, channel)) {
-      if (equal !== undefined && this.#isRecent(equal.last, now)) return false;
-    }
-    return channel === 0 || now - (this.#equals[channel]?.since ?? now) >= this.#settings.intervalMs;
-  }
-
-  #isAbove(source: string, channel: number): boolean {
-    const own = this.#settings.sources[channel];
-    return own !== undefined && Buffer.compare(addressBytes(source), addressBytes(own)) > 0;
+  /** The other was active too, and neighbours may believe the addresses to be there. */
+  #announceAgain(now: number, actions: RouterAction[]): void {
+    if (now - this.#announcedAt < ANNOUNCE_AGAIN_MS) return;
+    this.#announcedAt = now;
+    actions.push({ kind: 'announce' });
   }
 
   #lost(now: number): void {
@@ -384,11 +370,4 @@ export class VirtualRouter {
         } else if (this.#due !== undefined) this.#due = Math.min(this.#due, now + this.#downInterval);
     }
   }
-}
-
-/** From 0 to 1, another for each address and each time: no dice, so that a run can be run again. */
-function fraction(address: string | undefined, times: number): number {
-  let hash = times;
-  for (const byte of addressBytes(address ?? '::')) hash = Math.imul(hash ^ byte, 0x01000193) + 0x9e3779b9;
-  return ((hash ^ (hash >>> 15)) >>> 0) / 2 ** 32;
 }

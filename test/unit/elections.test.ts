@@ -1,6 +1,7 @@
 /** The elections of one gateway with a world of paper: what goes out on which link, which addresses come and go, when. */
 
 import t from 'tap';
+import { startElectionThread } from '../../ha/election-thread.ts';
 import { type ElectionConfig, Elections } from '../../ha/elections.ts';
 import { ANNOUNCE_MS, FENCE_SECONDS, type HeldAddress, RENEW_MS, SLICE } from '../../ha/holding.ts';
 import { parseArp } from '../../wire/arp.ts';
@@ -245,6 +246,7 @@ t.test('a link that is away is silent, and spoken on when it is there', async (t
   t.notOk(said().some((line) => line.startsWith('outside:')));
   world.mac.outside = macs.outside;
   elections.rebuild();
+  t.same(said(), [`add ${ALL} for ${FENCE_SECONDS} s`, ...announcements], 'its addresses too');
   until(180);
   t.same(said(), adverts(128));
 });
@@ -297,4 +299,47 @@ t.test('many addresses go in slices, each announced at once; between them it adv
   );
   until(400);
   t.ok(said().includes('shard-0 held'), 'at last it holds them all');
+});
+
+t.test('one that hears another active announces once more: neighbours may believe that one', async (t) => {
+  const { world, elections, said, until } = paper();
+  elections.configure([config()]);
+  until(20_000);
+  said();
+  elections.hear('inside', foreign({ priority: 90 }));
+  t.same(said(), adverts(128).slice(0, 1), 'it says at once that it is there');
+  elections.tick();
+  elections.tick();
+  t.same(
+    said().filter((line) => / arp | nd /.test(line)),
+    announcements,
+  );
+  until(world.now + 1_100);
+  t.equal(said().filter((line) => line === announcements[2]).length, 2, 'and some times more');
+});
+
+t.test('a device that was made anew gets the addresses again', async (t) => {
+  const { elections, said, until } = paper();
+  elections.configure([config({ fenced: false })]);
+  until(1_000);
+  said();
+  elections.rebuild();
+  t.same(said(), [`add ${ALL}`, ...announcements]);
+});
+
+t.test('what the thread would end over is refused before it is told', async (t) => {
+  const thread = startElectionThread({ links: {}, onReport: () => {}, onEnd: (error) => t.fail(error.message) });
+  const [channel] = config().channels;
+  const rows: [string, ElectionConfig[]][] = [
+    ['one twice', [config(), config({ vrid: 52 })]],
+    ['one VRID twice on a link', [config(), config({ id: 'shard-1' })]],
+    ['VRID 0', [config({ vrid: 0 })]],
+    ['a priority that no advertisement says', [config({ priority: 256 })]],
+    ['an interval of part of a centisecond', [config({ intervalMs: 45 })]],
+    ['an address of the other family', [config({ channels: [{ ...channel!, addresses: ['fe80::1'] }] })]],
+    ['no address', [config({ held: [{ link: 'inside', address: 'x', prefixLength: 32 }] })]],
+  ];
+  for (const [name, configs] of rows) t.throws(() => thread.configure(configs), name);
+  thread.configure([config()]);
+  await thread.close();
 });

@@ -89,7 +89,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     ],
   ],
   ['an active router advertises each interval', {}, [...toActive, [181, timer, 'advertise 128', 220]]],
-  ['an active router answers one that goes', {}, [...toActive, [150, advert(0), 'advertise 128', 190]]],
+  ['an active router answers one that goes', {}, [...toActive, [150, advert(0), 'advertise 128, announce', 190]]],
   [
     'an active router yields to a higher priority, and waits as that one says',
     {},
@@ -100,7 +100,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     {},
     [
       ...toActive,
-      [150, advert(127, { channel: 1 }), 'advertise 128 on 1', 180],
+      [150, advert(127, { channel: 1 }), 'advertise 128 on 1, announce', 180],
       [160, advert(127), '', 180],
       [180, timer, 'advertise 128', 220],
       [190, advert(127), 'advertise 128 on 0', 220],
@@ -111,7 +111,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     {},
     [
       ...toActive,
-      [150, advert(128, { source: '10.0.0.4' }), 'advertise 128 on 0', 180],
+      [150, advert(128, { source: '10.0.0.4' }), 'advertise 128 on 0, announce', 180],
       [170, advert(128, { source: '10.0.0.10' }), 'Backup(outranked), give-up', 'later'],
     ],
   ],
@@ -131,7 +131,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     [
       ...toActive,
       [149, advert(128, { channel: 1, source: '203.0.113.9' }), '', 180],
-      [150, advert(128, { source: '10.0.0.4' }), 'advertise 128 on 0', 180],
+      [150, advert(128, { source: '10.0.0.4' }), 'advertise 128 on 0, announce', 180],
       [180, timer, 'advertise 128', 220],
       [189, advert(128, { channel: 1, source: '203.0.113.9' }), '', 220],
     ],
@@ -244,7 +244,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     [
       toActive[0]!,
       [100, advert(200), '', 240],
-      [5_000, timer, '', 5_140],
+      [5_000, timer, 'Backup(stopped)', 5_140],
       [5_010, advert(0), '', 5_140],
       [5_140, timer, 'Active(resigned), advertise 128, take-over', 5_180],
     ],
