@@ -77,6 +77,7 @@ interface Entry {
   holding: Holding;
   /** It has taken over, and not yet told that it holds all. */
   taking: boolean;
+  servedAt: number;
   heardAt: number | undefined;
 }
 
@@ -117,14 +118,23 @@ export class Elections {
     return true;
   }
 
-  /** What is due by now. */
+  /** What is due by now: all timers, and one slice of what there is to do with addresses. */
   tick(): void {
     const now = this.#world.now();
     for (const entry of this.#entries.values()) {
       if (now >= (entry.router.due ?? NEVER)) this.#feed(entry, { kind: 'timer' }, now);
-      else if (entry.router.state === 'Active' && now >= entry.holding.due) entry.holding.tick();
-      this.#tellHeld(entry);
     }
+    let next: Entry | undefined;
+    for (const entry of this.#entries.values()) {
+      if (entry.router.state !== 'Active' || entry.holding.due > now) continue;
+      if (next === undefined || isBefore(entry, next)) next = entry;
+    }
+    if (next === undefined) return;
+    next.servedAt = now;
+    next.holding.tick();
+    if (!next.taking || !next.holding.settled) return;
+    next.taking = false;
+    this.#world.report({ kind: 'held', id: next.config.id, at: this.#world.now() });
   }
 
   /** When tick() has something to do. */
@@ -188,6 +198,7 @@ export class Elections {
         this.#world.report({ kind: 'fault', id: config.id, op, errors }),
       ),
       taking: false,
+      servedAt: Number.NEGATIVE_INFINITY,
       heardAt: undefined,
     };
     this.#entries.set(config.id, entry);
@@ -277,13 +288,6 @@ export class Elections {
         heardAt: entry.heardAt,
       });
     }
-    this.#tellHeld(entry);
-  }
-
-  #tellHeld(entry: Entry): void {
-    if (!entry.taking || !entry.holding.settled) return;
-    entry.taking = false;
-    this.#world.report({ kind: 'held', id: entry.config.id, at: this.#world.now() });
   }
 
   #advertise(entry: Entry, priority: number, only: number | undefined): void {
@@ -297,3 +301,5 @@ export class Elections {
 }
 
 const listenerKey = (link: string, family: 4 | 6, vrid: number): string => `${link} ${family} ${vrid}`;
+/** Whose turn it is: who takes over, then who has waited longest. */
+const isBefore = (a: Entry, b: Entry): boolean => (a.taking === b.taking ? a.servedAt < b.servedAt : a.taking);

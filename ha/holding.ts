@@ -92,7 +92,7 @@ export class Holding {
     this.#frames = made;
   }
 
-  /** Adds and announces: the first slice now, the rest by tick(). */
+  /** Adds and announces, by tick(). */
   take(): void {
     this.#taken = true;
     const now = this.#world.now();
@@ -100,7 +100,6 @@ export class Holding {
     this.#renewAt = this.#fenced ? now + RENEW_MS : NEVER;
     this.#announceNext = 1;
     this.#announceAt = now + ANNOUNCE_MS[1];
-    this.#work();
   }
 
   /** Announces all of it anew, by and by. */
@@ -148,11 +147,12 @@ export class Holding {
   }
 
   #work(): void {
-    const job = this.#jobs[0];
+    // An announcement may wait, a renewal not for long.
+    const job = this.#jobs.find(({ add }) => add) ?? this.#jobs[0];
     if (job === undefined) return;
     const slice = this.#held.slice(job.next, job.next + SLICE);
     job.next += SLICE;
-    if (job.next >= this.#held.length) this.#jobs.shift();
+    if (job.next >= this.#held.length) this.#jobs.splice(this.#jobs.indexOf(job), 1);
     if (job.add && slice.length > 0) {
       const errors = this.#world.add(slice, this.#fenced ? FENCE_SECONDS : undefined);
       if (errors.length > 0) this.#fault('add', errors);

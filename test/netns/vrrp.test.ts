@@ -308,7 +308,7 @@ t.test('beside keepalived', { timeout: 4 * WAIT_MS }, async (t) => {
 
   await ours.kill('SIGKILL');
   await until('keepalived takes over', () => holds(B, insideHeld));
-  await until('the addresses of the dead are gone', () => held(A).length === 0, 2 * FENCE_SECONDS * 1_000 + 2_000);
+  await until('the addresses of the dead are gone', () => held(A).length === 0);
   t.pass('keepalived takes over when ours is killed, and the kernel takes the addresses of ours away');
 
   ours = new Peer(A, { inside: 'e0' });
@@ -414,7 +414,7 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   a.child.kill('SIGSTOP');
   await b.became('Active silence', 2);
   t.ok(holds(B, allHeld), 'b takes over from a that was stopped');
-  await until('addresses of the stopped are gone', () => held(A).length === 0, 2 * FENCE_SECONDS * 1_000 + 2_000);
+  await until('addresses of the stopped are gone', () => held(A).length === 0);
   const changes = b.changes.length;
   a.child.kill('SIGCONT');
   await a.became('Backup replaced');
