@@ -5,6 +5,7 @@
  */
 import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { emptyGatewayPlan, emptyNodePlan, type GatewayPlan, type PlanRole } from '../api/plan.ts';
 import { type Health, startHttp } from '../daemon/http.ts';
 import type { Listen } from '../daemon/listen.ts';
@@ -25,6 +26,7 @@ import { forbiddenAddresses } from './plan/forbidden.ts';
 import { type PlanResult, plan } from './plan/plan.ts';
 import { heldAddresses } from './plan/resting.ts';
 import { Pace } from './publish/pace.ts';
+import { planTurns, Rhythm } from './publish/rhythm.ts';
 import { withErrors } from './publish/status.ts';
 import { Versions } from './publish/versions.ts';
 import { postWebhook } from './publish/webhook-post.ts';
@@ -199,6 +201,7 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
     now,
   });
   const alarm = new Alarm(trigger, now);
+  const rhythm = new Rhythm(planTurns);
   const pace = new Pace((error) => log.error({ reason: String(error) }, 'cannot publish status'));
   const heldPools = await HeldPools.open({ state, log, now, onConfirmed: trigger });
   const known = await openLists({
@@ -273,6 +276,9 @@ async function begin(options: ControllerOptions, opened: { close(): unknown }[])
 
   async function run(): Promise<void> {
     while (dirty && !closed) {
+      const wait = rhythm.next(performance.now());
+      if (wait > 0) await sleep(wait);
+      if (closed) return;
       dirty = false;
       const { snapshot, errors } = source.current();
       const addresses = await known.update(snapshot, cache.look(snapshot));

@@ -254,9 +254,13 @@ export class GatewayApply {
     await readers?.inForce();
     const judge = judgedBy(plan, workloadOf, changed, readers && ((flow) => readers.known(flow)));
     const departed = [...this.#departed];
-    const ended = await this.#kernel.endFlows((flow) => judge(flow) === 'ended');
+    // Both at once: it is one walk through the table.
+    const [ended, reviewed = 0] = await Promise.all([
+      this.#kernel.endFlows((flow) => judge(flow) === 'ended'),
+      readers?.review(judge, workloadOf, this.#compiler.numbers),
+    ]);
     for (const address of departed) this.#departed.delete(address);
-    return ended + ((await readers?.review(judge, workloadOf, this.#compiler.numbers)) ?? 0);
+    return ended + reviewed;
   }
 
   /** Asked anew whenever the kernel is listed: a packet should not pay for a filter that is off. */

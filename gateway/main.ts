@@ -68,7 +68,7 @@ export interface GatewayOptions {
 }
 
 /** Of the second in which they are to end. */
-const DEPARTED_MS = 300;
+const DEPARTED_MS = 400;
 
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
   const log = createLog('gateway').child({ gateway: options.name });

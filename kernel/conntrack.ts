@@ -2,7 +2,8 @@
  * The kernel's connection table: list it, end flows by deleting their entries, or mark them otherwise (ctnetlink, own
  * codec and socket).
  * Sockets of each call's own, so that calls cannot mix their answers. A walk through a large table yields to the event
- * loop between datagrams: the kernel makes each part when it is asked for it.
+ * loop between datagrams: the kernel makes each part when it is asked for it. Even an empty table costs it some 10 ms, since it
+ * looks into each place of a table that is made for the largest: so what is asked for at once is looked for in one walk.
  */
 
 import { rememberedText } from '../wire/address-text.ts';
@@ -138,11 +139,41 @@ function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }
 
-/** `visit`: of each entry, which is there for the call. */
-async function walk(options: TableOptions, visit: (entry: ConntrackReader) => void): Promise<void> {
+interface Visitor {
+  mark: TableOptions['mark'];
+  /** Of each entry, which is there for the call. */
+  visit(entry: ConntrackReader): void;
+}
+
+/** Visitors whose walk has not begun, by namespace. */
+const waiting = new Map<string | undefined, { visitors: Visitor[]; walked: Promise<void> }>();
+
+/** Begins a turn later, with all who have come by then. */
+function walk({ namespace, mark }: TableOptions, visit: Visitor['visit']): Promise<void> {
+  let group = waiting.get(namespace);
+  if (group === undefined) {
+    const visitors: Visitor[] = [];
+    const walked = turn().then(() => {
+      waiting.delete(namespace);
+      return walkFor(visitors, namespace === undefined ? {} : { namespace });
+    });
+    group = { visitors, walked };
+    waiting.set(namespace, group);
+  }
+  group.visitors.push({ mark, visit });
+  return group.walked;
+}
+
+async function walkFor(visitors: readonly Visitor[], options: Pick<TableOptions, 'namespace'>): Promise<void> {
+  const [first, ...others] = visitors;
+  const one = others.every(({ mark }) => mark?.value === first?.mark?.value && mark?.mask === first?.mark?.mask);
+  const visit = (entry: ConntrackReader): void => {
+    for (const { mark, visit } of visitors)
+      if (one || mark === undefined || (entry.mark & mark.mask) >>> 0 === mark.value) visit(entry);
+  };
   const socket = open(options);
   try {
-    socket.send(encodeConntrackDump(DUMP_SEQUENCE, options.mark));
+    socket.send(encodeConntrackDump(DUMP_SEQUENCE, one ? first?.mark : undefined));
     const buffer = new Uint8Array(RECEIVE_SIZE);
     const reader = new ConntrackReader(rememberedText());
     for (let datagrams = 1; !part(buffer, socket.receive(buffer), reader, visit); datagrams++) {

@@ -24,12 +24,16 @@ export interface TableWatch extends TableEvents {
   namespace?: string;
 }
 
+/** Most events are of our own changes, dozens a second where pods come and go. */
+const GATHER_MS = 20;
+
 export function watchTable(watch: TableWatch): EventSocket {
   const { table } = watch;
   const isMeant =
     typeof table === 'function' ? table : (event: TableEvent) => event.family === NFPROTO_INET && event.table === table;
   return startEventSocket({
     kind: 'nftables',
+    gatherMs: GATHER_MS,
     onBatch(messages) {
       let changed = false;
       let deleted = false;

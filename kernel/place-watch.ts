@@ -27,11 +27,15 @@ export interface PlaceWatch {
   namespace?: string;
 }
 
+/** A pod's interface that comes or goes is a dozen events. */
+const GATHER_MS = 2;
+
 /** Listed before it returns. Throws SystemError where the kernel refuses. */
 export function watchPlaces(watch: PlaceWatch): Pick<EventSocket, 'close'> {
   const where = watch.namespace === undefined ? {} : { namespace: watch.namespace };
   const events = startEventSocket({
     kind: 'places',
+    gatherMs: GATHER_MS,
     onBatch: (messages) => watch.onEvents(messages.flatMap((message) => decodePlace(message) ?? [])),
     onOverrun() {
       try {

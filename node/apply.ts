@@ -17,7 +17,7 @@ import { servedRanges } from '../policy/egress.ts';
 import { compileNode, directNextHops, isTunnelled, outerFamily, outerNextHop, settingsOf } from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
 import { Places } from './places.ts';
-import { localDestinations, placesIn } from './ruleset.ts';
+import { leavingIn, localDestinations, placesIn } from './ruleset.ts';
 import { destinationSetOf, isWaySet, steeringOf } from './ways.ts';
 
 export interface Applied {
@@ -37,10 +37,24 @@ export interface Endings {
   partly: Map<string, PrefixSet>;
 }
 
+export interface SteeringOptions {
+  /** Told who has which address; of what nobody is behind any more, nothing is steered. */
+  places?: Places;
+  /**
+   * Told when an apply() only took workloads away: endLeft() is to be called within a second, and ends their flows. To look
+   * through the connection table costs more than the rest of it, even of an empty one, and where pods go by the dozen once is
+   * enough; until then packets of those flows are dropped. Absent: each apply() ends them.
+   */
+  onLeft?(): void;
+}
+
 export class Steering {
   readonly #kernel: NodeKernel;
   readonly #workloadInterfaces: readonly string[];
   readonly #places: Places;
+  readonly #onLeft: (() => void) | undefined;
+  /** Addresses of workloads that went, of which there may still be flows. */
+  readonly #leaving = new Set<string>();
   /** #places has been told of a plan. */
   #placed = false;
   #nft: NftState | undefined;
@@ -50,11 +64,11 @@ export class Steering {
   #sysctls = '';
   #plan: NodePlan | undefined;
 
-  /** `places`: of what nobody is behind any more there, nothing is steered; it is told who has which address. */
-  constructor(kernel: NodeKernel, workloadInterfaces: readonly string[], places = new Places()) {
+  constructor(kernel: NodeKernel, workloadInterfaces: readonly string[], options: SteeringOptions = {}) {
     this.#kernel = kernel;
     this.#workloadInterfaces = workloadInterfaces;
-    this.#places = places;
+    this.#places = options.places ?? new Places();
+    this.#onLeft = options.onLeft;
   }
 
   /** The plan in force. */
@@ -75,6 +89,17 @@ export class Steering {
       this.forget();
       throw error;
     }
+  }
+
+  /** Ends the flows of workloads that went (onLeft); says how many. Not while apply() runs. */
+  async endLeft(): Promise<number> {
+    const plan = this.#plan;
+    const settings = plan && settingsOf(plan);
+    if (plan === undefined || settings === undefined) return 0;
+    const ended = await this.#end({ withdrawn: new Set(this.#leaving), ...nothingElse }, settings);
+    // Nobody asks packets about them any more.
+    if (this.#nft === undefined || leavingIn(this.#nft).length > 0) await this.apply(plan);
+    return ended;
   }
 
   /** The next apply() lists the kernel's state anew; the nftables table only if `table`. */
@@ -105,17 +130,31 @@ export class Steering {
     const listed = this.#nft === undefined || this.#net === undefined;
     const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
     const netNow = this.#net ?? (await this.#kernel.ip.list(await this.#kernel.scope()));
+    if (this.#nft === undefined) for (const address of leavingIn(nftNow)) this.#leaving.add(address);
     this.#nft = nftNow;
     const places = this.#places;
     if (!this.#placed && this.#plan !== undefined) places.own(this.#plan, placesIn(nftNow));
     this.#placed = true;
     places.own(plan);
+    const known = this.#knownBy(plan);
+    const left = leavingIn(nftNow);
+    // Of an address that somebody has again: while packets are still asked.
+    const ended = left.some((address) => known.has(address))
+      ? await this.#end({ withdrawn: new Set(left), ...nothingElse }, settings)
+      : 0;
+    const leaving = this.#whoLeave(nftNow, known);
     const { ruleset, net, sysctls } = compileNode(plan, settings, {
       ...this.#facts.value,
       workloadInterfaces: this.#workloadInterfaces,
       places: { seen: places.seen(), gone: (address) => places.gone(address) },
+      leaving,
     });
     const endings = endingsOf(nftNow, ruleset, this.#plan, plan);
+    const { assigned, partly } = endings;
+    const onlyLeave = [...endings.withdrawn].every((address) => leaving.has(address));
+    const later = leaving.size > 0 && onlyLeave && assigned.size + partly.size === 0;
+    for (const address of this.#leaving) endings.withdrawn.add(address);
+    if (leaving.size > 0) this.#onLeft?.();
 
     const grown = keepOthers(netNow, net);
     try {
@@ -133,7 +172,7 @@ export class Steering {
     await this.#kernel.nft.run(diffRuleset(nftNow, ruleset));
     this.#nft = stateOf(ruleset);
     // The kernel does not tell a second time which flows these are.
-    const endedFlows = await this.#end(endings, settings);
+    const endedFlows = ended + (later ? 0 : await this.#end(endings, settings));
     await this.#applyNet(grown, net);
     this.#net = net;
     this.#plan = plan;
@@ -145,13 +184,32 @@ export class Steering {
     if (lines.length > 0) await this.#kernel.ip.apply(lines);
   }
 
+  #knownBy({ workloads }: NodePlan): ReadonlySet<string> {
+    const addresses = Object.values(workloads).flatMap((workload) => workload.addresses);
+    return new Set(addresses.filter((address) => !this.#places.gone(address)));
+  }
+
+  /** Addresses of which flows may end later: nobody has them from now on. None, if somebody has one of them again. */
+  #whoLeave(now: NftState, known: ReadonlySet<string>): ReadonlySet<string> {
+    for (const family of families) {
+      for (const address of now.sets.get(`known${family}`)?.elements.keys() ?? [])
+        if (!known.has(address)) this.#leaving.add(address);
+    }
+    const later = this.#onLeft !== undefined && [...this.#leaving].every((address) => !known.has(address));
+    return new Set(later ? this.#leaving : []);
+  }
+
   /** Only now: with the elements gone, no packet makes such an entry again. */
   async #end(endings: Endings, settings: Parameters<typeof localDestinations>[0]): Promise<number> {
     if (Object.values(endings).every(({ size }) => size === 0)) return 0;
     const local = localDestinations(settings);
-    return this.#kernel.endFlows((entry) => endsWith(entry, endings, local));
+    const ended = await this.#kernel.endFlows((entry) => endsWith(entry, endings, local));
+    for (const address of endings.withdrawn) this.#leaving.delete(address);
+    return ended;
   }
 }
+
+const nothingElse: Pick<Endings, 'assigned' | 'partly'> = { assigned: new Set(), partly: new Map() };
 
 export function endsWith(
   { original, reply, mark }: Pick<ConntrackView, 'original' | 'reply' | 'mark'>,

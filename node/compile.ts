@@ -29,6 +29,8 @@ export interface Underlay {
 export interface NodeFacts {
   /** Where workloads are; absent: that is not looked at. */
   places?: SeenPlaces;
+  /** Addresses of workloads that went, of which there may still be flows. */
+  leaving?: ReadonlySet<string>;
   workloadInterfaces: readonly string[];
   /** MTU of the device towards the next hops. */
   underlayMtu: number;
@@ -97,9 +99,10 @@ export function compileNode(plan: NodePlan, settings: NodeSettings, facts: NodeF
   }
   const outer = outerFamily(plan);
   const mtu = tunnelMtu(settings, facts.underlayMtu, outer);
-  const { workloadInterfaces, underlays, places } = facts;
+  const { workloadInterfaces, underlays, places, leaving = new Set<string>() } = facts;
+  const found = { workloadInterfaces, places, leaving };
   return {
-    ruleset: compileRuleset({ plan, settings, workloadInterfaces, places, mtu, devicesOf: devicesOf(underlays) }),
+    ruleset: compileRuleset({ plan, settings, ...found, mtu, devicesOf: devicesOf(underlays) }),
     net: compileNet(plan, settings.port, mtu, outer, underlays),
     sysctls: {
       'net/ipv4/ip_forward': '1',

@@ -37,6 +37,9 @@ export interface NodeOptions {
   metrics?: string;
 }
 
+/** Of the second in which flows of workloads that went are to end. */
+const LEFT_MS = 400;
+
 export interface RunningNode {
   close(): Promise<void>;
 }
@@ -56,7 +59,13 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
   const hold = startHoldQueue({ events: metrics.hold, log, onSource: (...source) => keeper?.sent(...source) });
   const places = new Places();
   let keeper: PlaceKeeper | undefined;
-  const steering = new Steering(kernel, options.workloadInterfaces, places);
+  const steering = new Steering(kernel, options.workloadInterfaces, {
+    places,
+    onLeft() {
+      left ??= setTimeout(endLeft, LEFT_MS);
+    },
+  });
+  let left: NodeJS.Timeout | undefined;
   let generation = 0;
   let failure: string | undefined = 'no plan yet';
   let connected = false;
@@ -66,8 +75,7 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       const { known, workloads, endedFlows } = await steering.apply(plan);
       hold.release(known);
       metrics.workloads(workloads);
-      metrics.endedFlows(endedFlows);
-      if (endedFlows > 0) log.info({ endedFlows }, 'ended flows of withdrawn or newly assigned workloads');
+      countEnded(endedFlows);
       metrics.applied(true);
       failure = undefined;
     } catch (error) {
@@ -75,6 +83,17 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       metrics.applied(false);
       throw error;
     }
+  };
+  const countEnded = (endedFlows: number): void => {
+    metrics.endedFlows(endedFlows);
+    if (endedFlows > 0) log.info({ endedFlows }, 'ended flows of withdrawn or newly assigned workloads');
+  };
+  const endLeft = (): void => {
+    left = undefined;
+    inTurn(async () => countEnded(await steering.endLeft())).catch((err: unknown) => {
+      log.error({ err }, 'flows of workloads that went; trying again');
+      left ??= setTimeout(endLeft, 2 * LEFT_MS);
+    });
   };
   const applyAgain = async (): Promise<void> => {
     if (steering.plan !== undefined) await apply(steering.plan);
@@ -151,6 +170,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
       await renewal.close();
       await file.close();
       await keeper?.close();
+      // Whoever begins next finds in the table of whom there may be flows.
+      clearTimeout(left);
       await reconciler.close();
       await hold.close();
       await name.close();

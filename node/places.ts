@@ -58,6 +58,8 @@ export class Places {
   #owners = new Map<string, Owner>();
   /** When somebody was behind an address last whose interface is gone, on the wall clock. */
   readonly #left = new Map<string, number>();
+  /** What happened since settle() may say something of these; undefined: of any. */
+  #touched: Set<string> | undefined;
   #listed = false;
   readonly #now: () => number;
 
@@ -73,6 +75,7 @@ export class Places {
     this.#listed = false;
     for (const place of places) this.take(place);
     this.#listed = true;
+    this.#touched = undefined;
   }
 
   /** Gives the addresses that were behind an interface which is gone now. */
@@ -89,25 +92,44 @@ export class Places {
         this.#subnet(event);
         return [];
       case 'neighbour':
-        if (event.gone) this.#neighbours.delete(event.address);
-        else this.#neighbours.set(event.address, { device: event.index, mac: event.mac });
+        this.#neighbour(event);
         return [];
-      case 'port': {
-        const key = `${event.bridge} ${event.mac}`;
-        this.#bridges.add(event.bridge);
-        if (!event.gone) this.#ports.set(key, event.index);
-        else if (this.#ports.get(key) === event.index) this.#ports.delete(key);
+      case 'port':
+        this.#port(event);
         return [];
-      }
     }
   }
 
   #link({ index, up }: Extract<PlaceEvent, { kind: 'link' }>): void {
-    const since = this.#links.get(index)?.since ?? (this.#listed ? this.#now() : Number.NEGATIVE_INFINITY);
+    const known = this.#links.get(index);
+    const since = known?.since ?? (this.#listed ? this.#now() : Number.NEGATIVE_INFINITY);
     this.#links.set(index, { up, since });
+    // Whether it is up says nothing of anybody.
+    if (known === undefined) this.#touched = undefined;
+  }
+
+  #neighbour({ gone, address, index, mac }: Extract<PlaceEvent, { kind: 'neighbour' }>): void {
+    const known = this.#neighbours.get(address);
+    // Most tell only that it was asked for again.
+    if (gone ? known === undefined : known?.device === index && known.mac === mac) return;
+    if (gone) this.#neighbours.delete(address);
+    else this.#neighbours.set(address, { device: index, mac });
+    this.#touched?.add(address);
+  }
+
+  #port({ gone, bridge, index, mac }: Extract<PlaceEvent, { kind: 'port' }>): void {
+    const key = `${bridge} ${mac}`;
+    if (!this.#bridges.has(bridge)) this.#touched = undefined;
+    this.#bridges.add(bridge);
+    if (gone === (this.#ports.get(key) !== index)) return;
+    if (gone) this.#ports.delete(key);
+    else this.#ports.set(key, index);
+    for (const [address, neighbour] of this.#touched === undefined ? [] : this.#neighbours)
+      if (neighbour.device === bridge && neighbour.mac === mac) this.#touched?.add(address);
   }
 
   #route({ gone, address, index }: Extract<PlaceEvent, { kind: 'route' }>): void {
+    this.#touched?.add(address);
     if (!gone) this.#routes.set(address, index);
     // The kernel takes away IPv6 routes of an interface that goes down, and tells; those of IPv4 without a word.
     else if (this.#routes.get(address) === index && this.#links.get(index)?.up) this.#routes.set(address, NOWHERE);
@@ -115,6 +137,7 @@ export class Places {
 
   #subnet({ gone, prefix, index }: Extract<PlaceEvent, { kind: 'subnet' }>): void {
     const parsed = parsePrefix(prefix);
+    if (this.#bridges.has(index)) this.#touched = undefined;
     if (gone) this.#subnets.delete(`${prefix} ${index}`);
     else if (parsed.ok) this.#subnets.set(`${prefix} ${index}`, { index, range: prefixRange(parsed.value) });
   }
@@ -122,6 +145,7 @@ export class Places {
   #leave(index: number): string[] {
     const addresses = new Set([...this.#routes.keys(), ...this.#neighbours.keys()]);
     const left = [...addresses].filter((address) => this.#of(address) === index);
+    this.#touched = undefined;
     this.#links.delete(index);
     this.#bridges.delete(index);
     for (const [key, subnet] of this.#subnets) if (subnet.index === index) this.#subnets.delete(key);
@@ -162,6 +186,7 @@ export class Places {
       }
     }
     this.#owners = owners;
+    this.#touched = undefined;
     this.settle();
   }
 
@@ -169,7 +194,11 @@ export class Places {
   settle(): { gone: boolean; seen: boolean } {
     const changed = { gone: false, seen: false };
     if (!this.#listed) return changed;
-    for (const [address, owner] of this.#owners) {
+    const touched = this.#touched ?? this.#owners.keys();
+    this.#touched = new Set();
+    for (const address of touched) {
+      const owner = this.#owners.get(address);
+      if (owner === undefined) continue;
       const here = this.#of(address);
       if (owner.inherited && (owner.at !== here || !this.#isThere(owner.at))) {
         owner.at = undefined;

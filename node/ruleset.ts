@@ -67,6 +67,10 @@ export interface SeenPlaces {
   gone(address: string): boolean;
 }
 
+/** Of which there may still be flows: an earlier program had no time for them. */
+export const leavingIn = ({ sets }: NftState): string[] =>
+  families.flatMap((family) => [...(sets.get(`leaving${family}`)?.elements.keys() ?? [])]);
+
 /** What `seen` was when this table was written: no rule asks, it is for the next program. */
 export function placesIn({ sets }: NftState): Before {
   const elements = families.flatMap((family) => [...(sets.get(`at${family}`)?.elements ?? [])]);
@@ -82,13 +86,16 @@ export interface RulesetInput {
   /** Interfaces behind which workloads live (`cni0`, `cali*`). */
   workloadInterfaces: readonly string[];
   places: SeenPlaces | undefined;
+  /** Addresses of workloads that went, of which there may still be flows. */
+  leaving: ReadonlySet<string>;
   /** MTU of the tunnel device, to which TCP's segments are clamped. */
   mtu: number;
   /** Devices by which a shard's packets may leave; none: they may not. */
   devicesOf(shard: NodeShardEntry): string[];
 }
 
-export function compileRuleset({ plan, settings, workloadInterfaces, places, mtu, devicesOf }: RulesetInput): Ruleset {
+export function compileRuleset(input: RulesetInput): Ruleset {
+  const { plan, settings, workloadInterfaces, places, leaving, mtu, devicesOf } = input;
   const chains = new Chains();
   const shards = Object.entries(plan.shards);
   const shardChain = new Map(shards.map(([key, shard]) => [key, chains.add(`s${shard.index}`, shardRules(shard))]));
@@ -114,6 +121,7 @@ export function compileRuleset({ plan, settings, workloadInterfaces, places, mtu
     sets[`gateways${family}`] = { type, elements: new Map() };
     sets[`peers${family}`] = { type, elements: new Map() };
     sets[`known${family}`] = { type, elements: new Map() };
+    sets[`leaving${family}`] = { type, elements: new Map() };
     sets[`at${family}`] = { type, value: 'mark', elements: new Map() };
     sets[`steer${family}`] = { type, value: 'verdict', elements: new Map() };
   }
@@ -142,18 +150,21 @@ export function compileRuleset({ plan, settings, workloadInterfaces, places, mtu
   });
   for (const workload of Object.values(plan.workloads)) {
     for (const address of workload.addresses) {
+      const family = familyOf(address);
       const at = places?.seen.get(address);
-      if (at !== undefined) put('at', address, markText(at));
+      if (at !== undefined) sets[`at${family}`]?.elements.set(address, markText(at));
       if (places?.gone(address)) continue;
-      put('known', address);
-      put('steer', address, `goto ${ways.of(workload, address, familyOf(address))}`);
+      sets[`known${family}`]?.elements.set(address, '');
+      sets[`steer${family}`]?.elements.set(address, `goto ${ways.of(workload, address, family)}`);
     }
   }
+
+  for (const address of leaving) put('leaving', address);
 
   const tunnelled = shards.filter(([, { mode }]) => mode === 'VXLAN');
   const vnis = [...new Set(tunnelled.map(([, { vni }]) => vni))].sort((a, b) => a - b);
   if (tunnelled.length > 0) tunnelChains(chains, settings.port, vnis, workloadInterfaces);
-  workloadChains(chains, tunnelled.length > 0 ? settings.port : undefined, workloadInterfaces);
+  workloadChains(chains, tunnelled.length > 0 ? settings.port : undefined, workloadInterfaces, leaving.size > 0);
   const devices = new Map(shards.map(([, shard]) => [shard.index, devicesOf(shard)]));
   sets.ways = { type: 'mark', value: 'verdict', elements: new Map() };
   forwardChains(chains, tunnelled.length > 0 ? mtu : undefined, devices, sets.ways.elements);
@@ -202,7 +213,13 @@ function tunnelChains(chains: Chains, port: number, vnis: number[], workloadInte
   );
 }
 
-function workloadChains(chains: Chains, port: number | undefined, workloadInterfaces: readonly string[]): void {
+/** `someLeave`: else no packet is asked whether it is of a flow of a workload that went. */
+function workloadChains(
+  chains: Chains,
+  port: number | undefined,
+  workloadInterfaces: readonly string[],
+  someLeave: boolean,
+): void {
   // Asked before and after service translation: a Service's endpoint may be a gateway.
   const guard = chains.add('guard', [
     ...(port === undefined ? [] : [`udp dport ${port} ${dropped('tunnel-port')}`]),
@@ -223,10 +240,23 @@ function workloadChains(chains: Chains, port: number | undefined, workloadInterf
     ...families.map((family) => `${words[family].ip} saddr @known${family} return`),
     `meta mark set meta mark and ${others} or ${markText(NODE_MARK_HELD)}`,
   ]);
+  // Of an address that went whoever is behind it by now has no part in its flows. What begins anew is held, as ever.
+  const left = chains.add('left', [
+    // Also where a Service's address leads out of the cluster.
+    `ct mark and ${ours} != 0 ${dropped('unknown-source')}`,
+    ...localReturns,
+    `ct direction reply ${dropped('unknown-source')}`,
+  ]);
+  const leave = families.map((family) => `${words[family].ip} saddr @leaving${family} jump ${left}`);
   chains.base(
     'hold',
     'type filter hook prerouting priority mangle - 5',
-    chains.add('hold_flow', ['ct direction reply return', `ct mark and ${ours} != 0 return`, ...fromWorkloads(hold)]),
+    chains.add('hold_flow', [
+      ...(someLeave ? leave : []),
+      'ct direction reply return',
+      `ct mark and ${ours} != 0 return`,
+      ...fromWorkloads(hold),
+    ]),
   );
   const steer = chains.add('steer_new', [
     `jump ${guard}`,

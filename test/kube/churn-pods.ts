@@ -18,7 +18,9 @@ export interface Connected {
   milliseconds?: number;
 }
 
-const EVERY_MS = 20;
+/** Often at first, when it is not known yet or was somebody else's until now; to send as often all the time costs half a processor. */
+const [FIRST_MS, FIRST] = [20, 10];
+const EVERY_MS = 100;
 const CONNECT_MS = 5_000;
 const [server4 = '', server6 = '', udpPort = '', tcpPort = ''] = process.argv.slice(2);
 const serverFor = (address: string): string => (isIPv6(address) ? server6 : server4);
@@ -32,9 +34,9 @@ function send({ address, uid, namespace }: Extract<PodOrder, { do: 'send' }>): v
     let sequence = 0;
     const one = (): void => {
       socket.send(`${uid} ${namespace} ${sequence++}`, Number(udpPort), serverFor(address), () => {});
+      sending.set(address, { socket, timer: setTimeout(one, sequence < FIRST ? FIRST_MS : EVERY_MS) });
     };
     one();
-    sending.set(address, { socket, timer: setInterval(one, EVERY_MS) });
   });
 }
 
@@ -42,7 +44,7 @@ function stop(address: string): void {
   const one = sending.get(address);
   sending.delete(address);
   if (one === undefined) return;
-  clearInterval(one.timer);
+  clearTimeout(one.timer);
   one.socket.close();
 }
 

@@ -246,7 +246,7 @@ await t.test('pods come and go', async (t) => {
   t.ok(firewallIsContent(view), 'no packet with a foreign source');
 });
 
-/** Each program once, the API server for 30 seconds, etcd with it. */
+/** Each program once, the API server for 30 seconds, etcd. */
 async function disturbances(comment: (text: string) => void, during: number): Promise<void> {
   const step = async (what: string, work: () => Promise<unknown>): Promise<void> => {
     comment(`${what}`);
@@ -266,11 +266,17 @@ async function disturbances(comment: (text: string) => void, during: number): Pr
     await sleep(3_000);
     cluster.kill('one');
   });
-  await step('API server and etcd away for 10 s', async () => {
-    await cluster.server.kill('kube-apiserver');
-    await cluster.server.kill('etcd');
-    await sleep(10_000);
+  const restart = async (): Promise<void> => {
     await cluster.server.up();
     for (const name of ['one', 'two']) if ((await cluster.readiness(name)) === '') await cluster.startController(name);
+  };
+  await step('API server away for 30 s', async () => {
+    await cluster.server.kill('kube-apiserver');
+    await sleep(30_000);
+    await restart();
+  });
+  await step('kill -9 of etcd, and its start', async () => {
+    await cluster.server.kill('etcd');
+    await restart();
   });
 }

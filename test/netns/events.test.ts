@@ -214,6 +214,14 @@ t.test('conntrack: new and destroy events, and the end of chosen flows', async (
   t.equal(listed.filter((e) => e.protocol === 17).length, 4, 'both UDP flows of both families are listed');
   t.same(new Set(marked.map((e) => e.id)), new Set(listed.filter((e) => e.mark === MARK).map((e) => e.id)));
   t.equal(marked.length, 2, 'the kernel filters by mark');
+  const mark = { value: MARK, mask: 0xffffff00 };
+  const [all, some, unmarked] = await Promise.all([
+    listFlows({ namespace: SUBJECT }),
+    listFlows({ namespace: SUBJECT, mark }),
+    listFlows({ namespace: SUBJECT, mark: { ...mark, value: 0 } }),
+  ]);
+  t.same(new Set(some.map((e) => e.id)), new Set(marked.map((e) => e.id)), 'as it does for one of several at once');
+  t.same([all.length, unmarked.length], [listed.length, listed.length - 2]);
 
   const ended = await endFlows((entry) => entry.mark === MARK, { namespace: SUBJECT });
   t.equal(ended, 2);

@@ -244,10 +244,10 @@ function planOf(workloads: Partial<Record<Pod, PerFamily<Steer>>>, uids: Partial
 }
 
 /** Steering and hold queue as runNode joins them, in the node's namespace, with counts of what the hold queue did. */
-function startNode() {
+function startNode(onLeft?: () => void) {
   const kernel = new HostKernel(NODE);
   const places = new Places();
-  const steering = new Steering(kernel, ['cni0'], places);
+  const steering = new Steering(kernel, ['cni0'], { places, ...(onLeft && { onLeft }) });
   const seen = { held: 0, released: 0, expired: 0, gone: 0, limit: 0, malformed: 0, heldAt: 0, releasedAt: 0 };
   const hold = startHoldQueue({
     namespace: NODE,
@@ -287,6 +287,7 @@ function startNode() {
     kernel,
     seen,
     apply,
+    endLeft: () => steering.endLeft(),
     async drops(): Promise<Record<string, number>> {
       const counters = await kernel.nft.counters(NFT_TABLE_NODE);
       return Object.fromEntries(Object.entries(counters).map(([key, { packets }]) => [key, packets]));
@@ -473,6 +474,43 @@ t.test('a change of assignment moves new flows only; a withdrawal ends them', as
   const before = arrived();
   t.notOk(await ping(P1, internet[4], '-c1 -W1'));
   t.same(since(before), {}, 'and nothing leaves');
+});
+
+t.test('of a workload that went nobody uses the flows, before they are ended', async (t) => {
+  await node.close();
+  let told = 0;
+  node = startNode(() => told++);
+  const flows = async () =>
+    (await listFlows({ namespace: NODE })).filter(({ original }) => original.source === pod.p1[4]).length;
+  // A flow for each number that ping names itself by.
+  const pings = (id: number) => ping(P1, internet[4], `-c1 -W1 -e ${id}`);
+  await node.apply(planOf({ p1: shard('s1') }));
+  t.ok(await pings(77), 'a flow');
+  t.equal((await node.apply(planOf({}))).endedFlows, 0);
+  t.equal(told, 1);
+  t.ok((await flows()) > 0, 'it is there still');
+  const [before, drops, { held }] = [arrived(), await node.drops(), { ...node.seen }];
+  t.notOk(await pings(77), 'whoever sends what would be of it');
+  t.same(since(before), {});
+  const dropped = (await node.drops()).drop_unknown_source ?? 0;
+  t.equal(dropped, (drops.drop_unknown_source ?? 0) + 1);
+  t.equal(node.seen.held, held);
+  t.notOk(await pings(78));
+  t.equal(node.seen.held, held + 1, 'what begins anew is held');
+  t.ok((await node.endLeft()) > 0);
+  t.notMatch(inside(NODE, 'nft list ruleset'), /saddr @leaving/, 'nobody asks any more');
+  await node.apply(planOf({ p1: shard('s1') }));
+  t.ok(await pings(79));
+  await node.apply(planOf({}));
+  const { endedFlows } = await node.apply(planOf({ p1: shard('s2') }, { p1: 'uid-next' }));
+  t.ok(endedFlows > 0, 'the address has another owner: that is not put off');
+  t.equal(await flows(), 0);
+  const next = arrived();
+  t.ok(await pings(79));
+  t.same(since(next), { s2_p1_4: 1 }, 'and leaves as the other');
+  await node.close();
+  node = startNode();
+  await node.apply(planOf({}));
 });
 
 t.test('replies of inbound connections are not steered, known workload or not', async (t) => {

@@ -121,6 +121,16 @@ t.test('Pace: long work is done less often, and the newest of it', async (t) => 
   pace.run(() => done.push(6));
   pace.close();
   t.same(done, [1, 2, 3, 5, 6], 'closing does what waits');
+
+  const short = new Pace((error) => errors.push(error));
+  let times = 0;
+  const began = performance.now();
+  while (performance.now() - began < 100) short.run(() => times++);
+  t.ok(times < 20, 'short work that is asked for without end is not done without end');
+  let last = 0;
+  short.run(() => last++);
+  short.close();
+  t.equal(last, 1);
 });
 
 t.test('statuses: one that is the same object is not looked at again', async (t) => {

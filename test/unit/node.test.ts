@@ -478,6 +478,70 @@ t.test('apply', async (t) => {
     await steering.apply(next);
     t.equal(log[0], 'nft list', 'after a failure the kernel is asked again');
   });
+  t.test('flows of workloads that went end later, all at once, and until then nobody uses them', async (t) => {
+    const { log, kernel } = fakeKernel();
+    let told = 0;
+    const steering = new Steering(kernel, ['cni0'], { onLeft: () => told++ });
+    const [u, w] = [
+      { addresses: A, steer: toS1 },
+      { addresses: ['10.244.1.12'], steer: toS1 },
+    ];
+    await steering.apply(planOf({ u, w }));
+    t.equal(told, 0);
+    log.length = 0;
+    t.equal((await steering.apply(planOf({ w }))).endedFlows, 0);
+    t.equal(log.length, 1);
+    t.match(log[0], /delete element inet sluice_node known4 \{ 10\.244\.1\.11/);
+    t.match(log[0], /add element inet sluice_node leaving4 \{ 10\.244\.1\.11/);
+    t.match(log[0], /add rule inet sluice_node hold_flow_\w+ ip saddr @leaving4 jump left_/);
+    t.equal(told, 1);
+    await steering.apply(planOf({}));
+    t.match(log[1], /add element inet sluice_node leaving4 \{ 10\.244\.1\.12/);
+    t.equal(log.length, 2);
+    log.length = 0;
+    t.equal(await steering.endLeft(), 3);
+    t.equal(log.length, 2);
+    t.equal(log[0], 'end flows');
+    t.match(log[1], /delete element inet sluice_node leaving4 \{ 10\.244\.1\.11, 10\.244\.1\.12 \}/);
+    t.notMatch(log[1], /@leaving/, 'and no packet is asked');
+    log.length = 0;
+    t.equal(await steering.endLeft(), 0);
+    t.same(log, []);
+  });
+  t.test('but not after somebody else has an address of theirs, or where flows of others end too', async (t) => {
+    const { log, kernel } = fakeKernel();
+    const steering = new Steering(kernel, ['cni0'], { onLeft() {} });
+    const other = { addresses: ['10.244.1.12'], steer: toS1 };
+    await steering.apply(one);
+    await steering.apply(planOf({}));
+    log.length = 0;
+    t.equal((await steering.apply(planOf({ v: { addresses: A.slice(0, 1), steer: toS1 } }))).endedFlows, 3);
+    t.equal(log.length, 2);
+    t.equal(log[0], 'end flows', 'while packets of the address are still asked');
+    t.match(log[1], /add element inet sluice_node known4 \{ 10\.244\.1\.11/);
+    t.match(log[1], /delete element inet sluice_node leaving4/);
+    t.notMatch(log[1], /add element inet sluice_node leaving/);
+    await steering.apply(planOf({ u: { addresses: A, steer: toS1 }, w: other }));
+    log.length = 0;
+    const bypassed = planOf({ w: { ...other, steer: { 4: 'bypass' } } });
+    t.equal((await steering.apply(bypassed)).endedFlows, 3);
+    t.equal(await steering.endLeft(), 0, 'once for all of them');
+    t.equal(log.filter((line) => line === 'end flows').length, 1);
+    t.match(log.at(-1), /delete element inet sluice_node leaving4/);
+  });
+  t.test('what an earlier program had no time for', async (t) => {
+    const before = stateOf(compile(planOf({})).ruleset);
+    before.sets.get('leaving4')?.elements.set('10.244.1.11', '');
+    for (const later of [true, false]) {
+      const { log, kernel } = fakeKernel(structuredClone(before));
+      let told = 0;
+      const steering = new Steering(kernel, ['cni0'], later ? { onLeft: () => told++ } : {});
+      t.equal((await steering.apply(planOf({}))).endedFlows, later ? 0 : 3);
+      t.equal(told, later ? 1 : 0);
+      if (later) t.equal(await steering.endLeft(), 3);
+      t.equal(log.filter((line) => line === 'end flows').length, 1);
+    }
+  });
   t.test('a plan without settings', async (t) => {
     const { log, kernel } = fakeKernel();
     const steering = new Steering(kernel, ['cni0']);

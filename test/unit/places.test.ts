@@ -152,6 +152,58 @@ t.test('who is gone', async (t) => {
   for (const [what, gone, ...steps] of cases) t.equal(goneAfter(...steps), gone, what);
 });
 
+t.test('to look at what happened is to look at everything', async (t) => {
+  const addresses = ['10.244.1.11', '10.244.1.12', 'fd00:244:1::11'];
+  let state = 7;
+  const random = (): number => {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    return state / 2 ** 32;
+  };
+  const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)] as T;
+  const events: (() => PlaceEvent)[] = [
+    () => link(pick([1, 5, 6, 7]), random() < 0.7),
+    () => unlink(pick([5, 6, 7])),
+    () => ({ kind: 'route', gone: random() < 0.3, address: pick(addresses), index: pick([5, 6, 7]) }),
+    () => ({ kind: 'subnet', gone: random() < 0.5, prefix: '10.244.1.0/24', index: 1 }),
+    () => ({ kind: 'neighbour', gone: random() < 0.2, address: pick(addresses), index: 1, mac: pick(['m', 'n']) }),
+    () => port(pick([5, 6, 7]), pick(['m', 'n']), random() < 0.3),
+  ];
+  let [differ, bound] = [0, 0];
+  for (let run = 0; run < 200; run++) {
+    let now = 0;
+    const [touched, all] = [new Places(() => now), new Places(() => now)];
+    let plan: Parameters<Places['own']>[0] = { workloads: {} };
+    for (const places of [touched, all]) places.list([link(1)]);
+    for (let step = 0; step < 40; step++) {
+      now += 500;
+      if (random() < 0.15) {
+        const one = (uid: string, address: string) => ({
+          namespace: 'a',
+          name: uid,
+          uid,
+          addresses: [address],
+          steer: {},
+          ...(random() < 0.3 && { networked: new Date(now - 3_000).toISOString() }),
+        });
+        const uids = ['u', 'v', 'w'].filter(() => random() < 0.7);
+        plan = { workloads: Object.fromEntries(uids.map((uid, at) => [uid, one(uid, addresses[at] ?? '')])) };
+        touched.own(plan);
+      } else {
+        const event = pick(events)();
+        touched.take(event);
+        all.take(event);
+        touched.settle();
+      }
+      all.own(plan);
+      bound += touched.seen().size;
+      const says = (places: Places) => JSON.stringify([[...places.seen()], addresses.map((one) => places.gone(one))]);
+      if (says(touched) !== says(all)) differ++;
+    }
+  }
+  t.equal(differ, 0);
+  t.ok(bound > 1_000, 'and it was about something');
+});
+
 t.test('what leaves with an interface, what is remembered, what a listing replaces', async (t) => {
   const places = new Places();
   places.list([link(1), link(5), route(5)]);
