@@ -9,6 +9,7 @@
 import { parseAddress } from '../api/address.ts';
 import { NFT_TABLE_NODE, NODE_MARK_MASK } from '../api/names.ts';
 import { type Family, families, type NodePlan, type NodeWorkloadEntry } from '../api/plan.ts';
+import { sameJson } from '../api/plan-delta.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import type { ConntrackView } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
@@ -156,7 +157,8 @@ export class Steering {
     for (const address of this.#leaving) endings.withdrawn.add(address);
     if (leaving.size > 0) this.#onLeft?.();
 
-    const grown = keepOthers(netNow, net);
+    // Nearly always; a diff of the two costs more.
+    const grown = sameJson(netNow, net) ? netNow : keepOthers(netNow, net);
     try {
       if (listed) await this.#kernel.holdRule();
       await this.#applyNet(netNow, grown);
@@ -173,14 +175,14 @@ export class Steering {
     this.#nft = stateOf(ruleset);
     // The kernel does not tell a second time which flows these are.
     const endedFlows = ended + (later ? 0 : await this.#end(endings, settings));
-    await this.#applyNet(grown, net);
+    if (grown !== netNow) await this.#applyNet(grown, net);
     this.#net = net;
     this.#plan = plan;
     return { known: knownOf(ruleset), workloads: Object.keys(plan.workloads).length, endedFlows };
   }
 
   async #applyNet(current: NetState, desired: NetState): Promise<void> {
-    const lines = diffNet(current, desired);
+    const lines = current === desired ? [] : diffNet(current, desired);
     if (lines.length > 0) await this.#kernel.ip.apply(lines);
   }
 

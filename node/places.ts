@@ -177,7 +177,8 @@ export class Places {
         const last = this.#owners.get(address);
         const anew = last?.gone && last.at !== undefined && networked !== undefined && networked !== last.networked;
         if (last?.uid === uid && !anew) {
-          owners.set(address, { ...last, networked: networked ?? last.networked });
+          last.networked = networked ?? last.networked;
+          owners.set(address, last);
           continue;
         }
         const at = before?.seen.get(address) ?? (last?.gone ? undefined : last?.at);
