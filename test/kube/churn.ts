@@ -6,6 +6,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -64,6 +65,7 @@ const open: Manifest[] = [
 const cluster = new LabCluster(`t${process.pid}`);
 const children: ChildProcess[] = [];
 t.teardown(async () => {
+  clearInterval(reviving);
   farm?.close();
   for (const child of [...children, ...(farm?.processes ?? [])]) child.kill('SIGKILL');
   await must(['ip', 'netns', 'del', place.namespace('farm')]).catch(() => '');
@@ -71,6 +73,7 @@ t.teardown(async () => {
 });
 const { place } = cluster;
 let farm: Farm | undefined;
+let reviving: NodeJS.Timeout | undefined;
 
 function program(namespace: string, file: string, ...args: string[]): ChildProcess {
   const path = fileURLToPath(new URL(`./${file}.js`, import.meta.url));
@@ -180,6 +183,12 @@ await t.test('pods come and go', async (t) => {
     free.push({ slot, since: performance.now() });
   };
   const lives: Promise<void>[] = [];
+  reviving = setInterval(async () => {
+    for (const name of await cluster.revive()) {
+      const [last] = readFileSync(place.log('ctl', name), 'utf8').trim().split('\n').slice(-1);
+      t.comment(`controller ${name} had ended, and is begun anew: ${last?.slice(0, 300)}`);
+    }
+  }, 1_000);
   const before = await costs(hosts);
   const began = performance.now();
   const disturb = values.restarts ? disturbances(t.comment.bind(t), seconds) : Promise.resolve();
@@ -266,17 +275,13 @@ async function disturbances(comment: (text: string) => void, during: number): Pr
     await sleep(3_000);
     cluster.kill('one');
   });
-  const restart = async (): Promise<void> => {
-    await cluster.server.up();
-    for (const name of ['one', 'two']) if ((await cluster.readiness(name)) === '') await cluster.startController(name);
-  };
   await step('API server away for 30 s', async () => {
     await cluster.server.kill('kube-apiserver');
     await sleep(30_000);
-    await restart();
+    await cluster.server.up();
   });
   await step('kill -9 of etcd, and its start', async () => {
     await cluster.server.kill('etcd');
-    await restart();
+    await cluster.server.up();
   });
 }

@@ -218,11 +218,18 @@ table ip service {
     this.controllers.delete(name);
   }
 
-  /** Who leads and who stands by. One that could not renew its lease has ended: it is begun anew, as a supervisor would. */
+  /** One that could not renew its lease has ended: it is begun anew, as a supervisor would. Says which. */
+  async revive(): Promise<string[]> {
+    const ended = [...this.controllers].filter(([, controller]) => !isAlive(controller)).map(([name]) => name);
+    for (const name of ended) await this.startController(name);
+    return ended;
+  }
+
+  /** Who leads and who stands by. */
   async roles(): Promise<{ leader: string; standby: string }> {
     const roles = { leader: '', standby: '' };
-    for (const [name, controller] of this.controllers) {
-      if (!isAlive(controller)) await this.startController(name);
+    await this.revive();
+    for (const name of this.controllers.keys()) {
       const said = await this.readiness(name);
       if (this.leads(said)) roles.leader = name;
       if (/^standby: .* leads/.test(said)) roles.standby = name;
