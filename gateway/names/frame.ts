@@ -1,5 +1,5 @@
 /**
- * What gateways of a pool say to each other about names: one JSON object a line, over mutual TLS (peers.ts). Both ends say
+ * What gateways of a pool say to each other about names: one JSON object a line, over mutual TLS (daemon/peers.ts). Both ends say
  * hello; then each sends pairs, numbered from 1, and acknowledges the other's by the last number that it has. Times travel
  * as what is left of them, since clocks differ. Parsers are bounded and return a reason; unknown fields are ignored.
  */

@@ -2,10 +2,11 @@
  * One connection to another gateway, after TLS: hello, then pairs both ways with numbers and cumulative acknowledgements
  * (frame.ts). What is learned now goes at once; a whole table goes in pages, few of which are on their way at a time, so
  * that what is learned meanwhile does not wait behind it. Whoever says nothing for some seconds is given up.
- * Left out: who may connect, and who connects anew (peers.ts).
+ * Left out: who may connect, and who connects anew (daemon/peers.ts).
  */
 import type { Duplex } from 'node:stream';
 import { LineReader } from '../../api/plan-stream.ts';
+import type { PeerLinkEvents } from '../../daemon/peers.ts';
 import type { NamedAddress } from '../inspect/name-table.ts';
 import {
   formatAck,
@@ -27,17 +28,11 @@ const TICK_MS = 1_000;
 const TICKS_LOST = 4;
 const HELLO_MS = 2_000;
 
-export interface LinkEvents {
-  /** Says why the peer is not the one that it should be; undefined: it is. */
-  onHello(link: Link, name: string): string | undefined;
-  /** The peer has said hello and is believed. */
-  onOpen(link: Link, name: string): void;
+export interface LinkEvents extends PeerLinkEvents<Link> {
   /** When it returns the pairs are in the table. */
   onPairs(link: Link, pairs: ParsedPair[]): void;
   /** `acked` has grown. */
   onAck(link: Link): void;
-  /** Once, also of a link that was never open. */
-  onClose(link: Link, reason: string): void;
 }
 
 export class Link {

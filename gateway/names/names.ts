@@ -7,13 +7,13 @@ import { parseAddress } from '../../api/address.ts';
 import { PORT_NAMES } from '../../api/names.ts';
 import { type Family, families, type GatewayPlan } from '../../api/plan.ts';
 import type { PlanDelta } from '../../api/plan-delta.ts';
+import { Peers } from '../../daemon/peers.ts';
 import type { FromDecider } from '../inspect/messages.ts';
 import { type NamedAddress, NameTable, type Teaching } from '../inspect/name-table.ts';
 import { type Forbidden, forbiddenAddresses, isForbidden } from './forbidden.ts';
 import { isCanonicalName, type ParsedPair } from './frame.ts';
-import type { Link } from './link.ts';
+import { Link } from './link.ts';
 import { namesMetrics, type Teacher } from './metrics.ts';
-import { Peers } from './peers.ts';
 import { Questions } from './questions.ts';
 import { type Answer, PoolResolver } from './resolver.ts';
 import { readNames, writeNames } from './saved-names.ts';
@@ -50,7 +50,7 @@ class NameService implements Names {
   #forbidden: Forbidden;
   readonly #table: NameTable;
   readonly #sharing: Sharing;
-  readonly #peers: Peers;
+  readonly #peers: Peers<Link>;
   readonly #resolver: PoolResolver;
   readonly #questions: Questions;
   readonly #warm = new WarmNames();
@@ -89,10 +89,20 @@ class NameService implements Names {
       certs,
       port,
       log,
-      now,
-      onPairs: (_link, pairs) => this.#merge(pairs, 'gateway'),
-      onAck: (link) => this.#sharing.acknowledged(link),
-      onOpen: (link: Link, peer) => this.#sharing.open(peer, link, this.pairs()),
+      subject: 'names',
+      whenDown: 'answers do not wait for it',
+      link: (socket, events) =>
+        new Link(
+          socket,
+          name,
+          {
+            ...events,
+            onPairs: (_link, pairs) => this.#merge(pairs, 'gateway'),
+            onAck: (link) => this.#sharing.acknowledged(link),
+          },
+          now,
+        ),
+      onOpen: (link, peer) => this.#sharing.open(peer, link, this.pairs()),
       onClose: (link) => this.#sharing.closed(link),
     });
     this.#resolver = new PoolResolver(resolverPort);

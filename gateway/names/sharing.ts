@@ -2,7 +2,7 @@
  * Telling the other gateways of the pool what is learned, and waiting for them (design §4.6): an answer of a resolver is let
  * on when everybody has what it says, so that the flow that follows it may leave by any gateway. Nobody is waited for
  * longer than ACK_MS; whoever was silent so long is not waited for again until it has caught up, nor is one without a link.
- * Left out: connections (peers.ts), and what is told (names.ts).
+ * Left out: connections (daemon/peers.ts), and what is told (names.ts).
  */
 import type { NamedAddress } from '../inspect/name-table.ts';
 import type { Link } from './link.ts';

@@ -2,24 +2,42 @@
  * Connections among the gateways of a pool, over mutual TLS on their inside addresses. Of two gateways the one whose name
  * comes first connects, and goes on trying; each checks that the other's certificate names the gateway that the plan has
  * there. Certificates are read anew at every connection, and now and then by the side that listens.
- * Left out: what is said (link.ts, sharing.ts).
+ * Left out: what is said (gateway/names/link.ts, ha/replica-link.ts).
  */
 import { connect, createServer, type Server, type TLSSocket } from 'node:tls';
-import { certificateUri, hasUri, tlsOptions } from '../../daemon/certs.ts';
-import type { Logger } from '../../daemon/log.ts';
-import { Link, type LinkEvents } from './link.ts';
+import { certificateUri, hasUri, tlsOptions } from './certs.ts';
+import type { Logger } from './log.ts';
 
-export interface PeersOptions extends Pick<LinkEvents, 'onPairs' | 'onAck'> {
+/** One connection after TLS, whatever is said on it. */
+export interface PeerLink {
+  /** The peer's, once it has said hello and was believed. */
+  readonly name: string | undefined;
+  close(reason: string): void;
+}
+
+export interface PeerLinkEvents<L extends PeerLink> {
+  /** Says why the peer is not the one that it should be; undefined: it is. */
+  onHello(link: L, name: string): string | undefined;
+  /** The peer has said hello and is believed. */
+  onOpen(link: L, name: string): void;
+  /** Once, also of a link that was never open. */
+  onClose(link: L, reason: string): void;
+}
+
+export interface PeersOptions<L extends PeerLink> {
   /** This gateway. */
   name: string;
   /** Directory with `ca.crt`, `tls.crt`, `tls.key`. */
   certs: string;
   port: number;
   log: Logger;
-  now(): number;
-  onOpen(link: Link, name: string): void;
+  /** What the log calls all this, and what it means that there is no connection. */
+  subject: string;
+  whenDown: string;
+  link(socket: TLSSocket, events: PeerLinkEvents<L>): L;
+  onOpen(link: L, name: string): void;
   /** Of a link that was open. */
-  onClose(link: Link): void;
+  onClose(link: L): void;
 }
 
 export interface Place {
@@ -47,23 +65,23 @@ interface Dial {
   socket?: TLSSocket;
 }
 
-export class Peers {
-  readonly #options: PeersOptions;
+export class Peers<L extends PeerLink> {
+  readonly #options: PeersOptions<L>;
   readonly #log: Logger;
   #place: Place = { address: undefined, others: new Map() };
   #server: Server | undefined;
   #listenTimer: NodeJS.Timeout | undefined;
   #certificatesTimer: NodeJS.Timeout | undefined;
   readonly #dials = new Map<string, Dial>();
-  readonly #open = new Map<string, Link>();
+  readonly #open = new Map<string, L>();
   /** Connections that have not said hello, and those that have. */
-  readonly #links = new Set<Link>();
+  readonly #links = new Set<L>();
   /** Whose connections are not up. */
   readonly #saidDown = new Set<string>();
   #refusals = 0;
   #refusalTold = Number.NEGATIVE_INFINITY;
 
-  constructor(options: PeersOptions) {
+  constructor(options: PeersOptions<L>) {
     this.#options = options;
     this.#log = options.log;
   }
@@ -98,7 +116,7 @@ export class Peers {
 
   #listen(address: string): void {
     const again = (error: Error): void => {
-      this.#log.warn({ reason: error.message, address }, 'names: other gateways cannot connect');
+      this.#log.warn({ reason: error.message, address }, `${this.#options.subject}: other gateways cannot connect`);
       this.#unlisten();
       this.#listenTimer = setTimeout(() => this.#listen(address), LISTEN_AGAIN_MS);
     };
@@ -131,7 +149,7 @@ export class Peers {
     } catch (error) {
       this.#log.warn(
         { reason: (error as Error).message },
-        'names: certificates cannot be read, those from before serve',
+        `${this.#options.subject}: certificates cannot be read, those from before serve`,
       );
     }
   }
@@ -154,7 +172,7 @@ export class Peers {
   }
 
   #dial(name: string, dial: Dial): void {
-    let link: Link | undefined;
+    let link: L | undefined;
     let over = false;
     const finish = (reason: string): void => {
       if (over) return;
@@ -196,36 +214,28 @@ export class Peers {
   }
 
   /** `check`: as onHello of a link. */
-  #link(socket: TLSSocket, check: (name: string) => string | undefined): Link {
+  #link(socket: TLSSocket, check: (name: string) => string | undefined): L {
     socket.setNoDelay(true);
-    const { name: own, onPairs, onAck, now } = this.#options;
-    const link = new Link(
-      socket,
-      own,
-      {
-        onHello: (_link, name) => check(name),
-        onOpen: (link, name) => this.#opened(link, name),
-        onPairs,
-        onAck,
-        onClose: (link, reason) => this.#closed(link, reason, socket.remoteAddress),
-      },
-      now,
-    );
+    const link = this.#options.link(socket, {
+      onHello: (_link, name) => check(name),
+      onOpen: (link, name) => this.#opened(link, name),
+      onClose: (link, reason) => this.#closed(link, reason, socket.remoteAddress),
+    });
     this.#links.add(link);
     return link;
   }
 
-  #opened(link: Link, name: string): void {
+  #opened(link: L, name: string): void {
     const old = this.#open.get(name);
     this.#open.set(name, link);
     // The other end may know before us that the last one is dead.
     old?.close('it has connected anew');
     this.#saidDown.delete(name);
-    this.#log.info({ peer: name }, 'names: connected');
+    this.#log.info({ peer: name }, `${this.#options.subject}: connected`);
     this.#options.onOpen(link, name);
   }
 
-  #closed(link: Link, reason: string, remote: string | undefined): void {
+  #closed(link: L, reason: string, remote: string | undefined): void {
     this.#links.delete(link);
     if (link.name === undefined) {
       this.#refused(reason, remote);
@@ -240,7 +250,10 @@ export class Peers {
   #down(name: string, reason: string): void {
     if (this.#saidDown.has(name) || this.#open.has(name)) return;
     this.#saidDown.add(name);
-    this.#log.warn({ peer: name, reason }, 'names: no connection to a gateway; answers do not wait for it');
+    this.#log.warn(
+      { peer: name, reason },
+      `${this.#options.subject}: no connection to a gateway; ${this.#options.whenDown}`,
+    );
   }
 
   #refused(reason: string, remote: string | undefined): void {
@@ -248,7 +261,7 @@ export class Peers {
     const now = performance.now();
     if (now - this.#refusalTold < REFUSAL_LOG_MS) return;
     this.#refusalTold = now;
-    this.#log.warn({ reason, remote, refusals: this.#refusals }, 'names: a connection was refused');
+    this.#log.warn({ reason, remote, refusals: this.#refusals }, `${this.#options.subject}: a connection was refused`);
   }
 
   close(): void {
