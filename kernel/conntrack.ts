@@ -148,8 +148,8 @@ interface Visitor {
 /** Visitors whose walk has not begun, by namespace. */
 const waiting = new Map<string | undefined, { visitors: Visitor[]; walked: Promise<void> }>();
 
-/** Begins a turn later, with all who have come by then. */
-function walk({ namespace, mark }: TableOptions, visit: Visitor['visit']): Promise<void> {
+/** Every entry of both families. Begins a turn later, with all who have come by then. */
+export function walk({ namespace, mark }: TableOptions, visit: Visitor['visit']): Promise<void> {
   let group = waiting.get(namespace);
   if (group === undefined) {
     const visitors: Visitor[] = [];

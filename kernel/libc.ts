@@ -37,6 +37,7 @@ const call = {
 export const EAGAIN = 11;
 export const EINTR = 4;
 export const ENOENT = 2;
+export const EEXIST = 17;
 export const ENOBUFS = 105;
 
 export const AF_INET = 2;

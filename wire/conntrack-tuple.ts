@@ -2,7 +2,7 @@
  * The tuple of one direction of a flow in a message of ctnetlink, read where it lies: a walk through the whole table
  * makes no object of any, and text of those addresses only that are asked for. The message around it: conntrack.ts.
  */
-import { type AddressText, addressBytes } from './address-text.ts';
+import { type AddressText, addressBytes, putIpv4, putIpv6 } from './address-text.ts';
 import { u8, u16 } from './bytes.ts';
 import { AttributeCursor } from './nlattr.ts';
 import type { NetlinkWriter } from './nlwriter.ts';
@@ -157,20 +157,35 @@ export class TupleReader implements TupleView {
   }
 }
 
-type PortTuple = Required<Pick<Tuple, 'source' | 'destination' | 'sourcePort' | 'destinationPort'>>;
-
-/** The tuple of a protocol with ports, as an attribute of that type. */
-export function writeTuple(writer: NetlinkWriter, type: number, tuple: PortTuple & { protocol: number }): void {
-  const [from, to] = tuple.source.includes(':') ? [CTA_IP_V6_SRC, CTA_IP_V6_DST] : [CTA_IP_V4_SRC, CTA_IP_V4_DST];
+/** The tuple as an attribute of that type. Throws if its addresses are none. */
+export function writeTuple(writer: NetlinkWriter, type: number, tuple: TupleView, protocol: number): void {
+  const { source, destination, sourcePort, destinationPort, icmpType, icmpCode, icmpId } = tuple;
+  const six = source.includes(':');
+  const [from, to] = six ? [CTA_IP_V6_SRC, CTA_IP_V6_DST] : [CTA_IP_V4_SRC, CTA_IP_V4_DST];
   const whole = writer.open(type);
   const ip = writer.open(CTA_TUPLE_IP);
-  writer.putBytes(from, addressBytes(tuple.source));
-  writer.putBytes(to, addressBytes(tuple.destination));
+  writeAddress(writer, from, source);
+  writeAddress(writer, to, destination);
   writer.close(ip);
   const proto = writer.open(CTA_TUPLE_PROTO);
-  writer.putBytes(CTA_PROTO_NUM, Uint8Array.of(tuple.protocol));
-  writer.putU16(CTA_PROTO_SRC_PORT, tuple.sourcePort);
-  writer.putU16(CTA_PROTO_DST_PORT, tuple.destinationPort);
+  putU8(writer, CTA_PROTO_NUM, protocol);
+  if (sourcePort !== undefined) writer.putU16(CTA_PROTO_SRC_PORT, sourcePort);
+  if (destinationPort !== undefined) writer.putU16(CTA_PROTO_DST_PORT, destinationPort);
+  if (icmpId !== undefined) writer.putU16(six ? CTA_PROTO_ICMPV6_ID : CTA_PROTO_ICMP_ID, icmpId);
+  if (icmpType !== undefined) putU8(writer, six ? CTA_PROTO_ICMPV6_TYPE : CTA_PROTO_ICMP_TYPE, icmpType);
+  if (icmpCode !== undefined) putU8(writer, six ? CTA_PROTO_ICMPV6_CODE : CTA_PROTO_ICMP_CODE, icmpCode);
   writer.close(proto);
   writer.close(whole);
+}
+
+/** An address as an attribute of that type; canonical text by hand, since there are thousands a second. */
+export function writeAddress(writer: NetlinkWriter, type: number, address: string): void {
+  const six = address.includes(':');
+  const at = writer.attribute(type, six ? 16 : 4);
+  if (!(six ? putIpv6 : putIpv4)(address, writer.buffer, at)) writer.buffer.set(addressBytes(address), at);
+}
+
+export function putU8(writer: NetlinkWriter, type: number, value: number): void {
+  const at = writer.attribute(type, 1);
+  writer.buffer[at] = value;
 }

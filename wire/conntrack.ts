@@ -2,11 +2,12 @@
  * ctnetlink (<linux/netfilter/nfnetlink_conntrack.h>): decode events and dumps of the connection table; encode the
  * dump, and the deletion of one entry or another mark for it. Absent attributes read as zero: the kernel leaves out a mark, counters
  * (`nf_conntrack_acct`) or timestamps (`nf_conntrack_timestamp`) that are unset.
- * Leaves out: expectations, helpers, labels, sequence adjustment, TCP state, creating entries.
+ * Leaves out: expectations, helpers, labels, sequence adjustment; entries for another kernel (conntrack-flow.ts).
  */
 
 import { type AddressText, rememberedText } from './address-text.ts';
 import { bytesOfU32, counter, type Decoded, type Malformed, malformed, u16, u32, u64 } from './bytes.ts';
+import { type PerDirection, type ProtocolTracking, readTracking } from './conntrack-protocol.ts';
 import { type Tuple, TupleReader, type TupleView, writeTuple } from './conntrack-tuple.ts';
 import {
   AttributeCursor,
@@ -24,6 +25,7 @@ import {
 } from './nlattr.ts';
 import type { NetlinkWriter } from './nlwriter.ts';
 
+export type { PerDirection, ProtocolTracking } from './conntrack-protocol.ts';
 export type { Tuple, TupleView } from './conntrack-tuple.ts';
 
 const IPCTNL_MSG_CT_NEW = 0;
@@ -37,6 +39,7 @@ const AF_INET6 = 10;
 const CTA_TUPLE_ORIG = 1;
 const CTA_TUPLE_REPLY = 2;
 const CTA_STATUS = 3;
+const CTA_PROTOINFO = 4;
 const CTA_TIMEOUT = 7;
 const CTA_MARK = 8;
 const CTA_COUNTERS_ORIG = 9;
@@ -60,11 +63,6 @@ export const IPS_SEEN_REPLY = 0x2;
 export const IPS_ASSURED = 0x4;
 export const IPS_CONFIRMED = 0x8;
 export const IPS_SRC_NAT = 0x10;
-
-export interface PerDirection {
-  original: number;
-  reply: number;
-}
 
 export interface ConntrackEntry {
   family: 4 | 6;
@@ -123,6 +121,7 @@ export class ConntrackReader implements ConntrackView {
   /** One past their last byte; 0: not there. */
   readonly #end = new Uint32Array(ATTRIBUTES);
   readonly #cursor = new AttributeCursor();
+  readonly #fields = new AttributeCursor();
 
   constructor(text: AddressText) {
     this.original = new TupleReader(text);
@@ -139,6 +138,11 @@ export class ConntrackReader implements ConntrackView {
 
   get mark(): number {
     return this.#u32(CTA_MARK) ?? 0;
+  }
+
+  /** What is kept of its protocol; to keep. Not part of entry(): few ask. */
+  tracking(): ProtocolTracking | undefined {
+    return readTracking(this.#bytes, this.#inside(CTA_PROTOINFO), this.#fields);
   }
 
   /** What is wrong with the message between two offsets; undefined: nothing. */
@@ -287,7 +291,7 @@ export function writeTupleDeletion(writer: NetlinkWriter, sequence: number, flow
   const message = IPCTNL_MSG_CT_DELETE;
   const family = flow.source.includes(':') ? AF_INET6 : AF_INET;
   writer.beginMessage({ subsystem: NFNL_SUBSYS_CTNETLINK, message, flags: NLM_F_REQUEST, sequence, family });
-  writeTuple(writer, CTA_TUPLE_ORIG, flow);
+  writeTuple(writer, CTA_TUPLE_ORIG, flow, flow.protocol);
   if (flow.id !== undefined) writer.putU32(CTA_ID, flow.id);
   writer.endMessage();
 }
