@@ -163,6 +163,8 @@ export const PORT_NAMES = 7794;
 export const PORT_ENROLMENT = 7795;
 /** TCP port on which the controller serves the validating webhook (TLS), where the chart starts it. */
 export const PORT_ADMISSION = 7796;
+/** TCP port on which a gateway tells the next ones of its shards which flows it carries (mutual TLS, inside). */
+export const PORT_REPLICATION = 7797;
 export const PORT_METRICS = { controller: 7791, gateway: 7792, node: 7793 } as const;
 
 /** URI subject alternative name in a certificate: `sluice://gateway/gw-a`. */

@@ -16,8 +16,11 @@ import { parseHostName } from '../../api/host-name.ts';
 import { Datagram } from '../../gateway/inspect/datagram.ts';
 import { defaultLimits, FIRST_OF_STREAM, FlowTable } from '../../gateway/inspect/flows.ts';
 import { formatPairs, parsePeerMessage } from '../../gateway/names/frame.ts';
+import { decodeFrame, encodeFrame } from '../../ha/replica-codec.ts';
+import { packFlow, unpackFlow } from '../../ha/replica-record.ts';
+import { ipv4Text, ipv6Text } from '../../wire/address-text.ts';
 import { parseArp } from '../../wire/arp.ts';
-import { decodeConntrack } from '../../wire/conntrack.ts';
+import { ConntrackReader, decodeConntrack } from '../../wire/conntrack.ts';
 import { DnsQueryReader } from '../../wire/dns.ts';
 import { DnsAnswerReader } from '../../wire/dns-answer.ts';
 import { parseFrame } from '../../wire/ethernet.ts';
@@ -108,8 +111,19 @@ const tracked = netlink(
     tuple(2, 'c6336450', 'cb007165'),
     attribute(8, hex('80000100')),
     attribute(12, hex('00000007')),
+    attribute(
+      0x8004,
+      attribute(0x8001, join(attribute(1, hex('03')), attribute(2, hex('07')), attribute(4, hex('2b00')))),
+    ),
   ),
 );
+const replicated = [ends4, ends6].flatMap((original, at) => {
+  const address = at === 0 ? '203.0.113.7' : '2001:db8:113::7';
+  const flow = { protocol: 6, original, source: { address, port: 1024 }, mark: 0x80000100, status: 0, zone: 0 };
+  const packed = [packFlow(flow), packFlow({ ...flow, protocol: 17, zone: 3 })];
+  return packed.flatMap((one) => (one === undefined ? [] : [{ op: 'put' as const, ...one }]));
+});
+const batch = { shard: 'main/0', epoch: 1.7e12, sync: 1, seq: 2, begins: true, ends: false, records: replicated };
 const queuedPacket = netlink(
   0x0300,
   join(
@@ -266,6 +280,32 @@ const subjects: Subject[] = [
     answer: (bytes) => [parseAdvertFrame(bytes), parseAdvert(bytes.subarray(14))],
   },
   { name: 'nfnetlink: events of connections', seeds: [tracked], answer: decodeConntrack },
+  {
+    name: 'nfnetlink: what is kept of a protocol',
+    seeds: [tracked],
+    answer: (bytes) => {
+      const reader = new ConntrackReader((of, at, family) => (family === 4 ? ipv4Text : ipv6Text)(of, at));
+      return reader.read(bytes) ?? reader.tracking();
+    },
+  },
+  {
+    name: 'flows: what another gateway says',
+    seeds: [
+      { type: 'batch' as const, batch },
+      { type: 'hello' as const, version: 1, name: 'gw-b' },
+      { type: 'ack' as const, place: batch },
+    ].map((frame) => encodeFrame(frame).subarray(4)),
+    answer: (bytes) => {
+      const frame = decodeFrame(bytes);
+      if (!frame.ok) return frame;
+      // There is one way only to say each thing.
+      deepStrictEqual(Buffer.from(encodeFrame(frame.value).subarray(4)), Buffer.from(bytes));
+      if (frame.value.type !== 'batch') return frame;
+      return frame.value.batch.records.map((record) =>
+        record.op === 'put' ? unpackFlow(record.key, record.body) : record,
+      );
+    },
+  },
   { name: 'nfnetlink: logged packets', seeds: [logged], answer: decodeNflog },
   {
     name: 'nfnetlink: queued packets',
