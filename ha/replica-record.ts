@@ -5,7 +5,7 @@
  * most of its life: states of a handshake are "established", and TCP's windows are not kept (the receiver lets on what is
  * out of them).
  */
-import { ipv4Text, ipv6Text, putIpv4, putIpv6 } from '../wire/address-text.ts';
+import { type AddressText, putIpv4, putIpv6, rememberedText } from '../wire/address-text.ts';
 import { putU16, putU32, u8, u16, u32 } from '../wire/bytes.ts';
 import { IPS_ASSURED, IPS_SEEN_REPLY, type Tuple } from '../wire/conntrack.ts';
 import type { TrackedFlow, Translation } from '../wire/conntrack-flow.ts';
@@ -15,6 +15,7 @@ import {
   TCP_ESTABLISHED,
   TCP_FIN_WAIT,
   TCP_LIBERAL,
+  type TcpTracking,
 } from '../wire/conntrack-protocol.ts';
 
 export interface PackedFlow {
@@ -128,6 +129,15 @@ export function packKey({ protocol, original, zone }: Pick<TrackedFlow, 'protoco
 const putAddress = (address: string, six: boolean, at: number): boolean =>
   (six ? putIpv6 : putIpv4)(address, scratch, at);
 
+const liberalTcp = (state: number): TcpTracking => ({
+  protocol: TCP,
+  state,
+  flags: { original: TCP_LIBERAL, reply: TCP_LIBERAL },
+  scale: { original: 0, reply: 0 },
+});
+/** One for all flows of a state. */
+const lasting = new Map([TCP_ESTABLISHED, TCP_FIN_WAIT, TCP_CLOSE_WAIT].map((state) => [state, liberalTcp(state)]));
+
 /** Of a key and a body of ours, or that keyEnd() and bodyEnd() have found whole. */
 export function unpackFlow(key: string, body: string): TrackedFlow {
   const flow = unpackKey(key) as TrackedFlow;
@@ -151,8 +161,7 @@ export function unpackFlow(key: string, body: string): TrackedFlow {
   if ((bits & BODY_TRACKING) === 0) return flow;
   const state = u8(scratch, at);
   if (protocol === TCP) {
-    const liberal = { original: TCP_LIBERAL, reply: TCP_LIBERAL };
-    flow.tracking = { protocol, state, flags: liberal, scale: { original: 0, reply: 0 } };
+    flow.tracking = lasting.get(state) ?? liberalTcp(state);
   } else {
     const tags = { original: u32(scratch, at + 1), reply: u32(scratch, at + 5) };
     flow.tracking = { protocol: SCTP, state: state || SCTP_ESTABLISHED, tags };
@@ -183,7 +192,12 @@ export function unpackKey(key: string): Pick<TrackedFlow, 'protocol' | 'original
 }
 
 const isSix = (first: number): boolean => (first & KEY_SIX) !== 0;
-const addressAt = (six: boolean, at: number): string => (six ? ipv6Text : ipv4Text)(scratch, at);
+/** Destinations and egress IPs come again and again. */
+let text: AddressText | undefined;
+function addressAt(six: boolean, at: number): string {
+  text ??= rememberedText();
+  return text(scratch, at, six ? 6 : 4);
+}
 
 /** Where the key ends that begins there; undefined: there is no whole one. */
 export function keyEnd(bytes: Uint8Array, at: number): number | undefined {

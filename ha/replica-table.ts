@@ -49,7 +49,9 @@ export class ReplicaTable {
 
   /** In the order of the calls; true: all of it is done, as far as the kernel would have it. Never rejects. */
   apply(changes: readonly Change[]): Promise<boolean> {
-    return changes.length === 0 ? this.#last.then(() => true) : this.#queue(() => this.#apply(changes.map(forKernel)));
+    return this.#queue(async () => {
+      if (changes.length > 0) await this.#apply(changes.map(forKernel));
+    });
   }
 
   async idle(): Promise<void> {
@@ -96,17 +98,16 @@ export class ReplicaTable {
     await this.#last;
   }
 
-  /** The injector does one after the other, too: nobody waits here for anybody. */
+  /** What waits here are two strings for each flow, not what is written of it. */
   #queue(work: () => Promise<unknown>): Promise<boolean> {
-    const done = work().then(
+    const done = this.#last.then(work).then(
       () => true,
       (error: unknown) => {
         this.#log.error({ err: error }, 'replication: the connection table');
         return false;
       },
     );
-    const before = this.#last;
-    this.#last = before.then(() => done);
+    this.#last = done;
     return done;
   }
 
