@@ -32,6 +32,8 @@ export interface ReplicatorOptions {
   now?(): number;
   /** TCP port of all gateways. Absent: PORT_REPLICATION. */
   port?: number;
+  /** Whoever acknowledges nothing for so many milliseconds, and twice that at most, is told anew. */
+  stallMs?: number;
 }
 
 export interface ReplicatorCounts extends KernelCounts {
@@ -42,7 +44,8 @@ export interface ReplicatorCounts extends KernelCounts {
 
 export type FeedState = Pick<Feed, 'synced' | 'waiting' | 'underway' | 'passes' | 'overflows'>;
 
-const STALL_MS = 5_000;
+/** A kernel takes a window's 32,768 flows in a second. */
+const STALL_MS = 15_000;
 /** Two masters of a shard that outdo each other do it so often at most. */
 const OUTDO_MS = 1_000;
 
@@ -89,7 +92,7 @@ export class Replicator {
         this.#again(link.name);
       },
     });
-    this.#stalls = setInterval(() => this.#stalled(), STALL_MS).unref();
+    this.#stalls = setInterval(() => this.#stalled(), options.stallMs ?? STALL_MS).unref();
   }
 
   /** The plan's gateways are these now. */

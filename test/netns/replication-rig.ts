@@ -70,7 +70,8 @@ export class Caller {
         await delay(10);
       }
     }
-    throw new Error(`no answer to ${line}: ${this.lines.join(', ')}`);
+    const said = this.lines.map((each) => each.slice(0, 100));
+    throw new Error(`no answer to ${line.slice(0, 100)}: ${said.join(', ')}`);
   }
 
   end(): void {

@@ -244,7 +244,9 @@ t.test('any order, loss and doubling of records converges', async (t) => {
           case 'batch': {
             const { side, kernel } = receivers[message.to] ?? {};
             if (side === undefined || kernel === undefined) return;
+            const epoch = side.held(SHARD)?.epoch ?? 0;
             const got = kernel.take(side, message.from, message.batch);
+            if ((side.held(SHARD)?.epoch ?? 0) < epoch) throw new Error('an older master is believed');
             if (got.kind === 'applied') network.push({ kind: 'ack', from: message.to, place: got.ack });
             else if (got.kind === 'missing') {
               missing++;
