@@ -64,10 +64,10 @@ export class SentShard {
     if (this.flows.delete(key)) this.#changed(key, false);
   }
 
-  /** The table is this: events were lost, or it was read to be sure. */
-  replace(flows: ReadonlyMap<string, string>): void {
-    for (const key of this.flows.keys()) if (!flows.has(key)) this.end(key);
-    for (const [key, body] of flows) this.put(key, body);
+  /** The table is this: events were lost, or it was read to be sure. Not of those flows: events told of them meanwhile. */
+  replace(flows: ReadonlyMap<string, string>, told: ReadonlySet<string>): void {
+    for (const key of this.flows.keys()) if (!flows.has(key) && !told.has(key)) this.end(key);
+    for (const [key, body] of flows) if (!told.has(key)) this.put(key, body);
   }
 
   /** Those are the receivers now. */

@@ -34,6 +34,8 @@ export interface ReplicatorOptions {
   port?: number;
   /** Whoever acknowledges nothing for so many milliseconds, and twice that at most, is told anew. */
   stallMs?: number;
+  /** Between looks at whether the kernel has what it should. */
+  compareMs?: number;
 }
 
 export interface ReplicatorCounts extends KernelCounts {
@@ -46,6 +48,8 @@ export type FeedState = Pick<Feed, 'synced' | 'waiting' | 'underway' | 'passes' 
 
 /** A kernel takes a window's 32,768 flows in a second. */
 const STALL_MS = 15_000;
+/** At 200,000 flows a look takes a second or two of a processor, in parts of some milliseconds. */
+const COMPARE_MS = 600_000;
 /** Two masters of a shard that outdo each other do it so often at most. */
 const OUTDO_MS = 1_000;
 
@@ -59,6 +63,12 @@ export class Replicator {
   readonly #receiver = new ReplicaReceiver();
   readonly #outdone = new Map<string, number>();
   readonly #stalls: NodeJS.Timeout;
+  readonly #comparing: NodeJS.Timeout;
+  /** Of each look at the kernel that goes on: flows of which events told since it began. */
+  readonly #told = new Set<Set<string>>();
+  /** The kernel may not have what it should, or events were lost. */
+  #doubts = false;
+  #reassuring = false;
   readonly #table: ReplicaTable;
   #pumping: NodeJS.Immediate | undefined;
   #sync = 0;
@@ -93,6 +103,7 @@ export class Replicator {
       },
     });
     this.#stalls = setInterval(() => this.#stalled(), options.stallMs ?? STALL_MS).unref();
+    this.#comparing = setInterval(() => this.overrun(), options.compareMs ?? COMPARE_MS).unref();
   }
 
   /** The plan's gateways are these now. */
@@ -137,16 +148,16 @@ export class Replicator {
     const flow = sent && this.#options.isDecided(entry.mark) ? trackedFlow(entry) : undefined;
     const packed = flow && packFlow(flow);
     if (packed === undefined) return;
+    this.#tell(packed.key);
     sent?.put(packed.key, packed.body);
-    this.#pumpSoon();
   }
 
   ended(entry: ConntrackEntry): void {
     const sent = this.#shardOf(entry);
     const key = sent && packKey(entry);
     if (key === undefined) return;
+    this.#tell(key);
     sent?.end(key);
-    this.#pumpSoon();
   }
 
   /** A flow has another mark from now on: it was decided later than it began, say. */
@@ -154,9 +165,15 @@ export class Replicator {
     const sent = this.#shardOf(entry);
     const key = sent && packKey(entry);
     if (key === undefined) return;
+    this.#tell(key);
     if (sent?.flows.has(key)) sent.mark(key, mark);
     else this.began({ ...entry, mark });
-    this.#pumpSoon();
+  }
+
+  /** Events were lost. */
+  overrun(): void {
+    this.#doubts = true;
+    void this.#reassure();
   }
 
   /**
@@ -164,6 +181,16 @@ export class Replicator {
    * changed that no event tells of), and what others told is what it has: the same translated ports, and nothing beside.
    */
   async compare(): Promise<{ corrected: number }> {
+    const told = new Set<string>();
+    this.#told.add(told);
+    try {
+      return await this.#compare(told);
+    } finally {
+      this.#told.delete(told);
+    }
+  }
+
+  async #compare(told: ReadonlySet<string>): Promise<{ corrected: number }> {
     const own = new Map([...this.#sent.keys()].map((shard) => [shard, new Map<string, string>()]));
     const foreign: Foreign = new Map();
     await this.#options.kernel.walk((reader) => {
@@ -182,7 +209,7 @@ export class Replicator {
       const key = packed?.key ?? packKey(flow);
       if (key !== undefined) foreign.set(key, { shard, body: packed?.body ?? '' });
     });
-    for (const [shard, flows] of own) this.#sent.get(shard)?.replace(flows);
+    for (const [shard, flows] of own) this.#sent.get(shard)?.replace(flows, told);
     this.#pumpSoon();
     const changes = this.#table.corrections(foreign);
     await this.#table.apply(changes);
@@ -206,6 +233,7 @@ export class Replicator {
   async close(): Promise<void> {
     this.#closed = true;
     clearInterval(this.#stalls);
+    clearInterval(this.#comparing);
     clearImmediate(this.#pumping);
     this.#peers.close();
     await this.#table.close();
@@ -216,12 +244,37 @@ export class Replicator {
     return shard === undefined ? undefined : this.#sent.get(shard);
   }
 
+  /** Something is to be told of the flow. */
+  #tell(key: string): void {
+    for (const told of this.#told) told.add(key);
+    this.#pumpSoon();
+  }
+
   #again(peer: string): void {
     for (const { feeds } of this.#sent.values()) feeds.get(peer)?.again();
     this.#pumpSoon();
   }
 
+  /** Until there is nothing to doubt; one look at a time. */
+  async #reassure(): Promise<void> {
+    if (this.#reassuring) return;
+    this.#reassuring = true;
+    try {
+      while (this.#doubts && !this.#closed) {
+        this.#doubts = false;
+        const { corrected } = await this.compare();
+        if (corrected > 0) this.#options.log.warn({ corrected }, 'replication: entries were not as they were told');
+      }
+    } catch (err) {
+      this.#doubts = true;
+      this.#options.log.error({ err }, 'replication: comparing with the kernel; trying again');
+    } finally {
+      this.#reassuring = false;
+    }
+  }
+
   #stalled(): void {
+    if (this.#doubts) void this.#reassure();
     for (const { shard, feeds } of this.#sent.values()) {
       for (const [peer, feed] of feeds) {
         if (this.#links.has(peer) && feed.stalled()) {
@@ -288,6 +341,7 @@ export class Replicator {
       // Not before it is in the kernel; and of a kernel that fails never: all will come again.
       void this.#table.apply(reception.changes).then((done) => {
         if (done) link.send({ type: 'ack', place: reception.ack });
+        else this.#doubts = true;
       });
     }
   }

@@ -12,9 +12,11 @@ import { type Batch, decodeFrame, encodeFrame, type Frame, FrameReader } from '.
 import { ReplicaReceiver } from '../../ha/replica-receiver.ts';
 import { difference, packFlow, packKey, unpackFlow } from '../../ha/replica-record.ts';
 import { SentShard } from '../../ha/replica-sender.ts';
-import { IPS_ASSURED, IPS_SEEN_REPLY } from '../../wire/conntrack.ts';
-import type { TrackedFlow } from '../../wire/conntrack-flow.ts';
+import { rememberedText } from '../../wire/address-text.ts';
+import { ConntrackReader, IPS_ASSURED, IPS_SEEN_REPLY } from '../../wire/conntrack.ts';
+import { type TrackedFlow, writeFlow } from '../../wire/conntrack-flow.ts';
 import { TCP_LIBERAL } from '../../wire/conntrack-protocol.ts';
+import { NetlinkWriter } from '../../wire/nlwriter.ts';
 
 const RUNS = Number(process.env.SLUICE_PROPERTY_RUNS ?? 500);
 const SHARD = 'main/0';
@@ -75,7 +77,10 @@ const flow = fc.constantFrom(4 as const, 6 as const).chain((family) => {
   return fc.oneof(tcp, udp, sctp, ping, other) as fc.Arbitrary<TrackedFlow>;
 });
 
-t.test('what is packed reads back, alone and in frames', async (t) => {
+const reader = new ConntrackReader(rememberedText());
+const only = ({ original, protocol, mark, zone }: TrackedFlow) => ({ original, protocol, mark, zone });
+
+t.test('what is packed reads back, alone, in frames and as the kernel is told it', async (t) => {
   fc.assert(
     fc.property(flow, (value) => {
       const packed = packFlow(value);
@@ -84,6 +89,13 @@ t.test('what is packed reads back, alone and in frames', async (t) => {
       equal(packKey(value), packed.key);
       const other = packFlow({ ...value, mark: (value.mark + 1) >>> 0 });
       equal(difference(packed.body, other?.body ?? ''), 'mark');
+
+      const writer = new NetlinkWriter();
+      writeFlow(writer, 1, value, 60);
+      equal(reader.read(writer.written()), undefined);
+      const { original, protocol, mark, zone, timeout } = reader.entry();
+      deepStrictEqual({ original, protocol, mark, zone, timeout }, structuredClone({ ...only(value), timeout: 60 }));
+      deepStrictEqual(reader.tracking(), structuredClone(value.tracking));
     }),
     { numRuns: 2_000 },
   );
