@@ -71,6 +71,13 @@ t.test('another controller, with a disk of its own, goes on where the first was'
   const released = withAllocations(second.memory, { [V4]: { ...billing, releasedAt: NOW + 5 } });
   t.equal(await second.keep(released, second.reserved - 1), true);
   t.same((await open(disk())).memory.allocations[V4], { ...billing, releasedAt: NOW + 5 }, 'to the millisecond');
+  const before = first.memory.allocations;
+  await first.refresh();
+  t.same(first.memory.allocations[V4], { ...billing, releasedAt: NOW + 5 }, 'one that stands by sees it');
+  t.not(first.memory.allocations, before);
+  const seen = first.memory.allocations;
+  await first.refresh();
+  t.equal(first.memory.allocations, seen, 'and that nothing else happened');
   const { [V6]: _, ...rest } = released.allocations;
   t.equal(await second.keep({ ...released, allocations: rest }, second.reserved - 1), true);
   t.same(Object.keys(await objects()), [V4], 'what is forgotten is no object any more');

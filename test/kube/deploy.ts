@@ -168,7 +168,10 @@ t.test('who may do what', async (t) => {
     ['update', 'leases@coordination.k8s.io', 'team', 'sluice-controller'],
     ['create', 'pods/exec', CONTROLLER_NAMESPACE],
     ...writtenKinds.flatMap((kind): [string, string][] =>
-      ['create', 'update', 'patch', 'delete'].map((verb) => [verb, `${kind}@sluice.dev`]),
+      ['create', 'update', 'patch', 'delete']
+        // Finalizers.
+        .filter((verb) => kind !== 'externalservices' || verb !== 'patch')
+        .map((verb) => [verb, `${kind}@sluice.dev`]),
     ),
   ];
   for (const [verb, what, namespace, name] of never) {
