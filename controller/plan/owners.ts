@@ -11,7 +11,7 @@ import { sameJson } from '../../api/plan-delta.ts';
 import { type AllocationResult, quarantineOf } from './allocate.ts';
 import { type Assigner, chosenOf } from './assign.ts';
 import { Findings } from './condition.ts';
-import { sameItems, sameRecord } from './memo.ts';
+import { changedKeys, sameItems, sameRecord } from './memo.ts';
 import type { AddressOwner, PlannerMemory } from './memory.ts';
 import type { Objects } from './objects.ts';
 import { compareText, createdAt } from './snapshot.ts';
@@ -74,6 +74,7 @@ export class OwnerPlanner {
   readonly #wanted = new Map<string, WantedIndex>();
   readonly #known = new Map<string, Known>();
   #last: { from: readonly unknown[]; result: PlannedOwners } | undefined;
+  #namespaces: Objects['namespaces'] = new Map();
 
   look(input: OwnersInput): PlannedOwners {
     const { objects, assign, allocation, placed, owners, now } = input;
@@ -84,6 +85,8 @@ export class OwnerPlanner {
     if (last !== undefined && sameItems(last.from, from) && now < last.result.wakeAt) return last.result;
     const own = last?.result.owners === owners;
     const giving = egressIPs.filter(isPerOwner);
+    const changed = changedKeys(this.#namespaces, namespaces);
+    this.#namespaces = namespaces;
     const given = new Map<string, Given>();
     const findings = new Findings();
     let wakeAt = Number.POSITIVE_INFINITY;
@@ -91,7 +94,7 @@ export class OwnerPlanner {
     for (const egressIP of giving) {
       const { name } = egressIP.metadata;
       const known = own ? this.#known.get(name) : undefined;
-      const next = this.#give(egressIP, input, known);
+      const next = this.#give(egressIP, input, changed, known);
       same &&= next === known;
       this.#known.set(name, next);
       given.set(name, next.given);
@@ -114,12 +117,13 @@ export class OwnerPlanner {
     return result;
   }
 
-  #give(egressIP: EgressIP, input: OwnersInput, known: Known | undefined): Known {
+  /** `changed`: namespaces that are not what they were. */
+  #give(egressIP: EgressIP, input: OwnersInput, changed: ReadonlySet<string>, known: Known | undefined): Known {
     const { objects, assign, allocation, placed, owners, now } = input;
     const { name } = egressIP.metadata;
     const index = this.#wanted.get(name) ?? new WantedIndex();
     this.#wanted.set(name, index);
-    const wanted = index.look(egressIP, assign, objects.namespaces);
+    const wanted = index.look(egressIP, assign, objects.namespaces, changed);
     const quarantine = quarantineOf(objects.EgressIPPool.find(({ metadata }) => metadata.name === egressIP.spec.pool));
     const own = allocation.addresses.get(name);
     const from = [wanted, own, placed.get(name), quarantine, egressIP.spec.allocation];
@@ -283,9 +287,11 @@ class WantedIndex {
   #result: Wanted = new Map();
 
   /** The same map if nobody came or went. */
-  look(egressIP: EgressIP, assign: Assigner, namespaces: Objects['namespaces']): Wanted {
+  look(egressIP: EgressIP, assign: Assigner, namespaces: Objects['namespaces'], touched: ReadonlySet<string>): Wanted {
     const perPod = egressIP.spec.allocation === 'PerPod';
-    if (!perPod && this.#assign === assign && this.#egressIP === egressIP) return this.#result;
+    if (this.#assign === assign && this.#egressIP === egressIP) {
+      if (!perPod || ![...touched].some((name) => this.#parts.has(name))) return this.#result;
+    }
     if (this.#egressIP?.spec.allocation !== egressIP.spec.allocation) {
       this.#parts.clear();
       this.#result = new Map();
@@ -336,13 +342,19 @@ function sameWanted(a: Wanted, b: Wanted): boolean {
   return true;
 }
 
+const placedBy = new WeakMap<Given, PerFamily<Egress[]>>();
+
 /** What is given, rather than all that might be. */
-export function placedOf({ namespaces }: Given): PerFamily<Egress[]> {
-  const lists = [...namespaces.values()].flatMap(({ all, pods }) => [...(all ? [all] : []), ...(pods?.values() ?? [])]);
+export function placedOf(given: Given): PerFamily<Egress[]> {
+  const known = placedBy.get(given);
+  if (known !== undefined) return known;
+  const own = [...given.namespaces.values()];
+  const lists = own.flatMap(({ all, pods }) => [...(all ? [all] : []), ...(pods?.values() ?? [])]);
   const placed: PerFamily<Egress[]> = {};
   for (const family of families) {
-    const list = lists.flatMap((own) => own[family] ?? []);
+    const list = lists.flatMap((ways) => ways[family] ?? []);
     if (list.length > 0) placed[family] = list;
   }
+  placedBy.set(given, placed);
   return placed;
 }
