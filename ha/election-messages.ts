@@ -4,6 +4,7 @@
  */
 
 import type { MessagePort } from 'node:worker_threads';
+import type { LinkAddress } from '../wire/rtaddress.ts';
 import type { AdvertFault } from '../wire/vrrp.ts';
 import type { ElectionReport } from './elections.ts';
 
@@ -17,7 +18,28 @@ export interface ElectionWorkerData {
   wake: number;
   port: MessagePort;
   control: Int32Array;
+  /** To the thread of addresses, and the eventfd that wakes it. */
+  addresses: { port: MessagePort; wake: number };
 }
+
+export interface AddressWorkerData {
+  namespace?: string;
+  wake: number;
+  /** Eventfd of who asks. */
+  asker: number;
+  port: MessagePort;
+  /** Its own: to stop when what was asked for is done. */
+  control: Int32Array;
+}
+
+export interface AddressRequest {
+  op: 'add' | 'remove';
+  addresses: LinkAddress[];
+  validSeconds?: number;
+}
+
+/** Names of errors. */
+export type AddressAnswer = string[];
 
 /** Of `control`: 0, or how to end; and the main thread's count. */
 export const STOP = 0;

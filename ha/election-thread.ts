@@ -1,13 +1,14 @@
 /**
- * The election as the rest of the program sees it: what is wanted goes to its thread (election-worker.ts), what has
- * happened comes back. The thread neither waits for this one nor ends with it: it is told to.
+ * The election as the rest of the program sees it: what is wanted goes to its threads (election-worker.ts,
+ * address-worker.ts), what has happened comes back. The thread neither waits for this one nor ends with it: it is told to.
  */
 
-import { MessageChannel, Worker } from 'node:worker_threads';
+import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import * as libc from '../kernel/libc.ts';
 import { addressBytes } from '../wire/address-text.ts';
 import { buildAdvert } from '../wire/vrrp.ts';
 import {
+  type AddressWorkerData,
   BEAT,
   type ElectionWorkerData,
   GIVE_UP,
@@ -42,21 +43,27 @@ const BEAT_MS = 200;
 
 export function startElectionThread(options: ElectionThreadOptions): ElectionThread {
   const { links, namespace, onReport, onEnd } = options;
-  const control = new Int32Array(new SharedArrayBuffer(8));
-  const wake = libc.eventfd();
+  const where = namespace === undefined ? {} : { namespace };
+  const [control, addressControl] = [
+    new Int32Array(new SharedArrayBuffer(8)),
+    new Int32Array(new SharedArrayBuffer(8)),
+  ];
+  const [wake, addressWake] = [libc.eventfd(), libc.eventfd()];
   const { port1, port2 } = new MessageChannel();
-  const data: ElectionWorkerData = {
-    links,
-    wake,
-    port: port2,
-    control,
-    ...(namespace === undefined ? {} : { namespace }),
-  };
-  const worker = new Worker(new URL('./election-worker.js', import.meta.url), {
-    workerData: data,
-    transferList: [port2],
-    execArgv: [],
-  });
+  const between = new MessageChannel();
+  const start = <T>(file: URL, workerData: T, transferList: MessagePort[]): Worker =>
+    new Worker(file, { workerData, transferList, execArgv: [] });
+  const addressWorker = start<AddressWorkerData>(
+    new URL('./address-worker.js', import.meta.url),
+    { wake: addressWake, asker: wake, port: between.port1, control: addressControl, ...where },
+    [between.port1],
+  );
+  const addresses = { port: between.port2, wake: addressWake };
+  const worker = start<ElectionWorkerData>(
+    new URL('./election-worker.js', import.meta.url),
+    { links, wake, port: port2, control, addresses, ...where },
+    [port2, between.port2],
+  );
   let closing = false;
   let failure: Error | undefined;
 
@@ -64,28 +71,39 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
     Atomics.store(control, STOP, how);
     libc.signal(wake);
   };
+  const stopAddresses = (): void => {
+    Atomics.store(addressControl, STOP, 1);
+    libc.signal(addressWake);
+  };
   // A thread that sleeps in poll() cannot be terminated: process.exit() would wait for it for ever.
-  const leave = (): void => stop(LEAVE);
+  const leave = (): void => {
+    stop(LEAVE);
+    stopAddresses();
+  };
   process.on('exit', leave);
   const beat = setInterval(() => Atomics.add(control, BEAT, 1), BEAT_MS);
   beat.unref();
   port1.on('message', (report: ThreadReport) => {
     if (!closing) onReport(report);
   });
-  worker.on('error', (error) => {
-    failure = error;
-  });
-  const exited = new Promise<void>((resolve) => {
-    worker.on('exit', () => {
-      process.off('exit', leave);
-      clearInterval(beat);
-      port1.close();
-      libc.close(wake);
-      resolve();
-      if (closing) return;
-      closing = true;
-      onEnd(failure ?? new Error('the thread of the election has ended'));
+  for (const one of [worker, addressWorker]) {
+    one.on('error', (error) => {
+      failure ??= error;
     });
+  }
+  // Without the other neither is of use. That of addresses ends last, and does before what it was asked for.
+  worker.on('exit', stopAddresses);
+  addressWorker.on('exit', () => stop(LEAVE));
+  const exits = [worker, addressWorker].map((one) => new Promise<void>((resolve) => one.on('exit', () => resolve())));
+  const exited = Promise.all(exits).then(() => {
+    process.off('exit', leave);
+    clearInterval(beat);
+    port1.close();
+    libc.close(wake);
+    libc.close(addressWake);
+    if (closing) return;
+    closing = true;
+    onEnd(failure ?? new Error('the thread of the election has ended'));
   });
 
   return {

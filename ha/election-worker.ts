@@ -1,18 +1,19 @@
 /**
  * The thread of the election: hears advertisements, keeps the timers, takes over and gives up (elections.ts), all on its
  * own, so that neither a collection of garbage nor a plan that is made delays it. No event loop, no timers of Node's: it
- * sleeps in poll() until a frame comes or something is due. It waits for nobody but the kernel.
+ * sleeps in poll() until a frame comes or something is due. Addresses are another thread's (address-worker.ts).
  *
  * Whether the rest of the program lives is told by a count that the main thread increments; time in which this thread
  * did not run itself is no silence of that one.
  */
 
 import { receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { AddressSocket } from '../kernel/address-socket.ts';
 import * as libc from '../kernel/libc.ts';
 import type { LinkAddress } from '../wire/rtaddress.ts';
 import { parseAdvertFrame } from '../wire/vrrp.ts';
 import {
+  type AddressAnswer,
+  type AddressRequest,
   BEAT,
   type ElectionCounts,
   type ElectionWorkerData,
@@ -34,29 +35,36 @@ const FRAMES_MAX = 256;
 const NICE = -15;
 const THREAD_NAME = 'election';
 
-function run({ links, namespace, wake, port, control }: ElectionWorkerData): void {
+function run({ links, namespace, wake, port, control, addresses }: ElectionWorkerData): void {
   const now = (): number => performance.now();
   const epoch = (time: number): number => performance.timeOrigin + time;
   const post = (report: ThreadReport): void => port.postMessage(report);
   const open = new Map<string, LinkSocket>();
-  const addresses = AddressSocket.open(namespace);
   const counts: ElectionCounts = { sent: 0, unsent: {}, heard: 0, refused: {}, late: 0 };
   let counted = 0;
   const told = new Map<string, string>();
 
-  const withIndexes = (
+  /** What the thread of addresses has not answered yet. */
+  const asked: ((errors: string[]) => void)[] = [];
+  const ask = (
+    op: 'add' | 'remove',
     held: readonly HeldAddress[],
-    use: (there: LinkAddress[]) => string[],
-    absent: string[],
-  ): string[] => {
-    const there = held.flatMap(({ link, address, prefixLength }) => {
+    done: (errors: string[]) => void,
+    valid?: number,
+  ) => {
+    const there = held.flatMap(({ link, address, prefixLength }): LinkAddress[] => {
       const index = open.get(link)?.index;
       return index === undefined ? [] : [{ index, address, prefixLength }];
     });
-    try {
-      return [...use(there), ...(there.length < held.length ? absent : [])];
-    } catch (error) {
-      return [(error as libc.SystemError).code ?? String(error)];
+    const absent = op === 'add' && there.length < held.length ? ['ENODEV'] : [];
+    const request: AddressRequest = { op, addresses: there, ...(valid === undefined ? {} : { validSeconds: valid }) };
+    addresses.port.postMessage(request);
+    libc.signal(addresses.wake);
+    asked.push((errors) => done([...errors, ...absent]));
+  };
+  const hearAnswers = (): void => {
+    for (let next = receiveMessageOnPort(addresses.port); next; next = receiveMessageOnPort(addresses.port)) {
+      asked.shift()?.(next.message as AddressAnswer);
     }
   };
 
@@ -68,8 +76,9 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
       if (error === undefined) counts.sent++;
       else counts.unsent[error] = (counts.unsent[error] ?? 0) + 1;
     },
-    add: (held, validSeconds) => withIndexes(held, (there) => addresses.add(there, validSeconds), ['ENODEV']),
-    remove: (held) => withIndexes(held, (there) => addresses.remove(there), []),
+    add: (held, validSeconds, done) => ask('add', held, done, validSeconds),
+    remove: (held, done) => ask('remove', held, done),
+    idle: () => asked.length === 0,
     report(report) {
       if (report.kind === 'fault') post(report);
       else if (report.kind === 'held') post({ ...report, at: epoch(report.at) });
@@ -140,6 +149,7 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
     if (Atomics.load(control, STOP) !== 0) return;
     // First what was said while this thread slept or was stopped: it tells whether another is active by now.
     hearLinks();
+    hearAnswers();
     for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
       elections.configure(next.message as ElectionConfig[]);
     }
@@ -165,7 +175,7 @@ function run({ links, namespace, wake, port, control }: ElectionWorkerData): voi
     elections.close(Atomics.load(control, STOP) === LEAVE);
   } finally {
     for (const socket of open.values()) socket.close();
-    addresses.close();
+    addresses.port.close();
     port.close();
   }
 }

@@ -124,24 +124,32 @@ export class Elections {
     for (const entry of this.#entries.values()) {
       if (now >= (entry.router.due ?? NEVER)) this.#feed(entry, { kind: 'timer' }, now);
     }
+    const next = this.#world.idle() ? this.#next(now) : undefined;
+    if (next !== undefined) {
+      next.servedAt = now;
+      next.holding.tick();
+    }
+    for (const entry of this.#entries.values()) {
+      if (!entry.taking || !entry.holding.settled) continue;
+      entry.taking = false;
+      this.#world.report({ kind: 'held', id: entry.config.id, at: this.#world.now() });
+    }
+  }
+
+  #next(now: number): Entry | undefined {
     let next: Entry | undefined;
     for (const entry of this.#entries.values()) {
       if (entry.router.state !== 'Active' || entry.holding.due > now) continue;
       if (next === undefined || isBefore(entry, next)) next = entry;
     }
-    if (next === undefined) return;
-    next.servedAt = now;
-    next.holding.tick();
-    if (!next.taking || !next.holding.settled) return;
-    next.taking = false;
-    this.#world.report({ kind: 'held', id: next.config.id, at: this.#world.now() });
+    return next;
   }
 
-  /** When tick() has something to do. */
+  /** When tick() has something to do; before that, when the world becomes idle. */
   get due(): number {
-    let due = NEVER;
+    let due = this.timerDue;
+    if (!this.#world.idle()) return due;
     for (const { router, holding } of this.#entries.values()) {
-      due = Math.min(due, router.due ?? NEVER);
       if (router.state === 'Active') due = Math.min(due, holding.due);
     }
     return due;

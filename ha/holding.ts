@@ -1,8 +1,7 @@
 /**
  * The addresses of one shard on this machine: added and announced when it is taken over, renewed while it is held,
  * removed when it is given up. A thousand addresses take the kernel a tenth of a second and more: they go in slices,
- * each announced at once, between which the caller advertises and hears. Removing is one go, since nothing must
- * be left when it is told that they are free.
+ * each announced when it is there, so that the first need not wait for the last.
  */
 
 import { gratuitousArp } from '../wire/arp.ts';
@@ -20,9 +19,11 @@ export interface HoldingWorld {
   /** Undefined: the link is not there now. */
   mac(link: string): string | undefined;
   send(link: string, frame: Uint8Array): void;
-  /** Names of errors. */
-  add(addresses: readonly HeldAddress[], validSeconds: number | undefined): string[];
-  remove(addresses: readonly HeldAddress[]): string[];
+  /** Both are done in the order in which they were asked for; `done` gets the names of errors. */
+  add(addresses: readonly HeldAddress[], validSeconds: number | undefined, done: (errors: string[]) => void): void;
+  remove(addresses: readonly HeldAddress[], done: (errors: string[]) => void): void;
+  /** Nothing that was asked for is still to be done. */
+  idle(): boolean;
 }
 
 /** The kernel's lifetime of fenced addresses, and how often it is renewed. */
@@ -48,6 +49,10 @@ export class Holding {
   #fenced = false;
   #taken = false;
   #jobs: Job[] = [];
+  /** Slices that are being added. */
+  #underway = 0;
+  /** Counts what was taken and released: what is done for a time before is announced no more. */
+  #times = 0;
   /** Of each address, made before they are wanted. */
   #frames = new Map<string, { mac: string; frames: Uint8Array[] }>();
   /** Index into ANNOUNCE_MS of what comes next, and when. */
@@ -95,6 +100,7 @@ export class Holding {
   /** Adds and announces, by tick(). */
   take(): void {
     this.#taken = true;
+    this.#times++;
     const now = this.#world.now();
     this.#jobs = [{ add: true, announce: true, next: 0 }];
     this.#renewAt = this.#fenced ? now + RENEW_MS : NEVER;
@@ -112,6 +118,7 @@ export class Holding {
   /** All of it, whether it was taken or not. */
   release(): void {
     this.#taken = false;
+    this.#times++;
     this.#jobs = [];
     this.#renewAt = NEVER;
     this.#announceAt = NEVER;
@@ -120,7 +127,7 @@ export class Holding {
 
   /** Nothing is left of what was begun. */
   get settled(): boolean {
-    return this.#jobs.length === 0;
+    return this.#jobs.length === 0 && this.#underway === 0;
   }
 
   /** When tick() has something to do. */
@@ -153,19 +160,30 @@ export class Holding {
     const slice = this.#held.slice(job.next, job.next + SLICE);
     job.next += SLICE;
     if (job.next >= this.#held.length) this.#jobs.splice(this.#jobs.indexOf(job), 1);
-    if (job.add && slice.length > 0) {
-      const errors = this.#world.add(slice, this.#fenced ? FENCE_SECONDS : undefined);
-      if (errors.length > 0) this.#fault('add', errors);
+    if (!job.add || slice.length === 0) {
+      this.#send(slice);
+      return;
     }
-    if (!job.announce) return;
+    const times = this.#times;
+    this.#underway++;
+    this.#world.add(slice, this.#fenced ? FENCE_SECONDS : undefined, (errors) => {
+      this.#underway--;
+      if (errors.length > 0) this.#fault('add', errors);
+      if (job.announce && times === this.#times) this.#send(slice);
+    });
+  }
+
+  #send(slice: readonly HeldAddress[]): void {
     for (const held of slice) {
       for (const frame of this.#frames.get(keyOf(held))?.frames ?? []) this.#world.send(held.link, frame);
     }
   }
 
   #remove(held: readonly HeldAddress[]): void {
-    const errors = held.length === 0 ? [] : this.#world.remove(held);
-    if (errors.length > 0) this.#fault('remove', errors);
+    if (held.length === 0) return;
+    this.#world.remove(held, (errors) => {
+      if (errors.length > 0) this.#fault('remove', errors);
+    });
   }
 }
 

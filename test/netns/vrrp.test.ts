@@ -16,7 +16,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import type { ElectionCounts, ThreadReport } from '../../ha/election-messages.ts';
 import type { ElectionConfig } from '../../ha/elections.ts';
 import { FENCE_SECONDS } from '../../ha/holding.ts';
@@ -116,6 +116,11 @@ function lifetimes(gateway: string): { flags: string[]; valid: number; preferred
 const insideHeld = [...inside4, ...inside6].sort();
 const allHeld = [...insideHeld, ...outside].sort();
 const holds = (gateway: string, what: string[]) => held(gateway).join() === [...what].sort().join();
+
+async function comesToHold(t: Test, gateway: string, what: string[], name: string): Promise<void> {
+  await until(name, () => holds(gateway, what));
+  t.pass(name);
+}
 
 const children = new Set<ChildProcess>();
 const track = (child: ChildProcess): ChildProcess => {
@@ -299,12 +304,12 @@ t.test('beside keepalived', { timeout: 4 * WAIT_MS }, async (t) => {
   let ours = new Peer(A, { inside: 'e0' });
   ours.configure(...beside(A, 200));
   await ours.became('Active silence', 2);
-  t.ok(holds(A, insideHeld), 'a holds the addresses, of both families');
+  await comesToHold(t, A, insideHeld, 'a holds the addresses, of both families');
   let theirs = startKeepalived(100);
   await until('keepalived hears ours', () => keepalivedLog.some((line) => line.includes('Entering BACKUP STATE')));
   const before = ours.counts?.sent ?? 0;
   await until('ours advertises on', () => (ours.counts?.sent ?? 0) > before + 40);
-  t.same(held(B), [], 'keepalived of lower priority stays back');
+  await comesToHold(t, B, [], 'keepalived of lower priority stays back');
 
   await ours.kill('SIGKILL');
   await until('keepalived takes over', () => holds(B, insideHeld));
@@ -315,23 +320,23 @@ t.test('beside keepalived', { timeout: 4 * WAIT_MS }, async (t) => {
   ours.configure(...beside(A, 200));
   await ours.became('Active preempts', 2);
   await until('keepalived gives up', () => held(B).length === 0);
-  t.ok(holds(A, insideHeld), 'ours comes back, and keepalived yields');
+  await comesToHold(t, A, insideHeld, 'ours comes back, and keepalived yields');
 
   await theirs.terminate();
   theirs = startKeepalived(250);
   await ours.became('Backup outranked', 2);
-  t.same(held(A), [], 'ours yields to keepalived of higher priority');
+  await comesToHold(t, A, [], 'ours yields to keepalived of higher priority');
   await until('keepalived holds', () => holds(B, insideHeld));
   await theirs.kill();
   await ours.became('Active silence', 2);
-  t.ok(holds(A, insideHeld), 'ours takes over when keepalived is killed');
+  await comesToHold(t, A, insideHeld, 'ours takes over when keepalived is killed');
 
   theirs = startKeepalived(250);
   await ours.became('Backup outranked', 4);
   await until('keepalived holds again', () => holds(B, insideHeld));
   await theirs.terminate();
   await ours.became('Active resigned', 2);
-  t.ok(holds(A, insideHeld), 'ours takes over when keepalived ends');
+  await comesToHold(t, A, insideHeld, 'ours takes over when keepalived ends');
   // What came before it knew of its routers was for another.
   const { 'other-router': _, ...refused } = ours.counts?.refused ?? {};
   t.same(refused, {}, 'nothing that keepalived says was refused');
@@ -342,7 +347,7 @@ t.test('beside keepalived', { timeout: 4 * WAIT_MS }, async (t) => {
   ours.child.stdin?.end();
   await ended(ours.child);
   await until('keepalived follows', () => holds(B, insideHeld));
-  t.same(held(A), [], 'keepalived takes over when ours ends, which gave up');
+  await comesToHold(t, A, [], 'keepalived takes over when ours ends, which gave up');
   await theirs.terminate();
   t.same(
     keepalivedLog.filter((line) => /invalid|mismatch|checksum|not present|bogus/i.test(line)),
@@ -378,7 +383,7 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   const b = new Peer(B, links);
   b.configure(shard(B, 100));
   await b.became('Backup startup');
-  t.ok(holds(A, allHeld), 'a holds all of the shard');
+  await comesToHold(t, A, allHeld, 'a holds all of the shard');
   for (const { flags, valid, preferred } of lifetimes(A)) {
     t.ok(valid <= FENCE_SECONDS && preferred === 0, `its addresses go by themselves: ${valid}`);
     t.ok(flags.includes('nodad') || flags.includes('v4'), 'and were not probed');
@@ -402,46 +407,46 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   port('a0', false);
   await b.became('Active silence');
   await until('b has announced', () => believed() === insideMac[B]);
-  t.ok(holds(B, allHeld), 'with both cut b takes over');
+  await comesToHold(t, B, allHeld, 'with both cut b takes over');
   port('a0', true);
   await b.became('Backup outranked');
   await until('b has given up', () => held(B).length === 0);
-  t.ok(holds(A, allHeld), 'healed, one holds them: the higher');
+  await comesToHold(t, A, allHeld, 'healed, one holds them: the higher');
   await until('a has announced once more', () => believed() === insideMac[A]);
   port('a1', true);
 
   a.configure(shard(A, 200, { failback: 'Never' }));
   a.child.kill('SIGSTOP');
   await b.became('Active silence', 2);
-  t.ok(holds(B, allHeld), 'b takes over from a that was stopped');
+  await comesToHold(t, B, allHeld, 'b takes over from a that was stopped');
   await until('addresses of the stopped are gone', () => held(A).length === 0);
   const changes = b.changes.length;
   a.child.kill('SIGCONT');
   await a.became('Backup replaced');
   await hearsNothing(b, changes);
   t.ok(a.changes.includes('Waking stopped'), 'a that wakes asks first');
-  t.same(held(A), []);
-  t.ok(holds(B, allHeld), 'and leaves b alone');
+  await comesToHold(t, A, [], 'nobody else holds them');
+  await comesToHold(t, B, allHeld, 'and leaves b alone');
 
   b.order({ kind: 'hang', ms: 4_000 });
   await a.became('Active resigned');
   await b.became('Backup unfit');
-  t.ok(holds(A, allHeld), 'a program whose main thread hangs gives up');
-  t.same(held(B), []);
+  await comesToHold(t, A, allHeld, 'a program whose main thread hangs gives up');
+  await comesToHold(t, B, [], 'nobody else holds them');
 
   b.order({ kind: 'close', leave: false });
   await until('b has ended', () => b.reports.some(({ kind }) => kind === 'closed'));
   a.configure(shard(A, 200, { fenced: false }));
   a.order({ kind: 'close', leave: true });
   await until('a has ended', () => a.reports.some(({ kind }) => kind === 'closed'));
-  t.ok(holds(A, allHeld), 'without a fence addresses outlive the program, if it is told to leave them');
+  await comesToHold(t, A, allHeld, 'without a fence addresses outlive the program, if it is told to leave them');
   const again = new Peer(A, links);
   again.configure(shard(A, 200, { fenced: false, holding: true }));
   await again.became('Active unreplaced');
-  t.ok(holds(A, allHeld), 'and the next one finds them');
+  await comesToHold(t, A, allHeld, 'and the next one finds them');
   again.configure();
   await again.became('Initialize shutdown');
-  t.same(held(A), [], 'what is no longer wanted is gone');
+  await comesToHold(t, A, [], 'what is no longer wanted is gone');
   for (const peer of [a, b, again]) t.notOk(peer.reports.some(({ kind }) => kind === 'fault' || kind === 'end'));
   await Promise.all([a, b, again].map((peer) => peer.kill('SIGKILL')));
 });
