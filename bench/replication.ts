@@ -7,6 +7,7 @@
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -39,6 +40,8 @@ const [flows, rate, seconds] = [Number(values.flows), Number(values.rate), Numbe
 interface Said {
   entries: number;
   cpuSeconds: number;
+  /** For which its main thread was ready to run, and had no processor. */
+  waited: number;
   refused: Record<string, number>;
 }
 
@@ -77,21 +80,33 @@ async function start(side: 'gw-a' | 'gw-b', dir: string, base: string, namespace
   return { replicator, connect: () => replicator.place({ address, others }) };
 }
 
+/** Of this thread, so far, on a machine that others use too. */
+const waitedSeconds = (): number => Number(readFileSync('/proc/thread-self/schedstat', 'utf8').split(' ')[1]) / 1e9;
+
 async function receive(told: string): Promise<void> {
   const { dir, base, namespace } = JSON.parse(told) as { dir: string; base: string; namespace: string };
   const { replicator, connect } = await start('gw-b', dir, base, namespace);
   await replicator.shards(new Map(), [SHARD]);
   let began = process.cpuUsage();
+  let waited = waitedSeconds();
   process.on('message', (message) => {
     if (message === 'connect') {
       began = process.cpuUsage();
+      waited = waitedSeconds();
       connect();
       return;
     }
     const { user, system } = process.cpuUsage(began);
     began = process.cpuUsage();
     const entries = replicator.held(SHARD)?.flows.size ?? 0;
-    process.send?.({ entries, cpuSeconds: (user + system) / 1e6, refused: replicator.counts.refused } satisfies Said);
+    const said: Said = {
+      entries,
+      cpuSeconds: (user + system) / 1e6,
+      waited: waitedSeconds() - waited,
+      refused: replicator.counts.refused,
+    };
+    waited = waitedSeconds();
+    process.send?.(said);
   });
   process.on('disconnect', () => process.exit(0));
   process.send?.('ready');
@@ -129,7 +144,7 @@ async function measure(dir: string, namespace: string): Promise<void> {
     const spent = process.cpuUsage(cpu);
     const said = await ask(child);
     console.log(
-      `bulk: ${flows} flows in ${bulk.toFixed(0)} ms, ${await count(namespace)} in the kernel; ` +
+      `bulk: ${flows} flows in ${bulk.toFixed(0)} ms (the receiver waited ${(1e3 * said.waited).toFixed(0)} ms of them for a processor), ${await count(namespace)} in the kernel; ` +
         `CPU µs a flow: ${((spent.user + spent.system) / flows).toFixed(2)} sender, ${((said.cpuSeconds * 1e6) / flows).toFixed(2)} receiver; refused ${JSON.stringify(said.refused)}`,
     );
 

@@ -118,11 +118,13 @@ export class Replicator {
   async shards(leads: ReadonlyMap<string, Iterable<string>>, follows: Iterable<string>): Promise<void> {
     for (const shard of this.#sent.keys()) if (!leads.has(shard)) this.#sent.delete(shard);
     const taken: Map<string, string>[] = [];
+    let unknown = false;
     for (const [shard, receivers] of leads) {
       let sent = this.#sent.get(shard);
       if (sent === undefined) {
         const { flows, epoch } = this.#receiver.take(shard, this.#now());
         if (flows.size > 0) taken.push(flows);
+        else unknown = true;
         sent = new SentShard(shard, epoch, () => ++this.#sync, flows);
         this.#sent.set(shard, sent);
       }
@@ -138,6 +140,8 @@ export class Replicator {
     this.#table.apply(this.#receiver.receives(wanted));
     this.#pumpSoon();
     await this.#table.idle();
+    // A program that begins anew: its kernel knows.
+    if (unknown) this.overrun();
     // Not waited for: nothing is wrong before.
     for (const flows of taken) void this.#table.settle([...flows]);
   }

@@ -303,8 +303,12 @@ t.test('whoever is no gateway of the plan is not listened to', async (t) => {
 t.test('after an overrun the table is read, and what events tell meanwhile holds', async (t) => {
   const world = await createWorld(t, 88, names);
   const a = start(t, world, 'gw-a');
+  a.kernel.listed = [entry(3)];
   await a.replicator.shards(new Map([[SHARD, ['gw-b']]]), []);
-  for (const n of [1, 2, 3]) a.replicator.began(entry(n));
+  // What was there before; when this look has ended, the one that becoming master began has.
+  await a.replicator.compare();
+  const { walks } = a.kernel;
+  for (const n of [1, 2]) a.replicator.began(entry(n));
   // The end of 1 and the beginning of 4 were lost; 2 ends and 5 begins when they have been read, or not.
   a.kernel.listed = [entry(2), entry(3), entry(4), { ...entry(6), mark: 1 }];
   a.kernel.meanwhile = () => {
@@ -314,7 +318,7 @@ t.test('after an overrun the table is read, and what events tell meanwhile holds
   };
   a.replicator.overrun();
   const b = start(t, world, 'gw-b');
-  await until(() => a.kernel.walks === 1, 'a look at the table');
+  await until(() => a.kernel.walks > walks, 'a look at the table');
   await b.replicator.shards(new Map(), [SHARD]);
   b.replicator.place(place(world, 'gw-b'));
   a.replicator.place(place(world, 'gw-a'));
