@@ -132,7 +132,8 @@ export async function explain(source: Source, query: Query, state?: string, now 
   return {
     ...answer,
     excluded: excluded(source.snapshot, pod, applied, result),
-    ...(owned !== undefined && owned.goneAt === undefined && { owner: { egressIP: owned.egressIP, owner: owned.owner } }),
+    ...(owned !== undefined &&
+      owned.goneAt === undefined && { owner: { egressIP: owned.egressIP, owner: owned.owner } }),
     ...(notes.length === 0 ? {} : { lists: notes }),
     ...(webhook === undefined ? {} : { webhook }),
   };
