@@ -343,3 +343,14 @@ t.test('who stands behind whom', async (t) => {
   t.same(rolesOf({ shards }, 'c', new Set(['p/0'])).follows, ['p/1', 'p/2', 'p/3']);
   t.same(leads(rolesOf({ shards }, 'c', new Set(['p/0']))), { 'p/0': ['a', 'b'] });
 });
+
+t.test('a program that begins anew tells what its kernel has', async (t) => {
+  const world = await createWorld(t, 89, names);
+  const [a, b] = [start(t, world, 'gw-a'), start(t, world, 'gw-b')];
+  a.kernel.listed = [entry(3), entry(4)];
+  await a.replicator.shards(new Map([[SHARD, ['gw-b']]]), []);
+  await b.replicator.shards(new Map(), [SHARD]);
+  a.replicator.place(place(world, 'gw-a'));
+  b.replicator.place(place(world, 'gw-b'));
+  await until(() => b.kernel.ports().join() === '3,4', 'flows from before');
+});
