@@ -318,7 +318,8 @@ export class VirtualRouter {
       this.#activeInterval = advert.intervalMs;
       if (priority === own) this.#backOff = intervalMs * this.#equals.backOff(sources[0]);
       this.#stepBack('outranked', now, actions);
-      actions.push({ kind: 'give-up' });
+      // That one may not have heard this one, and has to announce once more.
+      actions.push({ kind: 'give-up' }, { kind: 'advertise', priority: 0 });
       return;
     }
     // At once, so that it yields; but two that both mean to be above must not answer each other without end.

@@ -263,7 +263,11 @@ ${addresses.map((address) => `    ${address}/${address.includes(':') ? 128 : 32}
   keepalivedLog = log;
   return {
     async kill() {
-      killAll(B);
+      // Its parent begins a child anew that was killed before itself.
+      await until('keepalived is dead', () => {
+        killAll(B);
+        return run(`ip netns pids ${B}`).trim() === '';
+      });
       await ended(child);
     },
     async terminate() {

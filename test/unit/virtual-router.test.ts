@@ -93,7 +93,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
   [
     'an active router yields to a higher priority, and waits as that one says',
     {},
-    [...toActive, [150, advert(129, { intervalMs: 100 }), 'Backup(outranked), give-up', 150 + 350]],
+    [...toActive, [150, advert(129, { intervalMs: 100 }), 'Backup(outranked), give-up, advertise 0', 150 + 350]],
   ],
   [
     'an active router tells a lower one that it is there, on that link, not more often than each interval',
@@ -112,7 +112,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     [
       ...toActive,
       [150, advert(128, { source: '10.0.0.4' }), 'advertise 128 on 0, announce', 180],
-      [170, advert(128, { source: '10.0.0.10' }), 'Backup(outranked), give-up', 'later'],
+      [170, advert(128, { source: '10.0.0.10' }), 'Backup(outranked), give-up, advertise 0', 'later'],
     ],
   ],
   [
@@ -122,7 +122,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
       ...toActive,
       [150, advert(128, { channel: 2, source: 'fe80::10' }), '', 180],
       [180, timer, 'advertise 128', 220],
-      [190, advert(128, { channel: 2, source: 'fe80::10' }), 'Backup(outranked), give-up', 'later'],
+      [190, advert(128, { channel: 2, source: 'fe80::10' }), 'Backup(outranked), give-up, advertise 0', 'later'],
     ],
   ],
   [
