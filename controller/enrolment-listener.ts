@@ -6,11 +6,11 @@
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer } from 'node:https';
-import type { AddressInfo, Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import type { Readable } from 'node:stream';
 import { CA_PATH, ENROL_PATH, MAX_REQUEST } from '../api/enrolment.ts';
 import { tlsOptions } from '../daemon/certs.ts';
-import type { Listen } from '../daemon/listen.ts';
+import { type Listen, listening } from '../daemon/listen.ts';
 import type { Logger } from '../daemon/log.ts';
 import { type Detail, type EnrolmentResult, enrolmentResults, type Outcome, refused } from './enrolment-outcome.ts';
 
@@ -147,16 +147,10 @@ export async function startListener(options: ListenerOptions): Promise<Enrolment
     answer(response, enrolmentResults[result], said(outcome.error));
   }
 
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(options.listen.port, options.listen.host, () => {
-      server.off('error', reject);
-      resolve();
-    });
-  });
+  const port = await listening(server, options.listen);
   server.on('error', (error) => log.error({ reason: error.message }, 'enrolment failed'));
   return {
-    port: (server.address() as AddressInfo).port,
+    port,
     reload: () => server.setSecureContext(tlsOptions(options.certs)),
     close: () =>
       new Promise((resolve) => {

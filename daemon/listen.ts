@@ -2,7 +2,7 @@
  * ADDRESS:PORT as the programs' flags take it: `10.0.0.10:7790`, `[fd00:10::10]:7790`. Port 0 lets the kernel choose.
  * Names are refused: what a program listens on must not depend on a resolver.
  */
-import { isIP } from 'node:net';
+import { type AddressInfo, isIP, type Server } from 'node:net';
 import type { Result } from '../api/result.ts';
 
 export interface Listen {
@@ -26,3 +26,14 @@ export function parseListen(text: string): Result<Listen> {
 
 export const formatListen = ({ host, port }: Listen): string =>
   host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+
+/** Resolves to the port; rejects if the server cannot listen there. Errors that come later are the caller's. */
+export function listening(server: Server, { host, port }: Listen): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(port, host, () => {
+      server.off('error', reject);
+      resolve((server.address() as AddressInfo).port);
+    });
+  });
+}

@@ -4,13 +4,12 @@
  */
 import type { X509Certificate } from 'node:crypto';
 import { createSecureServer, type ServerHttp2Session, type ServerHttp2Stream } from 'node:http2';
-import type { AddressInfo } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { RENEW_PATH } from '../api/enrolment.ts';
 import { PLAN_STREAM_PATH } from '../api/plan-stream.ts';
 import { tlsOptions } from './certs.ts';
 import { watchPeer } from './heartbeat.ts';
-import type { Listen } from './listen.ts';
+import { type Listen, listening } from './listen.ts';
 import type { Logger } from './log.ts';
 
 export interface ListenerOptions {
@@ -71,16 +70,10 @@ export async function startListener(options: ListenerOptions): Promise<Listener>
     }
     options.onRenewal(stream, certificate);
   });
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(options.listen.port, options.listen.host, () => {
-      server.off('error', reject);
-      resolve();
-    });
-  });
+  const port = await listening(server, options.listen);
   server.on('error', (error) => log.error({ reason: error.message }, 'the plan stream failed'));
   return {
-    port: (server.address() as AddressInfo).port,
+    port,
     reload: () => server.setSecureContext(tlsOptions(options.certs)),
     close: () =>
       new Promise((resolve) => {

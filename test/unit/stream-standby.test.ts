@@ -11,7 +11,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
-import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
 import { hashPlan } from '../../api/plan-hash.ts';
 import { formatUpdate } from '../../api/plan-parts.ts';
 import { formatMessage, PLAN_STREAM_PATH, PLAN_STREAM_VERSION, STANDING_HEADER } from '../../api/plan-stream.ts';
@@ -19,6 +18,7 @@ import { createCa, issueCertificate, tlsOptions } from '../../daemon/certs.ts';
 import { type Logger, silentLog } from '../../daemon/log.ts';
 import { startPlanClient } from '../../daemon/stream-client.ts';
 import { startPlanServer } from '../../daemon/stream-server.ts';
+import { planOf } from '../stream-plan.ts';
 
 t.setTimeout(120_000);
 const dir = mkdtempSync(join(tmpdir(), 'sluice-standby-'));
@@ -30,20 +30,6 @@ for (const [role, name] of [
   ['node', 'node-a'],
 ] as const)
   await issueCertificate({ caDir: certs('ca'), outDir: certs(name), role, name, addresses: ['127.0.0.1'] });
-
-function planOf(...pods: string[]): NodePlan {
-  const plan = emptyNodePlan();
-  for (const pod of pods) {
-    plan.workloads[`uid-${pod}`] = {
-      namespace: 'billing',
-      name: pod,
-      uid: `uid-${pod}`,
-      addresses: ['10.244.1.2'],
-      steer: { 4: { shard: 'main/0' } },
-    };
-  }
-  return plan;
-}
 
 async function until(what: string, holds: () => boolean): Promise<void> {
   for (const end = performance.now() + 60_000; !holds(); await sleep(5))

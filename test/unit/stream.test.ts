@@ -9,7 +9,7 @@ import { createServer, type Socket, connect as tcpConnect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { emptyNodePlan, type NodePlan } from '../../api/plan.ts';
+import type { NodePlan } from '../../api/plan.ts';
 import { hashPlan } from '../../api/plan-hash.ts';
 import {
   hitsMessage,
@@ -25,6 +25,7 @@ import { formatListen, parseListen } from '../../daemon/listen.ts';
 import { createLog, silentLog } from '../../daemon/log.ts';
 import { type PlanClientOptions, startPlanClient } from '../../daemon/stream-client.ts';
 import { type PlanPeer, type PlanServerOptions, startPlanServer } from '../../daemon/stream-server.ts';
+import { planOf } from '../stream-plan.ts';
 
 const log = process.env.STREAM_TEST_LOG === undefined ? silentLog() : createLog('test', 'debug');
 const dir = mkdtempSync(join(tmpdir(), 'sluice-stream-'));
@@ -40,20 +41,6 @@ for (const [role, name, ca] of [
   ['gateway', 'gw-a', 'ca'],
 ] as const) {
   await issueCertificate({ caDir: certs(ca), outDir: certs(name), role, name, addresses: ['127.0.0.1', '::1'] });
-}
-
-function planOf(...pods: string[]): NodePlan {
-  const plan = emptyNodePlan();
-  for (const pod of pods) {
-    plan.workloads[`uid-${pod}`] = {
-      namespace: 'billing',
-      name: pod,
-      uid: `uid-${pod}`,
-      addresses: ['10.244.1.2'],
-      steer: { 4: { shard: 'main/0' } },
-    };
-  }
-  return plan;
 }
 
 /** A server that writes down what happens, and a way to wait for it. */

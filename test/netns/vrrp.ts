@@ -1,5 +1,7 @@
 /**
- * The election on the real kernel, and against Debian's keepalived.
+ * By hand: the election on the real kernel, and against Debian's keepalived. Not in `npm test` as long as one run in some five
+ * fails: a backup that was outranked does not take over when the active router is killed or stopped, and it is not known why.
+ *   node dist/test/netns/vrrp.js
  *
  *   t-vr-a-PID ── e0 ── inside  bridge, t-vr-s-PID ── e0 ── t-vr-b-PID
  *              └─ e1 ── outside bridge             └─ e1 ─┘
@@ -178,26 +180,28 @@ class Peer {
 const addresses = (link: string, of: string[]) =>
   of.map((address) => ({ link, address, prefixLength: address.includes(':') ? 128 : 32 }));
 
+const common = {
+  vrid: VRID,
+  intervalMs: INTERVAL_MS,
+  failback: 'Immediate',
+  failbackDelayMs: 0,
+  fenced: true,
+} as const;
+
 /** Beside keepalived, which has a router for each family: one for each. */
 function beside(gateway: string, priority: number): ElectionConfig[] {
-  const common = {
-    vrid: VRID,
-    priority,
-    intervalMs: INTERVAL_MS,
-    failback: 'Immediate',
-    failbackDelayMs: 0,
-    fenced: true,
-  } as const;
   const n = number[gateway];
   return [
     {
       ...common,
+      priority,
       id: 'v4',
       channels: [{ link: 'inside', family: 4, source: `10.9.0.${n}`, addresses: inside4 }],
       held: addresses('inside', inside4),
     },
     {
       ...common,
+      priority,
       id: 'v6',
       channels: [{ link: 'inside', family: 6, source: `fe80::${n}`, addresses: inside6 }],
       held: addresses('inside', inside6),
@@ -209,13 +213,9 @@ function beside(gateway: string, priority: number): ElectionConfig[] {
 function shard(gateway: string, priority: number, more: Partial<ElectionConfig> = {}): ElectionConfig {
   const n = number[gateway];
   return {
+    ...common,
     id: 'shard-0',
-    vrid: VRID,
     priority,
-    intervalMs: INTERVAL_MS,
-    failback: 'Immediate',
-    failbackDelayMs: 0,
-    fenced: true,
     channels: [
       { link: 'inside', family: 4, source: `10.9.0.${n}`, addresses: inside4 },
       { link: 'inside', family: 6, source: `fe80::${n}`, addresses: inside6 },
