@@ -2,21 +2,7 @@
  * Bandwidths as people write them (design §3): `50Mbit`, in bits per second, decimal. No other form is read, since 50MB,
  * 50Mi and 50 mean other things to other people.
  */
-import { Type } from 'typebox';
-
-/** What the kernel's arithmetic of byte limits can take (nanoseconds times bytes a second in 64 bits). */
-const MAX = '100Gbit';
-/** For the API server too. Each unit up to 100 Gbit. */
-const pattern = '^([1-9][0-9]{0,7}kbit|[1-9][0-9]{0,4}Mbit|([1-9][0-9]?|100)Gbit)$';
 const units = { kbit: 1e3, Mbit: 1e6, Gbit: 1e9 } as const;
-
-export const bandwidthText = (options: object = {}) =>
-  Type.String({
-    pattern,
-    maxLength: 16,
-    expected: `a rate like 50Mbit: a whole number with kbit, Mbit or Gbit, up to ${MAX}`,
-    ...options,
-  });
 
 /** Bits per second of a text that has passed validation; any other is our own mistake, and throws. */
 export function parseBandwidth(text: string): number {

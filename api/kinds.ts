@@ -6,16 +6,6 @@
 import type { KubeKindName, ObjectOf, SluiceKindName } from './schema/registry.ts';
 import type { AnyObject } from './validate.ts';
 
-export {
-  beginsExchange,
-  icmpNumber,
-  icmpText,
-  isIcmp,
-  parseIcmpTypes,
-  parsePorts,
-  portEntry,
-  typeOfIcmp,
-} from './ports.ts';
 export type { LabelSelector, ObjectMeta, Scope } from './schema/common.ts';
 export { DEFAULT_REFRESH_SECONDS, type ListSource } from './schema/external-service.ts';
 export {
@@ -27,7 +17,7 @@ export {
   sluiceKinds,
 } from './schema/registry.ts';
 export { type ScheduleWindow, weekdays } from './schema/schedule.ts';
-export { icmpProtocol, portProtocols, protocolNumbers, type ServicePort } from './schema/service-port.ts';
+export type { ServicePort } from './schema/service-port.ts';
 export type { FieldError } from './schema/walk.ts';
 export { type AnyObject, type ParsedObject, parseObject } from './validate.ts';
 

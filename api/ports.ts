@@ -5,7 +5,13 @@
 
 import type { Family, PortEntry } from './plan.ts';
 import { fail, ok, type Result } from './result.ts';
-import { icmpProtocol, portProtocols, protocolNumbers } from './schema/service-port.ts';
+
+/** Protocols that may be written by name. A number is taken as text or integer. */
+export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
+/** The protocols that have ports. */
+export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
+/** ICMP of each family, which has types and codes. */
+export const icmpProtocol = { 4: 1, 6: 58 } as const;
 
 const maxRanges = 128;
 const icmpProtocols: ReadonlySet<number> = new Set(Object.values(icmpProtocol));

@@ -6,8 +6,9 @@
 import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { canonicalAddress, parseAddress } from '../api/address.ts';
-import { beginsExchange, objectKey, type Pod } from '../api/kinds.ts';
+import { objectKey, type Pod } from '../api/kinds.ts';
 import { type Context, contexts, type Family, type GatewayPlan, type WorkloadEntry } from '../api/plan.ts';
+import { beginsExchange } from '../api/ports.ts';
 import { dropReasons } from '../api/reasons.ts';
 import { must } from '../api/result.ts';
 import { readLists } from '../controller/observe/lists.ts';

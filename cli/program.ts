@@ -4,42 +4,34 @@
  * anything at import.
  */
 import { Command, CommanderError, type OutputConfiguration } from 'commander';
-import { register as certs } from './certs.ts';
-import { register as confirm } from './confirm.ts';
-import { register as controller } from './controller.ts';
-import { register as enrol } from './enrol.ts';
-import { register as explain } from './explain.ts';
-import { register as flows } from './flows.ts';
-import { register as gateway } from './gateway.ts';
-import { register as get } from './get.ts';
-import { register as importer } from './import/command.ts';
-import { register as lab } from './lab.ts';
-import { register as lint } from './lint.ts';
-import { register as node } from './node.ts';
 import { Exit, printable } from './output.ts';
-import { register as run } from './run.ts';
-import { register as simulate } from './simulate.ts';
-import { register as suggest } from './suggest/command.ts';
 
-const verbs = [
-  run,
-  controller,
-  gateway,
-  node,
-  certs,
-  enrol,
-  lint,
-  get,
-  explain,
-  flows,
-  suggest,
-  simulate,
-  confirm,
-  importer,
-  lab,
-];
+type Register = (program: Command) => void;
 
-export function buildProgram(output: OutputConfiguration = {}): Command {
+/**
+ * In the order of the help. Only the one that is asked for is loaded: a gateway's beginning has no use for what `lint` is
+ * made of.
+ */
+const verbs: Readonly<Record<string, () => Promise<{ register: Register }>>> = {
+  run: () => import('./run.ts'),
+  controller: () => import('./controller.ts'),
+  gateway: () => import('./gateway.ts'),
+  node: () => import('./node.ts'),
+  certs: () => import('./certs.ts'),
+  enrol: () => import('./enrol.ts'),
+  lint: () => import('./lint.ts'),
+  get: () => import('./get.ts'),
+  explain: () => import('./explain.ts'),
+  flows: () => import('./flows.ts'),
+  suggest: () => import('./suggest/command.ts'),
+  simulate: () => import('./simulate.ts'),
+  confirm: () => import('./confirm.ts'),
+  import: () => import('./import/command.ts'),
+  lab: () => import('./lab.ts'),
+};
+
+/** With all verbs, or with the one that is named and no other. */
+export async function buildProgram(output: OutputConfiguration = {}, verb?: string): Promise<Command> {
   const program = new Command('sluice')
     .description('A centralized SNAT egress gateway for Kubernetes: stable egress IPs, hierarchical egress rules.')
     .version('0.1.0')
@@ -57,13 +49,15 @@ Examples:
   sluice lint manifests/                             # what is wrong with what I wrote?
   sluice explain --source directory:manifests --from billing/pay-1 --to 198.51.100.80:443`,
     );
-  for (const register of verbs) register(program);
+  const only = verb !== undefined && Object.hasOwn(verbs, verb) ? verbs[verb] : undefined;
+  const loaded = await Promise.all((only === undefined ? Object.values(verbs) : [only]).map((load) => load()));
+  for (const { register } of loaded) register(program);
   return program;
 }
 
 /** Runs one command line and returns its exit code; errors are told in one line. */
 export async function runCli(args: readonly string[], output: OutputConfiguration = {}): Promise<number> {
-  const program = buildProgram(output);
+  const program = await buildProgram(output, args[0]);
   try {
     await program.parseAsync(args, { from: 'user' });
     return Number(process.exitCode ?? 0);

@@ -4,8 +4,8 @@
  */
 import { canonicalAddress, parseAddress } from '../api/address.ts';
 import { parseHostName } from '../api/host-name.ts';
-import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import type { Family } from '../api/plan.ts';
+import { icmpProtocol, portProtocols } from '../api/ports.ts';
 import { Exit } from './output.ts';
 
 export interface Target {

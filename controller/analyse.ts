@@ -4,17 +4,9 @@
  * certain is said: where there are no pods among the manifests, nothing is said of who is selected.
  * A schedule does not matter: what is wrong with a manifest must not depend on the hour.
  */
-import {
-  type AnyObject,
-  beginsExchange,
-  type EgressIP,
-  type GatewayPool,
-  icmpProtocol,
-  objectKey,
-  portEntry,
-  typeOfIcmp,
-} from '../api/kinds.ts';
+import { type AnyObject, type EgressIP, type GatewayPool, objectKey } from '../api/kinds.ts';
 import { families, type GatewayPlan } from '../api/plan.ts';
+import { beginsExchange, icmpProtocol, portEntry, typeOfIcmp } from '../api/ports.ts';
 import {
   type Judgement,
   judgeRules,

@@ -5,8 +5,8 @@
  */
 import { formatAddress, type Range } from '../api/address.ts';
 import { digest } from '../api/digest.ts';
-import { isIcmp, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type PortLimit, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
+import { isIcmp, portProtocols } from '../api/ports.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { boxesOf } from '../policy/boxes.ts';
 import { unreadPart } from '../policy/parts.ts';

@@ -6,8 +6,8 @@
  */
 import { formatAddress, formatPrefix, hullOf, type Range, rangeToPrefixes } from '../api/address.ts';
 import { digest } from '../api/digest.ts';
-import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type RuleEntry, type ServiceEntry } from '../api/plan.ts';
+import { icmpProtocol, portProtocols } from '../api/ports.ts';
 import { concat, type NftSet, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf, type PortBox, type ProtocolBox } from '../policy/boxes.ts';
 import { openParts, unreadPart } from '../policy/parts.ts';

@@ -5,8 +5,8 @@
  */
 import { formatAddress, parseRange } from '../api/address.ts';
 import { digest } from '../api/digest.ts';
-import { portProtocols } from '../api/kinds.ts';
 import type { GroupEntry, RuleEntry, ServiceEntry } from '../api/plan.ts';
+import { portProtocols } from '../api/ports.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import { concat, markText, portsText, protocolText } from '../kernel/nft.ts';

@@ -4,8 +4,8 @@
  * rule is some elements. A packet of a protocol with ports is found in one map, of ICMP in another, of the rest in a third.
  */
 import { formatAddress, type Range } from '../api/address.ts';
-import { icmpProtocol, portProtocols } from '../api/kinds.ts';
 import { type Family, families, type ServiceEntry } from '../api/plan.ts';
+import { icmpProtocol, portProtocols } from '../api/ports.ts';
 import { concat, portsText, protocolText, rangeText } from '../kernel/nft.ts';
 import { type Boxes, boxesOf } from '../policy/boxes.ts';
 import { firstBoxes, foldedBoxes, type OrderedBox } from '../policy/first-box.ts';

@@ -13,8 +13,11 @@ import { isSluice } from './programs.ts';
 import { isReady, steeredPods } from './status.ts';
 import type { World } from './world.ts';
 
+/** Fifteen programs begin on the processors of one machine: on two slow ones that takes a minute. */
+const READY_MS = 180_000;
+
 /** Resolves when nothing is missing; throws with what still is after `timeoutMs`, at once when a program has ended. */
-export async function awaitReady(world: World, timeoutMs = 40_000): Promise<void> {
+export async function awaitReady(world: World, timeoutMs = READY_MS): Promise<void> {
   const until = Date.now() + timeoutMs;
   for (;;) {
     const ended = world.processes.filter((p) => !isAlive(p));

@@ -6,10 +6,10 @@
 
 import type { Address } from '../api/address.ts';
 import { formatAddress, formatRange, parseRange } from '../api/address.ts';
-import { isIcmp } from '../api/kinds.ts';
 import { neverSteered } from '../api/never-steered.ts';
 import type { GatewayPlan, ServiceEntry, WorkloadEntry } from '../api/plan.ts';
 import { families } from '../api/plan.ts';
+import { isIcmp } from '../api/ports.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 import type { Decision, Flow, Known } from './decision.ts';

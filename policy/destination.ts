@@ -6,8 +6,8 @@
 
 import type { Address } from '../api/address.ts';
 import { parseRange } from '../api/address.ts';
-import { icmpNumber, icmpProtocol, isIcmp, portProtocols, protocolNumbers } from '../api/kinds.ts';
 import type { PortEntry, ServiceEntry } from '../api/plan.ts';
+import { icmpNumber, icmpProtocol, isIcmp, portProtocols, protocolNumbers } from '../api/ports.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
 import { must } from '../api/result.ts';
 

@@ -5,7 +5,7 @@
 
 import { formatAddress } from '../api/address.ts';
 import { type ApplicationCheck, tlsVersions } from '../api/application.ts';
-import { icmpText, isIcmp } from '../api/kinds.ts';
+import { icmpText, isIcmp } from '../api/ports.ts';
 import type { ApplicationReading } from './application.ts';
 import type { CompiledRule, Known } from './decision.ts';
 import { type Destination, protocolName } from './destination.ts';

@@ -8,8 +8,9 @@
 import { formatRange, parseRange } from '../api/address.ts';
 import type { ApplicationCheck } from '../api/application.ts';
 import { parseBandwidth } from '../api/bandwidth.ts';
-import { type ExternalService, portEntry, type ServicePort } from '../api/kinds.ts';
+import type { ExternalService, ServicePort } from '../api/kinds.ts';
 import type { PortCheck, PortEntry, PortLimit, ServiceEntry } from '../api/plan.ts';
+import { portEntry } from '../api/ports.ts';
 
 /** One list of `addressesFrom`, as it is known. */
 export interface KnownList {

@@ -6,8 +6,8 @@
 
 import type { Address } from '../api/address.ts';
 import { parseAddress } from '../api/address.ts';
-import { portProtocols } from '../api/kinds.ts';
 import type { Context, Redirect } from '../api/plan.ts';
+import { portProtocols } from '../api/ports.ts';
 import { must } from '../api/result.ts';
 import type { Destination } from './destination.ts';
 

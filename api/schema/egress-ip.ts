@@ -3,7 +3,7 @@
  */
 
 import { Type } from 'typebox';
-import { bandwidthText } from '../bandwidth.ts';
+import { bandwidthText } from './bandwidth.ts';
 import { addressText, destinationText, label, labelSelectorSchema, objectName, oneOf, rangeText } from './common.ts';
 
 /** CEL of a field that no update may change. */

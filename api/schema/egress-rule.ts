@@ -3,7 +3,7 @@
  */
 
 import { Type } from 'typebox';
-import { bandwidthText } from '../bandwidth.ts';
+import { bandwidthText } from './bandwidth.ts';
 import { addressText, labelSelectorSchema, objectName, oneOf } from './common.ts';
 import { scheduleSchema } from './schedule.ts';
 import { webhookSchema } from './webhook.ts';

@@ -5,17 +5,11 @@
 
 import { Type } from 'typebox';
 import { type Application, applications, type TlsVersion, tlsVersions } from '../application.ts';
-import { bandwidthText } from '../bandwidth.ts';
 import { dnsTypes } from '../dns-type.ts';
+import { protocolNumbers } from '../ports.ts';
+import { bandwidthText } from './bandwidth.ts';
 import { label, nameText, octet, oneOf, portNumber } from './common.ts';
 import { describe } from './describe.ts';
-
-/** Protocols that may be written by name. A number is taken as text or integer. */
-export const protocolNumbers: Readonly<Record<string, number>> = { TCP: 6, UDP: 17, SCTP: 132, ICMP: 1, ICMPv6: 58 };
-/** The protocols that have ports. */
-export const portProtocols: ReadonlySet<number> = new Set([6, 17, 132]);
-/** ICMP of each family, which has types and codes. */
-export const icmpProtocol = { 4: 1, 6: 58 } as const;
 
 const listOf = (number: string, between: string): string => {
   const entry = `${number}(${between}${number})?`;

@@ -5,8 +5,9 @@
  * then nothing is left, rather than everything. Pure.
  */
 import { formatRange, parseRange } from '../../api/address.ts';
-import { parseObject, parsePorts } from '../../api/kinds.ts';
+import { parseObject } from '../../api/kinds.ts';
 import { API_VERSION } from '../../api/names.ts';
+import { parsePorts } from '../../api/ports.ts';
 import { show } from '../../api/schema/describe.ts';
 import type { CesPort, CesService } from './f5-ces-manifest.ts';
 import { type Entry, mergeRanges, type Port, type PortProtocol, portsOf, type Ranges } from './ports.ts';

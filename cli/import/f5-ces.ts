@@ -6,8 +6,8 @@
  * Pure: objects in, manifests and a report out. Order does not matter, but for the order of the report.
  */
 import { parseRange } from '../../api/address.ts';
-import { portEntry } from '../../api/kinds.ts';
 import { API_VERSION, CONTROLLER_NAMESPACE } from '../../api/names.ts';
+import { portEntry } from '../../api/ports.ts';
 import { show } from '../../api/schema/describe.ts';
 import { type CesRule, type CesService, readCes } from './f5-ces-manifest.ts';
 import { type ConvertedService, convertService, schemaTakes, type Takes } from './f5-ces-service.ts';

@@ -5,10 +5,10 @@
  * and time make them void.
  */
 import { parseAddress } from '../../api/address.ts';
-import { icmpNumber } from '../../api/kinds.ts';
 import { CT_RULE_SHIFT, INSPECT_VERDICT_MARK, NUMBER_READ_BYTES } from '../../api/names.ts';
 import type { Policy, WorkloadEntry } from '../../api/plan.ts';
 import { changePlan } from '../../api/plan-delta.ts';
+import { icmpNumber } from '../../api/ports.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
 import type { Decision, Flow, Known } from '../../policy/decision.ts';
 import { compilePolicy, type Evaluator } from '../../policy/evaluate.ts';

@@ -8,8 +8,8 @@
 
 import type { Address, Range } from '../../api/address.ts';
 import { addressBits, formatAddress, parseRange } from '../../api/address.ts';
-import { icmpProtocol, isIcmp } from '../../api/kinds.ts';
 import type { Family, PortEntry, ServiceEntry } from '../../api/plan.ts';
+import { icmpProtocol, isIcmp } from '../../api/ports.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import type { Destination } from '../destination.ts';

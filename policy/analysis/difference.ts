@@ -6,10 +6,10 @@
  */
 
 import { type Address, formatRange, parseRange, type Range } from '../../api/address.ts';
-import { portProtocols } from '../../api/kinds.ts';
 import type { Family, Policy, Redirect, RuleEntry, ServiceEntry, WorkloadEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
 import { sameJson } from '../../api/plan-delta.ts';
+import { portProtocols } from '../../api/ports.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import type { Carriage, Settled } from '../carriage.ts';

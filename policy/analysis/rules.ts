@@ -7,9 +7,9 @@
  */
 
 import { type Address, parseRange } from '../../api/address.ts';
-import { portProtocols } from '../../api/kinds.ts';
 import type { Context, Family, GroupEntry, RuleEntry, ServiceEntry } from '../../api/plan.ts';
 import { contexts, families } from '../../api/plan.ts';
+import { portProtocols } from '../../api/ports.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import type { FlowTest } from '../decision.ts';

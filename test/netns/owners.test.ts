@@ -91,9 +91,9 @@ const status = async (): Promise<{ given?: string; owners?: { owner: string; add
   return parse(text)?.status ?? {};
 };
 
-await t.test('the lab comes up', { bail: true }, async () => {
+await t.test('the lab comes up', async () => {
   const world = await up({ name: lab });
-  await awaitReady(world, 200_000);
+  await awaitReady(world);
   for (const file of [NETWORK, CLUSTER]) original[file] = await readFile(join(place.manifests, file), 'utf8');
   const rules = ['billing', 'reviews', 'batch'].map(
     (namespace) => `apiVersion: sluice.dev/v1alpha1

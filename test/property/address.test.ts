@@ -18,8 +18,9 @@ import {
   type Range,
   rangeToPrefixes,
 } from '../../api/address.ts';
-import { type AnyObject, parseObject, parsePorts } from '../../api/kinds.ts';
+import { type AnyObject, parseObject } from '../../api/kinds.ts';
 import type { Family } from '../../api/plan.ts';
+import { parsePorts } from '../../api/ports.ts';
 import { PrefixSet } from '../../api/prefix-set.ts';
 import { must } from '../../api/result.ts';
 import { schemas } from '../../api/schema/registry.ts';

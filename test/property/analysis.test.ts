@@ -7,8 +7,9 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { parseAddress } from '../../api/address.ts';
-import { type AnyObject, icmpProtocol, objectKey, parseObject } from '../../api/kinds.ts';
+import { type AnyObject, objectKey, parseObject } from '../../api/kinds.ts';
 import type { GatewayPlan, WorkloadEntry } from '../../api/plan.ts';
+import { icmpProtocol } from '../../api/ports.ts';
 import { analyse } from '../../controller/analyse.ts';
 import { emptyMemory } from '../../controller/plan/memory.ts';
 import { noPeers } from '../../controller/plan/peers.ts';

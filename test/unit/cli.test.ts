@@ -159,7 +159,7 @@ t.test('exit codes and help', async (t) => {
     ],
   ];
   for (const [args, code] of rows) t.equal((await sluice(...args)).code, code, `sluice ${args.join(' ')}`);
-  const verbs = buildProgram().commands;
+  const verbs = (await buildProgram()).commands;
   t.same(
     verbs.map((verb) => verb.name()),
     [

@@ -118,8 +118,8 @@ function known(program: Command, args: readonly string[]): string[] {
 }
 
 /** The flags as the program reads them; throws what it would say. */
-function flagsOf(args: readonly string[]): Json {
-  const program = buildProgram({ writeErr: () => {}, writeOut: () => {} });
+async function flagsOf(args: readonly string[]): Promise<Json> {
+  const program = await buildProgram({ writeErr: () => {}, writeOut: () => {} });
   let flags: Json | undefined;
   for (const command of program.commands) {
     command.exitOverride().action((options: Json) => {
@@ -213,13 +213,13 @@ t.test('programs are started with flags that they have', async (t) => {
   const objects = render({ node: { workloadInterfaces: ['cni0', 'cali*'] } });
   const [controller] = podOf(objects, 'Deployment', 'sluice-controller').containers;
   const [node] = podOf(objects, 'DaemonSet', 'sluice-node').containers;
-  t.match(flagsOf(controller.args), {
+  t.match(await flagsOf(controller.args), {
     listen: { host: '0.0.0.0', port: PORT_PLAN_STREAM },
     metrics: { port: PORT_METRICS.controller },
     certs: '/etc/sluice/certs',
   });
   t.match(controller.args, ['controller', '--source', 'kubernetes']);
-  t.match(flagsOf(node.args.map((arg) => arg.replace('$(NODE_NAME)', 'node-a'))), {
+  t.match(await flagsOf(node.args.map((arg) => arg.replace('$(NODE_NAME)', 'node-a'))), {
     name: 'node-a',
     controller: `https://sluice-controller.${CONTROLLER_NAMESPACE}.svc:${PORT_PLAN_STREAM}`,
     workloadInterface: ['cni0', 'cali*'],
@@ -229,7 +229,7 @@ t.test('programs are started with flags that they have', async (t) => {
     node.env?.map(({ name }) => name),
     ['NODE_NAME'],
   );
-  t.throws(() => flagsOf(['node', '--nonsense']), 'what they do not have is found');
+  await t.rejects(flagsOf(['node', '--nonsense']), 'what they do not have is found');
 
   const alone = render({ controller: { replicas: 1, bindAddress: '[::]', extraArgs: ['--x'] } });
   const args = podOf(alone, 'Deployment', 'sluice-controller').containers[0].args;
@@ -276,7 +276,7 @@ t.test('the webhook, of every controller that is ready', async (t) => {
   t.match(deployment.metadata.labels, service.spec.selector as unknown as Record<string, string>);
   const [controller] = deployment.spec.containers;
   t.match(controller.ports, [{}, {}, { name: service.spec.ports[0]?.targetPort, containerPort: PORT_ADMISSION }]);
-  const flags = flagsOf(controller.args);
+  const flags = await flagsOf(controller.args);
   t.match(flags.admission, { host: '0.0.0.0', port: PORT_ADMISSION });
   const mounted = (path: unknown, of = controller): boolean =>
     of.volumeMounts?.some(({ mountPath }) => mountPath === path) ?? false;
@@ -287,7 +287,7 @@ t.test('the webhook, of every controller that is ready', async (t) => {
   const annotations = { 'cert-manager.io/inject-ca-from': 'sluice-system/webhook' };
   const injected = render({ admission: { enabled: true, certsSecret: 'webhook', annotations } });
   const [own] = podOf(injected, 'Deployment', 'sluice-controller').containers;
-  t.equal(flagsOf(own.args).admissionCerts, '/etc/sluice/admission');
+  t.equal((await flagsOf(own.args)).admissionCerts, '/etc/sluice/admission');
   t.ok(mounted('/etc/sluice/admission', own));
   const { metadata, webhooks } = only(injected, 'ValidatingWebhookConfiguration', 'sluice') as unknown as Configuration;
   t.match(metadata, { annotations });
@@ -485,7 +485,7 @@ t.test('systemd units', async (t) => {
     );
     const [program, ...args] = commandLine(one('ExecStart') ?? '', read('deploy', 'systemd', `sluice-${verb}.env`));
     t.equal(program, '/usr/local/bin/sluice');
-    const flags = flagsOf(args);
+    const flags = await flagsOf(args);
     // What it writes is where it may.
     t.match(flags.state, new RegExp(`^/var/lib/sluice/${verb}$`));
     t.match(one('StateDirectory'), `sluice/${verb}`);

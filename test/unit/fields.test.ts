@@ -9,15 +9,13 @@ import { type Application, applications } from '../../api/application.ts';
 import {
   type AnyObject,
   type ExternalService,
-  icmpProtocol,
   type KindName,
   type Namespace,
   type Pod,
   parseObject,
-  portProtocols,
-  protocolNumbers,
 } from '../../api/kinds.ts';
 import { type Action, type Context, contexts, type Family, families, type Policy } from '../../api/plan.ts';
+import { icmpProtocol, portProtocols, protocolNumbers } from '../../api/ports.ts';
 import { schemas } from '../../api/schema/registry.ts';
 import type { ApplicationReading, TlsReading } from '../../policy/application.ts';
 import { type BindInput, bind } from '../../policy/bind.ts';

@@ -212,7 +212,7 @@ t.test('the documents speak of what is there', async (t) => {
     for (const { long } of command.options) if (long) options.add(long);
     command.commands.forEach(collect);
   };
-  collect(buildProgram());
+  collect(await buildProgram());
   const others = new Set(['--all', '--mark', '--queue-num', '--once', '--no-sluice', '--from-file']);
   for (const name of readdirSync(join(root, 'docs'))) {
     // The benchmarks are scripts of their own.

@@ -8,15 +8,8 @@ import { join } from 'node:path';
 import t from 'tap';
 import { parse } from 'yaml';
 import { renderCrds, structural } from '../../api/crd.ts';
-import {
-  kindScopes,
-  objectKey,
-  parseIcmpTypes,
-  parseObject,
-  parsePorts,
-  portEntry,
-  sluiceKinds,
-} from '../../api/kinds.ts';
+import { kindScopes, objectKey, parseObject, sluiceKinds } from '../../api/kinds.ts';
+import { parseIcmpTypes, parsePorts, portEntry } from '../../api/ports.ts';
 import { absentFields, absentValues, schemas } from '../../api/schema/registry.ts';
 import type { Keywords } from '../../api/schema/walk.ts';
 import { rows } from './bad-inputs.ts';
