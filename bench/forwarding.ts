@@ -16,6 +16,7 @@ import type { Family } from '../api/plan.ts';
 import { CpuMeter } from './cpu.ts';
 import { type Load, LoadGenerator, type Sample, sampleOf, sliced, unitOf } from './load.ts';
 import { generatePlan, PODS_PER_NODE, podAddresses } from './plan.ts';
+import { inRounds } from './rounds.ts';
 import { generateScalePlan, issueSize } from './scale-plan.ts';
 import { isNarrow, median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { type Subject, subjects, Topology } from './topology.ts';
@@ -101,25 +102,19 @@ try {
 }
 
 async function compare(place: Topology, load: LoadGenerator, what: Load, family: Family): Promise<Row> {
-  const samples: Row['samples'] = {};
-  const decided = (): boolean => isNarrow(summary(what, family, samples).perCpuSecond);
-  const taking = asked.filter((subject) => subject !== 'floor' || what === 'udp');
-  // One round before the first, not counted: neighbours are found, code and caches are warm.
-  for (let round = -1; round < options.mostRounds && (round < options.rounds || !decided()); round++) {
-    const taken = new Map<Subject, Sample[]>();
-    const slices = sliced.includes(what) && round >= 0 ? options.slices : 1;
-    for (let slice = 0; slice < slices; slice++) {
-      for (const subject of (round + slice) % 2 === 0 ? taking : taking.toReversed()) {
-        await place.become(subject);
-        // Of a slice the first packet of each flow is no part, nor caches that are the other's.
-        if (slices > 1) await load.measure(what, family, WARM_SECONDS);
-        const count = await load.measure(what, family, (round < 0 ? 0.3 : options.seconds) / slices);
-        taken.set(subject, [...(taken.get(subject) ?? []), sampleOf(count)]);
-      }
-    }
-    if (round < 0) continue;
-    for (const [subject, of] of taken) samples[subject] = [...(samples[subject] ?? []), of];
-  }
+  const samples = await inRounds<Subject, Sample>({
+    subjects: asked.filter((subject) => subject !== 'floor' || what === 'udp'),
+    rounds: options.rounds,
+    mostRounds: options.mostRounds,
+    slices: sliced.includes(what) ? options.slices : 1,
+    decided: (taken) => isNarrow(summary(what, family, taken).perCpuSecond),
+    async measure({ subject, round, slices }) {
+      await place.become(subject);
+      // Of a slice the first packet of each flow is no part, nor caches that are the other's.
+      if (slices > 1) await load.measure(what, family, WARM_SECONDS);
+      return sampleOf(await load.measure(what, family, (round < 0 ? 0.3 : options.seconds) / slices));
+    },
+  });
   const row = summary(what, family, samples);
   print(row);
   return row;

@@ -6,7 +6,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, openSync, readFileSync } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -24,8 +24,17 @@ import { ROUTER, SERVER } from './plan.ts';
 import { Talk } from './talk.ts';
 import { besideSources, type Topology } from './topology.ts';
 
+/** Those of bench/inspection.ts. */
 export const subjects = ['by address', 'by name', 'snat', 'suricata', 'nginx'] as const;
-export type Subject = (typeof subjects)[number];
+/** Proxies: connections end at them, and they make others to the server. */
+const proxies = ['nginx', 'haproxy', 'squid'] as const;
+type Proxy = (typeof proxies)[number];
+type Peer = Proxy | 'suricata';
+export type Subject = (typeof subjects)[number] | Proxy;
+const isProxy = (subject: Subject): subject is Proxy => (proxies as readonly string[]).includes(subject);
+const isPeer = (subject: Subject): subject is Peer => isProxy(subject) || subject === 'suricata';
+/** Where the proxies listen, on the gateway's own addresses. */
+const PROXY_PORT: Record<Proxy, number> = { nginx: 8443, haproxy: 8444, squid: 8445 };
 
 const METRICS = '127.0.0.1:7792';
 /** Of Suricata's rule: what is not decided (bench/peers/suricata.nft). */
@@ -50,7 +59,7 @@ export class Subjects {
   readonly #capability: QueueCapability;
   readonly #namespace: string;
   readonly #nft: HostNft;
-  readonly #meters: Record<'sluice' | 'suricata' | 'nginx', CpuMeter>;
+  readonly #meters: Record<'sluice' | Peer, CpuMeter>;
   #publisher: { talk: Talk<Told>; port: number } | undefined;
   #program: ChildProcess | undefined;
   #now: Subject | undefined;
@@ -66,7 +75,13 @@ export class Subjects {
     this.#namespace = topology.namespace('gateway');
     this.#nft = new HostNft({ namespace: this.#namespace });
     const meter = (of: string): CpuMeter => new CpuMeter(`sluice-bench-${process.pid}-${of}`);
-    this.#meters = { sluice: meter('sluice'), suricata: meter('suricata'), nginx: meter('nginx') };
+    this.#meters = {
+      sluice: meter('sluice'),
+      suricata: meter('suricata'),
+      nginx: meter('nginx'),
+      haproxy: meter('haproxy'),
+      squid: meter('squid'),
+    };
   }
 
   static async create(topology: Topology, options: SubjectOptions): Promise<Subjects> {
@@ -122,7 +137,9 @@ export class Subjects {
 
   /** What the subjects' programs said last. */
   lastWords(): string {
-    const logs = (['sluice', 'suricata', 'nginx'] as const).map((of) => this.#log(of)).filter((log) => existsSync(log));
+    const logs = Object.keys(this.#meters)
+      .map((of) => this.#log(of))
+      .filter((log) => existsSync(log));
     return logs.map((log) => readFileSync(log, 'utf8').split('\n').slice(-10).join('\n')).join('\n');
   }
 
@@ -138,7 +155,7 @@ export class Subjects {
 
   get #meter(): CpuMeter | undefined {
     if (this.#now === undefined || this.#now === 'snat') return undefined;
-    return this.#meters[this.#now === 'suricata' || this.#now === 'nginx' ? this.#now : 'sluice'];
+    return this.#meters[isPeer(this.#now) ? this.#now : 'sluice'];
   }
 
   get #inside(): string[] {
@@ -167,10 +184,12 @@ export class Subjects {
     await this.#topology.become('baseline');
     if (subject === 'snat') return;
     await this.#nft.runScript(await readFile(peer(`${subject}.nft`), 'utf8'));
-    if (subject === 'nginx') {
-      this.#start('nginx', ['nginx', '-e', 'stderr', '-p', await this.#folder('nginx'), '-c', peer('nginx.conf')]);
-      await this.#until('nginx listens', async () =>
-        (await run([...this.#inside, 'ss', '-Hltn', 'sport = :8443'], { op: 'ss' })).includes('8443'),
+    if (isProxy(subject)) {
+      this.#start(subject, await this.#proxyCommand(subject, peer));
+      await this.#until(`${subject} listens`, async () =>
+        (await run([...this.#inside, 'ss', '-Hltn', `sport = :${PROXY_PORT[subject]}`], { op: 'ss' })).includes(
+          String(PROXY_PORT[subject]),
+        ),
       );
       return;
     }
@@ -185,6 +204,22 @@ export class Subjects {
     await putQueueRule(this.#capability, rule, this.#namespace);
   }
 
+  async #proxyCommand(subject: Proxy, peer: (file: string) => string): Promise<string[]> {
+    const folder = await this.#folder(subject);
+    if (subject === 'nginx') return ['nginx', '-e', 'stderr', '-p', folder, '-c', peer('nginx.conf')];
+    if (subject === 'haproxy') return ['haproxy', '-db', '-f', peer('haproxy.cfg')];
+    // A certificate is asked for, and never shown to anybody: nothing is decrypted.
+    const certificate = join(this.#state, 'server');
+    const paths = [`https_port 0.0.0.0:8445 intercept ssl-bump`, `https_port [::]:8445 intercept ssl-bump`].map(
+      (port) => `${port} tls-cert=${certificate}/tls.crt tls-key=${certificate}/tls.key`,
+    );
+    const own = [`pid_filename ${folder}/squid.pid`, `coredump_dir ${folder}`];
+    const file = join(folder, 'squid.conf');
+    const common = await readFile(peer('squid.conf'), 'utf8');
+    await writeFile(file, `${common}${[...paths, ...own].join('\n')}\n`);
+    return ['squid', '-N', '-f', file];
+  }
+
   async #leave(): Promise<void> {
     const program = this.#program;
     this.#program = undefined;
@@ -192,8 +227,7 @@ export class Subjects {
       program.kill('SIGTERM');
       await once(program, 'exit');
     }
-    const tables = { sluice: NFT_TABLE_INSPECT, suricata: 'suricata', nginx: 'nginx' };
-    for (const table of Object.values(tables)) {
+    for (const table of [NFT_TABLE_INSPECT, 'suricata', ...proxies]) {
       await this.#nft.runScript(`add table inet ${table}\ndelete table inet ${table}\n`);
     }
     for (const asked of [ASK, { mark: INSPECT_QUEUE_MARK, mask: INSPECT_QUEUE_MARK }]) {
@@ -230,7 +264,7 @@ export class Subjects {
   }
 
   /** Joins the meter's group before it becomes the program. */
-  #start(of: 'sluice' | 'suricata' | 'nginx', argv: string[]): void {
+  #start(of: 'sluice' | Peer, argv: string[]): void {
     const log = openSync(this.#log(of), 'a');
     const counted = ['sh', '-c', 'echo $$ > "$0" && exec "$@"', this.#meters[of].procs, ...this.#inside, ...argv];
     const [command = '', ...args] = counted;

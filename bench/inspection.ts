@@ -26,6 +26,7 @@ import type { Made, Task } from './hello-connector.ts';
 import { ALLOWED_NAME, inspectionPlan, inspectionPods, OTHER_NAME, RESOLVER } from './inspection-plan.ts';
 import { type Subject, Subjects, subjects } from './inspection-subjects.ts';
 import { SERVER } from './plan.ts';
+import { inRounds, type Samples as Taken } from './rounds.ts';
 import { isNarrow, median, type Ratio, ratioOfMedians } from './statistics.ts';
 import { Talk } from './talk.ts';
 import { besideSources, Topology } from './topology.ts';
@@ -49,7 +50,7 @@ const [rounds, seconds, queues] = [Number(values.rounds), Number(values.seconds)
 const mostRounds = Math.max(rounds, Number(values['most-rounds']));
 const [concurrency, pods] = [Number(values.concurrency), Number(values.pods)];
 const families = values.families.split(',').map((text) => Number(text) as Family);
-const asked = subjects.filter((subject) => values.subjects.split(',').includes(subject));
+const asked: Subject[] = subjects.filter((subject) => values.subjects.split(',').includes(subject));
 /** For each in its own words: what it is compared with. */
 const without: Partial<Record<Subject, Subject>> = { 'by name': 'by address', suricata: 'snat', nginx: 'snat' };
 const reads = (subject: Subject): boolean => without[subject] !== undefined;
@@ -115,17 +116,21 @@ try {
 }
 
 async function compare(of: Subjects, talk: Talk<Made | 'ready'>, family: Family): Promise<Samples> {
-  const samples: Samples = {};
-  // One round before the first, not counted: neighbours are found, code is compiled, memory is there.
-  for (let round = -1; round < mostRounds && (round < rounds || !decided(samples)); round++) {
-    for (const subject of round % 2 === 0 ? asked : asked.toReversed()) {
+  const flat = (taken: Taken<Subject, Sample>): Samples =>
+    Object.fromEntries(Object.entries(taken).map(([subject, list]) => [subject, list.flat()]));
+  const taken = await inRounds<Subject, Sample>({
+    subjects: asked,
+    rounds,
+    mostRounds,
+    decided: (so) => decided(flat(so)),
+    async measure({ subject, round }) {
       await of.become(subject);
       if (reads(subject)) await mustRead(subject, talk, round < 0);
       await task(talk, { seconds: WARM_SECONDS[reads(subject) ? 'reads' : 'otherwise'], concurrency });
-      const sample = await measure(of, talk, round < 0 ? Math.min(1, seconds) : seconds);
-      if (round >= 0) samples[subject] = [...(samples[subject] ?? []), sample];
-    }
-  }
+      return measure(of, talk, round < 0 ? Math.min(1, seconds) : seconds);
+    },
+  });
+  const samples = flat(taken);
   print(samples, family);
   return samples;
 }

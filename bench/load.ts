@@ -9,16 +9,40 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import type { Family } from '../api/plan.ts';
 import { run } from '../kernel/run.ts';
-import type { CpuMeter } from './cpu.ts';
 import { SERVER, TCP_PORT, UDP_PORT } from './plan.ts';
-import type { Topology } from './topology.ts';
+import type { Requested } from './requester.ts';
 
-export type Load = 'tcp' | 'tcp-packets' | 'udp' | 'connect';
-export const unitOf = { tcp: 'Gbit', 'tcp-packets': 'Gbit', udp: 'kpackets', connect: 'kconnections' } as const;
+/** Where a load runs: from the namespace `client` to the namespace `server`, through whatever is in force between them. */
+export interface Place {
+  readonly subject: string;
+  namespace(host: 'client' | 'server'): string;
+  /** Packets of `udp` that came, so far. */
+  received(): Promise<number>;
+  /** Segments of up to 64 KB, or one packet each from the client on. */
+  segmentation(on: boolean): Promise<void>;
+}
+
+/** What counts the CPU time of processes that write themselves into `procs`. */
+export interface Meter {
+  readonly procs: string;
+  seconds(): number;
+}
+
+export type Load = 'tcp' | 'tcp-packets' | 'udp' | 'connect' | 'request';
+export const unitOf = {
+  tcp: 'Gbit',
+  'tcp-packets': 'Gbit',
+  udp: 'kpackets',
+  connect: 'kconnections',
+  request: 'krequests',
+} as const;
+/** Those of bench/forwarding.ts. */
+const existing: readonly Load[] = ['tcp', 'tcp-packets', 'udp', 'connect'];
 /** Loads that can be measured in slices of a fraction of a second. */
 export const sliced: readonly Load[] = ['udp', 'connect'];
 /** A rule of every namespace permits it to the server. */
 const CONNECT_PORT = 443;
+const REQUEST_PORT = TCP_PORT + 1;
 
 export interface Sample {
   /** Gbit, thousand packets that arrived or thousand connections, per second of wall clock and per CPU second. */
@@ -36,6 +60,9 @@ export interface Count {
   lost: number;
   seconds: number;
   cpuSeconds: number;
+  /** Of `request`, microseconds. */
+  p50?: number;
+  p99?: number;
 }
 
 export function sampleOf({ amount, lost, seconds, cpuSeconds }: Count): Sample {
@@ -46,20 +73,21 @@ const pin = (cpu: number): string[] => (availableParallelism() > 1 ? ['taskset',
 
 /** What runs beside a topology as long as it stands. */
 export class LoadGenerator {
-  readonly #topology: Topology;
-  readonly #meter: CpuMeter;
+  readonly #topology: Place;
+  readonly #meter: Meter;
   readonly #pods: Record<Family, string[]>;
   readonly #senders = new Map<Family, ChildProcess>();
   readonly #connectors = new Map<Family, ChildProcess>();
+  readonly #requesters = new Map<Family, ChildProcess>();
   #server: ChildProcess | undefined;
 
-  constructor(topology: Topology, meter: CpuMeter, pods: Record<Family, string[]>) {
+  constructor(topology: Place, meter: Meter, pods: Record<Family, string[]>) {
     this.#topology = topology;
     this.#meter = meter;
     this.#pods = pods;
   }
 
-  async start(families: Family[], flows: number): Promise<void> {
+  async start(families: Family[], flows: number, loads: readonly Load[] = existing): Promise<void> {
     const server = ['ip', 'netns', 'exec', this.#topology.namespace('server'), 'iperf3', '-s', '-p', String(TCP_PORT)];
     this.#server = this.#counted([...pin(1), ...server]);
     await this.#untilListening();
@@ -71,16 +99,25 @@ export class LoadGenerator {
       );
       this.#senders.set(family, sender);
       await answer(sender, 10_000);
-      const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
-      const to = [SERVER[family], String(CONNECT_PORT), ...this.#pods[family]];
-      const connector = this.#counted([...pin(0), process.execPath, programOf('connector'), ...ends, ...to], true);
-      this.#connectors.set(family, connector);
-      await answer(connector, 10_000);
+      if (loads.includes('connect'))
+        this.#connectors.set(family, await this.#bothEnds('connector', family, CONNECT_PORT));
+      if (loads.includes('request'))
+        this.#requesters.set(family, await this.#bothEnds('requester', family, REQUEST_PORT));
     }
+  }
+
+  /** A program that is client and server. */
+  async #bothEnds(program: string, family: Family, port: number): Promise<ChildProcess> {
+    const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
+    const to = [SERVER[family], String(port), ...this.#pods[family]];
+    const child = this.#counted([...pin(0), process.execPath, programOf(program), ...ends, ...to], true);
+    await answer(child, 10_000);
+    return child;
   }
 
   measure(load: Load, family: Family, seconds: number): Promise<Count> {
     if (load === 'udp') return this.#flood(family, seconds);
+    if (load === 'request') return this.#request(family, seconds);
     return load === 'connect' ? this.#connect(family, seconds) : this.#stream(load, family, seconds);
   }
 
@@ -92,6 +129,17 @@ export class LoadGenerator {
     const made = (await answer(connector, 1000 * seconds + 10_000)) as { connections: number; seconds: number };
     const cpu = this.#meter.seconds() - cpuBefore;
     return { amount: made.connections / 1000, lost: 0, seconds: made.seconds, cpuSeconds: cpu };
+  }
+
+  async #request(family: Family, seconds: number): Promise<Count> {
+    const requester = this.#requesters.get(family);
+    if (requester === undefined) throw new TypeError('requester not started');
+    const cpuBefore = this.#meter.seconds();
+    requester.send({ seconds });
+    const made = (await answer(requester, 1000 * seconds + 10_000)) as Requested;
+    const cpuSeconds = this.#meter.seconds() - cpuBefore;
+    const { p50, p99 } = made;
+    return { amount: made.requests / 1000, lost: 0, seconds: made.seconds, cpuSeconds, p50, p99 };
   }
 
   async #flood(family: Family, seconds: number): Promise<Count> {
@@ -134,7 +182,12 @@ export class LoadGenerator {
 
   async close(): Promise<void> {
     const server = this.#server === undefined ? [] : [this.#server];
-    for (const child of [...this.#senders.values(), ...this.#connectors.values(), ...server]) {
+    for (const child of [
+      ...this.#senders.values(),
+      ...this.#connectors.values(),
+      ...this.#requesters.values(),
+      ...server,
+    ]) {
       if (child.exitCode !== null) continue;
       child.kill('SIGKILL');
       await once(child, 'exit');
@@ -172,6 +225,20 @@ export class LoadGenerator {
 const programOf = (name: string): string => fileURLToPath(new URL(`./${name}.js`, import.meta.url));
 
 async function answer(child: ChildProcess, timeoutMs: number): Promise<unknown> {
-  const [message] = await once(child, 'message', { signal: AbortSignal.timeout(timeoutMs) });
-  return message;
+  const stop = new AbortController();
+  const { signal } = stop;
+  const gone = once(child, 'exit', { signal }).then(() => {
+    throw new Error(
+      `${child.spawnargs.find((arg) => arg.endsWith('.js'))} ended: ${child.exitCode ?? child.signalCode}`,
+    );
+  });
+  const late = setTimeout(() => stop.abort(new Error(`nothing heard in ${timeoutMs} ms`)), timeoutMs);
+  try {
+    const [message] = await Promise.race([once(child, 'message', { signal }), gone]);
+    return message;
+  } finally {
+    clearTimeout(late);
+    gone.catch(() => undefined);
+    stop.abort();
+  }
 }

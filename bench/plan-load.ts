@@ -30,6 +30,8 @@ const [namespaces, pods, rounds] = [Number(values.namespaces), Number(values.pod
 interface Cost {
   what: string;
   milliseconds: number;
+  /** Of a change that is made more than once. */
+  samples?: number[];
   nftChanges: number;
 }
 
@@ -76,8 +78,9 @@ async function costs(): Promise<Cost[]> {
       back.push(await timed(() => gateway.apply(plan)));
     }
     for (const [direction, list] of [['', there] as const, [', undone', back] as const]) {
-      const milliseconds = median(list.map((cost) => cost.milliseconds));
-      found.push({ what: what + direction, milliseconds, nftChanges: list[0]?.nftChanges ?? 0 });
+      const samples = list.map((cost) => cost.milliseconds);
+      const nftChanges = list[0]?.nftChanges ?? 0;
+      found.push({ what: what + direction, milliseconds: median(samples), samples, nftChanges });
     }
   }
   const script = 'add element inet sluice noegress4 { 192.0.2.77 }\n';
@@ -88,7 +91,7 @@ async function costs(): Promise<Cost[]> {
     await nft.runScript(script);
     bare.push(performance.now() - began);
   }
-  found.push({ what: 'nft alone, one element', milliseconds: median(bare), nftChanges: 1 });
+  found.push({ what: 'nft alone, one element', milliseconds: median(bare), samples: bare, nftChanges: 1 });
   return found;
 }
 

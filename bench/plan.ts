@@ -19,6 +19,9 @@ export const UDP_PORT = 9000;
 /** All egress IPs lie in these. */
 export const EGRESS = { 4: '100.64.0.0/16', 6: '2001:db8:e::/64' } as const;
 
+/** All pods lie in these. */
+export const PODS = { 4: '10.128.0.0/9', 6: 'fd00:244::/32' } as const;
+
 export const PODS_PER_NODE = 250;
 
 export interface PlanSize {

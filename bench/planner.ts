@@ -36,6 +36,8 @@ interface Cost {
   what: string;
   milliseconds: number;
   statusMilliseconds: number;
+  /** Of `milliseconds`, where a change is made more than once. */
+  samples?: number[];
   /** Of the pool's plan, set and deleted. */
   entries: Record<string, number>;
   statuses: number;
@@ -152,6 +154,7 @@ for (const [what, input] of edits) {
       ...first,
       what: what + suffix,
       milliseconds,
+      samples: list.map((cost) => cost.milliseconds),
       statusMilliseconds: of((cost) => cost.statusMilliseconds),
     });
   }

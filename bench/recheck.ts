@@ -132,6 +132,8 @@ interface Cost {
   /** Of these: the table looked through, each flow judged, entries deleted; and as CPU time, which others do not count to. */
   flowsMilliseconds: number;
   flowsCpuMilliseconds: number;
+  /** Of all rounds. */
+  rounds?: { milliseconds: number; flowsMilliseconds: number; flowsCpuMilliseconds: number }[];
 }
 
 async function costs(namespace: string, state: string): Promise<Cost[]> {
@@ -179,6 +181,11 @@ async function costs(namespace: string, state: string): Promise<Cost[]> {
       milliseconds: of((c) => c.milliseconds),
       flowsMilliseconds: of((c) => c.flowsMilliseconds),
       flowsCpuMilliseconds: of((c) => c.flowsCpuMilliseconds),
+      rounds: samples.map(({ milliseconds, flowsMilliseconds, flowsCpuMilliseconds }) => ({
+        milliseconds,
+        flowsMilliseconds,
+        flowsCpuMilliseconds,
+      })),
     });
   }
   return found;

@@ -3,12 +3,12 @@
  * loopback between them. The sender is told of flows as by the kernel's events; the receiver puts them into its kernel.
  *   bulk    the whole table to one that comes late: until all of it is in the kernel there
  *   stream  flows that begin and end, so many a second: how long until the kernel there has them, how many wait, CPU per flow
- *   node dist/bench/replication.js [--flows 200000] [--rate 5000] [--seconds 10]
+ *   node dist/bench/replication.js [--flows 200000] [--rate 5000] [--seconds 10] [--output FILE]
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -29,6 +29,7 @@ const { values } = parseArgs({
     rate: { type: 'string', default: '5000' },
     seconds: { type: 'string', default: '10' },
     receiver: { type: 'string' },
+    output: { type: 'string' },
   },
 });
 const SHARD = 'main/0';
@@ -184,6 +185,15 @@ async function measure(dir: string, namespace: string): Promise<void> {
         `${((last.cpuSeconds * 1e6) / made).toFixed(1)} receiver; ${await count(namespace)} in the kernel, ${last.entries} held`,
     );
     await replicator.close();
+    if (values.output === undefined) return;
+    const of = (cpu: NodeJS.CpuUsage): number => cpu.user + cpu.system;
+    const figures = {
+      bulk: { milliseconds: bulk, waitedMilliseconds: 1e3 * said.waited },
+      bulkCpuMicroseconds: { sender: of(spent) / flows, receiver: (said.cpuSeconds * 1e6) / flows },
+      stream: { waits, mostWaiting: Math.max(...behind), perSecond: made / seconds },
+      streamCpuMicroseconds: { sender: of(after) / made, receiver: (last.cpuSeconds * 1e6) / made },
+    };
+    await writeFile(values.output, `${JSON.stringify({ flows, rate, seconds, ...figures }, null, 1)}\n`);
   } finally {
     child.disconnect();
   }

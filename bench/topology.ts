@@ -222,7 +222,7 @@ export class Topology {
 const ourOwn = [TABLE_GATEWAY_UNCHECKED, TABLE_GATEWAY_RESET, TABLE_GATEWAY_PROHIBIT, TABLE_GATEWAY_OWN];
 
 /** Sluice's routes let only packets pass that its table has marked as checked; without the table there is no mark. */
-function unmarked(net: NetState): NetState {
+export function unmarked(net: NetState): NetState {
   const rules = net.rules
     .filter(({ table }) => table !== undefined && !ourOwn.includes(table))
     .map(({ mark: _mark, ...rule }) => rule);
@@ -254,7 +254,7 @@ export function hostKernel(namespace: string): GatewayKernel {
   };
 }
 
-async function writeSysctls(namespace: string, desired: Record<string, string>): Promise<void> {
+export async function writeSysctls(namespace: string, desired: Record<string, string>): Promise<void> {
   const settings = Object.entries(desired).map(([key, value]) => `${key}=${value}`);
   await run(['ip', 'netns', 'exec', namespace, 'sysctl', '-qw', ...settings], { op: 'sysctl', timeoutMs: 10_000 });
 }
