@@ -20,7 +20,7 @@ import { run } from '../kernel/run.ts';
 import { CpuMeter } from './cpu.ts';
 import type { Way } from './inspection-plan.ts';
 import type { Told } from './inspection-publisher.ts';
-import { ROUTER, SERVER } from './plan.ts';
+import { GATEWAY_OUTSIDE, ROUTER, SERVER } from './plan.ts';
 import { Talk } from './talk.ts';
 import { besideSources, type Topology } from './topology.ts';
 
@@ -143,6 +143,12 @@ export class Subjects {
     return logs.map((log) => readFileSync(log, 'utf8').split('\n').slice(-10).join('\n')).join('\n');
   }
 
+  /** What this subject's program said last, in one line. */
+  wordsOf(subject: Subject): string {
+    const log = this.#log(isPeer(subject) ? subject : 'sluice');
+    return existsSync(log) ? readFileSync(log, 'utf8').trim().split('\n').slice(-3).join(' / ') : '';
+  }
+
   async close(): Promise<void> {
     await this.#leave().catch(() => undefined);
     const publisher = this.#publisher?.talk.child;
@@ -210,8 +216,9 @@ export class Subjects {
     if (subject === 'haproxy') return ['haproxy', '-db', '-f', peer('haproxy.cfg')];
     // A certificate is asked for, and never shown to anybody: nothing is decrypted.
     const certificate = join(this.#state, 'server');
-    const paths = [`https_port 0.0.0.0:8445 intercept ssl-bump`, `https_port [::]:8445 intercept ssl-bump`].map(
-      (port) => `${port} tls-cert=${certificate}/tls.crt tls-key=${certificate}/tls.key`,
+    const paths = [`${GATEWAY_OUTSIDE[4]}:8445`, `[${GATEWAY_OUTSIDE[6]}]:8445`].map(
+      (where) =>
+        `https_port ${where} intercept ssl-bump tls-cert=${certificate}/tls.crt tls-key=${certificate}/tls.key`,
     );
     const own = [`pid_filename ${folder}/squid.pid`, `coredump_dir ${folder}`];
     const file = join(folder, 'squid.conf');

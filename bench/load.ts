@@ -15,7 +15,7 @@ import type { Requested } from './requester.ts';
 /** Where a load runs: from the namespace `client` to the namespace `server`, through whatever is in force between them. */
 export interface Place {
   readonly subject: string;
-  namespace(host: 'client' | 'server'): string;
+  namespace(host: 'client' | 'node' | 'server'): string;
   /** Packets of `udp` that came, so far. */
   received(): Promise<number>;
   /** Segments of up to 64 KB, or one packet each from the client on. */
@@ -28,21 +28,31 @@ export interface Meter {
   seconds(): number;
 }
 
-export type Load = 'tcp' | 'tcp-packets' | 'udp' | 'connect' | 'request';
-export const unitOf = {
+export type Load = 'tcp' | 'tcp-8' | 'tcp-packets' | 'tcp-packets-8' | 'udp' | 'frames' | 'connect' | 'request';
+/** Of iperf3: how many streams, and whether each packet goes the whole way by itself. */
+const streamsOf: Partial<Record<Load, { streams: number; packets: boolean }>> = {
+  tcp: { streams: 1, packets: false },
+  'tcp-8': { streams: 8, packets: false },
+  'tcp-packets': { streams: 1, packets: true },
+  'tcp-packets-8': { streams: 8, packets: true },
+};
+export const isStream = (load: Load): boolean => streamsOf[load] !== undefined;
+export const unitOf: Record<Load, string> = {
   tcp: 'Gbit',
+  'tcp-8': 'Gbit',
   'tcp-packets': 'Gbit',
+  'tcp-packets-8': 'Gbit',
   udp: 'kpackets',
+  frames: 'kpackets',
   connect: 'kconnections',
   request: 'krequests',
-} as const;
+};
 /** Those of bench/forwarding.ts. */
 const existing: readonly Load[] = ['tcp', 'tcp-packets', 'udp', 'connect'];
 /** Loads that can be measured in slices of a fraction of a second. */
 export const sliced: readonly Load[] = ['udp', 'connect'];
 /** A rule of every namespace permits it to the server. */
 const CONNECT_PORT = 443;
-const REQUEST_PORT = TCP_PORT + 1;
 
 export interface Sample {
   /** Gbit, thousand packets that arrived or thousand connections, per second of wall clock and per CPU second. */
@@ -77,6 +87,7 @@ export class LoadGenerator {
   readonly #meter: Meter;
   readonly #pods: Record<Family, string[]>;
   readonly #senders = new Map<Family, ChildProcess>();
+  #frameSource: ChildProcess | undefined;
   readonly #connectors = new Map<Family, ChildProcess>();
   readonly #requesters = new Map<Family, ChildProcess>();
   #server: ChildProcess | undefined;
@@ -91,6 +102,7 @@ export class LoadGenerator {
     const server = ['ip', 'netns', 'exec', this.#topology.namespace('server'), 'iperf3', '-s', '-p', String(TCP_PORT)];
     this.#server = this.#counted([...pin(1), ...server]);
     await this.#untilListening();
+    if (loads.includes('frames')) this.#frameSource = await this.#startFrames(flows);
     for (const family of families) {
       const where = [this.#topology.namespace('client'), SERVER[family], String(UDP_PORT), String(flows)];
       const sender = this.#counted(
@@ -99,31 +111,43 @@ export class LoadGenerator {
       );
       this.#senders.set(family, sender);
       await answer(sender, 10_000);
-      if (loads.includes('connect'))
-        this.#connectors.set(family, await this.#bothEnds('connector', family, CONNECT_PORT));
-      if (loads.includes('request'))
-        this.#requesters.set(family, await this.#bothEnds('requester', family, REQUEST_PORT));
+      if (loads.includes('connect')) this.#connectors.set(family, await this.#bothEnds('connector', family));
+      if (loads.includes('request')) this.#requesters.set(family, await this.#bothEnds('requester', family));
     }
   }
 
+  /** One that ended (a connection was refused where a subject failed) begins anew: others have their turns. */
+  async #living(
+    program: 'connector' | 'requester',
+    among: Map<Family, ChildProcess>,
+    family: Family,
+  ): Promise<ChildProcess> {
+    const known = among.get(family);
+    if (known === undefined) throw new TypeError(`${program} not started`);
+    if (known.exitCode === null && known.signalCode === null) return known;
+    const child = await this.#bothEnds(program, family);
+    among.set(family, child);
+    return child;
+  }
+
   /** A program that is client and server. */
-  async #bothEnds(program: string, family: Family, port: number): Promise<ChildProcess> {
+  async #bothEnds(program: 'connector' | 'requester', family: Family): Promise<ChildProcess> {
     const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
-    const to = [SERVER[family], String(port), ...this.#pods[family]];
+    const to = [SERVER[family], String(CONNECT_PORT), ...this.#pods[family]];
     const child = this.#counted([...pin(0), process.execPath, programOf(program), ...ends, ...to], true);
     await answer(child, 10_000);
     return child;
   }
 
   measure(load: Load, family: Family, seconds: number): Promise<Count> {
-    if (load === 'udp') return this.#flood(family, seconds);
+    if (load === 'udp') return this.#flood(this.#senders.get(family), seconds);
+    if (load === 'frames') return this.#flood(this.#frameSource, seconds);
     if (load === 'request') return this.#request(family, seconds);
     return load === 'connect' ? this.#connect(family, seconds) : this.#stream(load, family, seconds);
   }
 
   async #connect(family: Family, seconds: number): Promise<Count> {
-    const connector = this.#connectors.get(family);
-    if (connector === undefined) throw new TypeError('connector not started');
+    const connector = await this.#living('connector', this.#connectors, family);
     const cpuBefore = this.#meter.seconds();
     connector.send({ seconds });
     const made = (await answer(connector, 1000 * seconds + 10_000)) as { connections: number; seconds: number };
@@ -132,8 +156,7 @@ export class LoadGenerator {
   }
 
   async #request(family: Family, seconds: number): Promise<Count> {
-    const requester = this.#requesters.get(family);
-    if (requester === undefined) throw new TypeError('requester not started');
+    const requester = await this.#living('requester', this.#requesters, family);
     const cpuBefore = this.#meter.seconds();
     requester.send({ seconds });
     const made = (await answer(requester, 1000 * seconds + 10_000)) as Requested;
@@ -142,8 +165,20 @@ export class LoadGenerator {
     return { amount: made.requests / 1000, lost: 0, seconds: made.seconds, cpuSeconds, p50, p99 };
   }
 
-  async #flood(family: Family, seconds: number): Promise<Count> {
-    const sender = this.#senders.get(family);
+  /** Where frames of the client come in, as if it had sent them. */
+  async #startFrames(flows: number): Promise<ChildProcess> {
+    const mac = async (host: 'client' | 'node'): Promise<string> => {
+      const text = await run(['ip', '-j', '-n', this.#topology.namespace(host), 'link', 'show', 'pod'], { op: 'link' });
+      return (JSON.parse(text) as { address: string }[])[0]?.address ?? '';
+    };
+    const frame = [await mac('node'), await mac('client'), SERVER[4], String(UDP_PORT), String(flows)];
+    const where = [this.#topology.namespace('node'), 'pod', ...frame, ...this.#pods[4]];
+    const source = this.#counted([...pin(0), process.execPath, programOf('frame-source'), ...where], true);
+    await answer(source, 10_000);
+    return source;
+  }
+
+  async #flood(sender: ChildProcess | undefined, seconds: number): Promise<Count> {
     if (sender === undefined) throw new TypeError('sender not started');
     const arrivedBefore = await this.#topology.received();
     const cpuBefore = this.#meter.seconds();
@@ -156,7 +191,8 @@ export class LoadGenerator {
   }
 
   async #stream(load: Load, family: Family, seconds: number): Promise<Count> {
-    await this.#topology.segmentation(load === 'tcp');
+    const { streams = 1, packets = false } = streamsOf[load] ?? {};
+    await this.#topology.segmentation(!packets);
     const client = ['ip', 'netns', 'exec', this.#topology.namespace('client'), 'iperf3', '-C', 'cubic', '-J'];
     const ends = [
       '-c',
@@ -165,6 +201,7 @@ export class LoadGenerator {
       String(TCP_PORT),
       '-B',
       this.#pods[family][0] ?? '',
+      ...(streams > 1 ? ['-P', String(streams)] : []),
       '-t',
       // A fraction would be cut off, and 0 means for ever.
       String(Math.max(1, Math.round(seconds))),
@@ -181,7 +218,7 @@ export class LoadGenerator {
   }
 
   async close(): Promise<void> {
-    const server = this.#server === undefined ? [] : [this.#server];
+    const server = [this.#server, this.#frameSource].filter((child) => child !== undefined);
     for (const child of [
       ...this.#senders.values(),
       ...this.#connectors.values(),

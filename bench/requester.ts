@@ -43,10 +43,6 @@ function must(result: unknown, call: string): number {
 const [client = '', server = '', destination = '', portText = '', ...sources] = process.argv.slice(2);
 const family = isIPv6(destination) ? AF_INET6 : AF_INET;
 const to = socketAddress(destination, Number(portText));
-const listener = withNamespace(server, () => socket(family, SOCK_STREAM, 0));
-setOption(listener, SOL_SOCKET, SO_REUSEADDR, 1);
-must(bind(listener, to, to.length), `bind ${destination}`);
-must(listen(listener, BACKLOG), 'listen');
 enterNamespace(client);
 
 interface Pair {
@@ -54,7 +50,16 @@ interface Pair {
   server: number;
 }
 
-function open(source: string): Pair {
+/** Nobody listens between measurements: other generators use the port as well, which rules permit. */
+function listening(): number {
+  const fd = withNamespace(server, () => socket(family, SOCK_STREAM, 0));
+  setOption(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+  must(bind(fd, to, to.length), `bind ${destination}`);
+  must(listen(fd, BACKLOG), 'listen');
+  return fd;
+}
+
+function open(source: string, listener: number): Pair {
   const from = socketAddress(source, 0);
   const fd = socket(family, SOCK_STREAM, 0);
   setOption(fd, SOL_SOCKET, SO_SNDTIMEO, PATIENCE);
@@ -70,7 +75,8 @@ function open(source: string): Pair {
 }
 
 function work(seconds: number): Requested {
-  const pairs = sources.map(open);
+  const listener = listening();
+  const pairs = sources.map((source) => open(source, listener));
   const [payload, into] = [new Uint8Array(SIZE), new Uint8Array(SIZE)];
   const times: number[] = [];
   const start = performance.now();
@@ -91,6 +97,7 @@ function work(seconds: number): Requested {
     close(pair.server);
     close(pair.client);
   }
+  close(listener);
   times.sort((a, b) => a - b);
   const quantile = (share: number): number => times[Math.floor(times.length * share)] ?? Number.NaN;
   return { requests: times.length, seconds: (now - start) / 1000, p50: quantile(0.5), p99: quantile(0.99) };

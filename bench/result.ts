@@ -18,6 +18,7 @@ export const metrics = {
   p50: { title: 'p50', better: 'less', unit: () => 'µs' },
   p99: { title: 'p99', better: 'less', unit: () => 'µs' },
   programCpus: { title: 'processors that its program took', better: 'less', unit: () => 'CPUs' },
+  endMicroseconds: { title: 'its program, for each flow that ended', better: 'less', unit: () => 'µs an end' },
   plansPerSecond: { title: 'plans in force', better: 'more', unit: () => 'plans/s' },
   milliseconds: { title: 'time', better: 'less', unit: () => 'ms' },
   cpuMicroseconds: { title: 'CPU time', better: 'less', unit: () => 'µs' },

@@ -42,13 +42,15 @@ export type Scenario = ForwardingScenario | TlsScenario | ControlScenario;
 
 const words: Record<Load, { title: string; unit: string }> = {
   tcp: { title: 'TCP, 64 KB segments', unit: 'Gbit' },
+  'tcp-8': { title: 'TCP, 64 KB segments, 8 streams', unit: 'Gbit' },
   'tcp-packets': { title: 'TCP, packets of MTU size', unit: 'Gbit' },
+  'tcp-packets-8': { title: 'TCP, packets of MTU size, 8 streams', unit: 'Gbit' },
   udp: { title: 'small packets of established flows', unit: 'thousand packets' },
+  frames: { title: 'small packets of established flows, from a source in the kernel', unit: 'thousand packets' },
   connect: { title: 'new TCP connections', unit: 'thousand connections' },
   request: { title: 'request and response, 64 bytes', unit: 'thousand requests' },
 };
 
-/** Everybody, and those of them for whom a load is dear (naive) or who only differ where connections begin. */
 const everybody = [
   'ceiling',
   'plain',
@@ -61,8 +63,15 @@ const everybody = [
   'sluice-silent',
   'sluice',
 ];
-const few = ['ceiling', 'plain', 'nft', 'sluice'];
-const most = ['ceiling', 'plain', 'nft', 'iptables', 'naive', 'sluice-silent', 'sluice'];
+/** In the quick run, by load. */
+const quickly: Partial<Record<Load, string[]>> = {
+  tcp: ['ceiling', 'plain', 'nft', 'sluice'],
+  'tcp-packets': ['ceiling', 'plain', 'nft', 'sluice'],
+  udp: ['ceiling', 'plain', 'nft', 'sluice'],
+  frames: ['ceiling', 'plain', 'nft', 'iptables', 'sluice'],
+  connect: ['ceiling', 'plain', 'nft', 'iptables', 'naive', 'sluice-silent', 'sluice'],
+  request: ['plain', 'nft', 'sluice'],
+};
 /** Subjects that are only to be seen beside the others: rounds enough for a median. */
 export const roundsOf = (subject: string): number => (subject === 'ceiling' ? 3 : Number.POSITIVE_INFINITY);
 
@@ -75,8 +84,10 @@ function barsOf(load: Load): Bar[] {
   });
   switch (load) {
     case 'tcp':
+    case 'tcp-8':
       return [bar('plain', 'perCpuSecond', 0.97)];
     case 'udp':
+    case 'frames':
     case 'connect':
       return [bar('nft', 'perCpuSecond', 0.95)];
     case 'request':
@@ -95,7 +106,6 @@ const sizeText = (namespaces: number): string =>
 function forwarding(steering: SteeringMode, namespaces: number, family: Family, load: Load): ForwardingScenario {
   const tunnel = steering === 'VXLAN';
   const isQuick = tunnel && namespaces === 1_000 && family === 4;
-  const stream = load === 'tcp' || load === 'tcp-packets';
   return {
     kind: 'forwarding',
     id: [load, tunnel ? 'tunnel' : 'direct', namespaces, ...(family === 6 ? ['ipv6'] : [])].join('-'),
@@ -107,7 +117,7 @@ function forwarding(steering: SteeringMode, namespaces: number, family: Family, 
     bars: barsOf(load),
     limits: [],
     subjects: everybody,
-    ...(isQuick && { quick: stream ? few : most }),
+    ...(isQuick && quickly[load] !== undefined && { quick: quickly[load] }),
     steering,
     namespaces,
     family,
@@ -115,11 +125,14 @@ function forwarding(steering: SteeringMode, namespaces: number, family: Family, 
   };
 }
 
+function notQuick({ quick: _quick, ...rest }: ForwardingScenario): ForwardingScenario {
+  return rest;
+}
+
 function churning(namespaces: number, load: Load): ForwardingScenario {
   const calm = forwarding('VXLAN', namespaces, 4, load);
-  const { quick: _quick, ...rest } = calm;
   return {
-    ...rest,
+    ...notQuick(calm),
     id: `churn-${calm.id}`,
     title: `${words[load].title} while 100 rules and 200 pods change a second; through the tunnel, ${sizeText(namespaces)}`,
     group: 'churn',
@@ -127,16 +140,17 @@ function churning(namespaces: number, load: Load): ForwardingScenario {
     references: ['sluice'],
     bars: [{ subject: 'sluice-churn', beside: 'sluice', metric: 'perSecond', least: 0.95 }],
     subjects: ['sluice', 'sluice-churn'],
-    ...(namespaces === 1_000 && { quick: ['sluice', 'sluice-churn'] }),
+    ...(namespaces === 1_000 && load === 'connect' && { quick: ['sluice', 'sluice-churn'] }),
   };
 }
 
-const loads: Load[] = ['tcp', 'tcp-packets', 'udp', 'connect', 'request'];
+const loads: Load[] = ['tcp', 'tcp-packets', 'udp', 'frames', 'connect', 'request'];
 /** In the order of stages: one stands at a time. */
 const forwardingScenarios: ForwardingScenario[] = [
   ...loads.map((load) => forwarding('VXLAN', 1_000, 4, load)),
   ...(['udp', 'connect', 'tcp'] as const).map((load) => churning(1_000, load)),
-  ...(['udp', 'connect'] as const).map((load) => forwarding('VXLAN', 1_000, 6, load)),
+  ...(['udp', 'connect', 'request'] as const).map((load) => forwarding('VXLAN', 1_000, 6, load)),
+  ...(['tcp-8', 'tcp-packets-8'] as const).map((load) => notQuick(forwarding('VXLAN', 1_000, 4, load))),
   ...loads.map((load) => forwarding('VXLAN', LARGE, 4, load)),
   ...(['udp', 'connect'] as const).map((load) => churning(LARGE, load)),
   ...loads.map((load) => forwarding('VXLAN', sizes[0], 4, load)),

@@ -91,7 +91,9 @@ export class Stage implements Place {
         `addr add ${GATEWAY_OUTSIDE[6]}/64 dev outside nodad`,
       ]);
     }
-    await ip(this.namespace('node'), [`addr add ${NODE}/32 dev ${inside}`]);
+    // Whoever asks for a neighbour of IPv6 asks for an address of that very device.
+    const six = direct ? [`addr add ${NODE_OF[6]}/128 dev ${inside} nodad`] : [];
+    await ip(this.namespace('node'), [`addr add ${NODE}/32 dev ${inside}`, ...six]);
     await ip(this.namespace('server'), [
       `addr add ${ROUTER[4]}/32 dev ${outside}`,
       `addr add ${ROUTER[6]}/128 dev ${outside} nodad`,
@@ -99,8 +101,8 @@ export class Stage implements Place {
     return gateway.namespace;
   }
 
-  /** From now on packets go by this subject's gateway; it has forgotten all flows that it had. */
-  async become(subject: string): Promise<void> {
+  /** From now on packets go by this subject's gateway; it has forgotten all flows that it had: how many. */
+  async become(subject: string): Promise<number> {
     const { at, direct } = this.#gateway(subject);
     const [inside, outside] = [`in-${at}`, `out-${at}`];
     if (subject !== this.#subject) {
@@ -121,12 +123,8 @@ export class Stage implements Place {
       ]);
       this.#subject = subject;
     }
-    await this.forgetFlows();
-  }
-
-  async forgetFlows(): Promise<void> {
-    const { namespace, direct } = this.#gateway(this.#subject);
-    if (!direct) await endFlows(() => true, { namespace });
+    const { namespace } = this.#gateway(subject);
+    return direct ? 0 : endFlows(() => true, { namespace });
   }
 
   async received(): Promise<number> {
@@ -203,7 +201,6 @@ export class Stage implements Place {
     await ip(node, [
       'addr add 169.254.1.1/32 dev pod',
       'addr add fe80::1/64 dev pod nodad',
-      `addr add ${NODE_OF[6]}/128 dev lo nodad`,
       ...pods.map((pod) => `route add ${length(pod)} dev pod`),
       `link add ${TUNNEL_DEVICE} type vxlan external dstport ${PORT}`,
       `link set ${TUNNEL_DEVICE} address ${TUNNEL_MAC_NODE} mtu ${MTU - TUNNEL_OVERHEAD[4]} up`,
@@ -250,9 +247,21 @@ export class Stage implements Place {
 /** The node, as the server would reach it where no gateway is between. */
 const NODE_OF = { 4: NODE, 6: '2001:db8:21::1' } as const;
 
+/** A batch has one family for all its lines. */
 async function ip(namespace: string, lines: string[]): Promise<void> {
-  for (const line of lines)
-    await run(['ip', '-n', namespace, ...line.trim().split(/\s+/)], { op: line, timeoutMs: 10_000 });
+  const batch = async (family: string[], list: string[]): Promise<void> => {
+    if (list.length === 0) return;
+    const input = `${list.join('\n')}\n`;
+    await run(['ip', '-n', namespace, ...family, '-batch', '-'], { op: list[0] ?? '', input, timeoutMs: 20_000 });
+  };
+  const marked = (mark: string): string[] =>
+    lines.filter((line) => line.startsWith(mark)).map((line) => line.slice(mark.length));
+  await batch(
+    [],
+    lines.filter((line) => !/^-[46] /.test(line)),
+  );
+  await batch(['-4'], marked('-4 '));
+  await batch(['-6'], marked('-6 '));
 }
 
 async function inside(namespace: string, command: string[]): Promise<void> {

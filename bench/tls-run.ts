@@ -79,8 +79,13 @@ function measureOf(subjects: Subjects, meter: CpuMeter, connector: () => Promise
     const subject = tlsSubjects.find((one) => one.id === id);
     if (subject === undefined) throw new TypeError(`no subject ${id}`);
     const talk = await connector();
-    await subjects.become(subject.of);
-    if (reads(subject)) await mustRead(subject, talk, round < 0);
+    try {
+      await subjects.become(subject.of);
+      if (reads(subject)) await mustRead(subject, talk, round < 0);
+    } catch (error) {
+      const said = subjects.wordsOf(subject.of);
+      throw new Error(`${error instanceof Error ? error.message : error}${said === '' ? '' : `; it says: ${said}`}`);
+    }
     await task(talk, { seconds: subject.warmSeconds, concurrency: CONCURRENCY });
     const single = await task(talk, { seconds: SINGLE_SECONDS, concurrency: 1 });
     const [before, programBefore] = [meter.seconds(), subjects.cpuSeconds()];
