@@ -5,6 +5,7 @@
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { families } from '../api/plan.ts';
 import { CpuMeter } from './cpu.ts';
 import { Gateways } from './gateways.ts';
@@ -26,6 +27,7 @@ const COMPILE_SECONDS = 4;
 /** Fewer flows that end cost less than is measured of a program that is idle. */
 const ENDS_LEAST = 1_000;
 const FLOWS = 64;
+const LEAVE_MS = 200;
 
 /** Scenarios of the same stage. */
 export const stageOf = ({ steering, namespaces }: ForwardingScenario): string =>
@@ -52,6 +54,8 @@ export async function standForwarding(scenarios: ForwardingScenario[], run: Run)
     await generator?.close();
     await gateways?.close();
     await stage?.close();
+    // Who was killed has left the group a moment later.
+    await sleep(LEAVE_MS);
     meter.close();
     await rm(state, { recursive: true, force: true });
   };
@@ -88,7 +92,8 @@ export async function standForwarding(scenarios: ForwardingScenario[], run: Run)
         }),
     };
   } catch (error) {
-    await close();
+    // What failed is what is to be said.
+    await close().catch((closing: unknown) => run.progress.say(String(closing)));
     throw error;
   }
 }

@@ -145,7 +145,8 @@ export class Gateways {
       join(this.#state, 'ctl'),
       JSON.stringify(this.#planned),
     ];
-    const [command = '', ...args] = [...within, ...publish];
+    // The controller's work is another machine's: it has what processors have left.
+    const [command = '', ...args] = ['nice', '-n', '10', ...within, ...publish];
     const publisher = new Talk<Told>(spawn(command, args, { stdio: ['ignore', log, log, 'ipc'] }));
     const meter = new CpuMeter(`sluice-bench-${process.pid}-${namespace}`);
     const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));

@@ -218,13 +218,14 @@ export class Subjects {
     const certificate = join(this.#state, 'server');
     const paths = [`${GATEWAY_OUTSIDE[4]}:8445`, `[${GATEWAY_OUTSIDE[6]}]:8445`].map(
       (where) =>
-        `https_port ${where} intercept ssl-bump tls-cert=${certificate}/tls.crt tls-key=${certificate}/tls.key`,
+        `https_port ${where} intercept ssl-bump tls-cert=${certificate}/tls.crt tls-key=${certificate}/tls.key generate-host-certificates=off`,
     );
     const own = [`pid_filename ${folder}/squid.pid`, `coredump_dir ${folder}`];
     const file = join(folder, 'squid.conf');
     const common = await readFile(peer('squid.conf'), 'utf8');
     await writeFile(file, `${common}${[...paths, ...own].join('\n')}\n`);
-    return ['squid', '-N', '-f', file];
+    // A service name of its own: what squid shares in memory is named by it.
+    return ['squid', '-N', '-n', `bench${process.pid}`, '-f', file];
   }
 
   async #leave(): Promise<void> {

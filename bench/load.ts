@@ -51,6 +51,8 @@ export const unitOf: Record<Load, string> = {
 const existing: readonly Load[] = ['tcp', 'tcp-packets', 'udp', 'connect'];
 /** Loads that can be measured in slices of a fraction of a second. */
 export const sliced: readonly Load[] = ['udp', 'connect'];
+/** Node starts in a tenth of a second, where nobody else is. */
+const START_MS = 60_000;
 /** A rule of every namespace permits it to the server. */
 const CONNECT_PORT = 443;
 
@@ -90,7 +92,8 @@ export class LoadGenerator {
   #frameSource: ChildProcess | undefined;
   readonly #connectors = new Map<Family, ChildProcess>();
   readonly #requesters = new Map<Family, ChildProcess>();
-  #server: ChildProcess | undefined;
+  /** All that were started. */
+  readonly #children: ChildProcess[] = [];
 
   constructor(topology: Place, meter: Meter, pods: Record<Family, string[]>) {
     this.#topology = topology;
@@ -100,7 +103,7 @@ export class LoadGenerator {
 
   async start(families: Family[], flows: number, loads: readonly Load[] = existing): Promise<void> {
     const server = ['ip', 'netns', 'exec', this.#topology.namespace('server'), 'iperf3', '-s', '-p', String(TCP_PORT)];
-    this.#server = this.#counted([...pin(1), ...server]);
+    this.#counted([...pin(1), ...server]);
     await this.#untilListening();
     if (loads.includes('frames')) this.#frameSource = await this.#startFrames(flows);
     for (const family of families) {
@@ -110,7 +113,7 @@ export class LoadGenerator {
         true,
       );
       this.#senders.set(family, sender);
-      await answer(sender, 10_000);
+      await answer(sender, START_MS);
       if (loads.includes('connect')) this.#connectors.set(family, await this.#bothEnds('connector', family));
       if (loads.includes('request')) this.#requesters.set(family, await this.#bothEnds('requester', family));
     }
@@ -135,7 +138,7 @@ export class LoadGenerator {
     const ends = [this.#topology.namespace('client'), this.#topology.namespace('server')];
     const to = [SERVER[family], String(CONNECT_PORT), ...this.#pods[family]];
     const child = this.#counted([...pin(0), process.execPath, programOf(program), ...ends, ...to], true);
-    await answer(child, 10_000);
+    await answer(child, START_MS);
     return child;
   }
 
@@ -174,7 +177,7 @@ export class LoadGenerator {
     const frame = [await mac('node'), await mac('client'), SERVER[4], String(UDP_PORT), String(flows)];
     const where = [this.#topology.namespace('node'), 'pod', ...frame, ...this.#pods[4]];
     const source = this.#counted([...pin(0), process.execPath, programOf('frame-source'), ...where], true);
-    await answer(source, 10_000);
+    await answer(source, START_MS);
     return source;
   }
 
@@ -218,14 +221,8 @@ export class LoadGenerator {
   }
 
   async close(): Promise<void> {
-    const server = [this.#server, this.#frameSource].filter((child) => child !== undefined);
-    for (const child of [
-      ...this.#senders.values(),
-      ...this.#connectors.values(),
-      ...this.#requesters.values(),
-      ...server,
-    ]) {
-      if (child.exitCode !== null) continue;
+    for (const child of this.#children) {
+      if (child.exitCode !== null || child.signalCode !== null) continue;
       child.kill('SIGKILL');
       await once(child, 'exit');
     }
@@ -243,12 +240,14 @@ export class LoadGenerator {
       | 'inherit'
       | 'ipc'
     )[];
-    return spawn(program, args, { stdio });
+    const child = spawn(program, args, { stdio });
+    this.#children.push(child);
+    return child;
   }
 
   async #untilListening(): Promise<void> {
     const namespace = this.#topology.namespace('server');
-    for (let attempt = 0; attempt < 50; attempt++) {
+    for (let attempt = 0; attempt < 400; attempt++) {
       const sockets = await run(['ip', 'netns', 'exec', namespace, 'ss', '-Hltn', `sport = :${TCP_PORT}`], {
         op: 'ss',
       });

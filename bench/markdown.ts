@@ -45,7 +45,8 @@ export function measuredMetrics({ subjects, main }: ScenarioResult): Metric[] {
 export function scenarioTable(scenario: ScenarioResult): string {
   const { subjects, main, unit } = scenario;
   const shown = measuredMetrics(scenario);
-  const references = [...new Set(subjects.flatMap((subject) => referencesOf(scenario, subject)))];
+  const used = new Set(subjects.flatMap((subject) => referencesOf(scenario, subject)));
+  const references = [...new Set([...scenario.references, ...used])].filter((reference) => used.has(reference));
   const titleOf = (id: string): string => subjects.find((subject) => subject.id === id)?.title ?? id;
   const head = [
     'subject',
@@ -59,15 +60,20 @@ export function scenarioTable(scenario: ScenarioResult): string {
   const rows = subjects.map((subject) => [
     subject.own ? `**${subject.title}**` : subject.title,
     ...shown.map((metric) => figure(subject, metric, metric === main)),
-    ...references.map((reference) => {
-      const ratio = referencesOf(scenario, subject).includes(reference)
-        ? ratioOf(scenario, subject.id, reference, main)
-        : undefined;
-      return ratio === undefined ? '' : ratioText(ratio);
-    }),
+    ...references.map((reference) =>
+      referencesOf(scenario, subject).includes(reference) ? ratios(scenario, subject, reference) : '',
+    ),
     String(Math.max(...Object.values(subject.samples).map((samples) => samples.length), 0)),
   ]);
   return table(head, rows);
+}
+
+/** By the scenario's figure; of rates the one of the clock beside it. */
+function ratios(scenario: ScenarioResult, { id }: SubjectResult, reference: string): string {
+  const ratio = ratioOf(scenario, id, reference, scenario.main);
+  if (ratio === undefined) return '';
+  const wall = scenario.main === 'perCpuSecond' ? ratioOf(scenario, id, reference, 'perSecond') : undefined;
+  return `${ratioText(ratio)}${wall === undefined ? '' : `; ${wall.ratio.toFixed(2)} per second`}`;
 }
 
 function figure({ samples }: SubjectResult, metric: Metric, whole: boolean): string {

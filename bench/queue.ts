@@ -18,6 +18,7 @@ import * as libc from '../kernel/libc.ts';
 import { probeQueueRule, putQueueRule, removeQueueRule } from '../kernel/queue-rule.ts';
 import { QueueSocket } from '../kernel/queue-socket.ts';
 import type { NaiveData } from './queue-naive.ts';
+import { inRounds, type Turn } from './rounds.ts';
 import { AF_INET, SOCK_DGRAM, socketAddress } from './socket-address.ts';
 import { median, ratioOfMedians } from './statistics.ts';
 
@@ -206,22 +207,32 @@ const note = (name: string) => {
   delays[name] = list;
   list.push({ p50: quantile(times, 0.5), p99: quantile(times, 0.99) });
 };
-for (let round = -1; round < rounds; round++) {
-  if (round >= 0) note('no queue');
-  for (const [name, count, start] of round % 2 === 0 ? subjects : subjects.toReversed()) {
-    await putQueueRule(capability, { ...ASK, first: FIRST_QUEUE, count, bypass: false }, names.gateway);
-    const subject = await start();
-    const sample = await flood(sender, subject);
-    // The first round warms up and is not counted.
-    if (round >= 0) {
-      samples[name].push(sample);
-      await new Promise((resolve) => setTimeout(resolve, 100));
-      note(name);
-    }
-    await subject.close();
-    await removeQueueRule(capability, ASK, names.gateway);
+/** Each begins anew, and so does its rule; without a queue there is only the single packet. */
+async function measure({ subject: name, round }: Turn<Name | 'no queue'>): Promise<void> {
+  const [, count, start] = subjects.find(([known]) => known === name) ?? [];
+  if (count === undefined || start === undefined) {
+    if (round >= 0) note(name);
+    return;
   }
+  await putQueueRule(capability, { ...ASK, first: FIRST_QUEUE, count, bypass: false }, names.gateway);
+  const subject = await start();
+  const sample = await flood(sender, subject);
+  // The first round warms up and is not counted.
+  if (round >= 0) {
+    samples[name as Name].push(sample);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    note(name);
+  }
+  await subject.close();
+  await removeQueueRule(capability, ASK, names.gateway);
 }
+await inRounds<Name | 'no queue', void>({
+  subjects: ['no queue', ...subjects.map(([name]) => name)],
+  rounds,
+  mostRounds: rounds,
+  decided: () => true,
+  measure,
+});
 sender.disconnect();
 
 const per = (name: Name, what: keyof Sample): number[] => samples[name].map((sample) => sample[what]);

@@ -39,9 +39,11 @@ const { values } = parseArgs({
 /** Of the quick run: no round begins after so many seconds. TLS begins programs anew in each turn. */
 const QUICK_SECONDS = 540;
 const [ROUNDS, MOST_ROUNDS, QUICK_TLS_ROUNDS] = [9, 25, 3];
+/** Names, or how they begin; one that is a whole name means no other. */
 const named = (list: string | undefined): ((id: string) => boolean) => {
-  const starts = list?.split(',');
-  return (id) => starts === undefined || starts.some((start) => id.startsWith(start));
+  const parts = list?.split(',');
+  const whole = new Set(scenarios.map(({ id }) => id));
+  return (id) => parts === undefined || parts.some((part) => (whole.has(part) ? id === part : id.startsWith(part)));
 };
 
 const known = [...forwardingSubjects, ...tlsSubjects];
@@ -58,8 +60,10 @@ const chosen = scenarios
 
 /** What is to be taken down by whoever interrupts. */
 let standsNow: { close(): Promise<void> } | undefined;
+let interrupted = false;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
+    interrupted = true;
     void (standsNow?.close() ?? Promise.resolve()).finally(() => process.exit(130));
   });
 }
@@ -90,6 +94,8 @@ async function main(): Promise<number> {
   };
   const measured: ScenarioResult[] = [];
   const keep = async (result: ScenarioResult): Promise<void> => {
+    // Of what was under way only failures are left.
+    if (interrupted) return new Promise(() => undefined);
     measured.push(result);
     // What was measured is there, whatever becomes of the rest.
     await writeReport(values.output, resultOf(measured, progress.seconds, loadBefore));

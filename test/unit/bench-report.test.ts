@@ -127,6 +127,12 @@ t.test('two reports', async (t) => {
     ...twin(by),
     subjects: [...scenario(around(96), around(100)).subjects, subject('nft-twin', { perCpuSecond: around(100 * by) })],
   });
+  const slightly = (of: ScenarioResult): ScenarioResult => ({
+    ...of,
+    subjects: of.subjects.map((one) => (one.own ? { ...one, samples: { perCpuSecond: around(94.5) } } : one)),
+  });
+  t.same(verdicts(before, result(scenario(around(94.5), around(100)))), ['same'], 'no more than places may differ by');
+  t.same(verdicts(result(wasTwin(1)), result(slightly(wasTwin(1)))), ['slower'], 'more than these places do');
   t.same(verdicts(result(wasTwin(1)), result(twin(1))), ['slower']);
   t.same(verdicts(result(wasTwin(1)), result(twin(1.1))), ['same'], 'places differ by more than that');
 
