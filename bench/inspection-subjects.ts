@@ -127,6 +127,8 @@ export class Subjects {
     if (this.#now === subject) return;
     const ours = (of: Subject | undefined): boolean => of === 'by address' || of === 'by name';
     if (!(ours(this.#now) && ours(subject))) {
+      // One that cannot begin leaves nobody there.
+      this.#now = undefined;
       await this.#leave();
       await this.#enter(subject);
     }

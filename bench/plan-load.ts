@@ -39,6 +39,7 @@ const namespace = `t-bench-load-${process.pid}`;
 const state = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
 try {
   await run(['ip', 'netns', 'add', namespace], { op: 'netns' });
+  await run(['ip', '-n', namespace, 'link', 'set', 'lo', 'up'], { op: 'up' });
   for (const device of ['inside', 'outside']) {
     const pair = ['link', 'add', device, 'up', 'type', 'veth', 'peer', 'name', `${device}-peer`];
     await run(['ip', '-n', namespace, ...pair], { op: 'veth' });
