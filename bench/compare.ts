@@ -62,8 +62,10 @@ function pairOf(before: ScenarioResult, after: ScenarioResult, subject: SubjectR
   // Of the control plane's rows each has one figure of its own.
   const [metric] = subject.samples[after.main] ? [after.main] : (Object.keys(subject.samples) as Metric[]);
   if (metric === undefined || earlier.samples[metric] === undefined) return [];
-  // The reference that lies nearest: what Sluice is asked to be beside.
-  const beside = referencesOf(after, subject).findLast((id) => subjectOf(before, id)?.samples[metric] !== undefined);
+  // The reference that lies nearest: its own, or the last, which is what Sluice is asked to be beside.
+  const references = referencesOf(after, subject);
+  const own = references.filter((id) => id === subject.beside);
+  const beside = [...references, ...own].findLast((id) => subjectOf(before, id)?.samples[metric] !== undefined);
   return [{ before, after, subject: subject.id, metric, ...(beside !== undefined && { beside }) }];
 }
 

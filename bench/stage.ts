@@ -52,7 +52,7 @@ export class Stage implements Place {
 
   /** `pods`: addresses that the client sends from; `tag`: apart from all other stages of this process. */
   static async create(steering: SteeringMode, pods: string[], tag: string): Promise<Stage> {
-    const stage = new Stage(steering, `t-bench-${process.pid}-${tag}`);
+    const stage = new Stage(steering, tag);
     try {
       await stage.#build(pods);
     } catch (error) {
@@ -67,7 +67,7 @@ export class Stage implements Place {
   }
 
   namespace(host: Fixed): string {
-    return `${this.#tag}-${host}`;
+    return this.#named(host);
   }
 
   gatewayOf(subject: string): string {
@@ -77,7 +77,7 @@ export class Stage implements Place {
   /** A gateway with its links and addresses, and nothing else; `direct`: a link from node to server instead. */
   async addGateway(subject: string, direct: boolean): Promise<string> {
     const at = this.#gateways.size;
-    const gateway: Gateway = { at, namespace: `${this.#tag}-gw${at}`, direct };
+    const gateway: Gateway = { at, namespace: this.#named(`gw${at}`), direct };
     this.#gateways.set(subject, gateway);
     const [inside, outside] = [`in-${at}`, `out-${at}`];
     if (direct) await this.#link(this.namespace('node'), inside, this.namespace('server'), outside);
@@ -168,6 +168,10 @@ export class Stage implements Place {
     for (const name of [...gateways.map(({ namespace }) => namespace), ...fixed]) {
       await run(['ip', 'netns', 'del', name], { op: 'netns' }).catch(() => undefined);
     }
+  }
+
+  #named(host: string): string {
+    return `t-bench-${this.#tag}-${host}-${process.pid}`;
   }
 
   #gateway(subject: string): Gateway {

@@ -103,7 +103,7 @@ export const forwardingSubjects: ForwardingSubject[] = [
     accounting: true,
     source: 'egress IP',
     records: true,
-    configuration: '`sluice gateway` with --flow-log to a file: a line for each flow that ends',
+    configuration: '`sluice gateway` with --flow-log to a file: two lines for each flow, its beginning and its end',
   },
   {
     id: 'sluice-churn',

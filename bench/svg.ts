@@ -19,8 +19,9 @@ export interface LineRow {
   own: boolean;
 }
 
-const WIDTH = 760;
-const [LABELS, RIGHT, TOP, ROW, FOOT] = [290, 90, 44, 26, 34];
+const [LEAST_WIDTH, PLOT, RIGHT, TOP, ROW, FOOT] = [760, 380, 90, 44, 26, 34];
+/** Of a letter, about: nobody here can ask a font. */
+const [LETTER, BOLD] = [6.7, 7.3];
 const OWN = '#0b7285';
 const OTHERS = [
   '#868e96',
@@ -39,10 +40,12 @@ const FONT = 'font-family="system-ui, sans-serif" font-size="12"';
 export const escaped = (text: string): string =>
   text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
 
-function frame(height: number, title: string, unit: string, body: string[]): string {
+const widthOf = (title: string, least: number): number => Math.ceil(Math.max(least, 16 + BOLD * title.length));
+
+function frame([width, height]: [number, number], title: string, unit: string, body: string[]): string {
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}" role="img" aria-label="${escaped(title)}" ${FONT}>`,
-    `<rect width="${WIDTH}" height="${height}" fill="#ffffff"/>`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img" aria-label="${escaped(title)}" ${FONT}>`,
+    `<rect width="${width}" height="${height}" fill="#ffffff"/>`,
     `<text x="8" y="18" font-weight="bold" fill="#212529">${escaped(title)}</text>`,
     `<text x="8" y="34" fill="#495057">${escaped(unit)}</text>`,
     ...body,
@@ -95,8 +98,9 @@ const at = (value: number): string => value.toFixed(1);
 
 export function bars(title: string, unit: string, rows: readonly BarRow[]): string {
   const scale = scaleOf(rows.flatMap(({ value, low, high }) => [value, low, high]));
-  const [height, plot] = [TOP + rows.length * ROW + FOOT, WIDTH - LABELS - RIGHT];
-  const x = (value: number): number => LABELS + plot * scale.of(value);
+  const height = TOP + rows.length * ROW + FOOT;
+  const labels = Math.ceil(Math.max(...rows.map(({ label, own }) => label.length * (own ? BOLD : LETTER)), 100)) + 16;
+  const x = (value: number): number => labels + PLOT * scale.of(value);
   const bottom = TOP + rows.length * ROW;
   const grid = scale.marks.map(
     (mark) =>
@@ -107,13 +111,14 @@ export function bars(title: string, unit: string, rows: readonly BarRow[]): stri
     const y = TOP + index * ROW;
     const middle = at(y + ROW / 2);
     return [
-      `<text x="${LABELS - 8}" y="${at(y + ROW / 2 + 4)}" text-anchor="end" fill="#212529"${own ? ' font-weight="bold"' : ''}>${escaped(label)}</text>`,
-      `<rect x="${LABELS}" y="${y + 5}" width="${at(Math.max(0, x(value) - LABELS))}" height="${ROW - 10}" fill="${own ? OWN : '#adb5bd'}"/>`,
+      `<text x="${labels - 8}" y="${at(y + ROW / 2 + 4)}" text-anchor="end" fill="#212529"${own ? ' font-weight="bold"' : ''}>${escaped(label)}</text>`,
+      `<rect x="${labels}" y="${y + 5}" width="${at(Math.max(0, x(value) - labels))}" height="${ROW - 10}" fill="${own ? OWN : '#adb5bd'}"/>`,
       `<line x1="${at(x(low))}" y1="${middle}" x2="${at(x(high))}" y2="${middle}" stroke="#212529" stroke-width="1.5"/>`,
       `<text x="${at(Math.max(x(value), x(high)) + 6)}" y="${at(y + ROW / 2 + 4)}" fill="#212529">${text(value)}</text>`,
     ].join('\n');
   });
-  return frame(height, title, unit, [...grid, ...drawn]);
+  const width = widthOf(title, Math.max(LEAST_WIDTH, labels + PLOT + RIGHT));
+  return frame([width, height], title, unit, [...grid, ...drawn]);
 }
 
 export function lines(title: string, unit: string, places: readonly string[], rows: readonly LineRow[]): string {
@@ -144,5 +149,7 @@ export function lines(title: string, unit: string, places: readonly string[], ro
       `<text x="${left + plot + 42}" y="${key}" fill="#212529"${own ? ' font-weight="bold"' : ''}>${escaped(label)}</text>`,
     ].join('\n');
   });
-  return frame(height, title, unit, [...grid, ...names, ...drawn]);
+  const longest = Math.max(...rows.map(({ label }) => label.length * BOLD), 0);
+  const width = widthOf(title, Math.max(LEAST_WIDTH, left + plot + 50 + longest));
+  return frame([width, height], title, unit, [...grid, ...names, ...drawn]);
 }

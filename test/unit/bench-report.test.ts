@@ -136,6 +136,14 @@ t.test('two reports', async (t) => {
   t.same(verdicts(result(wasTwin(1)), result(twin(1))), ['slower']);
   t.same(verdicts(result(wasTwin(1)), result(twin(1.1))), ['same'], 'places differ by more than that');
 
+  const with3 = scenario(around(50), around(100), { references: ['plain', 'nft'] });
+  const named = (of: ScenarioResult): (string | undefined)[] =>
+    compare(result(of), result(of)).map(({ beside }) => beside);
+  const plain = subject('plain', { perCpuSecond: around(200) });
+  t.same(named({ ...with3, subjects: [plain, ...with3.subjects] }), ['nft'], 'the last of the references');
+  const own = with3.subjects.map((one) => (one.own ? { ...one, beside: 'plain' } : one));
+  t.same(named({ ...with3, subjects: [plain, ...own] }), ['plain'], 'or the subject’s own');
+
   const alone = (value: number): ScenarioResult =>
     scenario([], [], {
       main: 'milliseconds',
@@ -196,7 +204,7 @@ t.test('plots are XML that holds what was measured', async (t) => {
   wellFormed(t, wide, 'logarithmic');
   t.match(wide, />10,000</);
   const width = (svg: string): number[] =>
-    [...svg.matchAll(/<rect x="290" y="\d+" width="([\d.]+)"/g)].map(([, of]) => Number(of));
+    [...svg.matchAll(/<rect x="\d+" y="\d+" width="([\d.]+)"/g)].map(([, of]) => Number(of));
   const [half = 0, whole = 0] = width(
     bars(
       '',
