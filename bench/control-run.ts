@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { readers } from './control-figures.ts';
 import type { ScenarioResult, SubjectResult } from './result.ts';
-import type { Run } from './run-scenario.ts';
+import { closedOnce, type Run } from './run-scenario.ts';
 import type { ControlScenario } from './scenarios.ts';
 
 /** Programs that have rounds of their own. */
@@ -32,12 +32,19 @@ export async function runControl(
     const child = spawn(process.execPath, ['--expose-gc', file, ...args, ...rounds, '--output', output], {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
+    // It takes down what it made, when it is asked to end.
+    const close = closedOnce(run, async () => {
+      if (child.exitCode !== null || child.signalCode !== null) return;
+      child.kill('SIGTERM');
+      await once(child, 'exit');
+    });
     const step = { scenario: at, scenarios: of, title: id, rounds: run.rounds, subject: program };
     let round = 0;
     createInterface({ input: child.stdout }).on('line', (line) => {
       run.progress.step({ ...step, round: round++, figure: line });
     });
     const [code] = await once(child, 'exit');
+    await close();
     if (code !== 0) throw new Error(`${program} ended with ${code}`);
     result.subjects = subjectsFrom(program, await readFile(output, 'utf8'));
   } catch (error) {

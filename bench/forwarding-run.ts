@@ -13,7 +13,7 @@ import { isStream, type Load, LoadGenerator } from './load.ts';
 import { podAddresses } from './plan.ts';
 import { podsOf, sourcesOf } from './planned.ts';
 import type { Figures } from './result.ts';
-import type { Measure, Run, Stand } from './run-scenario.ts';
+import { closedOnce, type Measure, type Run, type Stand } from './run-scenario.ts';
 import type { ForwardingScenario } from './scenarios.ts';
 import { Stage } from './stage.ts';
 import { type ForwardingSubject, forwardingSubjects } from './subjects.ts';
@@ -50,7 +50,7 @@ export async function standForwarding(scenarios: ForwardingScenario[], run: Run)
   let stage: Stage | undefined;
   let gateways: Gateways | undefined;
   let generator: LoadGenerator | undefined;
-  const close = async (): Promise<void> => {
+  const close = closedOnce(run, async () => {
     await generator?.close();
     await gateways?.close();
     await stage?.close();
@@ -58,7 +58,7 @@ export async function standForwarding(scenarios: ForwardingScenario[], run: Run)
     await sleep(LEAVE_MS);
     meter.close();
     await rm(state, { recursive: true, force: true });
-  };
+  });
   try {
     const count = Math.min(sourcesOf(namespaces), podsOf(namespaces));
     const places = Array.from({ length: count }, (_, at) => podAddresses(at));

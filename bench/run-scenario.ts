@@ -27,6 +27,8 @@ export interface Run {
   subjectsOf(scenario: Scenario): string[];
   titleOf(subject: string): string;
   besideOf(subject: string): string | undefined;
+  /** What takes down all that stands, for whoever interrupts; any number of times. */
+  closing: Set<() => Promise<void>>;
   /** Why a subject cannot be measured here; undefined: it can. */
   absent(subject: string): Absent | undefined;
 }
@@ -113,4 +115,15 @@ function byMetric(rounds: Figures[][]): SubjectResult['samples'] {
     if (list.every((slices) => slices.length > 0) && list.length > 0) found[metric] = list;
   }
   return found;
+}
+
+/** A `close` that does its work once, whoever asks, and that an interrupted run calls as well. */
+export function closedOnce(run: Run, work: () => Promise<void>): () => Promise<void> {
+  let done: Promise<void> | undefined;
+  const close = (): Promise<void> => {
+    done ??= work().finally(() => run.closing.delete(close));
+    return done;
+  };
+  run.closing.add(close);
+  return close;
 }

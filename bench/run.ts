@@ -59,12 +59,12 @@ const chosen = scenarios
   .filter((scenario) => scenario.kind === 'control' || subjectsOf(scenario).length > 0);
 
 /** What is to be taken down by whoever interrupts. */
-let standsNow: { close(): Promise<void> } | undefined;
+const closing: Run['closing'] = new Set();
 let interrupted = false;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
     interrupted = true;
-    void (standsNow?.close() ?? Promise.resolve()).finally(() => process.exit(130));
+    void Promise.allSettled([...closing].map((close) => close())).finally(() => process.exit(130));
   });
 }
 
@@ -91,6 +91,7 @@ async function main(): Promise<number> {
     titleOf,
     besideOf: (id) => tlsSubjects.find((subject) => subject.id === id)?.beside,
     absent: absentOf,
+    closing,
   };
   const measured: ScenarioResult[] = [];
   const keep = async (result: ScenarioResult): Promise<void> => {
@@ -134,18 +135,16 @@ async function measureGroup(
   if (forwarding.length > 0) await standing(await standForwarding(forwarding, run), forwarding, run);
   const tlsRounds = values.full || values.rounds !== undefined ? run.rounds : QUICK_TLS_ROUNDS;
   const tlsRun = { ...run, rounds: tlsRounds, mostRounds: Math.max(tlsRounds, values.full ? run.mostRounds : 0) };
-  if (tls.length > 0) await standing(await standTls(), tls, tlsRun);
+  if (tls.length > 0) await standing(await standTls(run), tls, tlsRun);
 
   async function standing<S extends Exclude<Scenario, ControlScenario>>(
     stand: Stand<S>,
     of: S[],
     how: Run,
   ): Promise<void> {
-    standsNow = stand;
     try {
       for (const scenario of of) await keep(await runScenario(scenario, stand.measure(scenario), how, place(scenario)));
     } finally {
-      standsNow = undefined;
       await stand.close();
     }
   }

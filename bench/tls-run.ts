@@ -17,7 +17,7 @@ import type { Made, Task } from './hello-connector.ts';
 import { ALLOWED_NAME, inspectionPlan, inspectionPods, OTHER_NAME, RESOLVER } from './inspection-plan.ts';
 import { Subjects } from './inspection-subjects.ts';
 import { SERVER } from './plan.ts';
-import type { Measure, Stand } from './run-scenario.ts';
+import { closedOnce, type Measure, type Run, type Stand } from './run-scenario.ts';
 import type { TlsScenario } from './scenarios.ts';
 import { type TlsSubject, tlsSubjects } from './subjects.ts';
 import { Talk } from './talk.ts';
@@ -28,20 +28,20 @@ const SINGLE_SECONDS = 0.4;
 const TRIES = 20;
 const ALLOWED_MS = 20_000;
 
-export async function standTls(): Promise<Stand<TlsScenario>> {
+export async function standTls(run: Run): Promise<Stand<TlsScenario>> {
   const state = await mkdtemp(join(tmpdir(), 'sluice-bench-tls-'));
   const meter = new CpuMeter(`sluice-bench-${process.pid}-tls`);
   const children: ChildProcess[] = [];
   const connectors = new Map<Family, Talk<Made | 'ready'>>();
   let topology: Topology | undefined;
   let subjects: Subjects | undefined;
-  const close = async (): Promise<void> => {
+  const close = closedOnce(run, async () => {
     await subjects?.close();
     for (const child of children) await end(child);
     await topology?.close();
     meter.close();
     await rm(state, { recursive: true, force: true });
-  };
+  });
   try {
     const pods = inspectionPods(PODS);
     topology = await Topology.create(inspectionPlan('addresses', PODS, QUEUES), [...pods[4], ...pods[6]], state);

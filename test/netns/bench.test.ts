@@ -16,6 +16,7 @@ import { Stage } from '../../bench/stage.ts';
 import { forwardingSubjects } from '../../bench/subjects.ts';
 import { run } from '../../kernel/run.ts';
 
+t.setTimeout(570_000);
 const places = [0, 1, 2].map(podAddresses);
 const pods = { 4: places.map((of) => of[4]), 6: places.map((of) => of[6]) };
 /** Whose program would need a controller are tested elsewhere. */
