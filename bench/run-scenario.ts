@@ -29,6 +29,8 @@ export interface Run {
   besideOf(subject: string): string | undefined;
   /** What takes down all that stands, for whoever interrupts; any number of times. */
   closing: Set<() => Promise<void>>;
+  /** Somebody interrupted: what fails from now on fails for that, and nothing begins any more. */
+  interrupted(): boolean;
   /** Why a subject cannot be measured here; undefined: it can. */
   absent(subject: string): Absent | undefined;
 }
@@ -61,7 +63,7 @@ export async function runScenario(
     async measure({ subject, round }) {
       const [step, { at, of }] = [{ title: scenario.id, round, rounds: run.rounds, subject }, place];
       run.progress.step({ ...step, scenario: at, scenarios: of });
-      const found = await measure(subject, round, round < 0 ? WARM_SECONDS : run.seconds);
+      const found = await unlessInterrupted(run, () => measure(subject, round, round < 0 ? WARM_SECONDS : run.seconds));
       const main = found[scenario.main];
       if (main !== undefined)
         run.progress.step({
@@ -80,6 +82,18 @@ export async function runScenario(
   });
   run.progress.say(`${scenario.id} (${metrics[scenario.main].unit(scenario.unit)}): ${line.join(', ')}`);
   return result;
+}
+
+/** While everything is taken down nobody goes on: the process ends when that is done. */
+async function unlessInterrupted<T>(run: Run, work: () => Promise<T>): Promise<T> {
+  const never = new Promise<T>(() => undefined);
+  if (run.interrupted()) return never;
+  try {
+    return await work();
+  } catch (error) {
+    if (run.interrupted()) return never;
+    throw error;
+  }
 }
 
 export const figureText = (value: number, metric: Metric, unit: string): string =>

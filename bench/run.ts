@@ -92,6 +92,7 @@ async function main(): Promise<number> {
     besideOf: (id) => tlsSubjects.find((subject) => subject.id === id)?.beside,
     absent: absentOf,
     closing,
+    interrupted: () => interrupted,
   };
   const measured: ScenarioResult[] = [];
   const keep = async (result: ScenarioResult): Promise<void> => {
