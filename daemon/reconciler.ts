@@ -31,11 +31,21 @@ export interface ReconcilerOptions {
   nft: Pick<HostNft, 'watch'>;
   /** Compares the kernel's state with the plan in force, if there is one; the table only if it is told to. */
   reconcile(table: boolean): Promise<void>;
+  /**
+   * Before the regular `reconcile`, while other work has its turns: finds out what that needs. Commands that list take seconds
+   * where processors are busy, and whoever is to be released or withdrawn does not wait for them.
+   */
+  look?(): Promise<void>;
+  /** No chain of ours is on a device, so that none is lost with one. */
+  devices?: 'indifferent';
+  /** For tests: between two regular ones. */
+  everyMs?: number;
   log: Logger;
 }
 
 /** To be started before the first plan is applied, so that no change goes unseen. */
-export function startReconciler({ table, nft, reconcile, log }: ReconcilerOptions): Reconciler {
+export function startReconciler(options: ReconcilerOptions): Reconciler {
+  const { table, nft, reconcile, log } = options;
   let last: Promise<unknown> = Promise.resolve();
   const inTurn = (work: () => Promise<void>): Promise<void> => {
     const mine = last.then(work);
@@ -52,7 +62,7 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
   let devices: string | undefined;
 
   const compare = async (): Promise<void> => {
-    const now = await deviceList();
+    const now = options.devices === 'indifferent' ? '' : await deviceList();
     if (devices !== undefined && now !== devices) suspect = true;
     devices = now;
     const whole = suspect;
@@ -65,28 +75,29 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
       throw error;
     }
   };
-  const run = (): void => {
+  const run = (before: Promise<void> = Promise.resolve()): void => {
     clearTimeout(retry);
     clearTimeout(soon);
     soon = undefined;
-    void inTurn(compare).then(
+    const compared = before.then(() => (closed ? undefined : inTurn(compare)));
+    void compared.then(
       () => {
         failures = 0;
       },
       (error) => {
         const againMs = Math.min(RETRY_MS, RETRY_FIRST_MS * 2 ** failures++);
         log.error({ err: error, againMs }, 'reconciliation failed');
-        if (!closed) retry = setTimeout(run, againMs);
+        if (!closed) retry = setTimeout(() => run(), againMs);
       },
     );
   };
-  const timer = setInterval(run, RECONCILE_MS);
+  const timer = setInterval(() => run(options.look?.()), options.everyMs ?? RECONCILE_MS);
   const watch = nft.watch(table, {
     onChanged() {
       suspect = true;
       if (soon !== undefined || closed) return;
       log.warn({ table }, 'somebody changed the table: comparing it with the plan');
-      soon = setTimeout(run, Math.max(CHANGED_MS, comparedAt + CHANGED_APART_MS - performance.now()));
+      soon = setTimeout(() => run(), Math.max(CHANGED_MS, comparedAt + CHANGED_APART_MS - performance.now()));
     },
     onDeleted() {
       suspect = true;
@@ -97,7 +108,7 @@ export function startReconciler({ table, nft, reconcile, log }: ReconcilerOption
   });
   return {
     inTurn,
-    again: run,
+    again: () => run(),
     async close() {
       closed = true;
       clearInterval(timer);

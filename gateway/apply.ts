@@ -32,7 +32,7 @@ import {
 } from './compile-net.ts';
 import { EarlyAddresses } from './early-addresses.ts';
 import type { Numbers } from './marks.ts';
-import { OwnedAddresses, textOf } from './owned-addresses.ts';
+import { byDevice, OwnedAddresses, textOf } from './owned-addresses.ts';
 import { departures, type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
@@ -125,6 +125,9 @@ export class GatewayApply {
   #plan: GatewayPlan | undefined;
   /** Settings of devices, as last written. */
   #settled = '';
+  #netChanges = 0;
+  /** What look() found, unless something was changed since. */
+  #ahead: NetState | undefined;
 
   constructor(self: string, kernel: GatewayKernel, stateDirectory: string, options: ApplyOptions = {}) {
     this.#self = self;
@@ -162,6 +165,14 @@ export class GatewayApply {
     if (table) this.#tableKnown = false;
     this.#net = undefined;
     this.#shaping.forget();
+  }
+
+  /** Lists what apply() would after forget(false), while others call apply(): they do not wait for the commands. */
+  async look(): Promise<void> {
+    const changes = this.#netChanges;
+    if (this.#net === undefined) return;
+    const [net] = await Promise.all([this.#kernel.ip.list(await this.#scope([])), this.#shaping.look()]);
+    if (changes === this.#netChanges) this.#ahead = net;
   }
 
   async #apply(plan: GatewayPlan, delta: PlanDelta | undefined): Promise<Applied> {
@@ -313,7 +324,14 @@ export class GatewayApply {
       wanted.routes.push(...this.#setRoutes(uid, after));
     }
     const lines = diffNet(gone, wanted);
-    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+    await this.#change(lines);
+  }
+
+  async #change(lines: string[]): Promise<void> {
+    if (lines.length === 0) return;
+    this.#netChanges++;
+    this.#ahead = undefined;
+    await this.#kernel.ip.apply(lines);
   }
 
   #setRoutes(uid: string, workload: WorkloadEntry | undefined): Route[] {
@@ -332,12 +350,13 @@ export class GatewayApply {
       ...net,
       routes: [...net.routes, ...[...this.#routes.values()].flat()],
     });
-    const current = this.#net === undefined ? await ip.list(scope) : withRoutes(this.#net);
+    const current = this.#net === undefined ? (this.#ahead ?? (await ip.list(scope))) : withRoutes(this.#net);
+    this.#ahead = undefined;
     this.#routesOf = workloadRoutes(plan, this.#self);
     this.#routes.clear();
     for (const workload of Object.values(plan.workloads)) this.#setRoutes(workload.uid, workload);
     const lines = diffNet(current, withRoutes(places));
-    if (lines.length > 0) await ip.apply(lines);
+    await this.#change(lines);
     const settings = 'pool' in plan.settings ? deviceSysctls(plan.settings.pool) : {};
     const settled = JSON.stringify(settings);
     // A device that was made just now has none of them.
@@ -376,13 +395,3 @@ const nothingElse: Changed = {
 export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
 /** And those of which packets are read, which are not among them. */
 export const readMark = { value: CT_READ, mask: CT_READ };
-
-function byDevice(addresses: DeviceAddress[]): Map<string, string[]> {
-  const found = new Map<string, string[]>();
-  for (const { dev, address } of addresses) {
-    const list = found.get(dev) ?? [];
-    list.push(address.slice(0, address.indexOf('/')));
-    found.set(dev, list);
-  }
-  return found;
-}

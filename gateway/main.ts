@@ -188,6 +188,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     table: NFT_TABLE_GATEWAY,
     nft: kernel.nft,
     reconcile,
+    look: () => gateway.look(),
     log,
   });
 

@@ -46,3 +46,14 @@ export class OwnedAddresses {
 }
 
 export const textOf = ({ dev, address }: DeviceAddress): string => `${dev} ${address}`;
+
+/** Addresses alone, without their prefix lengths. */
+export function byDevice(addresses: DeviceAddress[]): Map<string, string[]> {
+  const found = new Map<string, string[]>();
+  for (const { dev, address } of addresses) {
+    const list = found.get(dev) ?? [];
+    list.push(address.slice(0, address.indexOf('/')));
+    found.set(dev, list);
+  }
+  return found;
+}

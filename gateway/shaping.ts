@@ -23,14 +23,25 @@ export class Shaping {
   readonly #tc: Tc;
   /** What is in force as last applied; undefined: ask the kernel. */
   #current: TcState | undefined;
+  #changes = 0;
+  /** What look() found, unless something was changed since. */
+  #ahead: TcState | undefined;
 
   constructor(tc: Tc) {
     this.#tc = tc;
   }
 
-  /** The next apply() lists the kernel's state anew. */
+  /** The next apply() lists the kernel's state anew, unless look() just has. */
   forget(): void {
-    this.#current = undefined;
+    this.#current = this.#ahead;
+    this.#ahead = undefined;
+  }
+
+  /** While others call apply(). What cannot be listed is said there. */
+  async look(): Promise<void> {
+    const changes = this.#changes;
+    const listed = await this.#tc.list().catch(() => undefined);
+    if (changes === this.#changes) this.#ahead = listed;
   }
 
   /** Never fails: what cannot be is the result. */
@@ -52,6 +63,10 @@ export class Shaping {
       this.#current = undefined;
       for (const [dev, device] of current) {
         const lines = diffTc(new Map([[dev, device]]), desired);
+        if (lines.length > 0) {
+          this.#changes++;
+          this.#ahead = undefined;
+        }
         try {
           if (lines.length > 0) await this.#tc.apply(lines);
         } catch (error) {

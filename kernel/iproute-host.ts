@@ -18,30 +18,37 @@ export class HostIp implements Ip {
   }
 
   async list(scope: NetScope): Promise<NetState> {
-    const devices = await this.#json(['addr', 'show']);
-    const state: NetState = {
+    // Each is a command: one after the other they take seconds where processors are busy.
+    const [devices, ...byFamily] = await Promise.all([
+      this.#json(['addr', 'show']),
+      ...families.map((family) => this.#listFamily(scope, family)),
+    ]);
+    return {
       links: parseLinks(devices).filter(({ name }) => scope.links.includes(name)),
       addresses: parseAddresses(devices).filter((address) => scope.managed(address)),
-      routes: [],
-      rules: [],
-      neighbours: [],
+      routes: byFamily.flatMap(({ routes }) => routes),
+      rules: byFamily.flatMap(({ rules }) => rules),
+      neighbours: byFamily.flatMap(({ neighbours }) => neighbours),
     };
-    for (const family of families) {
+  }
+
+  async #listFamily(
+    { tables, rulePriorities, neighbourDevices }: NetScope,
+    family: Family,
+  ): Promise<Pick<NetState, 'routes' | 'rules' | 'neighbours'>> {
+    const [routes, rules, ...neighbours] = await Promise.all([
       // All tables at once: a node has one for each shard.
-      const routes = await this.#json(['route', 'show', 'table', 'all', 'proto', String(ROUTE_PROTOCOL)], family);
-      state.routes.push(...parseRoutes(routes, family).filter(({ table }) => scope.tables.includes(table)));
-      if (scope.rulePriorities.length > 0) {
-        const rules = parseRules(await this.#json(['rule', 'show'], family), family);
-        const ours = (priority: number) =>
-          scope.rulePriorities.some(([first, last]) => first <= priority && priority <= last);
-        state.rules.push(...rules.filter(({ priority }) => ours(priority)));
-      }
-      for (const dev of scope.neighbourDevices) {
-        const neighbours = await this.#json(['neigh', 'show', 'dev', dev, 'nud', 'permanent'], family);
-        state.neighbours.push(...parseNeighbours(neighbours, dev));
-      }
-    }
-    return state;
+      this.#json(['route', 'show', 'table', 'all', 'proto', String(ROUTE_PROTOCOL)], family),
+      rulePriorities.length > 0 ? this.#json(['rule', 'show'], family) : '[]',
+      ...neighbourDevices.map((dev) => this.#json(['neigh', 'show', 'dev', dev, 'nud', 'permanent'], family)),
+    ]);
+    const ours = (priority: number): boolean =>
+      rulePriorities.some(([first, last]) => first <= priority && priority <= last);
+    return {
+      routes: parseRoutes(routes, family).filter(({ table }) => tables.includes(table)),
+      rules: parseRules(rules, family).filter(({ priority }) => ours(priority)),
+      neighbours: neighbourDevices.flatMap((dev, at) => parseNeighbours(neighbours[at] ?? '[]', dev)),
+    };
   }
 
   async apply(lines: string[]): Promise<void> {

@@ -15,7 +15,15 @@ import type { ConntrackView } from '../kernel/conntrack.ts';
 import { diffNet, type NetState } from '../kernel/iproute.ts';
 import { diffRuleset, type NftState, type Ruleset, stateOf } from '../kernel/nft.ts';
 import { servedRanges } from '../policy/egress.ts';
-import { compileNode, directNextHops, isTunnelled, outerFamily, outerNextHop, settingsOf } from './compile.ts';
+import {
+  compileNode,
+  directNextHops,
+  isTunnelled,
+  nodeScope,
+  outerFamily,
+  outerNextHop,
+  settingsOf,
+} from './compile.ts';
 import type { NodeKernel } from './kernel.ts';
 import { Places } from './places.ts';
 import { leavingIn, localDestinations, placesIn } from './ruleset.ts';
@@ -36,6 +44,11 @@ export interface Endings {
   assigned: Set<string>;
   /** The same of sources that are steered to some destinations only: of flows to these. */
   partly: Map<string, PrefixSet>;
+}
+
+interface Facts {
+  about: string;
+  value: Awaited<ReturnType<NodeKernel['facts']>>;
 }
 
 export interface SteeringOptions {
@@ -60,9 +73,14 @@ export class Steering {
   #placed = false;
   #nft: NftState | undefined;
   #net: NetState | undefined;
-  #facts: { about: string; value: Awaited<ReturnType<NodeKernel['facts']>> } | undefined;
+  #facts: Facts | undefined;
   /** As last written. */
   #sysctls = '';
+  /** How often links, routes and rules were changed. */
+  #netChanges = 0;
+  /** What look() found. */
+  #ahead: { facts: Facts; net: NetState; changes: number } | undefined;
+  #holding: Promise<void> = Promise.resolve();
   #plan: NodePlan | undefined;
 
   constructor(kernel: NodeKernel, workloadInterfaces: readonly string[], options: SteeringOptions = {}) {
@@ -103,11 +121,34 @@ export class Steering {
     return ended;
   }
 
-  /** The next apply() lists the kernel's state anew; the nftables table only if `table`. */
+  /** Lists what apply() would after forget(false). While others call apply(): they do not wait for it. */
+  async look(): Promise<void> {
+    this.#ahead = undefined;
+    if (this.#plan === undefined || settingsOf(this.#plan) === undefined) return;
+    const changes = this.#netChanges;
+    const { about, tunnelTo, direct } = asked(this.#plan);
+    const [value, net] = await Promise.all([
+      this.#kernel.facts(tunnelTo, direct),
+      this.#kernel.ip.list(nodeScope),
+      this.#holdRule(),
+    ]);
+    this.#ahead = { facts: { about, value }, net, changes };
+  }
+
+  /** The next apply() lists the kernel's state anew, unless look() just has; the nftables table only if `table`. */
   forget(table = true): void {
+    const ahead = this.#ahead?.changes === this.#netChanges ? this.#ahead : undefined;
+    this.#ahead = undefined;
     if (table) this.#nft = undefined;
-    this.#net = undefined;
-    this.#facts = undefined;
+    this.#net = ahead?.net;
+    this.#facts = ahead?.facts;
+    this.#sysctls = '';
+  }
+
+  /** One after the other: of two at once each would add it. */
+  #holdRule(): Promise<void> {
+    this.#holding = this.#holding.catch(() => undefined).then(() => this.#kernel.holdRule());
+    return this.#holding;
   }
 
   async #apply(plan: NodePlan): Promise<Applied> {
@@ -118,19 +159,11 @@ export class Steering {
       }
       return { known: new Set(), workloads: 0, endedFlows: 0 };
     }
-    const outer = outerFamily(plan);
-    const tunnelTo = Object.values(plan.shards)
-      .filter(isTunnelled)
-      .map((shard) => outerNextHop(shard, outer))
-      .find((hop) => hop !== undefined);
-    const direct = directNextHops(plan);
-    const about = [tunnelTo, ...direct].join(' ');
-    if (this.#facts?.about !== about) {
-      this.#facts = { about, value: await this.#kernel.facts(tunnelTo, direct) };
-    }
+    const { about, tunnelTo, direct } = asked(plan);
+    if (this.#facts?.about !== about) this.#facts = { about, value: await this.#kernel.facts(tunnelTo, direct) };
     const listed = this.#nft === undefined || this.#net === undefined;
     const nftNow = this.#nft ?? (await this.#kernel.nft.list('inet', NFT_TABLE_NODE));
-    const netNow = this.#net ?? (await this.#kernel.ip.list(await this.#kernel.scope()));
+    const netNow = this.#net ?? (await this.#kernel.ip.list(nodeScope));
     if (this.#nft === undefined) for (const address of leavingIn(nftNow)) this.#leaving.add(address);
     this.#nft = nftNow;
     const places = this.#places;
@@ -160,7 +193,7 @@ export class Steering {
     // Nearly always; a diff of the two costs more.
     const grown = sameJson(netNow, net) ? netNow : keepOthers(netNow, net);
     try {
-      if (listed) await this.#kernel.holdRule();
+      if (listed) await this.#holdRule();
       await this.#applyNet(netNow, grown);
       // A plan may bring the tunnel device, which has settings of its own.
       const settled = JSON.stringify(sysctls);
@@ -183,7 +216,9 @@ export class Steering {
 
   async #applyNet(current: NetState, desired: NetState): Promise<void> {
     const lines = current === desired ? [] : diffNet(current, desired);
-    if (lines.length > 0) await this.#kernel.ip.apply(lines);
+    if (lines.length === 0) return;
+    this.#netChanges++;
+    await this.#kernel.ip.apply(lines);
   }
 
   #knownBy({ workloads }: NodePlan): ReadonlySet<string> {
@@ -209,6 +244,17 @@ export class Steering {
     for (const address of endings.withdrawn) this.#leaving.delete(address);
     return ended;
   }
+}
+
+/** What of the machine is asked for a plan. */
+function asked(plan: NodePlan): { about: string; tunnelTo: string | undefined; direct: string[] } {
+  const outer = outerFamily(plan);
+  const tunnelTo = Object.values(plan.shards)
+    .filter(isTunnelled)
+    .map((shard) => outerNextHop(shard, outer))
+    .find((hop) => hop !== undefined);
+  const direct = directNextHops(plan);
+  return { about: [tunnelTo, ...direct].join(' '), tunnelTo, direct };
 }
 
 const nothingElse: Pick<Endings, 'assigned' | 'partly'> = { assigned: new Set(), partly: new Map() };

@@ -2,24 +2,21 @@
  * What a node does to its machine, as one seam: nftables, iproute2, sysctls, the static xtables rule of the hold queue,
  * the ends of flows. HostKernel is the machine (or one of its network namespaces); tests put fakes of kernel/ here.
  */
-import { HOLD_QUEUE, NODE_MARK_HELD, NODE_MARK_MASK, ROUTE_PROTOCOL } from '../api/names.ts';
-import { families } from '../api/plan.ts';
+import { HOLD_QUEUE, NODE_MARK_HELD, NODE_MARK_MASK } from '../api/names.ts';
 import { type ConntrackView, endFlows } from '../kernel/conntrack.ts';
 import { KernelError } from '../kernel/errors.ts';
-import type { Ip, NetScope } from '../kernel/iproute.ts';
+import type { Ip } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import type { Nft } from '../kernel/nft.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { inNamespace, run } from '../kernel/run.ts';
 import { applySysctls, readSysctl } from '../kernel/sysctl.ts';
 import type { SysctlMemory } from '../kernel/sysctl-memory.ts';
-import { type NodeFacts, nodeScope, type Underlay } from './compile.ts';
+import type { NodeFacts, Underlay } from './compile.ts';
 
 export interface NodeKernel {
   nft: Nft;
   ip: Ip;
-  /** What of the machine is ours to list: nodeScope, less the tables that are empty. */
-  scope(): Promise<NetScope>;
   /** `tunnelTo`: where tunnel packets will go; absent: nowhere yet. `direct`: next hops without a tunnel. */
   facts(tunnelTo: string | undefined, direct: readonly string[]): Promise<Omit<NodeFacts, 'workloadInterfaces'>>;
   /** Writes what differs. */
@@ -67,18 +64,6 @@ export class HostKernel implements NodeKernel {
       underlays[nextHop] = { device, rpFilter };
     }
     return { rpFilterAll, underlayMtu, underlays };
-  }
-
-  async scope(): Promise<NetScope> {
-    // One listing finds the few tables in use; to list each of the 253 that may be ours takes seconds.
-    const tables = new Set<number>();
-    for (const family of families) {
-      const args = ['-j', '-N', `-${family}`, 'route', 'show', 'table', 'all', 'proto', String(ROUTE_PROTOCOL)];
-      for (const route of JSON.parse((await this.#run('ip list', ['ip', ...args])) || '[]') as { table?: string }[]) {
-        tables.add(Number(route.table));
-      }
-    }
-    return { ...nodeScope, tables: nodeScope.tables.filter((table) => tables.has(table)) };
   }
 
   async sysctls(wanted: Record<string, string>): Promise<void> {

@@ -106,6 +106,8 @@ export async function runNode(options: NodeOptions): Promise<RunningNode> {
     table: NFT_TABLE_NODE,
     nft: kernel.nft,
     reconcile,
+    look: () => steering.look(),
+    devices: 'indifferent',
     log,
   });
   const { again } = reconciler;

@@ -160,7 +160,6 @@ export class PathRig {
         list: (scope) => host.ip.list(scope),
         apply: (lines) => this.#turn('node', 'ip', () => host.ip.apply(lines)),
       },
-      scope: () => host.scope(),
       facts: (tunnelTo, direct) => host.facts(tunnelTo, direct),
       sysctls: (wanted) => host.sysctls(wanted),
       holdRule: () => host.holdRule(),

@@ -22,6 +22,36 @@ await run(['ip', 'netns', 'add', namespace], { op: 'netns add' });
 t.teardown(() => run(['ip', 'netns', 'del', namespace], { op: 'netns del' }));
 t.setTimeout(570_000);
 
+t.test('what takes long to find out is found out while others have their turns', async (t) => {
+  const said: string[] = [];
+  let found = (): void => undefined;
+  const reconciler = startReconciler({
+    table: TABLE,
+    nft: new HostNft({ namespace }),
+    look: () =>
+      new Promise((resolve) => {
+        said.push('look');
+        found = resolve;
+      }),
+    reconcile: async () => void said.push('reconcile'),
+    everyMs: 50,
+    log: pino({ level: 'silent' }),
+  });
+  const until = async (word: string): Promise<void> => {
+    while (!said.includes(word)) await sleep(10);
+  };
+  try {
+    await until('look');
+    await reconciler.inTurn(async () => void said.push('release'));
+    t.same(said.includes('reconcile'), false);
+    t.ok(said.includes('release'));
+    found();
+    await until('reconcile');
+  } finally {
+    await reconciler.close();
+  }
+});
+
 t.test("only somebody else's change of the table is looked for", async (t) => {
   const ours = new HostNft({ namespace });
   const others = new HostNft({ namespace });

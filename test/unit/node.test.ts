@@ -384,7 +384,7 @@ t.test('endings: whose flows may not go on', async (t) => {
 
 t.test('apply', async (t) => {
   /** The machine as a log of what was done to it. */
-  const fakeKernel = (nft: NftState = emptyState(), net: NetState = emptyNetState()) => {
+  const fakeKernel = (nft: NftState = emptyState(), net: NetState = emptyNetState(), lists = false) => {
     const log: string[] = [];
     const fail = { ip: false, nft: false };
     const kernel: NodeKernel = {
@@ -402,13 +402,15 @@ t.test('apply', async (t) => {
         drop: async () => {},
       },
       ip: {
-        list: async () => net,
+        async list() {
+          if (lists) log.push('ip list');
+          return net;
+        },
         async apply(lines) {
           if (fail.ip) throw new Error('ip refuses');
           log.push(`ip ${lines.join('\n')}`);
         },
       },
-      scope: async () => ({ links: [], managed: () => false, tables: [], rulePriorities: [], neighbourDevices: [] }),
       facts: async () => ({ underlayMtu: 1500, rpFilterAll: 1, underlays: {} }),
       sysctls: async (wanted) => {
         log.push(`sysctls rp_filter ${wanted['net/ipv4/conf/sluice-vx/rp_filter']}`);
@@ -541,6 +543,31 @@ t.test('apply', async (t) => {
       if (later) t.equal(await steering.endLeft(), 3);
       t.equal(log.filter((line) => line === 'end flows').length, 1);
     }
+  });
+  t.test('a look ahead: the reconciliation asks nothing again, unless something was changed since', async (t) => {
+    const { net } = compile(one);
+    const { log, kernel } = fakeKernel(emptyState(), structuredClone(net), true);
+    const steering = new Steering(kernel, ['cni0']);
+    await steering.look();
+    t.same(log, [], 'without a plan there is nothing to look for');
+    await steering.apply(one);
+    log.length = 0;
+    await steering.look();
+    t.same(words(log.splice(0)).sort(), ['hold rule', 'ip list']);
+    await steering.apply(planOf({ v: { addresses: ['10.244.1.12'], steer: toS1 } }));
+    t.notMatch(words(log.splice(0)).join(), /list/, 'meanwhile others have their turns');
+    steering.forget(false);
+    await steering.apply(one);
+    t.notMatch(words(log).join(), /list|hold/, 'it need not be listed');
+    t.ok(words(log).includes('sysctls rp_filter'), 'parameters are looked at all the same');
+    await steering.look();
+    const less = planOf({});
+    delete less.shards['p/1'];
+    await steering.apply(less);
+    log.length = 0;
+    steering.forget(false);
+    await steering.apply(one);
+    t.ok(words(log).includes('ip list'), 'routes were changed since');
   });
   t.test('a plan without settings', async (t) => {
     const { log, kernel } = fakeKernel();
