@@ -5,6 +5,22 @@ import { run } from '../../lab/netns.ts';
 /** Of a second: USER_HZ. */
 const TICKS = 100;
 
+/** Milliseconds for which processors have worked, and in all. */
+export interface Busy {
+  worked: number;
+  all: number;
+}
+
+/** Of the machine, whatever for. */
+export async function busy(): Promise<Busy> {
+  const [line = ''] = (await readFile('/proc/stat', 'latin1')).split('\n');
+  // user, nice, system, idle, iowait, irq, softirq, steal
+  const ticks = line.split(/ +/).slice(1, 9).map(Number);
+  const all = ticks.reduce((sum, one) => sum + one, 0);
+  const idle = (ticks[3] ?? 0) + (ticks[4] ?? 0);
+  return { worked: (1000 * (all - idle)) / TICKS, all: (1000 * all) / TICKS };
+}
+
 /** Milliseconds until now, by host and program. */
 export async function costs(
   hosts: readonly (readonly [host: string, namespace: string])[],

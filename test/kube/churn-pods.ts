@@ -9,21 +9,23 @@ import { createInterface } from 'node:readline';
 
 export type PodOrder =
   | { do: 'send'; address: string; uid: string; namespace: string }
-  | { do: 'connect'; address: string; uid: string }
+  /** `since`: when the API server showed it, by the clock that all programs of a machine share. */
+  | { do: 'connect'; address: string; uid: string; since: number }
   | { do: 'stop'; address: string };
 export interface Connected {
   uid: string;
   address: string;
-  /** Absent: it did not come about. */
+  /** From when the API server showed it. Absent: it did not come about as long as the pod was there. */
   milliseconds?: number;
 }
 
 /** Often at first, when it is not known yet or was somebody else's until now; to send as often all the time costs half a processor. */
 const [FIRST_MS, FIRST] = [20, 10];
 const EVERY_MS = 100;
-const CONNECT_MS = 5_000;
 const [server4 = '', server6 = '', udpPort = '', tcpPort = ''] = process.argv.slice(2);
 const serverFor = (address: string): string => (isIPv6(address) ? server6 : server4);
+/** Those that have not come about, by address. */
+const connecting = new Map<string, () => void>();
 const sending = new Map<string, { socket: Socket; timer: NodeJS.Timeout }>();
 
 function send({ address, uid, namespace }: Extract<PodOrder, { do: 'send' }>): void {
@@ -41,6 +43,7 @@ function send({ address, uid, namespace }: Extract<PodOrder, { do: 'send' }>): v
 }
 
 function stop(address: string): void {
+  connecting.get(address)?.();
   const one = sending.get(address);
   sending.delete(address);
   if (one === undefined) return;
@@ -48,24 +51,25 @@ function stop(address: string): void {
   one.socket.close();
 }
 
-function connectFrom(address: string, uid: string): void {
-  const began = performance.now();
+const now = (): number => Number(process.hrtime.bigint()) / 1e6;
+
+function connectFrom(address: string, uid: string, since: number): void {
   const told = (milliseconds?: number): void => {
     const connected: Connected = { uid, address, ...(milliseconds !== undefined && { milliseconds }) };
     process.stdout.write(`${JSON.stringify(connected)}\n`);
     socket.destroy();
-    clearTimeout(timer);
+    connecting.delete(address);
   };
   const socket = connect({ host: serverFor(address), port: Number(tcpPort), localAddress: address });
-  const timer = setTimeout(told, CONNECT_MS);
-  socket.once('connect', () => told(performance.now() - began));
+  connecting.set(address, told);
+  socket.once('connect', () => told(now() - since));
   socket.on('error', () => socket.destroy());
 }
 
 createInterface({ input: process.stdin }).on('line', (line) => {
   const order = JSON.parse(line) as PodOrder;
   if (order.do === 'send') send(order);
-  else if (order.do === 'connect') connectFrom(order.address, order.uid);
+  else if (order.do === 'connect') connectFrom(order.address, order.uid, order.since);
   else stop(order.address);
 });
 process.stdin.on('end', () => process.exit(0));

@@ -12,14 +12,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import t from 'tap';
-import { median } from '../../bench/statistics.ts';
 import { firewallView } from '../../lab/checks.ts';
 import { firewallIsContent, formatFirewall } from '../../lab/demo.ts';
 import { fail, heal } from '../../lab/fault.ts';
 import { inNamespace, must } from '../../lab/netns.ts';
 import { allowList, serverAddresses } from '../../lab/topology.ts';
 import type { ApiAnswer, ApiOrder } from './churn-api.ts';
-import { costs, costText } from './churn-cost.ts';
+import { type Busy, busy, costs, costText } from './churn-cost.ts';
 import { Farm } from './churn-farm.ts';
 import type { Connected, PodOrder } from './churn-pods.ts';
 import { LabCluster, type Manifest } from './lab-cluster.ts';
@@ -38,7 +37,15 @@ const TCP_PORT = 5998;
 /** Addresses in turn: each is free again for so long. */
 const FREE_MS = 500;
 const LIVES_MS = 1_500;
-const SLOTS = Math.ceil((rate * (LIVES_MS + FREE_MS)) / 1000) + 10;
+/** What an API server and a kernel that are slow need besides. */
+const SLACK_MS = 1_000;
+const SLOTS = Math.ceil((rate * (LIVES_MS + FREE_MS + SLACK_MS)) / 1000) + 10;
+/** Programs that have just begun are slow: what comes first is looked at for its sources alone. */
+const [WARM_SECONDS, WARM_RATE] = [10, Math.min(12, rate)];
+const WARM = WARM_SECONDS * WARM_RATE;
+const dueAt = (number: number): number =>
+  number < WARM ? (1000 * number) / WARM_RATE : 1000 * (WARM_SECONDS + (number - WARM) / rate);
+const NAME = 'churn-';
 const namespaces = ['billing', 'reviews', 'kube-system'] as const;
 
 const open: Manifest[] = [
@@ -62,7 +69,7 @@ const open: Manifest[] = [
   },
 ];
 
-const cluster = new LabCluster(`t${process.pid}`);
+const cluster = new LabCluster(`t${process.pid}`, { lean: true });
 const children: ChildProcess[] = [];
 t.teardown(async () => {
   clearInterval(reviving);
@@ -176,14 +183,14 @@ await t.test('pods come and go', async (t) => {
     const { slot } = free.shift() as { slot: number };
     const addresses = addressesOf(slot);
     const namespace = namespaces[number % namespaces.length] ?? 'billing';
-    const name = `churn-${number}`;
+    const name = `${NAME}${number}`;
     // A third sends before anybody has heard of it, a third from then on, and a third connects once: a node holds four packets of
     // an address, which datagrams would be.
     const [early, connects] = [number % 9 < 3, number % 9 >= 6];
     await farm.plug(number, slot, addresses);
     const networkedMs = Date.now();
     if (early) for (const address of addresses) say(pods, { do: 'send', address, uid: name, namespace });
-    const { uid, error } = await ask({
+    const { uid, at, error } = await ask({
       do: 'create',
       name,
       namespace,
@@ -196,7 +203,7 @@ await t.test('pods come and go', async (t) => {
     last.set(slot, `${name} of ${namespace}`);
     for (const address of addresses) {
       if (!early && !connects) say(pods, { do: 'send', address, uid: name, namespace });
-      if (connects && uid !== undefined) say(pods, { do: 'connect', address, uid: name });
+      if (connects && uid !== undefined) say(pods, { do: 'connect', address, uid: name, since: at });
     }
     await sleep(LIVES_MS);
     // As a kubelet does: the pod's processes end first, and its interface goes.
@@ -213,20 +220,28 @@ await t.test('pods come and go', async (t) => {
       t.comment(`controller ${name} had ended, and is begun anew: ${last?.slice(0, 300)}`);
     }
   }, 1_000);
-  const before = await costs(hosts);
+  let warm: Promise<[before: Awaited<ReturnType<typeof costs>>, busy: Busy]> | undefined;
+  let ownBefore: NodeJS.CpuUsage | undefined;
   const began = performance.now();
   const disturb = values.restarts ? disturbances(t.comment.bind(t), seconds) : Promise.resolve();
-  for (let number = 0; number < rate * seconds; number++) {
-    const due = began + (1000 * number) / rate;
-    const wait = due - performance.now();
+  for (let number = 0; number < WARM + rate * seconds; number++) {
+    const wait = began + dueAt(number) - performance.now();
     if (wait > 0) await sleep(wait);
     // A slow API server makes the test slower, and no address has two pods.
     while ((free[0]?.since ?? Number.POSITIVE_INFINITY) > performance.now() - FREE_MS) await sleep(5);
+    if (number === WARM) {
+      warm = Promise.all([costs(hosts), busy()]);
+      ownBefore = process.cpuUsage();
+    }
     lives.push(live(number));
   }
-  const took = (performance.now() - began) / 1000;
+  const took = (performance.now() - began) / 1000 - WARM_SECONDS;
   await Promise.all(lives);
   const after = await costs(hosts);
+  const [busyAfter, own] = [await busy(), process.cpuUsage(ownBefore)];
+  const [before, busyBefore] = (await warm) ?? [new Map<string, number>(), busyAfter];
+  const counted = created.size - WARM;
+  after.set('the test itself', (own.user + own.system) / 1000);
   await disturb;
   await sleep(6_000);
   server.kill('SIGTERM');
@@ -253,25 +268,28 @@ await t.test('pods come and go', async (t) => {
   });
   const datagrams = heard.reduce((sum, [, , , count]) => sum + count, 0);
   t.comment(
-    `${created.size} pods in ${took.toFixed(1)} s (${(created.size / took).toFixed(1)}/s), ${datagrams} datagrams heard of ${new Set(heard.map(([pod]) => pod)).size} pods`,
+    `${counted} pods in ${took.toFixed(1)} s (${(counted / took).toFixed(1)}/s), ${datagrams} datagrams heard of ${new Set(heard.map(([pod]) => pod)).size} pods`,
   );
-  t.comment(`CPU ms a pod: ${costText(before, after, created.size)}`);
+  t.comment(`CPU ms a pod: ${costText(before, after, counted)}`);
+  const worked = busyAfter.worked - busyBefore.worked;
+  const share = (100 * worked) / (busyAfter.all - busyBefore.all);
+  t.comment(`the machine: ${(worked / counted).toFixed(0)} ms a pod, ${share.toFixed(0)} % busy`);
   for (const one of wrong.slice(0, 40))
     t.comment(`${JSON.stringify(one)} after ${JSON.stringify(created.get(one[0])?.after)}`);
   t.equal(wrong.length, 0, 'every datagram left with an egress IP of its own namespace');
   t.ok(datagrams > 5 * created.size, 'and they did leave');
   const times = connected
-    .flatMap(({ milliseconds }) => (milliseconds === undefined ? [] : [milliseconds]))
+    .filter(({ uid }) => Number(uid.slice(NAME.length)) >= WARM)
+    .map(({ milliseconds = Number.POSITIVE_INFINITY }) => milliseconds)
     .sort((a, b) => a - b);
-  const missed = connected.filter(({ milliseconds }) => milliseconds === undefined).length;
-  const at = (share: number): string =>
-    (times[Math.min(times.length - 1, Math.floor(share * times.length))] ?? 0).toFixed(0);
-  t.comment(
-    `first connection: p50 ${median(times).toFixed(0)} ms, p90 ${at(0.9)}, p99 ${at(0.99)}, most ${times.at(-1)?.toFixed(0)}; ${missed} of ${connected.length} none`,
-  );
+  const missed = times.filter((time) => !Number.isFinite(time)).length;
+  // Of all pods: one that never connects is slower than any.
+  const at = (share: number): number => times[Math.min(times.length - 1, Math.floor(share * times.length))] ?? 0;
+  const shares = [0.5, 0.9, 0.99, 1].map((share) => `${100 * share} % ${at(share).toFixed(0)}`);
+  t.comment(`first connection, ms: ${shares.join(', ')}; ${missed} of ${times.length} none`);
   if (!values.restarts) {
     t.equal(missed, 0, 'each connects');
-    t.ok(Number(at(0.99)) < 300, 'p99 under 300 ms');
+    t.ok(at(0.99) < 300, 'p99 under 300 ms');
     t.same(failures, []);
   } else t.comment(`API server: ${failures.length} refusals ${[...new Set(failures)].slice(0, 3)}`);
   const view = await firewallView(cluster.lab);

@@ -16,7 +16,7 @@ import { isSluice } from '../../lab/programs.ts';
 import { createServerCertificate } from '../../lab/servers/certificate.ts';
 import { defaultTopology } from '../../lab/topology.ts';
 import { start, up } from '../../lab/up.ts';
-import { RealApiServer } from './api-server.ts';
+import { type ApiServerOptions, RealApiServer } from './api-server.ts';
 
 /** Plan stream, metrics and webhook of each controller; the first is what a controller of the lab has. */
 const SERVICE_PORT = 7790;
@@ -132,8 +132,11 @@ export class LabCluster {
   readonly controllers = new Map<string, Process>();
   readonly #started = new Set<string>();
 
-  constructor(lab: string) {
+  readonly #options: ApiServerOptions;
+
+  constructor(lab: string, options: ApiServerOptions = {}) {
     this.lab = lab;
+    this.#options = options;
     this.place = placeOf(lab);
     this.ctl = this.place.namespace('ctl');
   }
@@ -141,7 +144,7 @@ export class LabCluster {
   /** With the lab's manifests and these in it, and these controllers, of which one leads; its gateways and nodes run. */
   async up(more: readonly Manifest[] = [], controllers: readonly string[] = ['one']): Promise<void> {
     const world = await up({ name: this.lab, sluice: false });
-    this.server = await RealApiServer.start(this.ctl);
+    this.server = await RealApiServer.start(this.ctl, this.#options);
     await this.server.addKinds();
     const manifests = [...(await read(besideSources(defaultTopology.manifests))), ...more];
     await within('kinds of CRDs are known', 60_000, () =>
