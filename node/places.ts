@@ -30,6 +30,11 @@ interface Owner {
   gone: boolean;
 }
 
+interface Neighbour {
+  device: number;
+  mac: string;
+}
+
 /** What another program has left behind. */
 export interface Before {
   /** Behind which interface it has seen an address. */
@@ -40,8 +45,8 @@ export interface Before {
 
 /** A route was there and went, with its interface up. */
 const NOWHERE = 0;
-/** Of addresses that nobody is behind any more so many are remembered, the last. */
-const LEFT_MAX = 4_096;
+/** Of addresses that nobody is behind any more, and of neighbours that are forgotten, so many are remembered, the last. */
+const REMEMBERED_MAX = 4_096;
 /** The API server's times are cut to seconds, and what the kernel tells is heard later than it was, by a second at most as we hope. */
 const TOLERANCE_MS = 2_000;
 
@@ -52,7 +57,9 @@ export class Places {
   /** By prefix and index. */
   readonly #subnets = new Map<string, { index: number; range: Range }>();
   readonly #bridges = new Set<number>();
-  readonly #neighbours = new Map<string, { device: number; mac: string }>();
+  readonly #neighbours = new Map<string, Neighbour>();
+  /** Those that the kernel has forgotten: it forgets all when a bridge takes another MAC, and who sent then is there still. */
+  readonly #forgotten = new Map<string, Neighbour>();
   /** By bridge and MAC. */
   readonly #ports = new Map<string, number>();
   #owners = new Map<string, Owner>();
@@ -70,8 +77,16 @@ export class Places {
 
   /** All that is there, in place of what was told before. */
   list(places: readonly PlaceEvent[]): void {
-    for (const map of [this.#links, this.#routes, this.#subnets, this.#bridges, this.#neighbours, this.#ports])
-      map.clear();
+    const told = [
+      this.#links,
+      this.#routes,
+      this.#subnets,
+      this.#bridges,
+      this.#neighbours,
+      this.#forgotten,
+      this.#ports,
+    ];
+    for (const map of told) map.clear();
     this.#listed = false;
     for (const place of places) this.take(place);
     this.#listed = true;
@@ -112,8 +127,13 @@ export class Places {
     const known = this.#neighbours.get(address);
     // Most tell only that it was asked for again.
     if (gone ? known === undefined : known?.device === index && known.mac === mac) return;
-    if (gone) this.#neighbours.delete(address);
-    else this.#neighbours.set(address, { device: index, mac });
+    if (known !== undefined && gone) {
+      this.#neighbours.delete(address);
+      remember(this.#forgotten, address, known);
+    } else {
+      this.#neighbours.set(address, { device: index, mac });
+      this.#forgotten.delete(address);
+    }
     this.#touched?.add(address);
   }
 
@@ -124,8 +144,10 @@ export class Places {
     if (gone === (this.#ports.get(key) !== index)) return;
     if (gone) this.#ports.delete(key);
     else this.#ports.set(key, index);
-    for (const [address, neighbour] of this.#touched === undefined ? [] : this.#neighbours)
-      if (neighbour.device === bridge && neighbour.mac === mac) this.#touched?.add(address);
+    if (this.#touched === undefined) return;
+    for (const neighbours of [this.#neighbours, this.#forgotten])
+      for (const [address, neighbour] of neighbours)
+        if (neighbour.device === bridge && neighbour.mac === mac) this.#touched.add(address);
   }
 
   #route({ gone, address, index }: Extract<PlaceEvent, { kind: 'route' }>): void {
@@ -143,7 +165,7 @@ export class Places {
   }
 
   #leave(index: number): string[] {
-    const addresses = new Set([...this.#routes.keys(), ...this.#neighbours.keys()]);
+    const addresses = new Set([this.#routes, this.#neighbours, this.#forgotten].flatMap((map) => [...map.keys()]));
     const left = [...addresses].filter((address) => this.#of(address) === index);
     this.#touched = undefined;
     this.#links.delete(index);
@@ -152,11 +174,8 @@ export class Places {
     for (const [address, at] of this.#routes) if (at === index) this.#routes.delete(address);
     for (const [key, at] of this.#ports) if (at === index) this.#ports.delete(key);
     for (const address of left) {
-      // The oldest is the first.
-      this.#left.delete(address);
-      this.#left.set(address, this.#now());
-      const [oldest] = this.#left.keys();
-      if (this.#left.size > LEFT_MAX && oldest !== undefined) this.#left.delete(oldest);
+      remember(this.#left, address, this.#now());
+      this.#forgotten.delete(address);
     }
     return left;
   }
@@ -165,7 +184,7 @@ export class Places {
   #of(address: string): number | undefined {
     const route = this.#routes.get(address);
     if (route !== undefined) return route;
-    const neighbour = this.#neighbours.get(address);
+    const neighbour = this.#neighbours.get(address) ?? this.#forgotten.get(address);
     return neighbour && this.#ports.get(`${neighbour.device} ${neighbour.mac}`);
   }
 
@@ -256,6 +275,14 @@ export class Places {
       [...this.#owners].flatMap(([address, { at }]) => (at === undefined ? [] : [[address, at] as const])),
     );
   }
+}
+
+function remember<T>(map: Map<string, T>, address: string, value: T): void {
+  map.delete(address);
+  map.set(address, value);
+  // The oldest is the first.
+  const [oldest] = map.keys();
+  if (map.size > REMEMBERED_MAX && oldest !== undefined) map.delete(oldest);
 }
 
 /** Whether the owner's network was made before that, as far as both are known. */

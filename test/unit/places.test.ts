@@ -76,6 +76,7 @@ t.test('who is gone', async (t) => {
   const [u, v] = [owned('u'), owned('v')];
   const ptp = [link(5), route(5), u];
   const bridge = [link(5), port(5, 'm'), neighbour('m'), u];
+  const forget: PlaceEvent = { kind: 'neighbour', gone: true, address: A, index: 1, mac: 'm' };
   const subnet: PlaceEvent = { kind: 'subnet', gone: false, prefix: '10.244.1.0/24', index: 1 };
   const came = [link(5), route(5), unlink(5)];
   const later = owned('v', '2026-01-01T00:00:02Z');
@@ -131,6 +132,14 @@ t.test('who is gone', async (t) => {
     ['and then seen', false, ...came, later, link(6), route(6)],
     ['on a bridge, and not seen yet', true, subnet, port(1, 'b'), u],
     ['on a bridge, and seen', false, subnet, port(1, 'b'), u, link(5), port(5, 'm'), neighbour('m')],
+    ['seen, and forgotten before the plan', false, subnet, ...bridge.slice(0, 3), forget, u],
+    ['and its port goes', true, subnet, ...bridge.slice(0, 3), forget, u, unlink(5)],
+    ['forgotten, and its port goes before the plan', true, subnet, ...bridge.slice(0, 3), forget, unlink(5), u],
+    [
+      'forgotten, and another has the address by then',
+      true,
+      ...[subnet, ...bridge.slice(0, 3), forget, link(6), port(6, 'n'), neighbour('n'), u, unlink(6)],
+    ],
     ['on no bridge, and never seen', false, subnet, u],
     ['another pod of its interface', false, ...ptp, v],
     ['and the interface goes', true, ...ptp, v, unlink(5)],
