@@ -1,5 +1,5 @@
 /** What a node's chains are written with. */
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import type { Ruleset } from '../kernel/nft.ts';
 
 /** nft's words per family. */
@@ -13,7 +13,7 @@ export class Chains {
   readonly chains: Ruleset['chains'] = {};
 
   add(noun: string, rules: string[]): string {
-    const name = `${noun}_${createHash('sha256').update(rules.join('\n')).digest('hex').slice(0, 10)}`;
+    const name = `${noun}_${hash('sha256', rules.join('\n')).slice(0, 10)}`;
     this.chains[name] = { rules };
     return name;
   }

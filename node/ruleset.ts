@@ -53,6 +53,23 @@ function intervals(set: PrefixSet, family: Family): Map<string, string> {
   );
 }
 
+type ByFamily = Record<Family, Map<string, string>>;
+/** Of settings, which are the same in most plans and never change. */
+const knownPlaces = new WeakMap<NodeSettings, { local: ByFamily; pods: ByFamily }>();
+
+function placesOf(settings: NodeSettings): { local: ByFamily; pods: ByFamily } {
+  const known = knownPlaces.get(settings);
+  if (known !== undefined) return known;
+  const local = localDestinations(settings);
+  const pods = PrefixSet.of(settings.podCIDRs.map(rangeOf));
+  const places = {
+    local: { 4: intervals(local, 4), 6: intervals(local, 6) },
+    pods: { 4: intervals(pods, 4), 6: intervals(pods, 6) },
+  };
+  knownPlaces.set(settings, places);
+  return places;
+}
+
 /** A plan's addresses are canonical: one that is not is a mistake of the planner. */
 export function familyOf(address: string): Family {
   const parsed = parseAddress(address);
@@ -112,12 +129,11 @@ export function compileRuleset(input: RulesetInput): Ruleset {
       elements: new Map(shards.map(([key, { index }]) => [markText(index), `goto ${shardChain.get(key)}`])),
     },
   };
-  const local = localDestinations(settings);
-  const pods = PrefixSet.of(settings.podCIDRs.map(rangeOf));
+  const { local, pods } = placesOf(settings);
   for (const family of families) {
     const { type } = words[family];
-    sets[`local${family}`] = { type, interval: true, elements: intervals(local, family) };
-    sets[`pods${family}`] = { type, interval: true, elements: intervals(pods, family) };
+    sets[`local${family}`] = { type, interval: true, elements: local[family] };
+    sets[`pods${family}`] = { type, interval: true, elements: pods[family] };
     sets[`gateways${family}`] = { type, elements: new Map() };
     sets[`peers${family}`] = { type, elements: new Map() };
     sets[`known${family}`] = { type, elements: new Map() };

@@ -11,8 +11,11 @@ export interface Turns {
 
 /** A pod that comes or goes leads to a plan for the gateways, and to another when they acknowledge it; its first connection waits for both. */
 export const planTurns: Turns = { atOnce: 12, everyMs: 40 };
-/** Each plan makes a status or two others until it is in force, and then again what they were: two requests. */
-export const statusTurns: Turns = { atOnce: 8, everyMs: 250 };
+/**
+ * Each plan makes a status or two others until it is in force, and then again what they were: two requests, each of which costs an
+ * API server more than to make a pod.
+ */
+export const statusTurns: Turns = { atOnce: 8, everyMs: 1_000 };
 
 export class Rhythm {
   readonly #turns: Turns;
