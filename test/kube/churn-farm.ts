@@ -73,6 +73,11 @@ export class Farm {
 
   static async make(namespace: string, node: string, slots: readonly (readonly [string, string])[]): Promise<Farm> {
     await must(['ip', 'netns', 'add', namespace]);
+    // As the plugin does: else it takes the lowest MAC of its ports, another with each that comes or goes, and everybody's neighbours are forgotten.
+    const [bridge] = JSON.parse(await must(['ip', '-n', node, '-j', 'link', 'show', 'dev', 'cni0'])) as [
+      { address: string },
+    ];
+    await must(['ip', '-n', node, 'link', 'set', 'cni0', 'address', bridge.address]);
     // Many interfaces on one segment: each speaks for its own address.
     const settings = ['ipv4.conf.all.arp_ignore=1', 'ipv4.conf.all.arp_announce=2', 'ipv6.conf.default.accept_dad=0'];
     // What each of them would say to all others when it comes, and nobody needs: that it has a link-local address and looks for a router.

@@ -28,6 +28,7 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '60' },
     rate: { type: 'string', default: '50' },
     restarts: { type: 'boolean', default: false },
+    warm: { type: 'string', default: '40' },
   },
 });
 const [seconds, rate] = [Number(values.seconds), Number(values.rate)];
@@ -41,7 +42,7 @@ const LIVES_MS = 1_500;
 const SLACK_MS = 1_000;
 const SLOTS = Math.ceil((rate * (LIVES_MS + FREE_MS + SLACK_MS)) / 1000) + 10;
 /** Programs that have just begun are slow: what comes first is looked at for its sources alone. */
-const [WARM_SECONDS, WARM_RATE] = [10, Math.min(12, rate)];
+const [WARM_SECONDS, WARM_RATE] = [Number(values.warm), Math.min(12, rate)];
 const WARM = WARM_SECONDS * WARM_RATE;
 const dueAt = (number: number): number =>
   number < WARM ? (1000 * number) / WARM_RATE : 1000 * (WARM_SECONDS + (number - WARM) / rate);
