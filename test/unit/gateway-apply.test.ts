@@ -19,9 +19,13 @@ class Machine implements GatewayKernel {
   readonly tc = new FakeTc();
   readonly #ip = new FakeIp(['inside', 'outside']);
   failing = false;
+  lists = 0;
   ended = 0;
   readonly ip: GatewayKernel['ip'] = {
-    list: (scope) => this.#ip.list(scope),
+    list: (scope) => {
+      this.lists++;
+      return this.#ip.list(scope);
+    },
     apply: async (lines) => {
       if (this.failing) throw new KernelError('ip apply', 'ENODEV', 'no such device');
       await this.#ip.apply(lines);
@@ -59,6 +63,28 @@ t.test('flows that the rules forbid end, whatever becomes of addresses and route
   t.equal(machine.ended, 1);
   machine.failing = false;
   await gateway.apply(closed);
+});
+
+t.test('a look ahead: the reconciliation lists nothing again, unless something was changed since', async (t) => {
+  const machine = new Machine();
+  const gateway = new GatewayApply('gw-a', machine, state);
+  const nothing = { set: {}, delete: {} };
+  await gateway.look();
+  t.equal(machine.lists, 0, 'without a plan there is nothing to look for');
+  await gateway.apply(open);
+  await gateway.look();
+  machine.lists = 0;
+  gateway.forget(false);
+  await gateway.apply(open, nothing);
+  t.equal(machine.lists, 0);
+  await gateway.look();
+  const more = basePlan('Accept');
+  Object.assign(more.nodes, { c: { addresses: ['10.0.0.99'], podCIDRs: ['10.99.0.0/16'] } });
+  await gateway.apply(more);
+  machine.lists = 0;
+  gateway.forget(false);
+  await gateway.apply(more, nothing);
+  t.equal(machine.lists, 1, 'routes were');
 });
 
 t.test('rules that the kernel refuses end no flow, and the next plan is in force whole', async (t) => {
