@@ -6,16 +6,16 @@ t.test('rhythm of plans', async (t) => {
   const rhythm = new Rhythm(planTurns);
   const burst = Array.from({ length: 12 }, () => rhythm.next(1_000));
   t.same(new Set(burst), new Set([0]), 'after a rest at once');
-  t.equal(rhythm.next(1_000), 40);
-  t.equal(rhythm.next(1_040), 40, 'and then one after the other');
-  t.equal(rhythm.next(1_100), 20, 'whoever was busy meanwhile waits for less');
-  t.equal(rhythm.next(1_200), 0);
+  t.equal(rhythm.next(1_000), 80);
+  t.equal(rhythm.next(1_080), 80, 'and then one after the other');
+  t.equal(rhythm.next(1_200), 40, 'whoever was busy meanwhile waits for less');
+  t.equal(rhythm.next(1_400), 0);
 
   const busy = new Rhythm(planTurns);
   let [now, plans] = [0, 0];
   for (; now < 10_000; plans++) now += busy.next(now) + 3;
-  t.ok(plans <= 250 + 12, 'no more than 25 in a second');
-  t.ok(plans >= 240);
+  t.ok(plans <= 125 + 12, 'no more than 12.5 in a second');
+  t.ok(plans >= 120);
   t.equal(busy.next(now + 60_000), 0);
   t.equal(
     Array.from({ length: 20 }, () => busy.next(now + 60_000)).filter((wait) => wait === 0).length,
