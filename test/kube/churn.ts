@@ -2,7 +2,7 @@
  * By hand: pods come and go, on a real API server and a node of the lab, with addresses that go from namespace to namespace within a
  * second, some sending before the API server shows them. Each datagram says whose it is; outside each must have an egress
  * IP of that namespace. And how long a pod's first connection takes from when the API server shows the pod.
- *   node dist/test/kube/churn.js [--seconds 60] [--rate 50] [--restarts]
+ *   node dist/test/kube/churn.js [--seconds 60] [--rate 50] [--warm 40] [--restarts]
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -136,6 +136,11 @@ t.test('who is gone', async (t) => {
     ['and its port goes', true, subnet, ...bridge.slice(0, 3), forget, u, unlink(5)],
     ['forgotten, and its port goes before the plan', true, subnet, ...bridge.slice(0, 3), forget, unlink(5), u],
     [
+      'and its MAC is behind another’s then',
+      true,
+      ...[subnet, ...bridge.slice(0, 3), forget, unlink(5), link(6), port(6, 'm'), u],
+    ],
+    [
       'forgotten, and another has the address by then',
       true,
       ...[subnet, ...bridge.slice(0, 3), forget, link(6), port(6, 'n'), neighbour('n'), u, unlink(6)],
