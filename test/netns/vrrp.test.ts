@@ -1,7 +1,5 @@
 /**
- * By hand: the election on the real kernel, and against Debian's keepalived. Not in `npm test` as long as one run in some five
- * fails: a backup that was outranked does not take over when the active router is killed or stopped, and it is not known why.
- *   node dist/test/netns/vrrp.js
+ * The election on the real kernel, and against Debian's keepalived.
  *
  *   t-vr-a-PID ── e0 ── inside  bridge, t-vr-s-PID ── e0 ── t-vr-b-PID
  *              └─ e1 ── outside bridge             └─ e1 ─┘
@@ -12,7 +10,7 @@
  */
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -51,10 +49,11 @@ const run = (command: string, input?: string): string => {
 const within = (namespace: string, command: string, input?: string) =>
   run(`ip netns exec ${namespace} ${command}`, input);
 
-async function until(what: string, holds: () => boolean, waitMs = WAIT_MS): Promise<void> {
+/** `what` may say more once it was in vain. */
+async function until(what: string | (() => string), holds: () => boolean, waitMs = WAIT_MS): Promise<void> {
   const end = Date.now() + waitMs;
   while (!holds()) {
-    if (Date.now() > end) throw new Error(`waited in vain: ${what}`);
+    if (Date.now() > end) throw new Error(`waited in vain: ${typeof what === 'string' ? what : what()}`);
     await sleep(20);
   }
 }
@@ -166,7 +165,7 @@ class Peer {
 
   async became(change: string, times = 1): Promise<void> {
     await until(
-      `${change}, ${times} times, of ${this.changes}`,
+      () => `${change}, ${times} times, of ${this.changes}`,
       () => this.changes.filter((c) => c === change).length >= times,
     );
   }
@@ -227,14 +226,17 @@ function shard(gateway: string, priority: number, more: Partial<ElectionConfig> 
   };
 }
 
-/** What is in a namespace, at once; some may have ended since they were listed. */
-function killAll(namespace: string): void {
-  for (const pid of run(`ip netns pids ${namespace}`).split('\n').filter(Boolean)) {
+const pidsOf = (namespace: string): string[] => run(`ip netns pids ${namespace}`).split('\n').filter(Boolean);
+/** To all that is in a namespace; some may have ended since they were listed. */
+function signalAll(namespace: string, signal: NodeJS.Signals): void {
+  for (const pid of pidsOf(namespace)) {
     try {
-      process.kill(Number(pid), 'SIGKILL');
+      process.kill(Number(pid), signal);
     } catch {}
   }
 }
+/** The third field of /proc/PID/stat; the second, in brackets, is a name. */
+const isStopped = (pid: string): boolean => /\) T /.test(readFileSync(`/proc/${pid}/stat`, 'latin1'));
 
 /** keepalived on b; kill -9 of the whole of it. */
 function startKeepalived(priority: number): { kill(): Promise<void>; terminate(): Promise<void> } {
@@ -263,11 +265,12 @@ ${addresses.map((address) => `    ${address}/${address.includes(':') ? 128 : 32}
   keepalivedLog = log;
   return {
     async kill() {
-      // Its parent begins a child anew that was killed before itself.
-      await until('keepalived is dead', () => {
-        killAll(B);
-        return run(`ip netns pids ${B}`).trim() === '';
-      });
+      // Its parent begins a child anew that was killed before itself; and a child whose parent was killed before is told
+      // so by the kernel, and resigns. Of processes that are stopped neither has the time.
+      signalAll(B, 'SIGSTOP');
+      await until('keepalived is stopped', () => pidsOf(B).every(isStopped));
+      signalAll(B, 'SIGKILL');
+      await until('keepalived is dead', () => pidsOf(B).length === 0);
       await ended(child);
     },
     async terminate() {
@@ -283,8 +286,7 @@ t.teardown(() => {
   for (const child of children) child.kill('SIGKILL');
   for (const namespace of namespaces) {
     try {
-      for (const pid of run(`ip netns pids ${namespace}`).split('\n'))
-        if (pid !== '') process.kill(Number(pid), 'SIGKILL');
+      signalAll(namespace, 'SIGKILL');
       run(`ip netns del ${namespace}`);
     } catch {}
   }
@@ -438,7 +440,16 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   await comesToHold(t, A, allHeld, 'a program whose main thread hangs gives up');
   await comesToHold(t, B, [], 'nobody else holds them');
 
+  a.configure(shard(A, 200, { failback: 'Never', needs: ['outside'] }));
+  port('a1', false);
+  await a.became('Backup unfit');
+  await b.became('Active resigned');
+  await comesToHold(t, B, allHeld, 'who has no carrier outside gives up, and says so inside');
+  await comesToHold(t, A, [], 'nobody else holds them');
+  port('a1', true);
+
   b.order({ kind: 'close', leave: false });
+  await until('a has it again', () => holds(A, allHeld));
   await until('b has ended', () => b.reports.some(({ kind }) => kind === 'closed'));
   a.configure(shard(A, 200, { fenced: false }));
   a.order({ kind: 'close', leave: true });
