@@ -107,7 +107,17 @@ function gatewayPool(o: ObjectOf<'GatewayPool'>, report: Report): void {
   if (counts[4] !== undefined && counts[6] !== undefined && counts[4] !== counts[6]) {
     report('spec.nextHops', 'as many v6 as v4 addresses, one of each per shard', `${counts[4]} v4 and ${counts[6]} v6`);
   }
+  const { vrrp } = o.spec;
+  if (vrrp === undefined) return;
+  const { baseId, advertIntervalMs } = vrrp;
+  if (advertIntervalMs % 10 !== 0) report('spec.vrrp.advertIntervalMs', 'a multiple of 10', describe(advertIntervalMs));
+  const shards = Number(counts[4] ?? counts[6] ?? 0n);
+  if (shards > 0 && baseId + shards - 1 > VRID_MAX) {
+    report('spec.vrrp.baseId', `at most ${VRID_MAX + 1 - shards}: ${shards} shards have one each`, describe(baseId));
+  }
 }
+
+const VRID_MAX = 255;
 
 function egressIPPool(o: ObjectOf<'EgressIPPool'>, report: Report): void {
   const { ranges } = o.spec;

@@ -34,6 +34,17 @@ export interface PoolSettings {
   /** Absent: nobody's answers are believed, so no name has an address. */
   dns?: PoolDns;
   inspection?: PoolInspection;
+  /** Absent: a shard is held by the first gateway of its order, whatever becomes of that. */
+  vrrp?: PoolVrrp;
+}
+
+export interface PoolVrrp {
+  /** VRID of `s0`; `s1` has the next. */
+  baseId: number;
+  /** A multiple of 10. */
+  advertIntervalMs: number;
+  failback: 'Immediate' | 'Delayed' | 'Never';
+  failbackDelayMs: number;
 }
 
 export interface PoolDns {
@@ -67,7 +78,7 @@ export interface ShardEntry {
   /** 1 to 253, unique among all pools; the node's mark. */
   index: number;
   nextHops: PerFamily<string>;
-  /** Gateways in rendezvous order; the first holds the shard (until the HA work). */
+  /** Gateways in rendezvous order; the first holds the shard, unless the gateways elect who does (PoolSettings.vrrp). */
   order: string[];
   /** Egress IPs given out that hash to this shard. */
   egressIPs: string[];

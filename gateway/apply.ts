@@ -24,6 +24,7 @@ import { type Changed, type CompilerOptions, GatewayCompiler, type Machine } fro
 import {
   compileNet,
   deviceSysctls,
+  electedAddresses,
   gatewayScope,
   heldShards,
   isTunnelled,
@@ -96,6 +97,8 @@ export interface ApplyOptions extends CompilerOptions {
    * Absent: each plan does it.
    */
   onDeparted?(): void;
+  /** Shards for which this gateway is elected now; whoever changes them calls apply(). */
+  elected?(): ReadonlySet<string>;
 }
 
 export class GatewayApply {
@@ -170,8 +173,9 @@ export class GatewayApply {
   /** Lists what apply() would after forget(false), while others call apply(): they do not wait for the commands. */
   async look(): Promise<void> {
     const changes = this.#netChanges;
-    if (this.#net === undefined) return;
-    const [net] = await Promise.all([this.#kernel.ip.list(await this.#scope([])), this.#shaping.look()]);
+    const plan = this.#plan;
+    if (this.#net === undefined || plan === undefined) return;
+    const [net] = await Promise.all([this.#kernel.ip.list(await this.#scope(plan, [])), this.#shaping.look()]);
     if (changes === this.#netChanges) this.#ahead = net;
   }
 
@@ -183,7 +187,7 @@ export class GatewayApply {
     const listed = tableListed || this.#net === undefined;
     const changed = this.#compile(plan, delta, {
       reversePathFilter: await this.#filtersReversePath(plan, listed),
-      heldShards: heldShards(plan, this.#self),
+      heldShards: heldShards(plan, this.#self, this.#options.elected?.()),
     });
     const returns = this.#returns(changed);
     const touches = tableListed || returns || touchesFlows(changed);
@@ -306,7 +310,7 @@ export class GatewayApply {
 
   async #addEarly(plan: GatewayPlan): Promise<void> {
     const { addresses } = await this.#desired(plan);
-    await this.#early.begin(plan, addresses, await this.#scope(addresses));
+    await this.#early.begin(plan, addresses, await this.#scope(plan, addresses));
   }
 
   async #applyNet(plan: GatewayPlan, changed: Changed, listed: boolean): Promise<void> {
@@ -345,12 +349,14 @@ export class GatewayApply {
     const { ip, sysctl, announce } = this.#kernel;
     const places = await this.#desired(plan);
     if (listed && 'pool' in plan.settings) await sysctl(sysctls);
-    const scope = await this.#scope(places.addresses);
+    const scope = await this.#scope(plan, places.addresses);
+    const elected = electedAddresses(plan);
     const withRoutes = (net: NetState): NetState => ({
       ...net,
       routes: [...net.routes, ...[...this.#routes.values()].flat()],
     });
-    const current = this.#net === undefined ? (this.#ahead ?? (await ip.list(scope))) : withRoutes(this.#net);
+    const known = this.#net === undefined ? (this.#ahead ?? (await ip.list(scope))) : withRoutes(this.#net);
+    const current = without(elected, known);
     this.#ahead = undefined;
     this.#routesOf = workloadRoutes(plan, this.#self);
     this.#routes.clear();
@@ -364,7 +370,7 @@ export class GatewayApply {
     if (renewed && 'pool' in plan.settings) await sysctl(settings);
     this.#settled = settled;
     this.#net = places;
-    await this.#owned.write(places.addresses);
+    await this.#owned.write([...places.addresses, ...elected]);
     const here = new Set(current.addresses.map(textOf));
     for (const address of this.#early.take()) here.delete(address);
     const added = places.addresses.filter((address) => !here.has(textOf(address)));
@@ -376,10 +382,17 @@ export class GatewayApply {
     return compileNet(plan, this.#self, mtu);
   }
 
-  async #scope(desired: DeviceAddress[]): Promise<NetScope> {
-    const ours = await this.#owned.add(desired);
+  async #scope(plan: GatewayPlan, desired: DeviceAddress[]): Promise<NetScope> {
+    const ours = await this.#owned.add([...desired, ...electedAddresses(plan)]);
     return gatewayScope((address) => ours.has(textOf(address)));
   }
+}
+
+/** Of addresses that are elections' nothing is known here. */
+function without(elected: readonly DeviceAddress[], state: NetState): NetState {
+  if (elected.length === 0) return state;
+  const theirs = new Set(elected.map(textOf));
+  return { ...state, addresses: state.addresses.filter((address) => !theirs.has(textOf(address))) };
 }
 
 /** A look that is for flows of sources that are no workloads. */

@@ -1,6 +1,7 @@
 /**
  * GatewayPlan → the gateway's links, addresses, routes, rules and sysctls, as values (design §5, §6). A shard is held
- * by the first gateway of its order: its next hops are put on the internal interface, its egress IPs on the external.
+ * by the first gateway of its order: its next hops are put on the internal interface, its egress IPs on the external. Where the
+ * gateways elect who holds it, addresses are the election's (mastership.ts).
  * Return routes lead a workload's addresses back to its node, through the tunnel or (Direct) on the inside segment: one
  * per pod CIDR of a node, and one per workload whose address lies in none of them.
  */
@@ -35,6 +36,8 @@ import {
   type GatewayPlan,
   type NodeEntry,
   type PoolSettings,
+  type PoolVrrp,
+  type ShardEntry,
   type WorkloadEntry,
 } from '../api/plan.ts';
 import { PrefixSet } from '../api/prefix-set.ts';
@@ -104,24 +107,54 @@ export function compileNet(plan: Places, self: string, underlayMtu: number): Net
   };
 }
 
-/** Shards that this gateway holds. */
-export function heldShards(plan: Pick<GatewayPlan, 'shards'>, self: string): string[] {
-  return Object.entries(plan.shards).flatMap(([name, shard]) => (shard.order[0] === self ? [name] : []));
+export const electionOf = ({ settings }: Pick<GatewayPlan, 'settings'>): PoolVrrp | undefined =>
+  'pool' in settings ? settings.pool.vrrp : undefined;
+
+const noShards: ReadonlySet<string> = new Set();
+
+/** Shards that this gateway holds. `elected`: those for which it was elected, where there is an election. */
+export function heldShards(
+  plan: Pick<GatewayPlan, 'settings' | 'shards'>,
+  self: string,
+  elected: ReadonlySet<string> = noShards,
+): string[] {
+  const isHeld = electionOf(plan)
+    ? (name: string): boolean => elected.has(name)
+    : (_: string, { order }: ShardEntry): boolean => order[0] === self;
+  return Object.entries(plan.shards).flatMap(([name, shard]) => (isHeld(name, shard) ? [name] : []));
 }
 
-function heldAddresses(plan: Places, pool: PoolSettings, self: string): DeviceAddress[] {
+/** Link-local next hop of an elected shard, which advertisements of IPv6 list first. The same on all gateways. */
+export const linkLocalHop = (vrid: number): string => `fe80::7:${vrid.toString(16)}`;
+/** Virtual router of a shard: their names are `s` and a position. */
+export const vridOf = ({ baseId }: PoolVrrp, shard: string): number => baseId + Number(shard.slice(1));
+
+/** Of one shard, on whichever gateway. */
+export function shardAddresses(pool: PoolSettings, name: string, shard: ShardEntry): DeviceAddress[] {
   const host = (dev: string, address: string): DeviceAddress => ({
     dev,
     address: `${address}/${hostLength[familyOf(address)]}`,
   });
+  const local = pool.vrrp && shard.nextHops[6] ? [linkLocalHop(vridOf(pool.vrrp, name))] : [];
+  const nextHops = families.flatMap((family) => shard.nextHops[family] ?? []);
+  return [
+    ...[...local, ...nextHops].map((address) => host(pool.internalInterface, address)),
+    ...shard.egressIPs.map((address) => host(pool.externalInterface, address)),
+  ];
+}
+
+/** Addresses that come and go with elections, and not with plans. */
+export function electedAddresses({ settings, shards }: Pick<GatewayPlan, 'settings' | 'shards'>): DeviceAddress[] {
+  if (!('pool' in settings) || settings.pool.vrrp === undefined) return [];
+  const { pool } = settings;
+  return Object.entries(shards).flatMap(([name, shard]) => shardAddresses(pool, name, shard));
+}
+
+function heldAddresses(plan: Places, pool: PoolSettings, self: string): DeviceAddress[] {
+  if (pool.vrrp !== undefined) return [];
   return heldShards(plan, self).flatMap((name) => {
     const shard = plan.shards[name];
-    if (shard === undefined) return [];
-    const nextHops = families.flatMap((family) => shard.nextHops[family] ?? []);
-    return [
-      ...nextHops.map((address) => host(pool.internalInterface, address)),
-      ...shard.egressIPs.map((address) => host(pool.externalInterface, address)),
-    ];
+    return shard === undefined ? [] : shardAddresses(pool, name, shard);
   });
 }
 

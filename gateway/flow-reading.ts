@@ -3,7 +3,6 @@
  * a flow that a thread decided (its record, hits of rules, its reading for later, its entry in the connection table), and what is
  * known of established flows when a plan has them judged again. The threads and what feeds them: inspect/inspection.ts.
  */
-import { CT_DECIDED, GATEWAY_CT_MASK } from '../api/names.ts';
 import type { GatewayPlan } from '../api/plan.ts';
 import type { PlanDelta } from '../api/plan-delta.ts';
 import type { FlowTuple } from '../kernel/conntrack.ts';
@@ -13,7 +12,7 @@ import type { ConntrackView } from '../wire/conntrack.ts';
 import type { GatewayInspection } from './inspect/inspection.ts';
 import type { DecidedFlow } from './inspect/messages.ts';
 import { keyOf, type Readings } from './inspect/readings.ts';
-import { type Numbers, ruleMark } from './marks.ts';
+import { decidedBy, type Numbers } from './marks.ts';
 import type { Judgement, WorkloadOf } from './recheck.ts';
 import { decidingRule } from './record/flow-record.ts';
 
@@ -93,7 +92,7 @@ export class FlowReading {
       const rule = decidingRule(judged);
       const number = rule === undefined ? undefined : numbers.get(rule);
       if (number === undefined) return undefined;
-      return ((flow.mark & ~GATEWAY_CT_MASK) | CT_DECIDED | ruleMark(number)) >>> 0;
+      return decidedBy(flow.mark, number);
     });
     return ended;
   }

@@ -1,6 +1,7 @@
 /**
  * The gateway program, put together: saved plan → apply; plan stream → apply → acknowledge → save; records and
- * metrics beside it. Ending it, however, leaves everything in the kernel in force.
+ * metrics beside it. Ending it, however, leaves everything in the kernel in force; but where another gateway is elected
+ * instead, shards go to that.
  */
 import { mkdir, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
@@ -33,10 +34,11 @@ import { GatewayHits } from './hits.ts';
 import { GatewayInspection } from './inspect/inspection.ts';
 import { InspectionKeeper, inspectionHost } from './inspect/inspection-host.ts';
 import { Readings } from './inspect/readings.ts';
-import { ruleNumbers } from './marks.ts';
+import { decidedBy, ruleNumbers } from './marks.ts';
 import { gatewayMetrics } from './metrics.ts';
 import { bandwidthMetrics } from './metrics-bandwidth.ts';
 import { detectMetrics } from './metrics-detect.ts';
+import { electionMetrics } from './metrics-election.ts';
 import { hitsMetrics } from './metrics-hits.ts';
 import { inspectionMetrics } from './metrics-inspection.ts';
 import { startNames } from './names/names.ts';
@@ -45,6 +47,7 @@ import { Detection } from './record/detection.ts';
 import { FlowLog } from './record/flow-log.ts';
 import { viewOf } from './record/flow-record.ts';
 import { Recorder } from './record/recorder.ts';
+import { Succession } from './succession.ts';
 import { HITS_SET } from './verdict.ts';
 
 export interface GatewayOptions {
@@ -69,6 +72,8 @@ export interface GatewayOptions {
 
 /** Of the second in which they are to end. */
 const DEPARTED_MS = 400;
+/** A controller that is there has told the plan by then. */
+const UNINFORMED_MS = 15_000;
 
 export async function runGateway(options: GatewayOptions): Promise<{ close(): Promise<void> }> {
   const log = createLog('gateway').child({ gateway: options.name });
@@ -94,6 +99,12 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     onDeparted() {
       departed ??= setTimeout(endDeparted, DEPARTED_MS);
     },
+    elected: () => succession.elected,
+  });
+  const succession = new Succession({
+    ...options,
+    log,
+    onChange: () => void inTurn(followElection).catch(() => undefined),
   });
   let departed: NodeJS.Timeout | undefined;
   function endDeparted(): void {
@@ -124,6 +135,13 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     },
     onTraffic: (started, carried) => hits.traffic(started, carried),
     onHits: (found) => hits.matched(found),
+    heard: (message, event) => succession.heard(message, event),
+    isOwn: (flow) => succession.isOwn(flow),
+    onPermitted(flow, rule) {
+      const number = gateway.compiled.numbers.get(rule);
+      if (number !== undefined) succession.marked(flow, decidedBy(flow.mark, number));
+    },
+    onOverrun: () => succession.overrun(),
     onReadEnd: (flow) => readings.end(flow),
     onReadLiving: (flows, asOf) => readings.keep(flows, asOf),
     readingOf: (flow) => readings.get(flow),
@@ -134,6 +152,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   hitsMetrics(registry, hits);
+  electionMetrics(registry, succession.mastership);
   const names = await startNames({
     name: options.name,
     certs: options.certs,
@@ -184,6 +203,13 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     // Whoever took away ours may have taken all. Not before: nothing is forwarded until ours is back.
     if (table) await detection?.load().catch((err: unknown) => log.warn({ err }, 'samples of flows'));
   };
+  /** Of several shards that change hands at once, once. */
+  let followed = '';
+  async function followElection(): Promise<void> {
+    if (current === undefined || inForce === undefined || [...succession.elected].join() === followed) return;
+    await apply(current, inForce, { set: {}, delete: {} });
+    await recorder.lookAgain();
+  }
   const { inTurn, ...reconciler } = startReconciler({
     table: NFT_TABLE_GATEWAY,
     nft: kernel.nft,
@@ -197,7 +223,10 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   async function apply(plan: GatewayPlan, generation: number, delta?: PlanDelta): Promise<void> {
     const began = performance.now();
     try {
+      await succession.before(plan);
+      followed = [...succession.elected].join();
       const { flowsEnded, nftChanges, numbers, unshaped } = await gateway.apply(plan, delta);
+      await succession.follow(plan);
       const { compiled } = gateway;
       recorder.view = viewOf(options.name, plan, compiled.numbers, (address) => compiled.workloadOf(address));
       hits.inForce(plan, compiled.numbers, numbers);
@@ -211,7 +240,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
         log.warn({ contested: compiled.contested }, 'addresses that several workloads claim: none has them');
       saidContested = contested;
       const seconds = (performance.now() - began) / 1000;
-      const shards = heldShards(plan, options.name);
+      const shards = heldShards(plan, options.name, succession.elected);
       // Not while the first plan is brought: a big table's counters, all zero, are slow to read while it is made.
       if (inForce === undefined) hits.start();
       inForce = generation;
@@ -241,6 +270,8 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   await (detection === undefined ? kernel.nft.runScript(noDetectTable) : detection.start()).catch((err: unknown) =>
     log.error({ err }, 'samples of flows'),
   );
+  // With a plan of yesterday it takes no shard from a gateway that may have today's; unless nobody tells of any.
+  const uninformed = setTimeout(() => succession.informed(), UNINFORMED_MS);
   client = startPlanClient({
     role: 'gateway',
     name: options.name,
@@ -251,6 +282,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
     inTurn,
     async onPlan(plan, generation, delta, hash) {
       await apply(plan, generation, delta);
+      succession.informed();
       await file.save(plan, generation, hash, delta);
     },
     onState(state) {
@@ -278,9 +310,11 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       await client?.close();
       // Whoever begins next looks at all flows.
       clearTimeout(departed);
+      clearTimeout(uninformed);
       await renewal.close();
       await file.close();
       await reconciler.close();
+      await succession.close();
       await keeper.close();
       await reading.close();
       await names.close();

@@ -4,7 +4,7 @@
  * the next free number in the order of their names.
  */
 import { hash } from 'node:crypto';
-import { CT_DECIDED, CT_READ, CT_RULE_MASK, CT_RULE_SHIFT, NUMBER_READ_FIRST } from '../api/names.ts';
+import { CT_DECIDED, CT_READ, CT_RULE_MASK, CT_RULE_SHIFT, GATEWAY_CT_MASK, NUMBER_READ_FIRST } from '../api/names.ts';
 import { markText } from '../kernel/nft.ts';
 
 /** Name under which the pool's default action is numbered beside the rules. */
@@ -106,6 +106,9 @@ export const ruleMark = (number: number): number => (number << CT_RULE_SHIFT) >>
 /** Under it is counted what the rule matched and would let on, but for its limit or for where its redirect leads. */
 export const refusedMark = (number: number): number => ruleMark(number) + REFUSED;
 export const REFUSED = 1;
+/** Of a flow's mark: decided, by that rule. */
+export const decidedBy = (mark: number, number: number): number =>
+  ((mark & ~GATEWAY_CT_MASK) | CT_DECIDED | ruleMark(number)) >>> 0;
 export const ruleNumberOf = (mark: number): number => (mark & CT_RULE_MASK) >>> CT_RULE_SHIFT;
 export const isDecided = (mark: number): boolean => (mark & CT_DECIDED) !== 0;
 /** Packets of the flow go to a queue. */

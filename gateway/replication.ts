@@ -9,7 +9,7 @@ import type { Logger } from '../daemon/log.ts';
 import { Replicator } from '../ha/replicator.ts';
 import { walk } from '../kernel/conntrack.ts';
 import { FlowInjector } from '../kernel/conntrack-inject.ts';
-import type { ConntrackEvent } from '../wire/conntrack.ts';
+import type { ConntrackEntry, ConntrackEvent } from '../wire/conntrack.ts';
 import { messagePort } from '../wire/nlattr.ts';
 import { isDecided, isRead } from './marks.ts';
 
@@ -102,7 +102,12 @@ export class GatewayReplication {
     if (messagePort(message) === this.#port) return false;
     if (event.type === 'new') this.replicator.began(event);
     else if (event.type === 'destroy') this.replicator.ended(event);
-    const shard = this.#shards.get(event.reply.destination);
+    return this.isOwn(event);
+  }
+
+  /** Whether the flow is of a shard of this gateway's, or of none. */
+  isOwn({ reply }: Pick<ConntrackEntry, 'reply'>): boolean {
+    const shard = this.#shards.get(reply.destination);
     return shard === undefined || this.#masters.has(shard);
   }
 

@@ -65,5 +65,9 @@ export type ThreadReport =
   | { kind: 'link'; link: string; error?: string }
   /** The main thread answers (again), or not. */
   | { kind: 'trust'; trusted: boolean }
+  /** A link has a carrier (again), or not. */
+  | { kind: 'carrier'; link: string; up: boolean }
+  /** So many lists of what is wanted were taken in, and who is active has all addresses of the last. */
+  | { kind: 'settled'; configured: number }
   /** Each second in which something was counted. */
   | { kind: 'counts'; counts: ElectionCounts };

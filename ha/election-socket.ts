@@ -32,6 +32,8 @@ export interface LinkSocket {
   send(frame: Uint8Array): string | undefined;
   /** Whether the device is the one that was opened, by index and MAC. */
   isSame(): boolean;
+  /** Whether the device is up and has a carrier. */
+  isRunning(): boolean;
   close(): void;
 }
 
@@ -110,6 +112,13 @@ function linkOf(link: {
       try {
         const now = namespace === undefined ? indexNow() : libc.withNamespace(namespace, indexNow);
         return now === index && mouth.mac() === mac;
+      } catch {
+        return false;
+      }
+    },
+    isRunning() {
+      try {
+        return mouth.running();
       } catch {
         return false;
       }

@@ -31,9 +31,10 @@ export interface ElectionThreadOptions {
 export interface ElectionThread {
   /**
    * All that it shall take part in, in place of what was said before. What cannot be is refused here (RangeError, TypeError):
-   * two that would be one, or what no advertisement can say.
+   * two that would be one, or what no advertisement can say. Resolves when it was taken in and whoever is active has all its
+   * addresses; or when the thread has ended.
    */
-  configure(configs: readonly ElectionConfig[]): void;
+  configure(configs: readonly ElectionConfig[]): Promise<void>;
   /** Gives up what it holds, and says so; or, with `leave`, goes without a word. No report follows. */
   close(leave?: boolean): Promise<void>;
 }
@@ -83,7 +84,13 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
   process.on('exit', leave);
   const beat = setInterval(() => Atomics.add(control, BEAT, 1), BEAT_MS);
   beat.unref();
+  let configured = 0;
+  const waiting: { configured: number; resolve: () => void }[] = [];
+  const settled = (upTo: number): void => {
+    while (waiting[0] !== undefined && waiting[0].configured <= upTo) waiting.shift()?.resolve();
+  };
   port1.on('message', (report: ThreadReport) => {
+    if (report.kind === 'settled') settled(report.configured);
     if (!closing) onReport(report);
   });
   for (const one of [worker, addressWorker]) {
@@ -101,6 +108,7 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
     port1.close();
     libc.close(wake);
     libc.close(addressWake);
+    settled(Number.POSITIVE_INFINITY);
     if (closing) return;
     closing = true;
     onEnd(failure ?? new Error('the thread of the election has ended'));
@@ -109,9 +117,11 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
   return {
     configure(configs) {
       check(configs);
-      if (closing) return;
+      if (closing) return Promise.resolve();
       port1.postMessage(configs);
       libc.signal(wake);
+      const number = ++configured;
+      return new Promise((resolve) => waiting.push({ configured: number, resolve }));
     },
     close(leave = false) {
       if (!closing) {

@@ -140,6 +140,18 @@ function run({ links, namespace, wake, port, control, addresses }: ElectionWorke
     post({ kind: 'trust', trusted });
   };
 
+  let cut: ReadonlySet<string> = new Set();
+  const checkCarriers = (): void => {
+    const now = new Set<string>();
+    for (const link of Object.keys(links)) if (!open.get(link)?.isRunning()) now.add(link);
+    const changed = Object.keys(links).filter((link) => now.has(link) !== cut.has(link));
+    if (changed.length === 0) return;
+    cut = now;
+    elections.cut(cut);
+    for (const link of changed) post({ kind: 'carrier', link, up: !cut.has(link) });
+  };
+
+  let [configured, settled] = [0, 0];
   let before = now();
   let checkAt = before + CHECK_MS;
   const turn = (): void => {
@@ -152,10 +164,16 @@ function run({ links, namespace, wake, port, control, addresses }: ElectionWorke
     hearAnswers();
     for (let next = receiveMessageOnPort(port); next !== undefined; next = receiveMessageOnPort(port)) {
       elections.configure(next.message as ElectionConfig[]);
+      configured++;
     }
+    checkCarriers();
     const time = now();
     counts.late = Math.max(counts.late, time - elections.timerDue);
     elections.tick();
+    if (settled < configured && elections.settled) {
+      settled = configured;
+      post({ kind: 'settled', configured });
+    }
     checkTrust(Math.min(time - before, SLEEP_MS));
     before = time;
     if (time < checkAt) return;

@@ -14,6 +14,7 @@ import {
   type RouterCause,
   type RouterEvent,
   type RouterState,
+  type Startup,
   VirtualRouter,
 } from './virtual-router.ts';
 
@@ -43,8 +44,10 @@ export interface ElectionConfig {
   /** What the active router has. */
   held: HeldAddress[];
   fenced: boolean;
-  /** At the start: the addresses may be there from a life before. */
-  holding?: boolean;
+  /** Links without which it is unfit, if it is fenced: whoever has no other gateway to leave it to goes on. Absent: none. */
+  needs?: readonly string[];
+  /** Of the start alone. */
+  start?: Startup;
   /** Over IPv4 checksums without a pseudo header, as a foreign router may want them (wire/vrrp.ts). */
   plainChecksum?: boolean;
 }
@@ -88,6 +91,7 @@ export class Elections {
   readonly #entries = new Map<string, Entry>();
   readonly #listeners = new Map<string, { entry: Entry; channel: number }>();
   #trusted = true;
+  #cut: ReadonlySet<string> = new Set();
 
   constructor(world: ElectionWorld) {
     this.#world = world;
@@ -167,6 +171,23 @@ export class Elections {
     for (const entry of this.#entries.values()) this.#change(entry, entry.config, false);
   }
 
+  /** Links that have no carrier now. */
+  cut(links: ReadonlySet<string>): void {
+    const before = this.#cut;
+    const changed = ({ config: { needs = [] } }: Entry): boolean =>
+      needs.some((link) => links.has(link) !== before.has(link));
+    this.#cut = links;
+    for (const entry of this.#entries.values()) if (changed(entry)) this.#change(entry, entry.config, false);
+  }
+
+  /** Whoever is active has all its addresses. */
+  get settled(): boolean {
+    for (const { router, holding } of this.#entries.values()) {
+      if (router.state === 'Active' && !holding.settled) return false;
+    }
+    return true;
+  }
+
   /** A link is there again, perhaps with another MAC. */
   rebuild(): void {
     for (const entry of this.#entries.values()) {
@@ -185,9 +206,10 @@ export class Elections {
   }
 
   #settingsOf(config: ElectionConfig) {
-    const { priority, intervalMs, failback, failbackDelayMs, fenced, channels, stateComplete } = config;
+    const { priority, intervalMs, failback, failbackDelayMs, fenced, channels, stateComplete, needs = [] } = config;
+    const fit = this.#trusted && !needs.some((link) => this.#cut.has(link));
     return {
-      priority: fenced && !this.#trusted ? 0 : priority,
+      priority: fenced && !fit ? 0 : priority,
       intervalMs,
       failback,
       failbackDelayMs,
@@ -212,8 +234,7 @@ export class Elections {
     this.#entries.set(config.id, entry);
     this.#build(entry);
     entry.holding.set(config.held, config.fenced, false);
-    const holding = config.holding === true;
-    this.#feed(entry, { kind: 'startup', holding });
+    this.#feed(entry, { kind: 'startup', ...config.start });
     this.#tellState(entry);
   }
 

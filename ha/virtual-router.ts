@@ -34,14 +34,22 @@ export interface RouterSettings {
 }
 
 export type RouterEvent =
-  /** `holding`: the addresses may be on the machine already, from a life before. */
-  | { kind: 'startup'; holding?: boolean }
+  | ({ kind: 'startup' } & Startup)
   | { kind: 'shutdown' }
   /** The time is `due`. */
   | { kind: 'timer' }
   | { kind: 'advert'; channel: number; source: string; priority: number; intervalMs: number }
   | { kind: 'settings'; settings: RouterSettings }
   | { kind: 'state'; complete: boolean };
+
+export interface Startup {
+  /** The addresses may be on the machine already, from a life before. */
+  holding?: boolean;
+  /** It has had the shard all along, when there was no election of it. */
+  leads?: boolean;
+  /** Somebody who has not begun yet has it: it waits so much longer for the first advertisement. */
+  patienceMs?: number;
+}
 
 /** Why the router became what it is. */
 export type RouterCause =
@@ -141,7 +149,7 @@ export class VirtualRouter {
     this.#wake(now, actions);
     switch (event.kind) {
       case 'startup':
-        this.#startUp(event.holding === true, now, actions);
+        this.#startUp(event, now, actions);
         break;
       case 'shutdown':
         this.#shutDown(actions);
@@ -193,16 +201,19 @@ export class VirtualRouter {
     actions.push({ kind: 'became', state, cause });
   }
 
-  #startUp(holding: boolean, now: number, actions: RouterAction[]): void {
+  #startUp({ holding, leads, patienceMs = 0 }: Startup, now: number, actions: RouterAction[]): void {
     if (this.#state !== 'Initialize') return;
     this.#since = now;
     if (this.#settings.priority === OWNER) {
       this.#activate('owner', now, actions);
+    } else if (leads && this.#settings.priority > 0) {
+      this.#activate('startup', now, actions);
     } else if (holding && this.#settings.priority > 0) {
       this.#become('Waking', 'startup', actions);
       this.#due = now + this.#downInterval;
     } else {
       this.#stepBack('startup', now, actions);
+      if (this.#due !== undefined) this.#due += patienceMs;
       if (holding) actions.push({ kind: 'give-up' });
     }
   }

@@ -14,6 +14,8 @@ const PACKET_IGNORE_OUTGOING = 23;
 const SO_ATTACH_FILTER = 26;
 const ENETDOWN = 100;
 const SIOCGIFHWADDR = 0x8927;
+const SIOCGIFFLAGS = 0x8913;
+const IFF_RUNNING = 0x40;
 const IFREQ_LENGTH = 40;
 const IFNAMSIZ = 16;
 
@@ -84,6 +86,14 @@ export class PacketSocket {
     request.set(Buffer.from(this.device).subarray(0, IFNAMSIZ - 1));
     libc.ioctl(this.#fd, SIOCGIFHWADDR, request);
     return macText(request, IFNAMSIZ + 2);
+  }
+
+  /** Whether the device is up and has a carrier. */
+  running(): boolean {
+    const request = new Uint8Array(IFREQ_LENGTH);
+    request.set(Buffer.from(this.device).subarray(0, IFNAMSIZ - 1));
+    libc.ioctl(this.#fd, SIOCGIFFLAGS, request);
+    return (new DataView(request.buffer).getUint16(IFNAMSIZ, true) & IFF_RUNNING) !== 0;
   }
 
   close(): void {

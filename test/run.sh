@@ -85,7 +85,7 @@ together=() alone=()
 for file in "${files[@]}"; do
   case $file in
     */netns/e2e.test.js | */netns/lab.test.js | */netns/race.test.js | */netns/clients.test.js) alone+=("$file") ;;
-    */netns/owners.test.js | */api/lab.test.js) alone+=("$file") ;;
+    */netns/owners.test.js | */netns/vrrp.test.js | */netns/failover.test.js | */api/lab.test.js) alone+=("$file") ;;
     *) together+=("$file") ;;
   esac
 done

@@ -198,6 +198,41 @@ export const gatewayPoolSpec = Type.Object(
         },
       ),
     ),
+    vrrp: Type.Optional(
+      Type.Object(
+        {
+          baseId: Type.Integer({
+            minimum: 1,
+            maximum: 255,
+            default: 1,
+            description:
+              'Virtual router of the first shard, and one more for each further: no other router on the links may have one of them',
+          }),
+          advertIntervalMs: Type.Integer({
+            minimum: 10,
+            maximum: 40_950,
+            default: 40,
+            description: 'Between two advertisements, in tens; three of silence and another gateway takes over',
+            cel: [{ rule: 'self % 10 == 0', message: 'a multiple of 10' }],
+          }),
+          failback: oneOf(['Immediate', 'Delayed', 'Never'], {
+            default: 'Immediate',
+            description: 'When a shard goes back to a gateway that comes before the one that has it and works',
+          }),
+          failbackDelaySeconds: Type.Integer({
+            minimum: 1,
+            maximum: 86_400,
+            default: 60,
+            description: 'Of failback Delayed: since that gateway is there again',
+          }),
+        },
+        {
+          additionalProperties: false,
+          description:
+            'Gateways agree among themselves on who has a shard, and another takes over when one fails. Absent: a shard stays with its first gateway',
+        },
+      ),
+    ),
     fetch: Type.Object(
       {
         allowedHosts: Type.Array(
@@ -232,4 +267,4 @@ export const gatewayPoolSpec = Type.Object(
 );
 
 /** Fields of the design that are refused by name until they do something. */
-export const gatewayPoolAbsent = ['gatewaySelector', 'hosts', 'vrrp', 'announce', 'logging'] as const;
+export const gatewayPoolAbsent = ['gatewaySelector', 'hosts', 'announce', 'logging'] as const;

@@ -60,6 +60,7 @@ export const hints: Readonly<Record<string, readonly [where: string, todo: strin
   DestinationTaken: ['spec.destinations: ', ''],
   InsideAddressTaken: ['', 'choose an address on the inside that no other has'],
   GatewayTaken: ['spec.gateways: ', 'take it out of that GatewayPool first'],
+  VirtualRouterTaken: ['', 'if they are on one link choose another baseId: else neither would have the shard'],
   TunnelPort: ['spec.steering.port: ', 'a node has one tunnel device: say the same port'],
   NextHopCount: ['', 'correct the ranges'],
   BadNextHop: ['', 'correct the range'],
@@ -82,7 +83,7 @@ export const hints: Readonly<Record<string, readonly [where: string, todo: strin
 
 /** Fields with which messages of the planner begin. */
 const fields =
-  /^(externalServices|destinations|redirect|nextHops|gateways|addresses|bandwidth|maxConnections|connectionsPerSecond)\b/;
+  /^(externalServices|vrrp\.baseId|destinations|redirect|nextHops|gateways|addresses|bandwidth|maxConnections|connectionsPerSecond)\b/;
 
 function textOf({ type, status, reason, message }: Condition): string {
   const [where, todo] = hints[reason] ?? ['', ''];

@@ -3,7 +3,7 @@
  * addresses that each calls its own.
  */
 import { formatAddress, parseAddress } from '../../api/address.ts';
-import type { GatewayPlan, NodePlan } from '../../api/plan.ts';
+import type { GatewayPlan, NodePlan, ShardEntry } from '../../api/plan.ts';
 
 export interface Peer<P> {
   connected: boolean;
@@ -21,6 +21,29 @@ export interface Peers {
   gateways: ReadonlyMap<string, Peer<GatewayPlan>>;
   nodes: ReadonlyMap<string, Peer<NodePlan>>;
 }
+
+/**
+ * The gateways that must know what is led to a shard: the one that holds it. Where the gateways elect who does, all that are
+ * there: each may be it, and what one that is away does not know of it drops. None of them there: the first.
+ */
+export function holdersOf(
+  { settings, shards }: Pick<GatewayPlan, 'settings' | 'shards'>,
+  shard: string,
+  { gateways }: Peers,
+): string[] {
+  const { order = [] }: Partial<ShardEntry> = shards[shard] ?? {};
+  const first = order.slice(0, 1);
+  if (!('pool' in settings) || settings.pool.vrrp === undefined) return first;
+  const there = order.filter((name) => gateways.get(name)?.connected);
+  return there.length === 0 ? first : there;
+}
+
+/** Whether a gateway knows that it holds the shard, or may come to. */
+export const knowsToHold = (plan: GatewayPlan, shard: string, gateway: string): boolean => {
+  const { order = [] }: Partial<ShardEntry> = plan.shards[shard] ?? {};
+  const elects = 'pool' in plan.settings && plan.settings.pool.vrrp !== undefined;
+  return elects ? order.includes(gateway) : order[0] === gateway;
+};
 
 export const noPeers = (): Peers => ({ gateways: new Map(), nodes: new Map() });
 

@@ -1,7 +1,8 @@
 /**
  * Gateway pools: which namespaces each carries, its gateways, and its shards with their numbers and next hops.
  * Shards are named by position in `nextHops` (`s0`, `s1`, …). Age decides between two pools that want the same
- * namespace, the same gateway, the same address on the inside, or different ports for the one tunnel device that a node has.
+ * namespace, the same gateway, the same address on the inside, the same virtual router, or different ports for the one tunnel
+ * device that a node has.
  */
 import { formatAddress, parseRange, type Range } from '../../api/address.ts';
 import { type GatewayPool, type Namespace, objectKey } from '../../api/kinds.ts';
@@ -53,6 +54,8 @@ export function poolsOf(
   const poolOfGateway = new Map<string, string>();
   /** Addresses on the inside, which two cannot have. */
   const inside = new Map<string, string>();
+  /** VRIDs, of which two on a link would be one. */
+  const routers = new Map<number, string>();
   const numbers = new ShardNumbers(indices);
   for (const object of objects) {
     const key = objectKey(object);
@@ -72,6 +75,16 @@ export function poolsOf(
       const other = inside.get(address);
       if (other === undefined) inside.set(address, `a next hop of GatewayPool ${name}`);
       else findings.conflict(key, 'InsideAddressTaken', `nextHops: ${address} is ${other}`);
+    }
+    for (const [position] of settings.vrrp === undefined ? [] : hops.entries()) {
+      const id = (settings.vrrp?.baseId ?? 0) + position;
+      const other = routers.get(id);
+      if (other === undefined) routers.set(id, name);
+      else if (other !== name) {
+        const message = `vrrp.baseId: virtual router ${id} is GatewayPool ${other}'s, too`;
+        findings.conflict(key, 'VirtualRouterTaken', message);
+        break;
+      }
     }
     const members: Member[] = [];
     const gateways: Record<string, GatewayEntry> = {};
@@ -149,7 +162,15 @@ function settingsOf({ metadata, spec }: GatewayPool, found: readonly string[]): 
     excludedCIDRs: [...(spec.excludedCIDRs ?? [])],
     ...dnsOf(spec),
     ...inspectionOf(spec),
+    ...vrrpOf(spec),
   };
+}
+
+function vrrpOf({ vrrp }: GatewayPool['spec']): Pick<PoolSettings, 'vrrp'> {
+  if (vrrp === undefined) return {};
+  const { baseId, advertIntervalMs, failback, failbackDelaySeconds } = vrrp;
+  const failbackDelayMs = failback === 'Delayed' ? failbackDelaySeconds * 1000 : 0;
+  return { vrrp: { baseId, advertIntervalMs, failback, failbackDelayMs } };
 }
 
 /** Without what is not said, or said as it is anyway. */

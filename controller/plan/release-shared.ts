@@ -7,7 +7,7 @@ import { families, type GatewayPlan, type NodeEgressIPEntry, type NodeWorkloadEn
 import { sameJson } from '../../api/plan-delta.ts';
 import { type Part, sameRecord } from './memo.ts';
 import type { Shared } from './memory.ts';
-import type { Peers } from './peers.ts';
+import { holdersOf, type Peers } from './peers.ts';
 
 export interface SharedInput {
   plans: ReadonlyMap<string, GatewayPlan>;
@@ -100,9 +100,14 @@ export function acknowledgedEgressIP(
 ): boolean {
   const plan = plans.get(pool);
   return shardsOf(name).every((shard) => {
-    const holder = plan?.shards[shard]?.order[0];
-    const inForce = holder === undefined ? undefined : peers.gateways.get(holder)?.inForce;
-    return inForce !== undefined && sameJson(inForce.egressIPs[name], plan?.egressIPs[name]);
+    const holders = plan === undefined ? [] : holdersOf(plan, shard, peers);
+    return (
+      holders.length > 0 &&
+      holders.every((holder) => {
+        const inForce = peers.gateways.get(holder)?.inForce;
+        return inForce !== undefined && sameJson(inForce.egressIPs[name], plan?.egressIPs[name]);
+      })
+    );
   });
 }
 

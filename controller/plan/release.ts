@@ -18,6 +18,7 @@ import { sameJson } from '../../api/plan-delta.ts';
 import { compileEgress } from '../../policy/egress.ts';
 import { sameRecord } from './memo.ts';
 import type { PlannerMemory, Release, Shared } from './memory.ts';
+import { holdersOf, knowsToHold } from './peers.ts';
 import type { CountedPod } from './pods.ts';
 import { type Pool, tunnelled } from './pools.ts';
 import { acknowledgedEgressIP, type SharedInput, standsOn } from './release-shared.ts';
@@ -206,15 +207,21 @@ function acknowledged(
   const names = [workload.egressIP ?? [], plan.destinations[workload.destinations ?? '']?.egressIPs ?? []].flat();
   return (
     [...new Set(itsShards)].every((shard) => {
-      const holder = plan.shards[shard]?.order[0];
-      const inForce = holder === undefined ? undefined : input.peers.gateways.get(holder)?.inForce;
-      const theirs = inForce?.workloads[entry.uid];
+      const holders = holdersOf(plan, shard, input.peers);
       return (
-        theirs !== undefined &&
-        sameJson(theirs.addresses, workload.addresses) &&
-        sameJson(egressFields(theirs), wanted) &&
-        // The holder must have the address under this shard and hold the shard by its own plan.
-        inForce?.shards[shard]?.order[0] === holder
+        holders.length > 0 &&
+        holders.every((holder) => {
+          const inForce = input.peers.gateways.get(holder)?.inForce;
+          const theirs = inForce?.workloads[entry.uid];
+          return (
+            inForce !== undefined &&
+            theirs !== undefined &&
+            sameJson(theirs.addresses, workload.addresses) &&
+            sameJson(egressFields(theirs), wanted) &&
+            // The holder must have the address under this shard and hold the shard by its own plan.
+            knowsToHold(inForce, shard, holder)
+          );
+        })
       );
     }) && names.every((name) => acknowledgedEgressIP(pool.name, name, input))
   );

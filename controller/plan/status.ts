@@ -20,6 +20,7 @@ import { type Part, sameItems } from './memo.ts';
 import { knowsNames, nameProblem } from './name-status.ts';
 import type { Objects } from './objects.ts';
 import type { Given, PlannedOwners } from './owners.ts';
+import { holdersOf } from './peers.ts';
 import type { Pool } from './pools.ts';
 import { type ProgrammedInput, ProgrammedRules } from './programmed.ts';
 import { compareText } from './snapshot.ts';
@@ -259,15 +260,20 @@ function egressIPFacts(
   const perFamily = allocation.addresses.get(name) ?? {};
   const addresses = families.flatMap((family) => perFamily[family] ?? []);
   const pool = gatewayPoolOf(object);
-  const entry = plans.get(pool?.name ?? '')?.egressIPs[name];
+  const plan = plans.get(pool?.name ?? '');
+  const entry = plan?.egressIPs[name];
   const waiting: string[] = [];
   const assignments = addresses.flatMap((address) => {
     const shard = shardOf.get(address);
     if (shard === undefined) return [];
     const gateway = pool?.shards[shard]?.order[0];
-    const inForce = gateway === undefined ? undefined : peers.gateways.get(gateway)?.inForce;
-    const there = inForce !== undefined && holdsAddress(inForce.shards[shard], address);
-    if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${gateway}`);
+    const holders = plan === undefined ? [] : holdersOf(plan, shard, peers);
+    if (holders.length === 0) waiting.push(`${address} on no gateway`);
+    for (const holder of holders) {
+      const inForce = peers.gateways.get(holder)?.inForce;
+      const there = inForce !== undefined && holdsAddress(inForce.shards[shard], address);
+      if (!there || !sameJson(inForce.egressIPs[name], entry)) waiting.push(`${address} on ${holder}`);
+    }
     return [{ address, shard, ...(gateway === undefined ? {} : { gateway }) }];
   });
   const namespaces = assign.served(name).length;

@@ -9,7 +9,7 @@ import { NFLOG_GROUP } from '../../api/names.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
 import { type EventSocket, startEventSocket } from '../../kernel/event-socket.ts';
 import type { ApplicationReading } from '../../policy/application.ts';
-import { type ConntrackEntry, decodeConntrack } from '../../wire/conntrack.ts';
+import { type ConntrackEntry, type ConntrackEvent, decodeConntrack } from '../../wire/conntrack.ts';
 import { PROTOCOL_TCP, parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
 import { decidedMark, readMark } from '../apply.ts';
@@ -50,6 +50,14 @@ export interface RecorderOptions {
   samples?: boolean;
   /** Flows that are older (milliseconds since the epoch) were looked at by an earlier run. */
   lookedAt?: number;
+  /** Of each event; false: it is of a flow of which another gateway tells. */
+  heard?(message: Uint8Array, event: ConntrackEvent): boolean;
+  /** The same of a flow. */
+  isOwn?(flow: ConntrackEntry): boolean;
+  /** A flow was decided after it had begun, by that rule. */
+  onPermitted?(flow: ConntrackEntry, rule: string): void;
+  /** Events were lost. */
+  onOverrun?(): void;
   onError(error: Error): void;
 }
 
@@ -107,6 +115,7 @@ export class Recorder {
         onBatch: (messages) => this.#conntrack(messages),
         onOverrun: () => {
           this.overruns++;
+          this.#options.onOverrun?.();
           this.#resync().catch(onError);
         },
         onError,
@@ -135,8 +144,16 @@ export class Recorder {
     if (flow.decision?.verdict !== 'accept') return this.#undecided.end(key)?.flow.id;
     if (again) return undefined;
     const entry = this.#undecided.permit(flow, performance.now(), key);
-    if (entry !== undefined) this.#started(entry, now, flow);
-    return entry?.id;
+    if (entry === undefined) return undefined;
+    this.#started(entry, now, flow);
+    const rule = decidingRule(flow.decision);
+    if (rule !== undefined) this.#options.onPermitted?.(entry, rule);
+    return entry.id;
+  }
+
+  /** Others than before may be this gateway's. */
+  async lookAgain(): Promise<void> {
+    if (this.#sockets.length > 0) await this.#resync();
   }
 
   /** Counts what living flows have carried so far. */
@@ -177,7 +194,8 @@ export class Recorder {
 
   async #list(whole: boolean): Promise<ConntrackEntry[]> {
     const asOf = performance.now();
-    const flows = await listFlows({ mark: decidedMark });
+    const { isOwn = () => true } = this.#options;
+    const flows = (await listFlows({ mark: decidedMark })).filter(isOwn);
     if (!this.#reads) return flows;
     for (const flow of await listFlows({ mark: readMark })) flows.push(flow);
     if (whole) this.#options.onReadLiving?.(new Set(flows.map(keyOfFlow)), asOf);
@@ -214,6 +232,7 @@ export class Recorder {
         continue;
       }
       const event = decoded.value;
+      if (this.#options.heard?.(message, event) === false) continue;
       if (isDecided(event.mark) || isRead(event.mark)) {
         if (event.type === 'new') this.#begun(event, now);
         else if (event.type === 'destroy') this.#ended(event, now);

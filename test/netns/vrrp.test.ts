@@ -456,7 +456,7 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   await until('a has ended', () => a.reports.some(({ kind }) => kind === 'closed'));
   await comesToHold(t, A, allHeld, 'without a fence addresses outlive the program, if it is told to leave them');
   const again = new Peer(A, links);
-  again.configure(shard(A, 200, { fenced: false, holding: true }));
+  again.configure(shard(A, 200, { fenced: false, start: { holding: true } }));
   await again.became('Active unreplaced');
   await comesToHold(t, A, allHeld, 'and the next one finds them');
   again.configure();

@@ -85,8 +85,8 @@ const rows: Row[] = [
     denied: /^spec: expected addresses or count, got neither; spec: expected namespaces or namespaceSelector/,
   }),
   row('-', 'a field that there is not', create(egressIP('new', { colour: 'red' })), { denied: /^spec\.colour: / }),
-  row('-', 'a field that is not carried out', create(pool({ vrrp: {} })), {
-    denied: /^spec\.vrrp: .*not carried out yet/,
+  row('-', 'a field that is not carried out', create(pool({ announce: {} })), {
+    denied: /^spec\.announce: .*not carried out yet/,
   }),
   row('-', 'bits after a prefix', create(drawPool('new', { ranges: ['192.0.2.1/28'] })), {
     denied: /^spec\.ranges\[0\]: /,
@@ -301,6 +301,10 @@ const rows: Row[] = [
     ),
     { denied: /^spec: it would take from GatewayPool\/other what that has \(gateway gw-z belongs to GatewayPool main/ },
   ),
+  row('VirtualRouterTaken', 'shards of two pools that are one router', create(pool({ vrrp: { baseId: 3 } })), {
+    warned: /^spec\.vrrp\.baseId: virtual router 3 is GatewayPool main's, too; if they are on one link/,
+    world: worldOf(inForce().map((one) => (one.metadata.name === 'main' ? gatewayPool('main', { vrrp: {} }) : one))),
+  }),
   row('TunnelPort', 'another port', create(pool({ steering: { port: 4794 } })), {
     denied: /^spec\.steering\.port: steering\.port is 4793, that of the older GatewayPool main; a node has one/,
   }),

@@ -7,13 +7,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { type AnyObject, type EgressIP, objectKey, parseObject } from '../../api/kinds.ts';
-import type { GatewayPlan, NodePlan } from '../../api/plan.ts';
+import { emptyGatewayPlan, type GatewayPlan, type NodePlan } from '../../api/plan.ts';
 import { runController } from '../../controller/main.ts';
 import { loadDirectory, watchDirectory } from '../../controller/observe/directory.ts';
 import { readDocuments } from '../../controller/observe/document.ts';
 import type { Observation } from '../../controller/observe/source.ts';
 import { emptyMemory, type PlannerMemory, readMemory } from '../../controller/plan/memory.ts';
-import { noPeers, type Peers } from '../../controller/plan/peers.ts';
+import { noPeers, type Peer, type Peers } from '../../controller/plan/peers.ts';
 import { type PlanResult, plan } from '../../controller/plan/plan.ts';
 import { StatusDirectory, withErrors } from '../../controller/publish/status.ts';
 import { createCa, issueCertificate } from '../../daemon/certs.ts';
@@ -451,6 +451,34 @@ t.test('which EgressIP serves a pod, and which pool a namespace', async (t) => {
   ]);
   const used = new Set(Object.values(spread.pools.get('p')?.workloads ?? {}).map(({ egress }) => egress[4]?.address));
   t.equal(used.size, 3, 'pods are spread over the addresses');
+});
+
+t.test('release: where gateways elect who has a shard, all that are there must know', async (t) => {
+  const eip = egressIP('a', { addresses: ['192.0.2.1'] });
+  const elects = gatewayPool('p', { vrrp: {} });
+  const objects = [namespace('a'), node('n1', '10.0.0.21'), elects, drawPool('d'), eip, pod('a', 'web', ['10.1.0.1'])];
+  const start = run(objects);
+  t.match(start.pools.get('p')?.settings, {
+    pool: { vrrp: { baseId: 1, advertIntervalMs: 40, failback: 'Immediate', failbackDelayMs: 0 } },
+  });
+  const { shards = {}, workloads = {} } = start.pools.get('p') ?? {};
+  const [one = '', two = ''] = shards[workloads['uid-web']?.egress[4]?.shard ?? '']?.order ?? [];
+  const there = acknowledged(start).gateways.get(one)!;
+  const ignorant = { ...there, inForce: emptyGatewayPlan() };
+  const rows: [what: string, gateways: Record<string, Peer<GatewayPlan>>, released: boolean][] = [
+    ['none is there', {}, false],
+    ['both know', { [one]: there, [two]: there }, true],
+    ['the second does not know', { [one]: there, [two]: ignorant }, false],
+    ['the second is away', { [one]: there, [two]: { ...ignorant, connected: false } }, true],
+    ['only the second is there', { [two]: there }, true],
+    ['both are away: what the first knew', { [one]: { ...there, connected: false } }, true],
+  ];
+  for (const [what, gateways, released] of rows) {
+    const peers: Peers = { gateways: new Map(Object.entries(gateways)), nodes: new Map() };
+    const result = run(objects, start.memory, peers);
+    t.equal(result.nodes.get('n1')?.workloads['uid-web'] !== undefined, released, what);
+    t.equal(condition(result, 'EgressIP/a', 'Programmed')?.status, released ? 'True' : 'False', `${what}: status`);
+  }
 });
 
 t.test('release: only what a gateway has acknowledged, and never less than before', async (t) => {

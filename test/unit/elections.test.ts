@@ -219,6 +219,30 @@ t.test('when the program hangs, fenced routers give up, others do not; and they 
   t.ok(said().includes('shard-0 Active(silence) heard undefined'));
 });
 
+t.test('without the carrier of a link that it needs a fenced router gives up', async (t) => {
+  const { elections, said, until } = paper();
+  const needs = ['outside'];
+  elections.configure([config({ needs }), config({ id: 'alone', vrid: 52, fenced: false, held: [], needs })]);
+  t.ok(elections.settled, 'who is not active has nothing to add');
+  until(160);
+  said();
+  elections.cut(new Set(['inside']));
+  t.same(said(), [], 'not for another link');
+  elections.cut(new Set(['outside']));
+  t.same(said(), [`remove ${ALL}`, ...adverts(0), 'shard-0 Backup(unfit) heard undefined']);
+  until(1_000);
+  t.notOk(said().some((line) => line.includes('vrid 51')));
+  elections.cut(new Set());
+  until(1_200);
+  t.ok(said().includes('shard-0 Active(silence) heard undefined'));
+  elections.configure([
+    config({ needs, held: [...config().held, { link: 'outside', address: '203.0.113.9', prefixLength: 32 }] }),
+  ]);
+  t.notOk(elections.settled, 'an address is to come');
+  elections.tick();
+  t.ok(elections.settled);
+});
+
 t.test('an end gives up, or leaves all as it is', async (t) => {
   for (const leave of [false, true]) {
     const { elections, said, until } = paper();
@@ -233,7 +257,7 @@ t.test('an end gives up, or leaves all as it is', async (t) => {
 
 t.test('addresses from a life before are given up for another, or kept', async (t) => {
   const { elections, said, until } = paper();
-  elections.configure([config({ holding: true })]);
+  elections.configure([config({ start: { holding: true } })]);
   t.same(said(), ['shard-0 Waking(startup) heard undefined']);
   until(100);
   elections.hear('inside', foreign({ priority: 90 }));
@@ -349,7 +373,7 @@ t.test('what the thread would end over is refused before it is told', async (t) 
     ['no address', [config({ held: [{ link: 'inside', address: 'x', prefixLength: 32 }] })]],
   ];
   for (const [name, configs] of rows) t.throws(() => thread.configure(configs), name);
-  thread.configure([config()]);
+  await thread.configure([config()]);
   await thread.close();
 });
 

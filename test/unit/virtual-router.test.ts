@@ -258,6 +258,23 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     ],
   ],
   [
+    'who had the addresses when there was no election goes on',
+    {},
+    [
+      [0, { kind: 'startup', holding: true, leads: true }, 'Active(startup), advertise 128, take-over', 40],
+      [20, advert(200), 'Backup(outranked), give-up, advertise 0', 160],
+    ],
+  ],
+  [
+    'who knows that another is about to begin waits for it',
+    {},
+    [
+      [0, { kind: 'startup', patienceMs: 1_000 }, 'Backup(startup)', 1_140],
+      [800, advert(200), '', 940],
+    ],
+  ],
+  ['unless it is unfit', { priority: 0 }, [[0, { kind: 'startup', leads: true }, 'Backup(startup)', undefined]]],
+  [
     'addresses from a life before: another is active',
     {},
     [
