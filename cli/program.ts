@@ -26,6 +26,8 @@ const verbs: Readonly<Record<string, () => Promise<{ register: Register }>>> = {
   suggest: () => import('./suggest/command.ts'),
   simulate: () => import('./simulate.ts'),
   confirm: () => import('./confirm.ts'),
+  drain: () => import('./drain.ts'),
+  undrain: () => import('./undrain.ts'),
   import: () => import('./import/command.ts'),
   lab: () => import('./lab.ts'),
 };

@@ -152,7 +152,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
   });
   const metrics = gatewayMetrics(registry, kernel.nft, () => recorder, flowLog);
   hitsMetrics(registry, hits);
-  electionMetrics(registry, succession.mastership);
+  electionMetrics(registry, succession);
   const names = await startNames({
     name: options.name,
     certs: options.certs,
@@ -253,6 +253,7 @@ export async function runGateway(options: GatewayOptions): Promise<{ close(): Pr
       log.error({ err: error, generation }, 'plan refused: what was in force stays');
       throw error;
     } finally {
+      succession.applied();
       keeper.look();
     }
   }

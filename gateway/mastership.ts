@@ -9,7 +9,7 @@ import type { Logger } from '../daemon/log.ts';
 import type { ThreadReport } from '../ha/election-messages.ts';
 import { type ElectionThread, type ElectionThreadOptions, startElectionThread } from '../ha/election-thread.ts';
 import type { Channel, ElectionConfig, ElectionReport } from '../ha/elections.ts';
-import type { Startup } from '../ha/virtual-router.ts';
+import type { RouterCause, Startup } from '../ha/virtual-router.ts';
 import { electedAddresses, electionOf, heldShards, linkLocalHop, shardAddresses, vridOf } from './compile-net.ts';
 
 type Plan = Pick<GatewayPlan, 'settings' | 'gateways' | 'shards'>;
@@ -22,6 +22,9 @@ type Became = ElectionReport & { kind: 'became' };
  */
 const PRIORITIES = [250, 200, 150, 100] as const;
 export const priorityOf = (place: number): number => PRIORITIES[place] ?? Math.max(1, 103 - place);
+
+/** Below all others, but better than none. */
+const DRAINED = 1;
 
 /** Own address on each link, from which it advertises. */
 export type Sources = Record<'inside' | 'outside', PerFamily<string>>;
@@ -42,6 +45,8 @@ export interface Standing {
   sources: Sources;
   /** Another gateway could take a shard. */
   fenced: boolean;
+  /** It is to leave its shards to others: whoever is there comes before it. */
+  drained: boolean;
   /** It has the plan that is in force elsewhere, and the state of the connections. */
   complete(shard: string): boolean;
   start(shard: string, addresses: readonly string[]): Startup;
@@ -76,7 +81,7 @@ export function electionsOf(plan: Plan, self: string, standing: Standing): Elect
       {
         id,
         vrid,
-        priority: priorityOf(place),
+        priority: standing.drained ? DRAINED : priorityOf(place),
         intervalMs: vrrp.advertIntervalMs,
         failback: vrrp.failback,
         failbackDelayMs: vrrp.failbackDelayMs,
@@ -111,11 +116,21 @@ export interface MastershipOptions {
   log: Logger;
   /** Whether this gateway may take a shard from one that works: it has the plan of now, and the state of the connections. */
   complete(shard: string): boolean;
+  drained(): boolean;
   /** Others are elected than before. */
   onChange(): void;
   /** For tests. */
   start?(options: ElectionThreadOptions): ElectionThread;
   interfaces?(): Interfaces;
+}
+
+export interface Takeover {
+  shard: string;
+  cause: RouterCause;
+  /** Since another gateway was heard last; undefined: none was. */
+  silentMs: number | undefined;
+  /** From then, or from when it became active, until all addresses were there and announced. */
+  tookMs: number;
 }
 
 /** A plan waits so long at most for addresses; a kernel that is slow with them is no reason to hold it up. */
@@ -128,6 +143,10 @@ const RESTART_MS = 1_000;
 export class Mastership {
   /** By state and cause. */
   readonly counts = new Map<string, { state: string; cause: string; count: number }>();
+  /** Told of each. */
+  onTakeover: (takeover: Takeover) => void = () => {};
+  /** That have begun: when another was heard last. */
+  readonly #taking = new Map<string, Pick<Became, 'cause' | 'at' | 'heardAt'>>();
   readonly #options: MastershipOptions;
   readonly #elected = new Set<string>();
   #thread: ElectionThread | undefined;
@@ -157,10 +176,16 @@ export class Mastership {
 
   /** Before a plan is applied that has no election: addresses are the plan's from then on. */
   async before(plan: Plan): Promise<void> {
+    this.#thread?.busy(true);
     if (this.#thread === undefined || threadLinks(plan) === this.#links) return;
     const elects = threadLinks(plan) !== '';
     // Between devices addresses stay, for the next one to find.
     await this.#end(elects);
+  }
+
+  /** A plan is in force, or was refused. */
+  applied(): void {
+    this.#thread?.busy(false);
   }
 
   /** A plan is in force. Resolves when what this gateway holds has all its addresses. */
@@ -205,6 +230,7 @@ export class Mastership {
     const configs = electionsOf(plan, this.#options.name, {
       sources: this.#sources,
       fenced: this.#fenced,
+      drained: this.#options.drained(),
       complete: this.#options.complete,
       start: (shard, addresses) => this.#startOf(shard, addresses, present),
     });
@@ -277,6 +303,9 @@ export class Mastership {
       case 'became':
         this.#became(report);
         break;
+      case 'held':
+        this.#held(report);
+        break;
       case 'fault':
         log.warn({ shard: report.id, op: report.op, errors: report.errors }, 'election: addresses');
         break;
@@ -300,9 +329,21 @@ export class Mastership {
     }
   }
 
+  #held({ id: shard, at }: ElectionReport & { kind: 'held' }): void {
+    const began = this.#taking.get(shard);
+    if (began === undefined) return;
+    this.#taking.delete(shard);
+    const { cause, heardAt = began.at } = began;
+    const silentMs = began.heardAt === undefined ? undefined : Math.round(began.at - began.heardAt);
+    const takeover = { shard, cause, silentMs, tookMs: Math.round(at - heardAt) };
+    this.#options.log.info(takeover, 'shard taken over: all its addresses are here');
+    this.onTakeover(takeover);
+  }
+
   #became({ id, state, cause, at, heardAt }: Became): void {
-    const silentMs = heardAt === undefined ? undefined : Math.round(at - heardAt);
-    this.#options.log.info({ shard: id, state, cause, ...(silentMs !== undefined && { silentMs }) }, 'election');
+    this.#options.log.info({ shard: id, state, cause }, 'election');
+    if (state === 'Active') this.#taking.set(id, { cause, at, heardAt });
+    else this.#taking.delete(id);
     const key = `${state} ${cause}`;
     this.counts.set(key, { state, cause, count: (this.counts.get(key)?.count ?? 0) + 1 });
     const elected = new Set(this.#elected);

@@ -97,6 +97,11 @@ export class GatewayReplication {
     return this.replicator.shards(leads, follows);
   }
 
+  /** Shards that this gateway stands behind another in. */
+  get followed(): string[] {
+    return rolesOf(this.#plan, this.#name, this.#masters).follows;
+  }
+
   /** False: the event is of a flow that is not this gateway's, and nobody else need hear of it. */
   heard(message: Uint8Array, event: ConntrackEvent): boolean {
     if (messagePort(message) === this.#port) return false;

@@ -44,6 +44,8 @@ export type AddressAnswer = string[];
 /** Of `control`: 0, or how to end; and the main thread's count. */
 export const STOP = 0;
 export const BEAT = 1;
+/** 1: the main thread has work that may take it long, and is not hung before BUSY_MS (election-worker.ts). */
+export const BUSY = 2;
 export const GIVE_UP = 1;
 export const LEAVE = 2;
 

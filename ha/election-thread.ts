@@ -10,6 +10,7 @@ import { buildAdvert } from '../wire/vrrp.ts';
 import {
   type AddressWorkerData,
   BEAT,
+  BUSY,
   type ElectionWorkerData,
   GIVE_UP,
   LEAVE,
@@ -35,6 +36,8 @@ export interface ElectionThread {
    * addresses; or when the thread has ended.
    */
   configure(configs: readonly ElectionConfig[]): Promise<void>;
+  /** Whether this thread has work to do that may take it long without a break. */
+  busy(yes: boolean): void;
   /** Gives up what it holds, and says so; or, with `leave`, goes without a word. No report follows. */
   close(leave?: boolean): Promise<void>;
 }
@@ -46,7 +49,7 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
   const { links, namespace, onReport, onEnd } = options;
   const where = namespace === undefined ? {} : { namespace };
   const [control, addressControl] = [
-    new Int32Array(new SharedArrayBuffer(8)),
+    new Int32Array(new SharedArrayBuffer(12)),
     new Int32Array(new SharedArrayBuffer(8)),
   ];
   const [wake, addressWake] = [libc.eventfd(), libc.eventfd()];
@@ -122,6 +125,9 @@ export function startElectionThread(options: ElectionThreadOptions): ElectionThr
       libc.signal(wake);
       const number = ++configured;
       return new Promise((resolve) => waiting.push({ configured: number, resolve }));
+    },
+    busy(yes) {
+      Atomics.store(control, BUSY, yes ? 1 : 0);
     },
     close(leave = false) {
       if (!closing) {

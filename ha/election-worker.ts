@@ -15,6 +15,7 @@ import {
   type AddressAnswer,
   type AddressRequest,
   BEAT,
+  BUSY,
   type ElectionCounts,
   type ElectionWorkerData,
   LEAVE,
@@ -27,6 +28,8 @@ import type { HeldAddress } from './holding.ts';
 
 /** The main thread is taken for hung when its count has not moved for so long. */
 export const TRUST_MS = 1_000;
+/** And of work that may take it long (a plan for very many pods, which all gateways have at once). */
+export const BUSY_MS = 20_000;
 const CHECK_MS = 1_000;
 /** Longest sleep. */
 const SLEEP_MS = 200;
@@ -134,7 +137,8 @@ function run({ links, namespace, wake, port, control, addresses }: ElectionWorke
     const count = Atomics.load(control, BEAT);
     silent = count === beat ? silent + passed : 0;
     beat = count;
-    if (trusted === silent < TRUST_MS) return;
+    const limit = Atomics.load(control, BUSY) === 0 ? TRUST_MS : BUSY_MS;
+    if (trusted === silent < limit) return;
     trusted = !trusted;
     elections.trust(trusted);
     post({ kind: 'trust', trusted });

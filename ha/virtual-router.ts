@@ -379,7 +379,13 @@ export class VirtualRouter {
         else if (before.priority === 0) {
           this.#since = now;
           this.#due = now + this.#downInterval;
-        } else if (this.#due !== undefined) this.#due = Math.min(this.#due, now + this.#downInterval);
+        } else if (this.#due !== undefined && this.#isOther(before)) {
+          this.#due = Math.min(this.#due, now + this.#downInterval);
+        }
     }
+  }
+
+  #isOther({ priority, intervalMs }: RouterSettings): boolean {
+    return priority !== this.#settings.priority || intervalMs !== this.#settings.intervalMs;
   }
 }

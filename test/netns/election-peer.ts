@@ -10,7 +10,7 @@ import type { ElectionConfig } from '../../ha/elections.ts';
 export type PeerOrder =
   | { kind: 'configure'; configs: ElectionConfig[] }
   /** Does nothing else for so long. */
-  | { kind: 'hang'; ms: number }
+  | { kind: 'hang'; ms: number; busy?: true }
   | { kind: 'close'; leave: boolean };
 
 const say = (value: unknown): void => void process.stdout.write(`${JSON.stringify(value)}\n`);
@@ -25,8 +25,11 @@ const thread = startElectionThread({
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line) as PeerOrder;
   if (order.kind === 'configure') thread.configure(order.configs);
-  else if (order.kind === 'hang') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, order.ms);
-  else {
+  else if (order.kind === 'hang') {
+    thread.busy(order.busy === true);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, order.ms);
+    thread.busy(false);
+  } else {
     await thread.close(order.leave);
     say({ kind: 'closed' });
   }

@@ -24,6 +24,7 @@ import { signal } from '../../lab/process.ts';
 import { awaitReady } from '../../lab/ready.ts';
 import { up } from '../../lab/up.ts';
 import { mustLoadWorld } from '../../lab/world.ts';
+import { sluice } from '../sluice.ts';
 import type { Seen } from './failover-client.ts';
 
 const name = `e${process.pid}`;
@@ -195,6 +196,20 @@ t.test('a gateway fails, and connections go on', async (t) => {
     await until(`${first} has it again`, async () => (await holder()) === first);
     await goesOn(t, client!, `${first} goes on`);
     t.same(await translations(first, ports), before, 'with the same addresses and ports');
+  });
+
+  await t.test('drained, and not', async (t) => {
+    const state = place.state(first);
+    const said = await sluice('drain', '--state', state);
+    t.same([said.code, said.err], [0, ''], said.out);
+    const second = await until('another has the shard', holder);
+    t.not(second, first);
+    const { ports } = await goesOn(t, client!, `${first} drained, ${second} has it`);
+    t.same(await translations(second, ports), before, 'with the same addresses and ports');
+    t.equal((await sluice('undrain', '--state', state)).code, 0);
+    await until(`${first} has it again`, async () => (await holder()) === first);
+    await goesOn(t, client!, `${first} undrained`);
+    t.equal((await sluice('drain', '--state', place.state('ctl'))).code, 1, 'there is no gateway');
   });
 
   const firewall = await firewallView(name);

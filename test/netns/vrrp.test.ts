@@ -434,6 +434,9 @@ t.test('two gateways on two links', { timeout: 4 * WAIT_MS }, async (t) => {
   await comesToHold(t, A, [], 'nobody else holds them');
   await comesToHold(t, B, allHeld, 'and leaves b alone');
 
+  b.order({ kind: 'hang', ms: 4_000, busy: true });
+  await hearsNothing(b, changes);
+  t.same(held(B), [...allHeld], 'one that has much to do is not hung');
   b.order({ kind: 'hang', ms: 4_000 });
   await a.became('Active resigned');
   await b.became('Backup unfit');

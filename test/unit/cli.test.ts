@@ -176,6 +176,8 @@ t.test('exit codes and help', async (t) => {
       'suggest',
       'simulate',
       'confirm',
+      'drain',
+      'undrain',
       'import',
       'lab',
     ],

@@ -46,6 +46,7 @@ const sources = {
 const standing = (more: Partial<Standing> = {}): Standing => ({
   sources,
   fenced: true,
+  drained: false,
   complete: () => false,
   start: () => ({}),
   ...more,
@@ -90,6 +91,12 @@ t.test('a plan as elections', async (t) => {
   };
   electionsOf(planOf(), 'gw-a', standing({ start }));
   t.same(started, ['s0', ...(s0?.held ?? []).map(({ address }) => address), 's2', '10.0.0.66']);
+  const drained = electionsOf(planOf(), 'gw-a', standing({ drained: true }));
+  t.same(
+    drained.map(({ priority }) => priority),
+    [1, 1],
+    'whoever is there comes before one that is drained',
+  );
   t.same(electionsOf(planOf(), 'gw-z', standing()), [], 'a gateway that is in no order');
   const blind = { inside: {}, outside: sources.outside };
   t.same(electionsOf(planOf(), 'gw-a', standing({ sources: blind })), [], 'nobody who cannot be heard inside');
@@ -148,10 +155,12 @@ function world() {
   const links = machine();
   let thread: ElectionThreadOptions | undefined;
   const complete = new Set<string>();
+  let busy = false;
   const mastership = new Mastership({
     name: 'gw-a',
     log,
     complete: (shard) => complete.has(shard),
+    drained: () => false,
     onChange: () => void said.push([...mastership.elected].join() || 'none'),
     interfaces: () => links,
     start(options) {
@@ -160,6 +169,9 @@ function world() {
       return {
         async configure(configs) {
           told.push(configs);
+        },
+        busy(yes) {
+          busy = yes;
         },
         async close(leave = false) {
           said.push(leave ? 'leaves' : 'gives up');
@@ -172,6 +184,7 @@ function world() {
     told,
     links,
     complete,
+    isBusy: () => busy,
     said: () => said.splice(0),
     report: (report: ThreadReport) => thread?.onReport(report),
     end: () => thread?.onEnd(new Error('x')),
@@ -188,9 +201,13 @@ const became = (id: string, state: Became['state'], cause: Became['cause']): Thr
 });
 
 t.test('shards come and go with what the election says', async (t) => {
-  const { mastership, said, told, report, complete } = world();
+  const { mastership, said, told, report, complete, isBusy } = world();
   await mastership.before(planOf());
   await mastership.follow(planOf());
+  await mastership.before(planOf());
+  t.ok(isBusy(), 'a plan may keep the program from answering');
+  mastership.applied();
+  t.notOk(isBusy());
   t.same(said(), ['start {"inside":"in0","outside":"out0"}']);
   t.same(
     told.splice(0).map((configs) => configs.map(({ start }) => start)),
@@ -207,6 +224,13 @@ t.test('shards come and go with what the election says', async (t) => {
   report(became('s2', 'Backup', 'outranked'));
   t.same(said(), ['s2', 'none']);
   t.same(mastership.counts.get('Active silence')?.count, 2);
+  const takeovers: unknown[] = [];
+  mastership.onTakeover = (takeover) => takeovers.push(takeover);
+  report({ ...became('s0', 'Active', 'silence'), at: 1_130, heardAt: 1_000 } as ThreadReport);
+  report({ kind: 'held', id: 's0', at: 1_150 });
+  report({ kind: 'held', id: 's2', at: 1_150 });
+  t.same(takeovers, [{ shard: 's0', cause: 'silence', silentMs: 130, tookMs: 150 }]);
+  said();
   told.splice(0);
   complete.add('s0');
   await mastership.look();
@@ -215,7 +239,7 @@ t.test('shards come and go with what the election says', async (t) => {
     [[true, false]],
   );
   await mastership.close();
-  t.same(said(), ['gives up']);
+  t.same(said(), ['gives up'], 'nobody is told at the end');
 });
 
 t.test('who has a shard by the plan goes on with it when there is an election', async (t) => {

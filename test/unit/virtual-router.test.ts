@@ -270,6 +270,7 @@ const rows: [name: string, more: Partial<RouterSettings>, steps: Step[]][] = [
     {},
     [
       [0, { kind: 'startup', patienceMs: 1_000 }, 'Backup(startup)', 1_140],
+      [10, { kind: 'settings', settings: settings() }, '', 1_140],
       [800, advert(200), '', 940],
     ],
   ],
