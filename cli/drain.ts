@@ -1,6 +1,6 @@
 /**
- * `sluice drain` and `sluice undrain`: a gateway leaves its shards to others without losing a connection, and takes them
- * back. On the gateway's machine, through its state directory (gateway/drain.ts): no controller is asked.
+ * `sluice drain`: a gateway leaves its shards to others without losing a connection, until `sluice undrain`. On the
+ * gateway's machine, through its state directory (gateway/drain.ts): no controller is asked.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
@@ -34,18 +34,11 @@ async function drain({ state, wait }: Flags, command: Command): Promise<void> {
   print(command, 'drained: it has no shard, and takes one only if no other gateway is there\n');
 }
 
-async function undrain({ state }: Flags, command: Command): Promise<void> {
-  if ((await readDrainState(state)) === undefined) throw new Exit(1, `${state} holds no state of a gateway`);
-  await requestDrain(state, false);
-  print(command, 'undrained: it takes its shards back as failback of its GatewayPool says\n');
-}
-
 export function register(program: Command): void {
-  const state = ['--state <dir>', 'state directory of the gateway'] as const;
   program
     .command('drain')
     .description('have a gateway leave its shards to others, without losing a connection (on its machine)')
-    .requiredOption(...state)
+    .requiredOption('--state <dir>', 'state directory of the gateway')
     .option('--wait <seconds>', 'how long to wait until it has none', '60')
     .addHelpText(
       'after',
@@ -57,10 +50,4 @@ Examples:
   sluice undrain --state /var/lib/sluice/gateway`,
     )
     .action(drain);
-  program
-    .command('undrain')
-    .description('have a gateway take its shards back (on its machine)')
-    .requiredOption(...state)
-    .addHelpText('after', '\nExample:\n  sluice undrain --state /var/lib/sluice/gateway')
-    .action(undrain);
 }

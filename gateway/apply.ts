@@ -4,7 +4,7 @@
  * releases a workload only when all of it is acknowledged. Applying the same plan twice changes nothing, and the
  * first apply after a start compares with the kernel, so that a restart flushes nothing.
  */
-import { CT_DECIDED, CT_READ, NFT_TABLE_GATEWAY } from '../api/names.ts';
+import { NFT_TABLE_GATEWAY } from '../api/names.ts';
 import type { GatewayPlan, WorkloadEntry } from '../api/plan.ts';
 import type { PlanDelta } from '../api/plan-delta.ts';
 import {
@@ -33,7 +33,7 @@ import {
 } from './compile-net.ts';
 import { EarlyAddresses } from './early-addresses.ts';
 import type { Numbers } from './marks.ts';
-import { byDevice, OwnedAddresses, textOf } from './owned-addresses.ts';
+import { byDevice, OwnedAddresses, textOf, withoutElected } from './owned-addresses.ts';
 import { departures, type Judgement, judgedBy, retranslates, touchesFlows, type WorkloadOf } from './recheck.ts';
 import { desiredClasses, Shaping, type Unshaped } from './shaping.ts';
 
@@ -356,7 +356,7 @@ export class GatewayApply {
       routes: [...net.routes, ...[...this.#routes.values()].flat()],
     });
     const known = this.#net === undefined ? (this.#ahead ?? (await ip.list(scope))) : withRoutes(this.#net);
-    const current = without(elected, known);
+    const current = withoutElected(known, elected);
     this.#ahead = undefined;
     this.#routesOf = workloadRoutes(plan, this.#self);
     this.#routes.clear();
@@ -388,13 +388,6 @@ export class GatewayApply {
   }
 }
 
-/** Of addresses that are elections' nothing is known here. */
-function without(elected: readonly DeviceAddress[], state: NetState): NetState {
-  if (elected.length === 0) return state;
-  const theirs = new Set(elected.map(textOf));
-  return { ...state, addresses: state.addresses.filter((address) => !theirs.has(textOf(address))) };
-}
-
 /** A look that is for flows of sources that are no workloads. */
 const nothingElse: Changed = {
   groups: new Set(),
@@ -403,8 +396,3 @@ const nothingElse: Changed = {
   refused: new Set(),
   numbers: new Set(),
 };
-
-/** Only flows that policy decided are ours to end. */
-export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
-/** And those of which packets are read, which are not among them. */
-export const readMark = { value: CT_READ, mask: CT_READ };

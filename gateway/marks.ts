@@ -121,3 +121,8 @@ export const isUndecided = (mark: number): boolean => isRead(mark) && ruleNumber
  * to be read before it is known whether it is denied is not sent elsewhere. Whoever permits sets the mark anew.
  */
 export const REDIRECTS_NO_MORE = CT_READ;
+
+/** Only flows that policy decided are ours to end. */
+export const decidedMark = { value: CT_DECIDED, mask: CT_DECIDED };
+/** And those of which packets are read, which are not among them. */
+export const readMark = { value: CT_READ, mask: CT_READ };

@@ -4,7 +4,7 @@
  */
 import { readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceAddress } from '../kernel/iproute.ts';
+import type { DeviceAddress, NetState } from '../kernel/iproute.ts';
 
 export class OwnedAddresses {
   readonly #file: string;
@@ -56,4 +56,11 @@ export function byDevice(addresses: DeviceAddress[]): Map<string, string[]> {
     found.set(dev, list);
   }
   return found;
+}
+
+/** Of addresses that are elections' nothing is known to who applies a plan. */
+export function withoutElected(state: NetState, elected: readonly DeviceAddress[]): NetState {
+  if (elected.length === 0) return state;
+  const theirs = new Set(elected.map(textOf));
+  return { ...state, addresses: state.addresses.filter((address) => !theirs.has(textOf(address))) };
 }

@@ -12,10 +12,9 @@ import type { ApplicationReading } from '../../policy/application.ts';
 import { type ConntrackEntry, type ConntrackEvent, decodeConntrack } from '../../wire/conntrack.ts';
 import { PROTOCOL_TCP, parsePacket } from '../../wire/ip.ts';
 import { decodeNflog } from '../../wire/nflog.ts';
-import { decidedMark, readMark } from '../apply.ts';
 import type { DecidedFlow } from '../inspect/messages.ts';
 import { keyOf } from '../inspect/readings.ts';
-import { isDecided, isRead, isUndecided, ruleNumberOf } from '../marks.ts';
+import { decidedMark, isDecided, isRead, isUndecided, readMark, ruleNumberOf } from '../marks.ts';
 import { RecordLimit, sayDecided } from './decided.ts';
 import {
   type Decided,

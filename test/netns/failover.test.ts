@@ -13,7 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { PORT_METRICS } from '../../api/names.ts';
-import { decidedMark } from '../../gateway/apply.ts';
+import { decidedMark } from '../../gateway/marks.ts';
 import { listFlows } from '../../kernel/conntrack.ts';
 import { firewallView } from '../../lab/checks.ts';
 import { down } from '../../lab/down.ts';

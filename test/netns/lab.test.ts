@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { families } from '../../api/plan.ts';
-import { decidedMark } from '../../gateway/apply.ts';
+import { decidedMark } from '../../gateway/marks.ts';
 import { endFlows } from '../../kernel/conntrack.ts';
 import { checksOf, type Expectation, explainExpectation, firewallView, judge, runChecks } from '../../lab/checks.ts';
 import { firewallIsContent, formatFirewall, formatResults } from '../../lab/demo.ts';

@@ -10,7 +10,8 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { families, type GatewayPlan, type NodePlan } from '../../api/plan.ts';
-import { decidedMark, GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
+import { GatewayApply, type GatewayKernel } from '../../gateway/apply.ts';
+import { decidedMark } from '../../gateway/marks.ts';
 import { endFlows } from '../../kernel/conntrack.ts';
 import { HostIp } from '../../kernel/iproute-host.ts';
 import { HostNft } from '../../kernel/nft-host.ts';
