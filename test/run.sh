@@ -43,7 +43,7 @@ sweep() {
   local pid name
   for pid in $(sed -n 's/^  "pid": \([0-9]*\),$/\1/p' .tap/processinfo/*.json 2>/dev/null | sort -u); do
     [ ! -e "/proc/$pid" ] || continue
-    for name in "e$pid" "t$pid" "u$pid"; do
+    for name in "e$pid" "t$pid" "u$pid" "x$pid"; do
       [ ! -d "/run/sluice/labs/$name" ] || bin/sluice lab down --name "$name" >&2
     done
     for name in $(ip netns list | sed -nE "s/^(t-[a-z0-9-]*-$pid(-[0-9]+)?)( .*)?$/\1/p"); do
