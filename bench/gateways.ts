@@ -11,13 +11,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { GatewayPlan, PoolSettings } from '../api/plan.ts';
-import { createCa, issueCertificate } from '../daemon/certs.ts';
 import { gatewayFlags } from '../daemon/heap.ts';
 import { compileNet, deviceSysctls, sysctls } from '../gateway/compile-net.ts';
 import { diffNet, emptyNetState } from '../kernel/iproute.ts';
 import { HostIp } from '../kernel/iproute-host.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { run } from '../kernel/run.ts';
+import { issueCertificates } from './certificates.ts';
 import { CpuMeter } from './cpu.ts';
 import { mapTable, naiveTable } from './peer-tables.ts';
 import { addNamespace, emptyPool, NEXT_HOP } from './plan.ts';
@@ -52,14 +52,7 @@ export class Gateways {
   }
 
   static async create(stage: Stage, state: string, planned: Planned): Promise<Gateways> {
-    await createCa(join(state, 'ca'));
-    for (const [role, name] of [
-      ['controller', 'ctl'],
-      ['gateway', 'gw-a'],
-    ] as const) {
-      const addresses = ['127.0.0.1'];
-      await issueCertificate({ caDir: join(state, 'ca'), outDir: join(state, name), role, name, addresses });
-    }
+    await issueCertificates(state);
     return new Gateways(stage, state, planned);
   }
 

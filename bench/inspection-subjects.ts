@@ -12,11 +12,11 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { INSPECT_QUEUE_MARK, NFT_TABLE_INSPECT } from '../api/names.ts';
 import { families } from '../api/plan.ts';
-import { createCa, issueCertificate } from '../daemon/certs.ts';
 import { gatewayFlags } from '../daemon/heap.ts';
 import { HostNft } from '../kernel/nft-host.ts';
 import { probeQueueRule, putQueueRule, type QueueCapability, removeQueueRule } from '../kernel/queue-rule.ts';
 import { run } from '../kernel/run.ts';
+import { issueCertificates } from './certificates.ts';
 import { CpuMeter } from './cpu.ts';
 import type { Way } from './inspection-plan.ts';
 import type { Told } from './inspection-publisher.ts';
@@ -87,14 +87,7 @@ export class Subjects {
   static async create(topology: Topology, options: SubjectOptions): Promise<Subjects> {
     const { state } = options;
     const made = new Subjects(topology, options, await probeQueueRule());
-    await createCa(join(state, 'ca'));
-    for (const [role, name] of [
-      ['controller', 'ctl'],
-      ['gateway', 'gw-a'],
-    ] as const) {
-      const addresses = ['127.0.0.1'];
-      await issueCertificate({ caDir: join(state, 'ca'), outDir: join(state, name), role, name, addresses });
-    }
+    await issueCertificates(state);
     // nginx connects for itself, and is no forwarded packet that a rule of Sluice's would lead out.
     for (const family of families) {
       const route = ['route', 'add', SERVER[family], 'via', ROUTER[family]];

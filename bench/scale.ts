@@ -15,9 +15,9 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { createCa, issueCertificate } from '../daemon/certs.ts';
 import { gatewayFlags } from '../daemon/heap.ts';
 import { run } from '../kernel/run.ts';
+import { issueCertificates } from './certificates.ts';
 import { changes, PROBE_PORT, PROBE_SOURCES, PROBED_NETWORKS } from './scale-changes.ts';
 import type { ScaleSize } from './scale-plan.ts';
 import type { Seen, Watch } from './scale-probe.ts';
@@ -80,19 +80,7 @@ try {
   for (const network of PROBED_NETWORKS) {
     await run(['ip', '-n', server, 'route', 'add', 'local', network, 'dev', 'lo'], { op: 'route' });
   }
-  await createCa(join(state, 'ca'));
-  for (const [role, name] of [
-    ['controller', 'ctl'],
-    ['gateway', 'gw-a'],
-  ] as const) {
-    await issueCertificate({
-      caDir: join(state, 'ca'),
-      outDir: join(state, name),
-      role,
-      name,
-      addresses: ['127.0.0.1'],
-    });
-  }
+  await issueCertificates(state);
   await report(await measure(topology));
 } catch (error) {
   console.error(lastWords());

@@ -177,6 +177,27 @@ t.test('the house stands', async (t) => {
   t.ok(edges.length > files.size, 'imports were found');
 });
 
+/** Which of our files a program loads when it begins, and which packages: what is imported for its types alone is not there. */
+function loadedBy(program: string, files: ReadonlyMap<string, string>): Set<string> {
+  const loaded = new Set([program]);
+  for (const path of loaded) {
+    const text = (files.get(path) ?? '').replaceAll(/^(?:import|export) type [^;]*;/gm, '');
+    for (const [, specifier = ''] of text.matchAll(/^(?:import|export)\s[^;'"`]*?'([^']+)'/gm)) {
+      loaded.add(specifier.startsWith('.') ? posix.join(posix.dirname(path), specifier) : specifier);
+    }
+  }
+  return loaded;
+}
+
+t.test('what begins on many machines, or in many threads, loads no schemas', async (t) => {
+  const files = sources();
+  const heavy = (program: string) => [...loadedBy(program, files)].filter((name) => name.startsWith('typebox'));
+  for (const program of ['cli/main.ts', 'gateway/main.ts', 'gateway/inspect/decider.ts', 'node/main.ts']) {
+    t.same(heavy(program), [], program);
+  }
+  t.ok(heavy('controller/main.ts').includes('typebox'), 'the controller does, which reads the kinds');
+});
+
 t.test('the documents speak of what is there', async (t) => {
   const read = (path: string): string => readFileSync(join(root, path), 'utf8');
   const operations = read('docs/operations.md');
